@@ -1,0 +1,164 @@
+"""Displacements, gathers, blurs and smooth noise that synthesis and augmentation share.
+
+Conventions: a displacement or a coordinate array is [..., 2, H, W], row first, in pixels; pixel centres are integers.
+All functions compute in float32 and are pure, so they work under jit, vmap and `lax.map`.
+
+On a CPU one gather of an [H*W, C] table by row serves image and label together, smooth fields are drawn on coarse
+grids and brought to full size by two small matrix products, and a blur is two products with a banded matrix.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import random
+
+Array = jax.Array
+
+
+def grid(size: int) -> np.ndarray:
+    """The coordinates [2, size, size] of every pixel."""
+    return np.stack(np.meshgrid(np.arange(size), np.arange(size), indexing="ij")).astype(np.float32)
+
+
+def linear_matrix(size: int, nodes: int) -> np.ndarray:
+    """[size, nodes] linear interpolation from nodes spread evenly from the first pixel to the last."""
+    position = np.arange(size) * ((nodes - 1) / max(size - 1, 1))
+    return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(nodes))).astype(np.float32)
+
+
+def separable(rows: Array | np.ndarray, x: Array, columns: Array | np.ndarray | None = None) -> Array:
+    """rows @ x @ columns.T over the last two axes of x; columns defaults to rows.
+
+    Matrices are [out, in], or [..., out, in] with the leading axes of x.
+    """
+    columns = rows if columns is None else columns
+    x = jnp.einsum("yh,...hw->...yw" if rows.ndim == 2 else "...yh,...hw->...yw", rows, x, precision="highest")
+    return jnp.einsum("xw,...yw->...yx" if columns.ndim == 2 else "...xw,...yw->...yx", columns, x, precision="highest")
+
+
+def resize(x: Array, size: int) -> Array:
+    """Linear resize of [..., h, h] to [..., size, size] with aligned corners."""
+    return separable(linear_matrix(size, x.shape[-1]), x)
+
+
+def resize_displacement(displacement: Array, size: int) -> Array:
+    """`resize` of a displacement, its values rescaled to pixels of the new size."""
+    return resize(displacement, size) * ((size - 1) / max(displacement.shape[-1] - 1, 1))
+
+
+def multiscale_noise(key: Array, std: Array, nodes: tuple[int, ...], size: int) -> Array:
+    """Σ_k upsample(N(0, std[..., k]) on nodes[k] x nodes[k]) as [..., size, size]; std [..., len(nodes)]."""
+    total = jnp.zeros((*std.shape[:-1], size, size), jnp.float32)
+    for k, (subkey, count) in enumerate(zip(random.split(key, len(nodes)), nodes, strict=True)):
+        noise = random.normal(subkey, (*std.shape[:-1], count, count)) * jnp.expand_dims(std[..., k], (-1, -2))
+        total = total + resize(noise, size)
+    return total
+
+
+def spaced_matrix(size: int, spacing: Array, nodes: int) -> Array:
+    """[size, nodes] linear interpolation from nodes `spacing` pixels apart, the first on pixel 0."""
+    return jnp.maximum(0, 1 - jnp.abs((np.arange(size, dtype=np.float32) / spacing)[:, None] - np.arange(nodes)[None]))
+
+
+def gaussian_matrix(size: int, sigma: Array, radius: int | None = None) -> Array:
+    """[..., size, size] Gaussian blur along one axis, σ in pixels, cut at `radius` pixels if given.
+
+    Rows sum to 1: near a border the pixels outside do not count. σ = 0 is the identity. sigma [...].
+    """
+    distance = np.abs(np.arange(size)[:, None] - np.arange(size)).astype(np.float32)
+    sigma = jnp.maximum(jnp.asarray(sigma, jnp.float32), 0.01)[..., None, None]
+    weights = jnp.exp(-0.5 * jnp.square(jnp.expand_dims(distance, range(sigma.ndim - 2)) / sigma))
+    if radius is not None:
+        weights = weights * jnp.expand_dims(distance <= radius, range(sigma.ndim - 2))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def blur(x: Array, sigma: Array, radius: int | None = None) -> Array:
+    """Gaussian blur of [..., H, H] with σ [...] or a scalar, in pixels; see gaussian_matrix for the border."""
+    return separable(gaussian_matrix(x.shape[-1], sigma, radius), x)
+
+
+def corners(table: Array, coordinates: Array) -> tuple[list[Array], Array, Array]:
+    """Rows [h, w, C] of table [H, W, C] at the four pixels around each coordinate, and the remainders y, x [h, w, 1].
+
+    Coordinates outside are moved to the border. Order: upper left, upper right, lower left, lower right.
+    """
+    height, width, channels = table.shape
+    at = [jnp.clip(coordinates[axis], 0, last) for axis, last in enumerate((height - 1, width - 1))]
+    # The last pixel is reached as the pixel before it with remainder 1, so that all four corners exist.
+    whole = [jnp.minimum(jnp.floor(at[axis]), last) for axis, last in enumerate((height - 2, width - 2))]
+    index = whole[0].astype(jnp.int32) * width + whole[1].astype(jnp.int32)
+    rows = table.reshape(height * width, channels)
+    values = [rows.at[index + offset].get(mode="promise_in_bounds") for offset in (0, 1, width, width + 1)]
+    return values, (at[0] - whole[0])[..., None], (at[1] - whole[1])[..., None]
+
+
+def bilinear(values: list[Array], y: Array, x: Array) -> Array:
+    """The value between four `corners`."""
+    upper, lower = (values[i] * (1 - x) + values[i + 1] * x for i in (0, 2))
+    return upper * (1 - y) + lower * y
+
+
+def sample(table: Array, coordinates: Array) -> Array:
+    """Bilinear values [h, w, C] of table [H, W, C] (H, W ≥ 2) at coordinates [2, h, w]; the edge pixel outside."""
+    return bilinear(*corners(table, coordinates))
+
+
+def sample_image_and_label(table: Array, coordinates: Array, nearest: bool) -> tuple[Array, Array]:
+    """Image and label [h, w] of table [H, W, 2] at coordinates [2, h, w] from one gather.
+
+    The image is bilinear, the label that of the nearest pixel, or bilinear and then 1 from 0.5 on.
+    """
+    values, y, x = corners(table, coordinates)
+    both = bilinear(values, y, x)
+    if nearest:
+        upper, lower = (jnp.where(x >= 0.5, values[i + 1], values[i]) for i in (0, 2))
+        label = jnp.where(y >= 0.5, lower, upper)[..., 1]
+    else:
+        label = (both[..., 1] >= 0.5).astype(table.dtype)
+    return both[..., 0], label
+
+
+def sample_nearest(table: Array, coordinates: Array) -> Array:
+    """Nearest values [h, w] of table [H, W] at coordinates [2, h, w]; the edge pixel outside."""
+    height, width = table.shape
+    y = jnp.clip(jnp.round(coordinates[0]), 0, height - 1).astype(jnp.int32)
+    x = jnp.clip(jnp.round(coordinates[1]), 0, width - 1).astype(jnp.int32)
+    return table.reshape(-1).at[y * width + x].get(mode="promise_in_bounds")
+
+
+def integrate(velocity: Array, steps: int) -> Array:
+    """Displacement [2, H, W] of the unit-time flow of a stationary velocity field, by scaling and `steps` squarings."""
+    identity = grid(velocity.shape[-1])
+    displacement = jnp.moveaxis(velocity, 0, -1) / 2**steps
+    for _ in range(steps):
+        at = identity + jnp.moveaxis(displacement, -1, 0)
+        displacement = displacement + sample(displacement, at)
+    return jnp.moveaxis(displacement, -1, 0)
+
+
+def elastic(key: Array, size: int, alpha: Array, sigma: Array, sigma_bounds: tuple[float, float]) -> Array:
+    """Displacement [2, size, size] in pixels: uniform noise in [-1, 1] per pixel, blurred by σ, times α·size/2.
+
+    Published α and σ are for 128 pixels, with coordinates that run from -1 to 1; σ is scaled with the size here. The
+    standard deviation is α/(2√(3π)σ)·size/2: 2.8 pixels of 128 for α = 2, σ = 7.5. White noise blurred by σ of
+    several pixels is a Gaussian field, so it is drawn as normal noise on nodes the smallest σ apart, which changes
+    its covariance by less than 1e-3, with 4σ of nodes outside the borders, so that it is stationary.
+    """
+    low, high = (bound * size / 128 for bound in sigma_bounds)
+    spacing = low
+    margin = int(np.ceil(4 * high / spacing))
+    nodes = (np.arange(int(np.ceil((size - 1) / spacing)) + 1 + 2 * margin) - margin) * spacing
+    distance = (np.arange(size)[:, None] - nodes).astype(np.float32)
+    scaled = sigma * (size / 128)
+    kernel = jnp.exp(-0.5 * jnp.square(distance / scaled))
+    # Per axis Σ_nodes kernel² = √π σ / spacing; divided out, the field has unit variance.
+    noise = random.normal(key, (2, len(nodes), len(nodes)))
+    unit = separable(kernel, noise) / (np.sqrt(np.pi) * scaled / spacing)
+    return unit * (alpha / (2 * np.sqrt(3 * np.pi) * sigma) * size / 2)
+
+
+def minmax(x: Array) -> Array:
+    """x scaled to [0, 1] over its last two axes; zeros where it is constant."""
+    low, high = x.min((-2, -1), keepdims=True), x.max((-2, -1), keepdims=True)
+    return jnp.clip((x - low) / jnp.maximum(high - low, 1e-6), 0, 1)
