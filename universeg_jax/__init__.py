@@ -1,0 +1,3 @@
+"""Train, evaluate and use UniverSeg: in-context segmentation of biomedical images."""
+
+__version__ = "0.1.0"

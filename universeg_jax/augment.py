@@ -174,10 +174,7 @@ def geometry(key: Array, images: Array, labels: Array, config: ConfigDict) -> tu
         def warp_one(key, image, label):
             matrix, offset, displacement = displacements(key, config.in_task, size)
             source = transform(matrix, at) + offset[:, None, None] + displacement + center
-            # One pixel of zeros around the image is what everything outside reads.
-            table = jnp.pad(jnp.stack([image, label], -1), ((1, 1), (1, 1), (0, 0)))
-            nearest = config.label_interpolation == "nearest"
-            return warp.sample_image_and_label(table, source + 1, nearest)
+            return warp.sample_image_and_label(image, label, source, config.label_interpolation == "nearest")
 
         new_images, new_labels = jax.vmap(warp_one)(random.split(keys[1], count), images, labels)
     if seen:

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array | np.ndarray
@@ -20,3 +21,28 @@ class Episode(NamedTuple):
     support_images: Array  # [B, S, H, W, 1]
     support_labels: Array  # [B, S, H, W, 1]
     support_mask: Array  # [B, S]; 1 for an entry, 0 for padding
+
+
+def resize(x: jax.Array, size: int) -> jax.Array:
+    """[..., H, W, 1] → [..., size, size, 1] linearly, with anti-aliasing where it shrinks; the identity at `size`."""
+    if x.shape[-3:-1] == (size, size):
+        return x
+    return jax.image.resize(x, (*x.shape[:-3], size, size, x.shape[-1]), "linear")
+
+
+def to_device_floats(episode: Episode, size: int) -> Episode:
+    """uint8 (0..255, labels 0/1) → float32 in [0, 1] at the model's size; labels cut at 0.5 as in preprocessing."""
+
+    def image(x: jax.Array) -> jax.Array:
+        return resize(x.astype(jnp.float32) / 255, size)
+
+    def label(y: jax.Array) -> jax.Array:
+        return (resize(y.astype(jnp.float32), size) >= 0.5).astype(jnp.float32)
+
+    return Episode(
+        image(episode.query_image),
+        label(episode.query_label),
+        image(episode.support_images),
+        label(episode.support_labels),
+        episode.support_mask.astype(jnp.float32),
+    )

@@ -308,7 +308,7 @@ class UniverSeg(nn.Module):
             block(before, before + (level == 0), widths)
             for level, (before, widths) in enumerate(zip([1, *outputs[:-1]], encoder, strict=True))
         ]
-        below = [outputs[-1], *(conv_features for _, conv_features in decoder[:-1])]
+        below = [outputs[-1], *(conv_features for _, conv_features in decoder)][: len(decoder)]
         self.decoder = [
             block(b + skip, b + skip, widths) for b, skip, widths in zip(below, outputs[-2::-1], decoder, strict=True)
         ]
@@ -337,7 +337,8 @@ class UniverSeg(nn.Module):
         v = jnp.where(jnp.expand_dims(count > 0, (2, 3, 4)), v, 0)  # whatever the padding holds, NaN too
         total = count.sum(1, keepdims=True)
         weights = count / (lax.psum(total, self.support_axis) if self.support_axis else total)
-        u = (self.plain if self.form == "plain" else self.fast)(u, v, weights)
+        plain = self.form == "plain" or self.is_initializing()  # the definition touches every parameter
+        u = (self.plain if plain else self.fast)(u, v, weights)
         return self.out(u.astype(jnp.promote_types(jnp.float32, dtype)))
 
     def plain(self, u: Array, v: Array, weights: Array) -> Array:
@@ -404,3 +405,9 @@ def build_model(config: Any, **overrides: Any) -> UniverSeg:
     for name in ("encoder_blocks", "decoder_blocks"):  # JSON and ConfigDict give lists; flax needs hashable fields
         fields[name] = tuple(b if isinstance(b, int) else tuple(b) for b in fields.get(name, getattr(UniverSeg, name)))
     return UniverSeg(**fields)
+
+
+def init_params(model: UniverSeg, seed: int) -> Any:
+    """Kaiming-normal kernels and zero biases, a pure function of the seed."""
+    image = jnp.zeros((1, 2 ** len(model.encoder_blocks), 2 ** len(model.encoder_blocks), 1))
+    return model.init(jax.random.key(seed, impl="threefry2x32"), image, image[None], image[None])["params"]

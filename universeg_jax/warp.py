@@ -79,18 +79,19 @@ def blur(x: Array, sigma: Array, radius: int | None = None) -> Array:
 
 
 def corners(table: Array, coordinates: Array) -> tuple[list[Array], Array, Array]:
-    """Rows [h, w, C] of table [H, W, C] at the four pixels around each coordinate, and the remainders y, x [h, w, 1].
+    """Values [h, w, C] of table [H, W, C] at the four pixels around each coordinate, and the remainders y, x [h, w, 1].
 
-    Coordinates outside are moved to the border. Order: upper left, upper right, lower left, lower right.
+    Coordinates outside are moved to the border. Order: upper left, upper right, lower left, lower right. The four
+    are put side by side first, so that a pixel costs one gather of a short row: on a CPU 2-3 times as fast as four.
     """
     height, width, channels = table.shape
     at = [jnp.clip(coordinates[axis], 0, last) for axis, last in enumerate((height - 1, width - 1))]
     # The last pixel is reached as the pixel before it with remainder 1, so that all four corners exist.
     whole = [jnp.minimum(jnp.floor(at[axis]), last) for axis, last in enumerate((height - 2, width - 2))]
-    index = whole[0].astype(jnp.int32) * width + whole[1].astype(jnp.int32)
-    rows = table.reshape(height * width, channels)
-    values = [rows.at[index + offset].get(mode="promise_in_bounds") for offset in (0, 1, width, width + 1)]
-    return values, (at[0] - whole[0])[..., None], (at[1] - whole[1])[..., None]
+    index = whole[0].astype(jnp.int32) * (width - 1) + whole[1].astype(jnp.int32)
+    rows = jnp.concatenate([table[:-1, :-1], table[:-1, 1:], table[1:, :-1], table[1:, 1:]], axis=-1)
+    values = rows.reshape(-1, 4 * channels).at[index].get(mode="promise_in_bounds")
+    return jnp.split(values, 4, axis=-1), (at[0] - whole[0])[..., None], (at[1] - whole[1])[..., None]
 
 
 def bilinear(values: list[Array], y: Array, x: Array) -> Array:
@@ -104,19 +105,21 @@ def sample(table: Array, coordinates: Array) -> Array:
     return bilinear(*corners(table, coordinates))
 
 
-def sample_image_and_label(table: Array, coordinates: Array, nearest: bool) -> tuple[Array, Array]:
-    """Image and label [h, w] of table [H, W, 2] at coordinates [2, h, w] from one gather.
+def sample_image_and_label(image: Array, label: Array, coordinates: Array, nearest: bool) -> tuple[Array, Array]:
+    """Image and label at coordinates [2, h, w] from one gather; 0 outside. image [H, W] in [0, 1], label [H, W] 0 or 1.
 
-    The image is bilinear, the label that of the nearest pixel, or bilinear and then 1 from 0.5 on.
+    The image is bilinear, the label that of the nearest pixel, or bilinear and then 1 from 0.5 on. Both travel as one
+    number, image or -1 - image, which costs 1e-7 of the image and halves the gather.
     """
-    values, y, x = corners(table, coordinates)
-    both = bilinear(values, y, x)
+    both = jnp.where(label >= 0.5, -1 - image, image)
+    values, y, x = corners(jnp.pad(both, 1)[..., None], coordinates + 1)
+    images = [jnp.where(v < 0, -1 - v, v) for v in values]
     if nearest:
         upper, lower = (jnp.where(x >= 0.5, values[i + 1], values[i]) for i in (0, 2))
-        label = jnp.where(y >= 0.5, lower, upper)[..., 1]
+        marked = jnp.where(y >= 0.5, lower, upper) < 0
     else:
-        label = (both[..., 1] >= 0.5).astype(table.dtype)
-    return both[..., 0], label
+        marked = bilinear([(v < 0).astype(jnp.float32) for v in values], y, x) >= 0.5
+    return bilinear(images, y, x)[..., 0], marked[..., 0].astype(label.dtype)
 
 
 def sample_nearest(table: Array, coordinates: Array) -> Array:

@@ -1,0 +1,76 @@
+"""UniverSeg as published (Butoi et al., ICCV 2023): support size 64 at 128x128, soft Dice, Adam 1e-4.
+
+Expected: the paper reports a mean held-out Dice of 71.8 with its 53 datasets; nobody has trained this config to the
+end with the data at hand yet.
+
+    python train.py --config=configs/default.py --workdir=runs/paper --config.data_dir=data
+"""
+
+from ml_collections import ConfigDict
+
+from universeg_jax import augment, synthesis
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`arg` is not used."""
+    if arg:
+        raise ValueError(f"configs/default.py takes no argument, got {arg!r}")
+    config = ConfigDict()
+    config.seed = 0  # with the step it decides every episode and the initial parameters
+    config.deterministic = False  # bit-identical reruns on a GPU (slower); a CPU always is
+
+    config.data_dir = "data"  # where `universeg build` put the datasets
+    config.init_from = ""  # checkpoint whose parameters to start from, with a fresh optimizer; "" = at random
+    config.train_roles = ("train_open", "train_research")  # roles of the datasets to train on
+    config.val_role = "val"  # role of the datasets that select the best checkpoint
+    config.min_label_density = 3e-3  # smallest share of an image that its label must cover to be trained on
+    config.replacement = True  # support drawn with replacement, as published
+    config.kinds = ConfigDict()  # weights of the kinds of episode, any scale
+    config.kinds.real = 1.0  # from the datasets
+    config.kinds.synthetic = 0.0  # from synthesis.py; the paper mixes both but gives no ratio
+    config.read_threads = 4  # threads that read episodes ahead
+
+    config.image_size = 128  # pixels, model input; datasets larger than it are resized on the device
+    config.support_size = 64  # entries of each training episode
+    config.batch_size = 1  # episodes a step over all devices; about 1 in the paper (a V100 held no more)
+    config.num_steps = 500_000  # optimizer steps; not published
+
+    config.model = ConfigDict()
+    config.model.encoder_blocks = (64, 64, 64, 64)  # features of each level
+    config.model.decoder_blocks = ()  # () mirrors the encoder
+    config.model.cross_activation = "none"  # "none" as released, "leaky_relu" as in the paper's text
+    config.model.norm = "none"  # "none" as released, "layer"
+    config.model.dtype = "float32"  # of activations; "bfloat16" halves memory on accelerators
+    config.model.remat = False  # recompute activations in the backward pass: less memory, a third more time
+    config.model.form = "fast"  # "fast" | "plain": the same function
+    config.model.support_chunk = 0  # entries streamed at a time: 0 = all at once (accelerators), 1 is best on a CPU
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adam"  # any optimizer of optax that takes learning_rate
+    config.optimizer.learning_rate = 1e-4  # peak
+    config.optimizer.schedule = "constant"  # "constant" | "cosine" (to 0 at num_steps)
+    config.optimizer.warmup_steps = 0  # linear from 0
+    config.optimizer.weight_decay = 0.0  # decoupled, on kernels only
+    config.optimizer.clip_norm = 0.0  # global gradient norm; 0 = off
+    config.ema_decay = 0.0  # exponential moving average of parameters, evaluated in their place; 0 = off
+
+    config.loss = ConfigDict()  # weights of the terms
+    config.loss.soft_dice = 1.0
+    config.loss.squared = True  # Σp² + Σy² in the soft Dice's denominator; False: Σp + Σy
+    config.loss.bce = 0.0
+    config.loss.focal = 0.0
+    config.loss.focal_gamma = 20.0
+
+    config.augment = augment.get_config()
+    config.synthesis = synthesis.get_config()
+
+    config.log_every = 1  # steps between lines of metrics.jsonl
+    config.eval_every = 5_000  # steps between evaluations on val_role
+    config.checkpoint_every = 1_000  # steps between checkpoints
+    config.keep_every = 0  # steps; every such checkpoint is kept besides the latest and the best; 0 = none
+    config.eval = ConfigDict()
+    config.eval.support_size = 64
+    config.eval.ensemble = 1  # support draws averaged
+    config.eval.max_cases = 20  # queries a task, chosen by hash; 0 = all
+    config.eval.batch_size = 4  # queries evaluated at a time
+    return config

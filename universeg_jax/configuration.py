@@ -1,0 +1,55 @@
+"""A run's config on disk, and which of its fields may change when the run is resumed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+# Fields that change where things are and how often they are written, but no number of the run.
+RESUMABLE = ("data_dir", "read_threads", "log_every", "checkpoint_every", "keep_every", "eval_every", "eval")
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run, or not in this workdir."""
+
+
+def to_dict(config: ConfigDict | FrozenConfigDict) -> dict[str, Any]:
+    """Plain JSON values; tuples become lists."""
+    return json.loads(json.dumps(ConfigDict(config).to_dict()))
+
+
+def write_config(config: ConfigDict, workdir: Path) -> None:
+    """Writes <workdir>/config.json; where there is one already, first refuses a config that would be another run."""
+    path, new = workdir / "config.json", to_dict(config)
+    if path.exists():
+        check_resumable(json.loads(path.read_text()), new, workdir)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(new, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def check_resumable(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> None:
+    """Raises ConfigError naming every field that differs and is not in RESUMABLE."""
+    allowed = RESUMABLE
+    if old["optimizer"]["schedule"] == new["optimizer"]["schedule"] == "constant":
+        allowed += ("num_steps",)  # the schedule does not depend on it, so a longer run begins with the shorter one
+    before, after = flatten(old), flatten(new)
+    differing = [
+        f"config.{name}: {before.get(name, 'absent')!r} there, {after.get(name, 'absent')!r} given"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name) and name.split(".")[0] not in allowed
+    ]
+    if differing:
+        raise ConfigError(
+            f"{workdir} holds a run with another config ({'; '.join(differing)}); take another --workdir, or set these "
+            f"back. May change on resuming: {', '.join(allowed)}"
+        )
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} → {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat.update(flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value})
+    return flat

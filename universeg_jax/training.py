@@ -1,0 +1,397 @@
+"""Training: a pure step, pmapped once, and the loop around it. Reads top to bottom.
+
+The order of the loop is law: evaluate → checkpoint → next batch → step → log. A checkpoint at step t holds the
+parameters that were evaluated at t, and everything logged before t is on disk when it is written: a run that is
+killed and started again ends in the same bytes as one that never stopped.
+"""
+
+import functools
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+import universeg_jax
+from universeg_jax import augment, checkpoints, evaluation, losses, metrics, synthesis
+from universeg_jax.configuration import ConfigError, to_dict, write_config
+from universeg_jax.data.builder import Dataset, list_datasets, open_dataset
+from universeg_jax.data.episodes import KINDS, SYNTHETIC, Batch, batches, make_sampler
+from universeg_jax.data.tasks import Task, task_table, usable
+from universeg_jax.episode import Episode, to_device_floats
+from universeg_jax.model import UniverSeg, build_model, init_params
+from universeg_jax.reporting import JsonLines, lock, write_json
+
+Array = jax.Array
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes."""
+
+    step: Array  # int32 [], steps done
+    params: Any
+    opt_state: Any
+    ema: Any  # like params, or None where config.ema_decay is 0
+
+
+def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer that config.optimizer asks for, and its learning rate by step."""
+    c = config.optimizer
+    if c.schedule == "constant":
+        schedule = optax.constant_schedule(c.learning_rate)
+    elif c.schedule == "cosine":
+        schedule = optax.cosine_decay_schedule(c.learning_rate, max(config.num_steps - c.warmup_steps, 1))
+    else:
+        raise ConfigError(f"config.optimizer.schedule={c.schedule!r}: choose one of constant, cosine")
+    if c.warmup_steps:
+        warmup = optax.linear_schedule(c.learning_rate / c.warmup_steps, c.learning_rate, c.warmup_steps)
+        schedule = optax.join_schedules([warmup, schedule], [c.warmup_steps])
+    if not hasattr(optax, c.name):
+        raise ConfigError(f"config.optimizer.name={c.name!r}: optax has no such optimizer")
+    decay = {"weight_decay": c.weight_decay, "mask": _kernels} if c.weight_decay else {}
+    try:
+        optimizer = getattr(optax, c.name)(learning_rate=schedule, **decay)
+    except TypeError as error:
+        raise ConfigError(
+            f"config.optimizer.name={c.name!r} does not take {[*decay, 'learning_rate']}: {error}"
+        ) from error
+    return optax.chain(optax.clip_by_global_norm(c.clip_norm), optimizer) if c.clip_norm else optimizer, schedule
+
+
+def _kernels(params: Any) -> Any:
+    return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+def init_state(params: Any, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), params if ema else None)
+
+
+def evaluated_params(state: TrainState) -> Any:
+    """The parameters that are evaluated and used for prediction."""
+    return state.params if state.ema is None else state.ema
+
+
+def device_episode(index: Array, kind: Array, raw: Episode, config: ConfigDict) -> tuple[Episode, Array]:
+    """One uint8 episode of the host → float32 at the model's size, or a synthetic one in its place; then augmented.
+
+    A pure function of (seed, index). Also returns how many labels augmentation had to repair, int32 [].
+    """
+    key = jax.random.fold_in(jax.random.key(config.seed, impl="threefry2x32"), index)
+    synthesis_key, augment_key = jax.random.split(key)
+
+    def real() -> Episode:
+        return to_device_floats(raw, config.image_size)
+
+    def synthetic() -> Episode:
+        episode = synthesis.synthetic_episode(synthesis_key, config.image_size, config.support_size, config.synthesis)
+        return episode._replace(support_mask=raw.support_mask.astype(jnp.float32))
+
+    weights = config.kinds
+    if not weights.synthetic:
+        episode = real()
+    elif not weights.real:
+        episode = synthetic()
+    else:
+        episode = jax.lax.cond(kind == SYNTHETIC, synthetic, real)
+    return augment.augment_episode(augment_key, episode, config.augment)
+
+
+def device_episodes(batch: Batch, config: ConfigDict) -> tuple[Episode, Array]:
+    """The same for a batch. One by one on a CPU, where a kind that was not drawn then costs nothing; else vmapped."""
+    function = functools.partial(device_episode, config=config)
+    arguments = (batch.index, batch.kind, batch.episode)
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(lambda x: function(*x), arguments)
+    return jax.vmap(function)(*arguments)
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: UniverSeg,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    config: ConfigDict,
+    axis_name: str | None = "batch",
+) -> tuple[TrainState, dict[str, tuple[Array, Array]]]:
+    """One step on this device's share of the batch. Pure; metrics are (sum, count) over all devices."""
+    episode, repaired = device_episodes(batch, config)
+
+    def loss_fn(params: Any) -> tuple[Array, tuple[Array, Array]]:
+        logits = model.apply({"params": params}, episode.query_image, *episode[2:])
+        each = losses.total(logits, episode.query_label, config.loss)
+        dice = metrics.dice_score(logits[..., 0] >= 0, episode.query_label[..., 0])
+        return each.mean(), (each, dice)
+
+    grads, (each, dice) = jax.grad(loss_fn, has_aux=True)(state.params)
+    sums = {name: metrics.masked_sum(x, jnp.ones_like(x, bool)) for name, x in (("loss", each), ("dice", dice))}
+    sums["repaired"] = metrics.masked_sum(repaired.astype(jnp.float32), jnp.ones_like(repaired, bool))
+    if axis_name:
+        grads, sums = jax.lax.pmean(grads, axis_name), jax.lax.psum(sums, axis_name)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))  # short memory at the start
+        ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
+    sums["grad_norm"] = (optax.global_norm(grads), jnp.float32(1))
+    sums["learning_rate"] = (jnp.asarray(schedule(state.step), jnp.float32), jnp.float32(1))
+    return TrainState(state.step + 1, params, opt_state, ema), sums
+
+
+def pmap_step(step: Callable[..., Any]) -> Callable[..., Any]:
+    """The one place where devices enter: state replicated, batch [devices, B / devices, ...]."""
+    return jax.pmap(step, axis_name="batch", in_axes=(None, 0), out_axes=None, donate_argnums=0)
+
+
+def local_shardings() -> tuple[NamedSharding, NamedSharding]:
+    """(replicated, split over the leading axis) on this host's devices."""
+    mesh = Mesh(np.array(jax.local_devices()), ("batch",))
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))
+
+
+def shard_batch(batch: Batch, sharding: NamedSharding) -> Batch:
+    """[B, ...] on the host → [devices, B / devices, ...] on the devices."""
+    count = sharding.mesh.size
+    return jax.device_put(jax.tree.map(lambda x: np.asarray(x).reshape((count, -1, *x.shape[1:])), batch), sharding)
+
+
+def open_data(config: ConfigDict) -> tuple[list[Dataset], list[Dataset]]:
+    """(training, validation) datasets of config.data_dir by role."""
+    datasets = [open_dataset(config.data_dir, name) for name in list_datasets(config.data_dir)]
+    train = [d for d in datasets if d.meta.role in tuple(config.train_roles) and config.kinds.real]
+    validation = [d for d in datasets if d.meta.role == config.val_role]
+    if config.kinds.real and not train:
+        found = ", ".join(f"{d.meta.name} ({d.meta.role})" for d in datasets) or "nothing"
+        raise ConfigError(
+            f"no dataset of roles {tuple(config.train_roles)} in {config.data_dir} (there: {found}); "
+            "build one with `universeg build --folder DIR --name N --data_dir D --role train_open`"
+        )
+    return train, validation
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises ConfigError, or ValueError of the part concerned, naming the field; before anything is computed."""
+    for name in (
+        "batch_size",
+        "support_size",
+        "image_size",
+        "num_steps",
+        "checkpoint_every",
+        "eval_every",
+        "log_every",
+    ):
+        if config[name] < 1:
+            raise ConfigError(f"config.{name}={config[name]}: at least 1 is needed")
+    weights = config.kinds.to_dict()
+    if set(weights) != set(KINDS) or min(weights.values()) < 0 or not sum(weights.values()):
+        raise ConfigError(
+            f"config.kinds={weights}: non-negative weights of {', '.join(KINDS)}, one above 0, are needed"
+        )
+    if config.batch_size % jax.device_count():
+        raise ConfigError(
+            f"config.batch_size={config.batch_size} is not a multiple of the {jax.device_count()} devices"
+        )
+    augment.validate(config.augment)
+    if config.kinds.synthetic:
+        synthesis.validate(config.synthesis, config.image_size)
+
+
+class Evaluator(NamedTuple):
+    """Evaluation of parameters on the validation datasets, compiled once."""
+
+    datasets: Sequence[Dataset]
+    tasks: Sequence[Task]
+    settings: evaluation.Settings
+    method: evaluation.Method
+
+    def __call__(self, params: Any) -> dict[str, Any]:
+        params = jax.device_put(jax.device_get(params), jax.local_devices()[0])
+        rows = evaluation.evaluate(
+            {"model": (self.method, params)}, self.datasets, self.tasks, self.settings, progress=False
+        )
+        return evaluation.summarize(rows, "model", self.settings.support_sizes[0], self.settings.ensembles[0])
+
+
+def make_evaluator(config: ConfigDict, datasets: Sequence[Dataset], model: UniverSeg) -> Evaluator | None:
+    if not datasets:
+        return None
+    settings = evaluation.Settings(
+        support_sizes=(config.eval.support_size,),
+        ensembles=(config.eval.ensemble,),
+        max_cases=config.eval.max_cases,
+        batch_size=config.eval.batch_size,
+    )
+    return Evaluator(
+        datasets, usable(task_table(datasets)), settings, evaluation.model_method(model, config.image_size)
+    )
+
+
+def lineage(config: ConfigDict, train: Sequence[Dataset], validation: Sequence[Dataset], parents: list[str]) -> dict:
+    """What a checkpoint says of its origin: every dataset that it was trained or selected on, and its parents."""
+    return {
+        "code_version": universeg_jax.__version__,
+        "trained_on": {
+            d.meta.name: {"role": d.meta.role, "licence": d.meta.licence, "fingerprint": d.fingerprint} for d in train
+        },
+        "synthetic": bool(config.kinds.synthetic),
+        "selected_on": {d.meta.name: {"role": d.meta.role, "fingerprint": d.fingerprint} for d in validation},
+        "parents": parents,
+    }
+
+
+def inherit(config: ConfigDict, record: dict[str, Any], abstract_params: Any) -> Any:
+    """Parameters of config.init_from; its hash and what it was trained on are added to the lineage `record`."""
+    path = checkpoints.resolve(config.init_from)
+    params = checkpoints.load_params(path, abstract_params)
+    before = checkpoints.read_metadata(path).get("lineage", {})
+    record["parents"] = [*before.get("parents", []), checkpoints.params_hash(params)]
+    for name in ("trained_on", "selected_on"):
+        record[name] = {**before.get(name, {}), **record[name]}
+    record["synthetic"] |= before.get("synthetic", False)
+    return params
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> TrainState:
+    """Trains to config.num_steps, from the latest checkpoint of the workdir if there is one; returns the last state."""
+    workdir = Path(workdir)
+    check_config(config)
+    train_data, validation_data = open_data(config)
+    with lock(workdir):
+        write_config(config, workdir)
+        return _train(config, workdir, train_data, validation_data)
+
+
+def _train(config: ConfigDict, workdir: Path, train_data: list[Dataset], validation_data: list[Dataset]) -> TrainState:
+    model = build_model(config.model)
+    optimizer, schedule = make_optimizer(config)
+    tasks = usable(task_table(train_data, config.min_label_density)) if train_data else []
+    sampler = make_sampler(
+        train_data,
+        tasks,
+        seed=config.seed,
+        support_size=config.support_size,
+        synthetic=config.kinds.synthetic / (config.kinds.real + config.kinds.synthetic),
+        replacement=config.replacement,
+        size=config.image_size,
+    )
+    evaluate = make_evaluator(config, validation_data, model)
+
+    replicated, split = local_shardings()
+    record = lineage(config, train_data, validation_data, [])
+    params = init_params(model, config.seed)
+    if config.init_from:
+        params = inherit(config, record, params)
+    state = jax.device_put(init_state(params, optimizer, bool(config.ema_decay)), replicated)
+    checkpointer = checkpoints.open_checkpointer(workdir, config.keep_every)
+    # A workdir's own latest checkpoint comes before config.init_from, which comes before a fresh start.
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), state)
+    state = checkpoints.restore_state(checkpointer, abstract) or state
+    first_step = int(jax.device_get(state.step))
+    logging.info(
+        "%d parameters, %d tasks of %d datasets, steps %d to %d of %d episodes",
+        sum(x.size for x in jax.tree.leaves(params)), len(tasks), len(train_data),
+        first_step, config.num_steps, config.batch_size,
+    )  # fmt: skip
+
+    train_log = JsonLines(workdir / "metrics.jsonl", first_step)
+    # A row of the evaluation at the first step itself was written before its checkpoint: it stays.
+    eval_log = JsonLines(workdir / "eval" / "metrics.jsonl", first_step + (checkpointer.latest is not None))
+    step_fn = pmap_step(
+        functools.partial(train_step, model=model, optimizer=optimizer, schedule=schedule, config=config)
+    )
+    stream = batches(
+        sampler,
+        batch_size=config.batch_size,
+        first_step=first_step,
+        last_step=config.num_steps,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        threads=config.read_threads,
+    )
+    metadata = {"config": to_dict(config), "lineage": record}
+    progress = tqdm(total=config.num_steps, initial=first_step, desc="train", unit="step", mininterval=1.0)
+    pending: tuple[int, Any, float, float] | None = None
+
+    def log_pending() -> None:
+        # Metrics of step t-1 are fetched after step t was dispatched, so that the device never waits for the host.
+        nonlocal pending
+        if pending is None:
+            return
+        step, sums, waited, started = pending
+        pending = None
+        values = {name: float(total / count) for name, (total, count) in jax.device_get(sums).items()}
+        if not np.isfinite(values["loss"]) or not np.isfinite(values["grad_norm"]):
+            first = step * config.batch_size
+            raise FloatingPointError(
+                f"loss {values['loss']}, gradient norm {values['grad_norm']} at step {step}, episodes "
+                f"{first} to {first + config.batch_size - 1}; lower config.optimizer.learning_rate or set clip_norm"
+            )
+        progress.set_postfix(loss=f"{values['loss']:.3f}", dice=f"{values['dice']:.3f}", refresh=False)
+        if step % config.log_every == 0:
+            seconds = {"seconds_waiting": round(waited, 6), "time": round(time.time() - started, 3)}
+            train_log.write({"step": step, **values, **seconds})
+
+    started = time.time()
+    stop = _stop_on_sigterm()
+    with checkpointer, jax.transfer_guard("disallow"):
+        for step in range(first_step, config.num_steps + 1):
+            last = step == config.num_steps or stop.is_set()
+            scores = None
+            if evaluate and (step % config.eval_every == 0 or step == config.num_steps) and step > 0:
+                log_pending()
+                if step > first_step:
+                    with jax.transfer_guard("allow"):
+                        summary = evaluate(evaluated_params(state))
+                    scores = {checkpoints.METRIC: summary["mean_dice"]}
+                    by_dataset = {name: d["dice"] for name, d in summary["datasets"].items()}
+                    eval_log.write({"step": step, **scores, "datasets": by_dataset})
+                    write_json(workdir / "eval" / "validation.json", {"step": step, **summary})
+            if step > first_step and (scores or step % config.checkpoint_every == 0 or last):
+                log_pending()
+                with jax.transfer_guard("allow"):
+                    checkpoints.save(checkpointer, step, evaluated_params(state), state, metadata, scores)
+            if last:
+                break
+            waiting = time.time()
+            batch = shard_batch(next(stream), split)
+            waited = time.time() - waiting
+            state, sums = step_fn(state, batch)
+            log_pending()
+            pending = step, sums, waited, started
+            progress.update()
+    for log in (train_log, eval_log, progress):
+        log.close()
+    if stop.is_set():
+        logging.info("stopped by SIGTERM at step %d; the same command continues", step)
+        raise SystemExit(0)
+    return state
+
+
+class _Flag:
+    """Set by SIGTERM; asked between steps."""
+
+    def __init__(self):
+        self.value = False
+
+    def set(self, *_: Any) -> None:
+        self.value = True
+
+    def is_set(self) -> bool:
+        return self.value
+
+
+def _stop_on_sigterm() -> _Flag:
+    flag = _Flag()
+    signal.signal(signal.SIGTERM, flag.set)
+    return flag
