@@ -13,7 +13,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
-    logging.set_verbosity(logging.INFO)
+    logging.set_verbosity(logging.WARNING)  # the libraries tell every save and restore at INFO
     train_and_evaluate(CONFIG.value, WORKDIR.value)
 
 

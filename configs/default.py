@@ -20,6 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.deterministic = False  # bit-identical reruns on a GPU (slower); a CPU always is
 
     config.data_dir = "data"  # where `universeg build` put the datasets
+    config.make_data = False  # build twelve small synthetic datasets first where data_dir is empty
     config.init_from = ""  # checkpoint whose parameters to start from, with a fresh optimizer; "" = at random
     config.train_roles = ("train_open", "train_research")  # roles of the datasets to train on
     config.val_role = "val"  # role of the datasets that select the best checkpoint

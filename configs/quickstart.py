@@ -13,6 +13,7 @@ from configs import default
 def get_config(arg: str = "") -> ConfigDict:
     """`arg` is not used."""
     config = default.get_config(arg)
+    config.make_data = True
     config.train_roles = ("train_open",)  # licences that allow weights to be given away
     config.kinds.real = 0.5
     config.kinds.synthetic = 0.5

@@ -14,11 +14,13 @@ import ml_collections
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from universeg_jax.errors import UserError
+
 METRIC = "mean_dice"
 FORMAT = "universeg_jax checkpoint 1"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A path that is no usable checkpoint; says why and what would be."""
 
 

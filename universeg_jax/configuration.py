@@ -6,11 +6,13 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from universeg_jax.errors import UserError
+
 # Fields that change where things are and how often they are written, but no number of the run.
 RESUMABLE = ("data_dir", "read_threads", "log_every", "checkpoint_every", "keep_every", "eval_every", "eval")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A config that cannot be run, or not in this workdir."""
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array | np.ndarray
+OFFICIAL_SIZE = 128  # pixels; Dice is measured there whatever the model's size
 
 
 class Episode(NamedTuple):

@@ -17,13 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from universeg_jax import metrics
-from universeg_jax.data.builder import Dataset
+from universeg_jax import checkpoints, metrics
+from universeg_jax.data.builder import Dataset, list_datasets, open_dataset
 from universeg_jax.data.tasks import FIRST, SECOND, Examples, Task, dataset_tasks, subject_hash, usable
-from universeg_jax.episode import Episode, resize, to_device_floats
+from universeg_jax.episode import OFFICIAL_SIZE, Episode, resize, to_device_floats
+from universeg_jax.errors import UserError
+from universeg_jax.predictor import Predictor
 from universeg_jax.reporting import write_csv, write_json
 
-OFFICIAL_SIZE = 128  # pixels; Dice is measured there whatever the model's size
 Method = Callable[[Any, Episode], jax.Array]  # (params, episode) → probabilities [B, H, W, 1] at the episode's size
 
 
@@ -41,7 +42,7 @@ class Settings:
     def __post_init__(self):
         for name, values in (("support_size", self.support_sizes), ("ensemble", self.ensembles)):
             if not values or min(values) < 1:
-                raise ValueError(f"{name}={values}: numbers of at least 1 are needed")
+                raise UserError(f"{name}={values}: numbers of at least 1 are needed")
 
 
 def model_method(model: Any, image_size: int) -> Method:
@@ -272,7 +273,7 @@ def summarize(rows: Sequence[dict[str, Any]], method: str, support_size: int, en
             },
         }
     if not datasets:
-        raise ValueError("no case with a non-empty truth was evaluated")
+        raise UserError("no case with a non-empty truth was evaluated")
     return {
         "mean_dice": float(np.mean([d["dice"] for d in datasets.values()])),
         "mean_single_dice": float(np.mean([d["single_dice"] for d in datasets.values()])),
@@ -283,15 +284,36 @@ def summarize(rows: Sequence[dict[str, Any]], method: str, support_size: int, en
 
 
 def select(datasets: Sequence[Dataset], data_dir: str, names: Sequence[str] = (), role: str = "") -> list[Dataset]:
-    """Datasets by name or by role; raises ValueError naming those that are there."""
+    """Datasets by name or by role; raises UserError naming those that are there."""
     there = ", ".join(f"{d.meta.name} ({d.meta.role})" for d in datasets) or "none"
     missing = set(names) - {d.meta.name for d in datasets}
     if missing:
-        raise ValueError(f"not built in {data_dir}: {', '.join(sorted(missing))}; there: {there}")
+        raise UserError(f"not built in {data_dir}: {', '.join(sorted(missing))}; there: {there}")
     chosen = [d for d in datasets if (d.meta.name in names if names else d.meta.role == role)]
     if not chosen:
-        raise ValueError(f"no dataset with role {role!r} in {data_dir}; there: {there}")
+        raise UserError(f"no dataset with role {role!r} in {data_dir}; there: {there}")
     return chosen
+
+
+def evaluate_checkpoint(
+    checkpoint: str,
+    data_dir: str,
+    names: Sequence[str],
+    role: str,
+    settings: Settings,
+    out: Path,
+    baselines: dict[str, tuple[Method, Any]] | None = None,
+) -> dict[str, Any]:
+    """A checkpoint, and perhaps baselines, on built datasets by name or role; see `evaluate_to`."""
+    predictor = Predictor.from_checkpoint(checkpoint)
+    datasets = select([open_dataset(data_dir, name) for name in list_datasets(data_dir)], data_dir, names, role)
+    methods = {"model": (model_method(predictor.model, predictor.config.image_size), predictor.params)}
+    about = {
+        "checkpoint": str(checkpoints.resolve(checkpoint)),
+        "params_hash": checkpoints.params_hash(predictor.params),
+        "role": role,
+    }
+    return evaluate_to(out, {**methods, **(baselines or {})}, datasets, settings, about)
 
 
 def evaluate_to(

@@ -5,6 +5,7 @@ prediction = predictor.segment("query.png", support_images, support_labels)
 prediction.mask  # in the query's own geometry
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
+from tqdm import tqdm
 
 from universeg_jax import checkpoints
-from universeg_jax.data.images import preprocess_image, preprocess_mask, read_image, restore, to_grey
-from universeg_jax.episode import resize
-from universeg_jax.evaluation import OFFICIAL_SIZE
+from universeg_jax.data.folder import list_images, read_support
+from universeg_jax.data.images import ImageError, preprocess_image, preprocess_mask, read_image, restore, to_grey
+from universeg_jax.episode import OFFICIAL_SIZE, resize
+from universeg_jax.errors import UserError
 from universeg_jax.model import build_model, init_params
 
 Array = jax.Array | np.ndarray
@@ -89,21 +93,19 @@ class Predictor:
         `support_size` is drawn from, `ensemble` times, and the probabilities are averaged.
         """
         if len(images) == 0 or len(images) != len(labels):
-            raise ValueError(
+            raise UserError(
                 f"{len(images)} support images and {len(labels)} labels: one label for each image is needed"
             )
         if support_size < 1 or ensemble < 1:
-            raise ValueError(f"support_size={support_size}, ensemble={ensemble}: both must be at least 1")
+            raise UserError(f"support_size={support_size}, ensemble={ensemble}: both must be at least 1")
         images = [as_grey(image) for image in images]
         labels = [np.asarray(label) for label in labels]
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
             if image.shape != label.shape:
-                raise ValueError(
-                    f"support {i}: the image is {image.shape}, its label {label.shape}; they must be equal"
-                )
+                raise UserError(f"support {i}: the image is {image.shape}, its label {label.shape}; they must be equal")
         ids = sorted({int(value) for label in labels for value in np.unique(label)} - {0})
         if not ids:
-            raise ValueError("every support label is empty: at least one must mark something (ids above 0)")
+            raise UserError("every support label is empty: at least one must mark something (ids above 0)")
         stack = np.stack([preprocess_image(image, OFFICIAL_SIZE) for image in images])[..., None]
         masks = np.stack([[preprocess_mask(label == i, OFFICIAL_SIZE) for label in labels] for i in ids])[..., None]
         draws = support_draws(len(images), support_size, ensemble, seed)
@@ -163,3 +165,43 @@ def combine(probabilities: np.ndarray, labels: tuple[int, ...]) -> Prediction:
     p = np.clip(probabilities.max(0), 1e-7, 1 - 1e-7)
     entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
     return Prediction(mask, probabilities[0] if len(labels) == 1 else probabilities, entropy.astype(np.float32), labels)
+
+
+def predict_files(
+    predictor: Predictor,
+    support: Path,
+    queries: Sequence[Path],
+    out: Path,
+    label: int | None = None,
+    support_size: int = 64,
+    ensemble: int = 1,
+) -> int:
+    """Writes <out>/<name>.png for every query file, or file of a query folder; the exit code says if all were read.
+
+    A mask appears whole or not at all. Raises UserError where a mask would overwrite an input.
+    """
+    images, labels, _ = read_support(support, label)
+    segment = predictor.for_support(images, labels, support_size, ensemble)
+    files = [file for path in queries for file in (list_images(path) if path.is_dir() else [path])]
+    if not files:
+        raise UserError(f"no pictures in {', '.join(map(str, queries))}")
+    targets = {file: out / f"{file.stem}.png" for file in files}
+    if len(set(targets.values())) < len(files):
+        raise UserError(f"two of the queries have one name, so that their masks in {out} would too; rename one")
+    for file, target in targets.items():
+        if target.exists() and target.resolve() in {file.resolve() for file in files}:
+            raise UserError(f"the mask {target} would overwrite a query; take another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    for file in tqdm(files, desc="predict", unit="image", disable=len(files) < 4):
+        try:
+            prediction = segment(file)
+        except ImageError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        temporary = targets[file].with_suffix(".tmp")
+        Image.fromarray(prediction.mask).save(temporary, format="PNG")
+        temporary.replace(targets[file])
+    print(f"{len(files) - failed} masks in {out}" + (f", {failed} files could not be read" if failed else ""))
+    return int(failed > 0)

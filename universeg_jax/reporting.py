@@ -43,6 +43,10 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1]]  # what follows the last newline was cut short
 
 
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -74,7 +74,7 @@ def get_config() -> ConfigDict:
     # Under a structure: a quieter label map, so that the structure stands out.
     config.quiet_labels = (1, 7)  # labels, the upper bound excluded
     config.quiet_contrast = (0.0, 0.4)  # share of the published spread of means
-    config.quiet_noise = (0.05, 0.4)  # share of the published pixel noise
+    config.quiet_noise = (0.02, 0.25)  # share of the published pixel noise
     config.quiet_blur = (0.05, 0.4)  # share of the published blur
     config.quiet_warp = (0.1, 0.5)  # share of the published velocity
     config.contrast = (0.15, 0.6)  # intensity of a structure over what is around it, up or down
@@ -98,6 +98,7 @@ def get_config() -> ConfigDict:
             "elongation": (1.0, 2.0),  # longer over shorter radius
             "nested": 0.3,  # probability that they have an inside
             "inner": (0.3, 0.7),  # radius of the inside over that of the outside
+            "coverage": 0.35,  # of the image, at most, by all of them
             "redraw": 1.0,  # share of the position that is new in every subject
         }
     )
@@ -109,12 +110,13 @@ def get_config() -> ConfigDict:
             "elongation": (1.0, 1.8),  # longer over shorter radius
             "nested": 1.0,  # probability that they have an inside
             "inner": (0.3, 0.85),  # radius of the inside over that of the outside
+            "coverage": 0.35,  # of the image, at most, by all of them
             "redraw": 0.15,  # share of the position that is new in every subject
         }
     )
     # Options of any family, drawn per task.
     config.texture = 0.3  # probability of texture
-    config.texture_cell = (3.0, 16.0)  # px per cell, or half a period of stripes
+    config.texture_cell = (4.0, 24.0)  # px per cell, or half a period of stripes
     config.texture_std = (0.05, 0.3)  # intensity
     config.border = 0.3  # probability of borders that fade (0..1) or shine (-1..0)
     config.border_std = (1.0, 6.0)  # px
@@ -139,7 +141,7 @@ def validate(config: ConfigDict, size: int) -> None:
     for prefix, section in sections:
         for name, value in section.items():
             field = f"{prefix}{name}"
-            if isinstance(value, tuple) and not name.endswith("_scales"):
+            if isinstance(value, tuple | list) and not name.endswith("_scales"):
                 check(len(value) == 2, field, f"must be (lowest, highest), got {value}")
                 check(0 <= value[0] <= value[1], field, f"must be 0 ≤ lowest ≤ highest, got {value}")
             elif isinstance(value, int | float):
@@ -173,22 +175,20 @@ def synthetic_episode(key: Array, size: int, support_size: int, config: ConfigDi
     float32; images in [0, 1], labels in {0, 1}; H = W = size. Call `validate(config, size)` first.
     """
     count = support_size + 1
-    keys = random.split(key, 8)
+    keys = random.split(key, 7)
     weights = jnp.asarray([config.weights.get(name, 0) for name in FAMILIES], jnp.float32)
     family = random.categorical(keys[0], jnp.log(weights))
     quiet = family > 0
     base = label_map(keys[1], size, quiet, config)
     flow = subject_flows(keys[2], count, size, quiet, config)
     labels = jax.vmap(warp.sample_nearest, (None, 0))(base, flow + warp.grid(size)[None])
-    labels = drop_small(labels, config)
-    codes = lax.cond(
-        quiet, lambda: structures(keys[3], family, flow, config), lambda: jnp.zeros((count, size, size), jnp.int32)
-    )
-    over = structure_foreground(keys[4], family, config)
-    foreground = jnp.where(quiet, over[codes], label_foreground(keys[5], labels, config))
-    images = render(keys[6], labels, codes, quiet, family, config)
-    view = field_of_view(keys[7], count, size, config)
-    images, foreground = images * view, foreground * view
+    labels, areas = drop_small(labels, config)
+    codes, kinds = structures(keys[3], family, flow, config)
+    of_label, of_code = foreground_tables(keys[4], areas, family, config)
+    foreground = jnp.where(quiet, of_code[codes], of_label[labels])
+    images = render(keys[5], labels, codes, kinds, quiet, config)
+    view = field_of_view(keys[6], count, size, config)
+    images, foreground = images * view, foreground & view
     order = usable_first(foreground.mean((1, 2)) >= config.min_foreground)
     images, foreground = images[order][..., None], foreground[order][..., None].astype(jnp.float32)
     return Episode(images[0], foreground[0], images[1:], foreground[1:], jnp.ones(support_size, jnp.float32))
@@ -208,123 +208,131 @@ def _nodes(scales: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(max(2, int(np.ceil(PUBLISHED_SIZE / scale))) for scale in scales)
 
 
-def _uniform(key: Array, bounds: tuple[float, float], shape: tuple[int, ...] = ()) -> Array:
-    return random.uniform(key, shape, jnp.float32, *bounds)
+def _most_labels(config: ConfigDict) -> int:
+    return max(config.labels[1], config.quiet_labels[1]) - 1
 
 
 def _noise(key: Array, shape: tuple[int, ...], bound: Array, scales: tuple[int, ...], size: int) -> Array:
     """Multi-scale noise [*shape, size, size], the standard deviation of each scale ~ U(0, bound)."""
-    keys = random.split(key)
+    keys, nodes = random.split(key), _nodes(scales)
     std = random.uniform(keys[0], (*shape, len(scales))) * bound
-    return warp.multiscale_noise(keys[1], std, _nodes(scales), size)
+    noise = random.normal(keys[1], (*shape, sum(n * n for n in nodes)))
+    return warp.multiscale_noise(noise, std, nodes, size)
 
 
 def label_map(key: Array, size: int, quiet: Array, config: ConfigDict) -> Array:
     """Label map [size, size] of a task, int32. Channels are drawn at half size: their cells are 16 px or more."""
-    keys = random.split(key, 6)
-    half, most = size // 2, max(config.labels[1], config.quiet_labels[1]) - 1
-    channels = _noise(keys[0], (most,), _uniform(keys[1], config.shapes_std), config.shapes_scales, half)
-    bound = _uniform(keys[2], config.shapes_warp_std) * (half / PUBLISHED_SIZE)
-    moves = _noise(keys[3], (most, 2), bound, config.shapes_warp_scales, half)
+    keys = random.split(key, 3)
+    draw = warp.uniforms(keys[0], count=4)
+    half, most = size // 2, _most_labels(config)
+    channels = _noise(keys[1], (most,), draw(config.shapes_std), config.shapes_scales, half)
+    bound = draw(config.shapes_warp_std) * (half / PUBLISHED_SIZE)
+    moves = _noise(keys[2], (most, 2), bound, config.shapes_warp_scales, half)
     channels = jax.vmap(warp.sample)(channels[..., None], moves + warp.grid(half)[None])[..., 0]
-    few, many = random.randint(keys[4], (), *config.quiet_labels), random.randint(keys[5], (), *config.labels)
-    counts = np.arange(most) < jnp.where(quiet, few, many)
-    return jnp.where(counts[:, None, None], warp.resize(channels, size), -jnp.inf).argmax(0).astype(jnp.int32)
+    labels = jnp.where(quiet, warp.whole(draw(), config.quiet_labels), warp.whole(draw(), config.labels))
+    counts = (np.arange(most) < labels)[:, None, None]
+    return jnp.where(counts, warp.resize(channels, size), -jnp.inf).argmax(0).astype(jnp.int32)
 
 
 def subject_flows(key: Array, count: int, size: int, quiet: Array, config: ConfigDict) -> Array:
     """Displacements [count, 2, size, size] in pixels: each subject's flow, integrated at half size."""
-    keys = random.split(key, 3)
+    keys = random.split(key)
+    draw = warp.uniforms(keys[0], count=2)
     half = size // 2
-    bound = _uniform(keys[0], config.warp_std) * jnp.where(quiet, _uniform(keys[1], config.quiet_warp), 1.0)
-    velocity = _noise(keys[2], (count, 2), bound * (half / PUBLISHED_SIZE), config.warp_scales, half)
-    return warp.resize_displacement(jax.vmap(lambda v: warp.integrate(v, config.squarings))(velocity), size)
+    bound = draw(config.warp_std) * jnp.where(quiet, draw(config.quiet_warp), 1.0) * (half / PUBLISHED_SIZE)
+    velocity = _noise(keys[1], (count, 2), bound, config.warp_scales, half)
+    return warp.resize_displacement(warp.integrate(velocity, config.squarings), size)
 
 
-def drop_small(labels: Array, config: ConfigDict) -> Array:
-    """labels [n, H, W] with those of a subject under `min_label_area` turned into background."""
-    areas = label_areas(labels, max(config.labels[1], config.quiet_labels[1]) - 1)
-    kept = jnp.where(areas < config.min_label_area, 0, np.arange(areas.shape[1])[None])
-    return jax.vmap(lambda table, label: table[label])(kept, labels)
+def drop_small(labels: Array, config: ConfigDict) -> tuple[Array, Array]:
+    """labels [n, H, W] with those of a subject under `min_label_area` turned into background, and their areas [n, L].
+
+    An area is a share of the image; that of the background does not count what it gained.
+    """
+    areas = jnp.stack([(labels == label).mean((1, 2), dtype=jnp.float32) for label in range(_most_labels(config))], 1)
+    small = areas < config.min_label_area
+    kept = jnp.where(small, 0, np.arange(areas.shape[1])[None])
+    return jax.vmap(lambda table, label: table[label])(kept, labels), jnp.where(small, 0, areas)
 
 
-def label_areas(labels: Array, most: int) -> Array:
-    """Share [n, most] of the image that each label of labels [n, H, W] covers."""
-    return jnp.stack([(labels == label).mean((1, 2), dtype=jnp.float32) for label in range(most)], 1)
+def foreground_tables(key: Array, areas: Array, family: Array, config: ConfigDict) -> tuple[Array, Array]:
+    """Which labels [L] and which codes [CODES] (bool) are foreground, given areas [n, L].
 
-
-def label_foreground(key: Array, labels: Array, config: ConfigDict) -> Array:
-    """Foreground [n, H, W] (bool) of a shapes task: one label, or a union; the rule is in the module's docstring."""
-    keys = random.split(key, 4)
-    most = max(config.labels[1], config.quiet_labels[1]) - 1
-    areas = label_areas(labels, most)
+    In shapes one label or a union, by the rule in the module's docstring; with a structure all of it, or with nests
+    also only its inside or its ring.
+    """
+    keys = random.split(key)
+    most = areas.shape[1]
+    draw, each = warp.uniforms(keys[0], count=3), warp.uniforms(keys[1], (most,), 2)
     present = (areas >= config.min_foreground).mean(0) * (np.arange(most) > 0)
     good = present >= jnp.minimum(2 / 3, present.max())
-    chosen = random.categorical(keys[0], jnp.where(good, 0.0, -jnp.inf))
-    one = np.arange(most) == chosen
-    more = random.uniform(keys[1], (most,)) < _uniform(keys[2], config.union_share)
-    union = one | (more & good)
+    one = np.arange(most) == jnp.where(good, each(), -1).argmax()
+    union = one | (good & (each() < draw(config.union_share)))
     fits = (areas.mean(0) * union).sum() <= config.max_foreground
-    return jnp.where((random.uniform(keys[3]) < config.union) & fits, union, one)[labels]
+    nests = np.array([[0, 1, 1, 0, 0], [0, 0, 1, 0, 0], [0, 1, 0, 0, 0]], bool)
+    choice = jnp.where(family == FAMILIES.index("nests"), warp.whole(draw(), (0, 3)), 0)
+    return jnp.where((draw() < config.union) & fits, union, one), jnp.asarray(nests)[choice]
 
 
-def structure_foreground(key: Array, family: Array, config: ConfigDict) -> Array:
-    """Which codes [CODES] (bool) are foreground: the whole structure, or with nests also the inside or the ring."""
-    table = np.array([[0, 1, 1, 0, 0], [0, 0, 1, 0, 0], [0, 1, 0, 0, 0]], bool)
-    choice = random.randint(key, (), 0, 3)
-    return jnp.asarray(table)[jnp.where(family == FAMILIES.index("nests"), choice, 0)]
+def structures(key: Array, family: Array, flow: Array, config: ConfigDict) -> tuple[Array, Array]:
+    """Codes [n, H, W] and kinds [2]: a structure (1, inside 2) over a distractor (3, inside 4) over nothing (0).
 
-
-def structures(key: Array, family: Array, flow: Array, config: ConfigDict) -> Array:
-    """Codes [n, H, W]: the structure of `family` (1, inside 2) over a distractor (3, inside 4) over nothing (0)."""
-    keys = random.split(key, 4)
-    draws = [
+    A kind is the index of its family; 0 is no structure.
+    """
+    keys = random.split(key, 3)
+    count, _, size, _ = flow.shape
+    draw = warp.uniforms(keys[0], count=2)
+    kind = jnp.where(draw() < config.distractor, warp.whole(draw(), (1, len(FAMILIES))), 0)
+    kinds = jnp.stack([family, jnp.where(family > 0, kind, 0)])
+    kinds_of = (
+        lambda k: jnp.zeros((count, size, size), jnp.int32),
         lambda k: tubes(k, flow, config.tubes),
         lambda k: ellipses(k, flow, config.blobs),
         lambda k: ellipses(k, flow, config.nests),
-    ]
-    first = lax.switch(jnp.maximum(family - 1, 0), draws, keys[0])
-    below = lax.cond(
-        random.uniform(keys[1]) < config.distractor,
-        lambda: lax.switch(random.randint(keys[2], (), 0, 3), draws, keys[3]),
-        lambda: jnp.zeros_like(first),
     )
-    return jnp.where(first > 0, first, jnp.where(below > 0, below + 2, 0))
+    first, below = lax.map(lambda x: lax.switch(x[0], kinds_of, x[1]), (kinds, keys[1:]))
+    return jnp.where(first > 0, first, jnp.where(below > 0, below + 2, 0)), kinds
 
 
 def ellipses(key: Array, flow: Array, config: ConfigDict) -> Array:
     """1 in the ellipses of `config.blobs` or `config.nests`, 2 inside their insides, else 0: [n, H, W] int32."""
     count, _, size, _ = flow.shape
-    keys = iter(random.split(key, 16))
     most = config.count[1] - 1
+    keys = random.split(key, 3)
+    draw, same, own = (
+        warp.uniforms(keys[0], count=6),
+        warp.uniforms(keys[1], (1, most), 3),
+        warp.uniforms(keys[2], (count, most), 8),
+    )
     # Coordinates in which the image is [-1, 1]².
     y, x = jnp.moveaxis((flow + warp.grid(size)[None]) * (2 / (size - 1)) - 1, 1, 0)
-    radius = _uniform(next(keys), config.radius) / (PUBLISHED_SIZE / 2)
-    spread = (1 - radius) * 0.9
-    shared = _uniform(next(keys), (-1, 1), (1, most, 2))
-    own = _uniform(next(keys), (-1, 1), (count, most, 2))
-    center = (shared * (1 - config.redraw) + own * config.redraw) * spread
-    elongation = _uniform(next(keys), config.elongation)
-    ratio = jnp.sqrt(1 + (elongation - 1) * _uniform(next(keys), (0.5, 1), (count, most)))
-    radii = radius * jnp.exp(config.radius_std * random.normal(next(keys), (count, most)))
-    angle = _uniform(next(keys), (0, np.pi), (1, most)) * (1 - config.redraw) + config.redraw * _uniform(
-        next(keys), (0, np.pi), (count, most)
-    )
-    inner = _uniform(next(keys), config.inner) * jnp.exp(0.1 * random.normal(next(keys), (count, most)))
-    inner = jnp.where(random.uniform(next(keys)) < config.nested, jnp.minimum(inner, 0.9), 0)
-    shift = _uniform(next(keys), (-0.7, 0.7), (count, most, 2)) * (1 - inner)[..., None]
-    drawn = random.randint(next(keys), (), *config.count)
+    drawn = warp.whole(draw(), config.count)
+    elongation, ratio = draw(config.elongation), draw(config.inner)
+    # An ellipse has π r² of the 4 units of the image: many are smaller, so that they stay apart.
+    radius = draw(config.radius) / (PUBLISHED_SIZE / 2)
+    radius = jnp.minimum(radius, jnp.sqrt(4 * config.coverage / (np.pi * drawn)))
+    nested = draw() < config.nested
+
+    def place(bounds):
+        return same(bounds) * (1 - config.redraw) + own(bounds) * config.redraw
+
+    center_y, center_x = (place((-1, 1)) * (1 - radius) * 0.95 for _ in range(2))
+    angle = place((0, np.pi))
+    radii = radius * jnp.exp(config.radius_std * warp.normal(own()))
+    stretch = jnp.sqrt(1 + (elongation - 1) * own((0.5, 1)))
+    inner = jnp.where(nested, jnp.minimum(ratio * jnp.exp(0.1 * warp.normal(own())), 0.9), 0)
+    shift_u, shift_v = (own((-0.6, 0.6)) * (1 - inner) for _ in range(2))
     cos, sin = jnp.cos(angle), jnp.sin(angle)
 
     def add(n, code):
         def at(values):
             return lax.dynamic_index_in_dim(values, n, 1)[..., None]
 
-        dy, dx = y - at(center[..., 0]), x - at(center[..., 1])
-        long, short = at(radii * ratio), at(radii / ratio)
-        u, v = (at(cos) * dx + at(sin) * dy) / long, (at(cos) * dy - at(sin) * dx) / short
+        dy, dx = y - at(center_y), x - at(center_x)
+        u = (at(cos) * dx + at(sin) * dy) / at(radii * stretch)
+        v = (at(cos) * dy - at(sin) * dx) / at(radii / stretch)
         outside = jnp.square(u) + jnp.square(v)
-        inside = jnp.square(u - at(shift[..., 0])) + jnp.square(v - at(shift[..., 1]))
+        inside = jnp.square(u - at(shift_u)) + jnp.square(v - at(shift_v))
         return jnp.maximum(code, jnp.where(inside < at(jnp.square(inner)), 2, jnp.where(outside < 1, 1, 0)))
 
     return lax.fori_loop(0, drawn, add, jnp.zeros((count, size, size), jnp.int32))
@@ -338,59 +346,58 @@ def tubes(key: Array, flow: Array, config: ConfigDict) -> Array:
     The frame holds the distance to the nearest curve minus its radius, in pixels, and is read once per pixel.
     """
     count, _, size, _ = flow.shape
-    keys = iter(random.split(key, 24))
-    depth, leaves, knots = 5, 32, 12
+    depth, leaves, waves = 5, 32, 10
     rows, columns = size, 2 * size
     reach = 1.5 * size  # length of the frame along t and, if straight, across, in pixels
-    radial = random.uniform(next(keys)) < config.radial
-    levels = random.randint(next(keys), (), *config.levels)
-    trunks = random.randint(next(keys), (), 0, 3)  # log2 of the trees that start together
-    spread = _uniform(next(keys), config.spread) * size
-    wiggle = _uniform(next(keys), config.wiggle) * size
-    taper = _uniform(next(keys), config.taper)
-    trunk = _uniform(next(keys), config.radius) * (size / PUBLISHED_SIZE)
-    center = 0.5 + jnp.where(radial, _uniform(next(keys), (-0.3, 0.3), (2,)), 0)[None] * jnp.ones((count, 1))
-    center = (center + 0.05 * random.normal(next(keys), (count, 2))) * (size - 1)
-    turn = _uniform(next(keys), (0, 2 * np.pi)) + 0.3 * random.normal(next(keys), (count,))
+    keys = random.split(key, 4)
+    draw, own = warp.uniforms(keys[0], count=10), warp.uniforms(keys[1], (count,), 4)
+    branch = warp.uniforms(keys[2], (count, leaves), 3 * depth + 1)
+    bends = random.normal(keys[3], (depth + 1, count, leaves, waves))
+    radial = draw() < config.radial
+    levels = warp.whole(draw(), config.levels)
+    trunks = warp.whole(draw(), (0, 3))  # log2 of the trees that start together
+    spread, wiggle = draw(config.spread) * size, draw(config.wiggle) * size
+    taper, trunk = draw(config.taper), draw(config.radius) * (size / PUBLISHED_SIZE)
+    shift = jnp.where(radial, jnp.stack([draw((-0.3, 0.3)), draw((-0.3, 0.3))]), 0)
+    center = (0.5 + shift[None] + 0.05 * warp.normal(jnp.stack([own(), own()], 1))) * (size - 1)
+    turn = draw((0, 2 * np.pi)) + 0.3 * warp.normal(own())
 
     t = (np.arange(rows, dtype=np.float32) * (reach / (rows - 1)))[None, None]  # [1, 1, rows]
     scale = jnp.where(radial, jnp.maximum(t, 1.0), size / 4)  # pixels per unit of the other coordinate
+    waves_of_t = np.cos(np.pi * np.arange(waves) * np.linspace(0, 1, rows)[:, None]) / (1 + np.arange(waves))
+    bends = jnp.einsum("rk,lsnk->lsnr", waves_of_t.astype(np.float32), bends, precision="highest") * wiggle
     path = jnp.zeros((count, leaves, rows))
     width = jnp.full((count, leaves, rows), trunk)
     start = jnp.zeros((count, 1))
-    wiggles = random.normal(next(keys), (depth + 1, count, leaves, knots))
-    bends = warp.linear_matrix(rows, knots)
     for level in range(depth + 1):
         nodes = 2**level  # branches of this level; each stands for leaves / nodes curves
 
         def per_leaf(values, nodes=nodes):
-            return jnp.repeat(values, leaves // nodes, axis=1)
+            return jnp.repeat(values[:, :nodes], leaves // nodes, axis=1)[..., None]
 
-        subkeys = random.split(next(keys), 4)
         first = level <= trunks
-        if level:
-            gap = _uniform(subkeys[0], (0.05, 0.35), (count, nodes // 2)) * size
-            start = jnp.repeat(start + jnp.where(first, 0, gap), 2, axis=1)  # siblings part in the same place
-            side = jnp.where(np.arange(nodes)[None] % 2 == 0, -1.0, 1.0)
-            apart = side * spread * 0.75**level * _uniform(subkeys[1], (0.3, 1.5), (count, nodes))
-            apart = jnp.where(first, side * size * jnp.where(radial, 1.0, 0.7) * 0.55**level, apart)
-        since = jnp.maximum(t - per_leaf(start)[..., None], 0)
         alive = (level <= levels) | first
         if level:
+            gap = branch((0.05, 0.35))[:, : nodes // 2] * size
+            start = jnp.repeat(start + jnp.where(first, 0, gap), 2, axis=1)  # siblings part in the same place
+        since = jnp.maximum(t - per_leaf(start), 0)
+        if level:
+            side = jnp.where(np.arange(leaves)[None] % 2 == 0, -1.0, 1.0)
+            apart = side * spread * 0.75**level * branch((0.3, 1.5))
+            apart = jnp.where(first, side * size * jnp.where(radial, 1.0, 0.7) * 0.55**level, apart)
             opened = jnp.where(first, 1.0, since / (since + 0.15 * size))
             # First partings are angles of a radial frame; later ones are pixels, so that branches do not fan out.
             unit = jnp.where(first & radial, size / 3.2, scale)
-            path = path + jnp.where(alive, per_leaf(apart)[..., None] * opened / unit, 0)
-            thin = taper ** _uniform(subkeys[2], (0.5, 2.0), (count, nodes))
-            width = width * jnp.where(alive & ~first & (since > 0), per_leaf(thin)[..., None], 1.0)
-        bend = jnp.einsum("rk,snk->snr", bends, per_leaf(wiggles[level][:, :nodes]), precision="highest")
-        path = path + jnp.where(alive, bend * wiggle * jnp.minimum(since / (0.2 * size), 1) / scale, 0)
-    ends = _uniform(next(keys), (0.4, 1.6), (count, leaves, 1)) * size
+            path = path + jnp.where(alive, per_leaf(apart) * opened / unit, 0)
+            thin = per_leaf(taper ** branch((0.5, 2.0)))
+            width = width * jnp.where(alive & ~first & (since > 0), thin, 1.0)
+        bend = jnp.repeat(bends[level][:, :nodes], leaves // nodes, axis=1)
+        path = path + jnp.where(alive, bend * jnp.minimum(since / (0.2 * size), 1) / scale, 0)
     spacing = jnp.where(radial, 2 * np.pi * t, reach) / columns
     width = jnp.maximum(width, jnp.maximum(0.5, 0.55 * spacing))  # nothing thinner than the frame or a pixel shows
+    width = jnp.where(t < branch((0.4, 1.6))[..., None] * size, width, -1e3)  # where a curve has ended
     slope = jnp.gradient(path, reach / (rows - 1), axis=2) * scale
-    cosine = 1 / jnp.sqrt(1 + jnp.square(slope))
-    width = jnp.where(t < ends, width, -1e3)
+    upright = jnp.broadcast_to(scale, path.shape) / jnp.sqrt(1 + jnp.square(slope))
     across = np.linspace(-1, 1, columns, dtype=np.float32)
     across = jnp.where(radial, across * np.pi, across * (reach / 2) / (size / 4))
 
@@ -400,7 +407,7 @@ def tubes(key: Array, flow: Array, config: ConfigDict) -> Array:
 
         apart = jnp.abs(across[None, None] - at(path))
         apart = jnp.where(radial, jnp.minimum(apart, jnp.abs(2 * np.pi - apart)), apart)
-        return jnp.minimum(best, apart * at(jnp.broadcast_to(scale, path.shape) * cosine) - at(width))
+        return jnp.minimum(best, apart * at(upright) - at(width))
 
     frame = lax.fori_loop(0, leaves, nearest, jnp.full((count, rows, columns), 1e3, jnp.float32))
 
@@ -416,93 +423,90 @@ def tubes(key: Array, flow: Array, config: ConfigDict) -> Array:
     return jax.vmap(read)(frame, flow, center, turn).astype(jnp.int32)
 
 
-def render(key: Array, labels: Array, codes: Array, quiet: Array, family: Array, config: ConfigDict) -> Array:
+def render(key: Array, labels: Array, codes: Array, kinds: Array, quiet: Array, config: ConfigDict) -> Array:
     """Images [n, H, W] in [0, 1] of labels [n, H, W] with structures `codes` [n, H, W] over them."""
     count, size, _ = labels.shape
     scale = size / PUBLISHED_SIZE
-    most = max(config.labels[1], config.quiet_labels[1]) - 1
-    keys = iter(random.split(key, 32))
+    most, nodes = _most_labels(config), int(np.ceil(PUBLISHED_SIZE / config.bias_res[0])) + 1
+    keys = random.split(key, 9)
+    draw, own = warp.uniforms(keys[0], count=16), warp.uniforms(keys[1], (count, 1, 1), 8)
+    each, each_own = warp.uniforms(keys[2], (1, most), 2), warp.uniforms(keys[3], (count, most), 2)
 
-    def quieter(bounds):
-        return jnp.where(quiet, _uniform(next(keys), bounds), 1.0)
+    def share(bounds):
+        """Of a published strength: all of it in shapes, less under a structure."""
+        return jnp.where(quiet, draw(bounds), 1.0)
 
-    bound = _uniform(next(keys), (0, 1), (1, most))
-    other = bound + _uniform(next(keys), config.interimage_std) * random.normal(next(keys), (1, most))
-    means = bound + (jnp.clip(other, 0, 1) - bound) * random.uniform(next(keys), (count, most))
-    means = 0.5 + (means - 0.5) * quieter(config.quiet_contrast)
-    low, high = _uniform(next(keys), config.std_min), _uniform(next(keys), config.std_max)
-    stds = low + (high - low) * random.uniform(next(keys), (count, most))
-    stds = stds * quieter(config.quiet_noise)
-    zeroed = (random.uniform(next(keys), (count, 1)) < config.background_zero) & (np.arange(most)[None] == 0)
+    bound = each()
+    other = jnp.clip(bound + draw(config.interimage_std) * warp.normal(each()), 0, 1)
+    means = 0.5 + (bound + (other - bound) * each_own() - 0.5) * share(config.quiet_contrast)
+    low, high = draw(config.std_min), draw(config.std_max)
+    stds = (low + (high - low) * each_own()) * share(config.quiet_noise)
+    zeroed = (own()[..., 0] < config.background_zero) & (np.arange(most)[None] == 0)
     means, stds = jnp.where(zeroed, 0, means), jnp.where(zeroed, 0, stds)
-    steps = structure_contrasts(next(keys), count, config)
+    steps = structure_contrasts(keys[4], count, kinds, config)
 
     lookup = jax.vmap(lambda table, index: table[index])
-    clean = lookup(means, labels) + jnp.where(quiet, lookup(steps, codes), 0)
-    clean = lax.cond(
-        random.uniform(next(keys)) < config.border, lambda k: borders(k, clean, config), lambda _: clean, next(keys)
-    )
-    clean = lax.cond(
-        random.uniform(next(keys)) < config.texture,
-        lambda k: clean + texture(k, labels, codes, config),
-        lambda _: clean,
-        next(keys),
-    )
-    image = clean + lookup(stds, labels) * random.normal(next(keys), labels.shape)
-    sigma = _uniform(next(keys), config.blur_std) * quieter(config.quiet_blur) * random.uniform(next(keys), (count,))
+    image = lookup(means, labels) + lookup(steps, codes)
+    image = lax.cond(draw() < config.border, lambda x: borders(keys[5], x, config), lambda x: x, image)
+    image = lax.cond(draw() < config.texture, lambda x: x + texture(keys[6], labels, codes, config), lambda x: x, image)
+    image = image + lookup(stds, labels) * random.normal(keys[7], labels.shape)
+    sigma = own()[:, 0, 0] * draw(config.blur_std) * share(config.quiet_blur)
     image = warp.blur(image, sigma * scale)
-    nodes = int(np.ceil(PUBLISHED_SIZE / config.bias_res[0])) + 1
-    std = _uniform(next(keys), config.bias_std) * random.uniform(next(keys), (count, 1, 1))
-    field = warp.spaced_matrix(size, _uniform(next(keys), config.bias_res) * scale, nodes)
-    image = image * jnp.exp(warp.separable(field, std * random.normal(next(keys), (count, nodes, nodes))))
-    gamma = jnp.exp(config.gamma_std * random.normal(next(keys), (count, 1, 1)))
-    return warp.minmax(image) ** gamma
+    field = own() * draw(config.bias_std) * random.normal(keys[8], (count, nodes, nodes))
+    image = image * jnp.exp(warp.separable(warp.spaced_matrix(size, draw(config.bias_res) * scale, nodes), field))
+    return warp.minmax(image) ** jnp.exp(config.gamma_std * warp.normal(own()))
 
 
-def structure_contrasts(key: Array, count: int, config: ConfigDict) -> Array:
-    """What each code [n, CODES] adds to the intensity below it; the sign and size belong to the task."""
-    keys = random.split(key, 3)
-    step = _uniform(keys[0], config.contrast, (1, 4)) * random.rademacher(keys[1], (1, 4), jnp.float32)
-    step = step * jnp.exp(config.contrast_std * random.normal(keys[2], (count, 4)))
-    outer, inner, below, below_inner = jnp.moveaxis(step, 1, 0)
+def structure_contrasts(key: Array, count: int, kinds: Array, config: ConfigDict) -> Array:
+    """What each code [n, CODES] adds to the intensity below it; the sign and size belong to the task.
+
+    A distractor of the same kind as the structure has the other sign, or no one could tell them apart.
+    """
+    keys = random.split(key)
+    draw, own = warp.uniforms(keys[0], count=8), warp.uniforms(keys[1], (count,), 4)
+    outer, inner, below, below_inner = (
+        jnp.where(draw() < 0.5, -1, 1) * draw(config.contrast) * jnp.exp(config.contrast_std * warp.normal(own()))
+        for _ in range(4)
+    )
+    below = jnp.where(kinds[0] == kinds[1], -jnp.sign(outer) * jnp.abs(below), below)
     return jnp.stack([jnp.zeros(count), outer, outer + inner, below, below + below_inner], 1)
 
 
 def borders(key: Array, image: Array, config: ConfigDict) -> Array:
     """image [n, H, W] with borders that fade, or with a rim that shines."""
-    keys = random.split(key)
-    soft = warp.blur(image, _uniform(keys[0], config.border_std) * (image.shape[-1] / PUBLISHED_SIZE))
-    return image + _uniform(keys[1], (-1, 1)) * (soft - image)
+    draw = warp.uniforms(key, count=2)
+    soft = warp.blur(image, draw(config.border_std) * (image.shape[-1] / PUBLISHED_SIZE))
+    return image + draw((-1, 1)) * (soft - image)
 
 
 def texture(key: Array, labels: Array, codes: Array, config: ConfigDict) -> Array:
     """Texture [n, H, W], smooth noise or stripes, of a strength that each label and structure of the task has."""
     count, size, _ = labels.shape
-    keys = iter(random.split(key, 10))
-    cell = _uniform(next(keys), config.texture_cell) * (size / PUBLISHED_SIZE)
-    nodes = int(np.ceil(PUBLISHED_SIZE / config.texture_cell[0])) + 1
-    noise = warp.separable(warp.spaced_matrix(size, cell, nodes), random.normal(next(keys), (count, nodes, nodes)))
-    angle = _uniform(next(keys), (0, np.pi)) + 0.2 * random.normal(next(keys), (count, 1, 1))
+    scale, most = size / PUBLISHED_SIZE, _most_labels(config) + CODES
+    keys = random.split(key, 4)
+    draw, own = warp.uniforms(keys[0], count=4), warp.uniforms(keys[1], (count, 1, 1), 2)
+    each = warp.uniforms(keys[2], (most,), 2)
+    finest = max(config.texture_cell[0] * scale, 1.0)
+    cell, nodes = jnp.maximum(draw(config.texture_cell) * scale, finest), int(np.ceil(size / finest)) + 1
+    noise = warp.separable(warp.spaced_matrix(size, cell, nodes), random.normal(keys[3], (count, nodes, nodes)))
+    angle = draw((0, np.pi)) + 0.2 * warp.normal(own())
     y, x = warp.grid(size)[:, None]
-    phase = _uniform(next(keys), (0, 2 * np.pi), (count, 1, 1))
-    stripes = jnp.sin((jnp.cos(angle) * x + jnp.sin(angle) * y) * (np.pi / jnp.maximum(cell, 1.5)) + phase)
-    pattern = jnp.where(random.uniform(next(keys)) < 0.5, noise, stripes)
-    most = max(config.labels[1], config.quiet_labels[1]) - 1
-    strength = _uniform(next(keys), config.texture_std) * random.uniform(next(keys), (most + CODES,))
-    strength = strength * (random.uniform(next(keys), (most + CODES,)) < 0.5)
-    return pattern * strength[jnp.where(codes > 0, most + codes, labels)]
+    stripes = jnp.sin(
+        (jnp.cos(angle) * x + jnp.sin(angle) * y) * (np.pi / jnp.maximum(cell, 1.5)) + own((0, 2 * np.pi))
+    )
+    strength = draw(config.texture_std) * each() * (each() < 0.5)
+    return jnp.where(draw() < 0.5, noise, stripes) * strength[jnp.where(codes > 0, most - CODES + codes, labels)]
 
 
 def field_of_view(key: Array, count: int, size: int, config: ConfigDict) -> Array:
     """What is seen, [n, H, W] (bool): all, or per task a circle or a sector, which moves a little between subjects."""
-    keys = iter(random.split(key, 8))
+    keys = random.split(key)
+    draw, own = warp.uniforms(keys[0], count=4), warp.uniforms(keys[1], (count, 1, 1), 3)
     y, x = warp.grid(size)[:, None] / (size - 1) - 0.5
-    drawn, sector = random.uniform(next(keys)) < config.view, random.uniform(next(keys)) < 0.5
-    radius = _uniform(next(keys), config.view_radius) * jnp.exp(0.03 * random.normal(next(keys), (count, 1, 1)))
-    move_y, move_x = 0.03 * random.normal(next(keys), (2, count, 1, 1))
-    circle = jnp.square(y + move_y) + jnp.square(x + move_x) < jnp.square(radius)
+    y, x = y + 0.03 * warp.normal(own()), x + 0.03 * warp.normal(own())
+    radius = draw(config.view_radius) * jnp.exp(0.03 * warp.normal(own()))
+    circle = jnp.square(y) + jnp.square(x) < jnp.square(radius)
     # A sector: between two lines that meet above the image, as deep as an arc around that point.
-    opening = jnp.tan(_uniform(next(keys), (0.5, 0.9)))
-    down = y + 0.55 + move_y
-    wedge = (jnp.abs(x + move_x) < opening * down) & (jnp.square(x + move_x) + jnp.square(down) < 1.05**2)
-    return jnp.where(drawn, jnp.where(sector, wedge, circle), True)
+    down = y + 0.55
+    sector = (jnp.abs(x) < jnp.tan(draw((0.5, 0.9))) * down) & (jnp.square(x) + jnp.square(down) < 1.05**2)
+    return (draw() >= config.view) | jnp.where(draw() < 0.5, sector, circle)

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -28,6 +27,7 @@ from universeg_jax.data.builder import Dataset, list_datasets, open_dataset
 from universeg_jax.data.episodes import KINDS, SYNTHETIC, Batch, batches, make_sampler
 from universeg_jax.data.tasks import Task, task_table, usable
 from universeg_jax.episode import Episode, to_device_floats
+from universeg_jax.made_data import make_datasets
 from universeg_jax.model import UniverSeg, build_model, init_params
 from universeg_jax.reporting import JsonLines, lock, write_json
 
@@ -72,7 +72,8 @@ def _kernels(params: Any) -> Any:
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), params if ema else None)
+    copy = jax.tree.map(jnp.copy, params) if ema else None  # its own buffers: the state is donated
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), copy)
 
 
 def evaluated_params(state: TrainState) -> Any:
@@ -266,6 +267,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> TrainState:
     """Trains to config.num_steps, from the latest checkpoint of the workdir if there is one; returns the last state."""
     workdir = Path(workdir)
     check_config(config)
+    if config.make_data and not list_datasets(config.data_dir):
+        make_datasets(config.data_dir)
     train_data, validation_data = open_data(config)
     with lock(workdir):
         write_config(config, workdir)
@@ -298,11 +301,11 @@ def _train(config: ConfigDict, workdir: Path, train_data: list[Dataset], validat
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), state)
     state = checkpoints.restore_state(checkpointer, abstract) or state
     first_step = int(jax.device_get(state.step))
-    logging.info(
-        "%d parameters, %d tasks of %d datasets, steps %d to %d of %d episodes",
-        sum(x.size for x in jax.tree.leaves(params)), len(tasks), len(train_data),
-        first_step, config.num_steps, config.batch_size,
-    )  # fmt: skip
+    count = sum(x.size for x in jax.tree.leaves(params))
+    print(
+        f"{count:,} parameters; {len(tasks)} tasks of {len(train_data)} datasets; steps {first_step} to {config.num_steps} "
+        f"of {config.batch_size} episodes with {config.support_size} supports at {config.image_size}²"
+    )
 
     train_log = JsonLines(workdir / "metrics.jsonl", first_step)
     # A row of the evaluation at the first step itself was written before its checkpoint: it stays.
@@ -356,7 +359,7 @@ def _train(config: ConfigDict, workdir: Path, train_data: list[Dataset], validat
                     scores = {checkpoints.METRIC: summary["mean_dice"]}
                     by_dataset = {name: d["dice"] for name, d in summary["datasets"].items()}
                     eval_log.write({"step": step, **scores, "datasets": by_dataset})
-                    write_json(workdir / "eval" / "validation.json", {"step": step, **summary})
+                    write_json(workdir / "eval" / "summary.json", {"step": step, "role": config.val_role, **summary})
             if step > first_step and (scores or step % config.checkpoint_every == 0 or last):
                 log_pending()
                 with jax.transfer_guard("allow"):
@@ -373,7 +376,7 @@ def _train(config: ConfigDict, workdir: Path, train_data: list[Dataset], validat
     for log in (train_log, eval_log, progress):
         log.close()
     if stop.is_set():
-        logging.info("stopped by SIGTERM at step %d; the same command continues", step)
+        print(f"stopped by SIGTERM at step {step}; the same command continues")
         raise SystemExit(0)
     return state
 

@@ -25,6 +25,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from universeg_jax.data.images import ImageError
+from universeg_jax.errors import UserError
 
 tfds.disable_progress_bar()  # ours spans reading and preprocessing, which is where the time goes
 
@@ -34,7 +35,7 @@ ROLES = ("train_open", "train_research", "val", "test")
 SLICINGS = ("image", "mid", "max")
 
 
-class BuildError(ValueError):
+class BuildError(UserError):
     """A dataset that cannot be built or opened; says what is wrong and what to do."""
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from universeg_jax.data.builder import Dataset
 from universeg_jax.data.tasks import FIRST, Examples, Task, side_of_role
 from universeg_jax.episode import Episode
+from universeg_jax.errors import UserError
 
 KINDS = ("real", "synthetic")
 REAL, SYNTHETIC = range(len(KINDS))
@@ -106,23 +107,23 @@ def make_sampler(
     """Over the usable training tasks among `tasks`, on their train side.
 
     `synthetic` is the probability of a synthetic episode; with 1 no dataset is needed, only `size` in pixels.
-    Raises ValueError where a task of role val or test is among them, sizes differ, or S < 1.
+    Raises UserError where a task of role val or test is among them, sizes differ, or S < 1.
     """
     if support_size < 1:
-        raise ValueError(f"config.support_size={support_size}: an episode needs at least 1 support entry")
+        raise UserError(f"config.support_size={support_size}: an episode needs at least 1 support entry")
     if not 0 <= synthetic <= 1:
-        raise ValueError(f"the probability of synthetic episodes is {synthetic}: it must lie in [0, 1]")
+        raise UserError(f"the probability of synthetic episodes is {synthetic}: it must lie in [0, 1]")
     for task in tasks:
         if side_of_role(task.role) != "training":
-            raise ValueError(f"dataset {task.dataset} has role {task.role}: it must never be in a training episode")
+            raise UserError(f"dataset {task.dataset} has role {task.role}: it must never be in a training episode")
     sizes = {dataset.meta.name: dataset.meta.size for dataset in datasets}
     if len(set(sizes.values())) > 1:
-        raise ValueError(f"datasets were built at different sizes: {sizes}; build them again with one --size")
+        raise UserError(f"datasets were built at different sizes: {sizes}; build them again with one --size")
     if not sizes and (synthetic < 1 or size is None):
-        raise ValueError("no training dataset and episodes that are not synthetic: set data_dir, or kinds.real to 0")
+        raise UserError("no training dataset and episodes that are not synthetic: set data_dir, or kinds.real to 0")
     tasks = [task for task in tasks if not task.unusable]
     if not tasks and synthetic < 1:
-        raise ValueError("no usable training task; `universeg tasks` lists the reasons")
+        raise UserError("no usable training task; `universeg tasks` lists the reasons")
     return EpisodeSampler(
         datasets={dataset.meta.name: dataset for dataset in datasets},
         tasks=tasks,

@@ -22,9 +22,10 @@ from universeg_jax.data.images import (
     read_image,
     read_label,
 )
+from universeg_jax.errors import UserError
 
 
-class FolderError(ValueError):
+class FolderError(UserError):
     """A folder that cannot be read as images and labels; says which file and what to do."""
 
 

@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from universeg_jax.errors import UserError
+
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 MAX_PIXELS = 100_000_000  # of one picture; larger files are refused before they are decoded
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """A file that is no usable picture; the message names the file and says why."""
 
 

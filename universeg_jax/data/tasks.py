@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from universeg_jax.data.builder import Dataset, DatasetMeta
+from universeg_jax.errors import UserError
 
 MIN_SUBJECTS = 3
 FIRST, SECOND = 0, 1  # train | val, or support | query
 
 
-class TaskError(ValueError):
+class TaskError(UserError):
     """Datasets from which no sound task table can be made."""
 
 
