@@ -138,8 +138,9 @@ def report(workdir: Path, summary: dict, by_size: dict[str, dict[int, float]]) -
         [
             "# Quickstart report",
             "",
-            f"{len(lines)} steps; checkpoint {Path(summary['checkpoint']).name} was the best on `val`. Dice (%) at "
-            f"128x128 on tasks that training never saw, support size {size}; in brackets the 95 % interval over subjects.",
+            f"{len(lines)} steps; checkpoint {Path(summary['checkpoint']).name} was the best on `val`. Dice (%) "
+            f"at 128x128 on tasks that training never saw, support size {size}; in brackets the 95 % interval over "
+            "subjects.",
             "",
             markdown_table(["test dataset", "model", "mean mask", "nearest label", "cases", "subjects"], rows),
             "",

@@ -303,8 +303,8 @@ def _train(config: ConfigDict, workdir: Path, train_data: list[Dataset], validat
     first_step = int(jax.device_get(state.step))
     count = sum(x.size for x in jax.tree.leaves(params))
     print(
-        f"{count:,} parameters; {len(tasks)} tasks of {len(train_data)} datasets; steps {first_step} to {config.num_steps} "
-        f"of {config.batch_size} episodes with {config.support_size} supports at {config.image_size}²"
+        f"{count:,} parameters; {len(tasks)} tasks of {len(train_data)} datasets; steps {first_step} to "
+        f"{config.num_steps} of {config.batch_size} episodes: {config.support_size} supports, {config.image_size}²"
     )
 
     train_log = JsonLines(workdir / "metrics.jsonl", first_step)

@@ -1,0 +1,137 @@
+"""How fast episodes are made, and which share of a training step that is: one JSON object a line.
+
+    python benchmarks/episodes.py [--only=synthesis,augmentation,share,host] [--repeats=7]
+
+`share` times the model's gradient and the making of its episode in turn, so that a busy machine slows both. `host` does
+the published in-task operations with albumentations on one core, if that is installed.
+"""
+
+import argparse
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from universeg_jax import augment, synthesis
+from universeg_jax.episode import Episode
+from universeg_jax.losses import soft_dice
+from universeg_jax.model import UniverSeg
+
+BATCH = 8  # episodes a call, one after another on a CPU as in training
+
+
+def report(name: str, seconds: list[float], amount: float, unit: str) -> None:
+    """Prints `amount` per median second."""
+    line = {"name": name, "median": round(amount / float(np.median(seconds)), 2), "unit": unit}
+    print(json.dumps(line | {"command": " ".join(["python", *sys.argv])}), flush=True)
+
+
+def times(functions: list[Callable[[], object]], repeats: int) -> list[list[float]]:
+    """Seconds of each function, called in turn."""
+    for function in functions:
+        jax.block_until_ready(function())
+    seconds = [[] for _ in functions]
+    for _ in range(repeats):
+        for function, taken in zip(functions, seconds, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(function())
+            taken.append(time.perf_counter() - start)
+    return seconds
+
+
+def over_batch(function: Callable) -> Callable:
+    """As in training: one episode after another on a CPU, else vmapped."""
+    if jax.default_backend() == "cpu":
+        return jax.jit(lambda *xs: jax.lax.map(lambda x: function(*x), xs))
+    return jax.jit(jax.vmap(function))
+
+
+def makers(size: int, support_size: int) -> tuple[jax.Array, Callable, Callable]:
+    """Keys, keys → synthetic episodes, and (keys, episodes) → augmented episodes."""
+    drawn, changed = synthesis.get_config(), augment.get_config()
+    synthesis.validate(drawn, size)
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), i))(jnp.arange(BATCH))
+    synthesise = over_batch(lambda key: synthesis.synthetic_episode(key, size, support_size, drawn))
+    change = over_batch(lambda key, episode: augment.augment_episode(key, episode, changed))
+    return keys, synthesise, change
+
+
+def share(size: int, support_size: int, features: int, dtype: str, repeats: int) -> None:
+    """The making of episodes as a share of it and the model's gradient."""
+    keys, synthesise, change = makers(size, support_size)
+    chunk = 1 if jax.default_backend() == "cpu" else 0
+    model = UniverSeg((features,) * 4, dtype=dtype, support_chunk=chunk)
+    episodes: Episode = synthesise(keys)
+    one = jax.tree.map(lambda x: x[:1], episodes)
+    params = jax.jit(model.init)(jax.random.key(0), one.query_image, *one[2:])
+
+    def loss(params, episode):
+        return soft_dice(model.apply(params, episode.query_image, *episode[2:]), episode.query_label).mean()
+
+    gradient = jax.jit(jax.grad(loss))
+    runs = [lambda: gradient(params, one), lambda: synthesise(keys), lambda: change(keys, episodes)]
+    step, made, changed = (float(np.median(t)) for t in times(runs, repeats))
+    name = f"{size}px S={support_size} {features} features {dtype}"
+    made, changed = made / BATCH, changed / BATCH
+    for what, part in (("synthesis", made), ("augmentation", changed), ("both", made + changed)):
+        report(f"share of a step, {what}, {name}", [1.0], 100 * part / (step + made + changed), "%")
+    report(f"gradient, {name}", [1.0], step * 1e3, "ms")
+
+
+def host(size: int, repeats: int) -> None:
+    """Images a second through the in-task operations by albumentations."""
+    import albumentations as A
+
+    change = A.Compose(
+        [
+            A.Affine(rotate=(0, 360), translate_percent=(-0.2, 0.2), scale=(0.8, 1.1), p=0.5),
+            A.RandomBrightnessContrast(brightness_limit=0.1, contrast_limit=0.5, p=0.25),
+            A.GaussianBlur(blur_limit=(5, 5), sigma_limit=(0.1, 1.1), p=0.25),
+            A.GaussNoise(std_range=(0.0, 0.22), p=0.25),
+            A.Sharpen(p=0.25),
+            A.ElasticTransform(alpha=75, sigma=7.5, p=0.8),  # 2.8 px
+        ]
+    )
+    rng = np.random.default_rng(0)
+    images = rng.random((64, size, size, 1), np.float32)
+    labels = (rng.random((64, size, size)) > 0.5).astype(np.uint8)
+
+    def run():
+        return [change(image=image, mask=label) for image, label in zip(images, labels, strict=True)]
+
+    report(f"albumentations, one core, {size}px", times([run], repeats)[0], len(images), "images/s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="synthesis,augmentation,share,host")
+    parser.add_argument("--repeats", type=int, default=7)
+    arguments = parser.parse_args()
+    only, repeats = arguments.only.split(","), arguments.repeats
+    accelerator = jax.default_backend() != "cpu"
+    for size, support_size in ((64, 16), (128, 16)):
+        keys, synthesise, change = makers(size, support_size)
+        name = f"S={support_size} {size}px"
+        if "synthesis" in only:
+            report(f"synthesis, {name}", times([lambda: synthesise(keys)], repeats)[0], BATCH, "episodes/s")  # noqa: B023
+        if "augmentation" in only:
+            episodes = synthesise(keys)
+            seconds = times([lambda: change(keys, episodes)], repeats)[0]  # noqa: B023
+            report(f"augmentation, {name}", seconds, BATCH, "episodes/s")
+            report(f"augmentation, {name}", seconds, BATCH * (support_size + 1), "images/s")
+    if "share" in only:
+        share(128, 16, 64, "float32", repeats)
+        share(64, 8, 32, "float32", repeats)
+        if accelerator:
+            share(128, 64, 64, "bfloat16", repeats)
+    if "host" in only and importlib.util.find_spec("albumentations"):
+        host(128, repeats)
+
+
+if __name__ == "__main__":
+    main()

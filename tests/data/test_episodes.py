@@ -1,0 +1,136 @@
+"""Episodes: pure functions of (seed, i) that never show the query's subject in its support."""
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.fixtures import build_discs, memory_dataset
+from universeg_jax.data.episodes import REAL, SYNTHETIC, batches, draw_others, make_sampler
+from universeg_jax.data.tasks import FIRST, task_table
+from universeg_jax.errors import UserError
+
+
+@st.composite
+def task_tables(draw):
+    """Training datasets with random subjects, labels and groups."""
+    datasets = []
+    for name in draw(st.lists(st.sampled_from("abcd"), min_size=1, max_size=4, unique=True)):
+        count = draw(st.integers(3, 30))
+        subjects = [f"s{draw(st.integers(0, 9))}" for _ in range(count)]
+        labels = [draw(st.integers(1, 3)) for _ in range(count)]
+        datasets.append(memory_dataset(name, "train_open", subjects, labels, group=draw(st.sampled_from(["", "g"]))))
+    return datasets
+
+
+def check_no_leak(datasets, seed, support_size, replacement):
+    tasks = task_table(datasets)
+    if not any(not task.unusable for task in tasks):
+        return
+    sampler = make_sampler(datasets, tasks, seed=seed, support_size=support_size, replacement=replacement)
+    by_name = {d.meta.name: d for d in datasets}
+    for i in range(20):
+        draw = sampler.draw(i)
+        task = sampler.tasks[draw.task]
+        subject = by_name[task.dataset].index.subject
+        assert subject[draw.query[0]] not in {subject[row] for row, _ in draw.support}
+        assert len(draw.support) == support_size
+        train = set(task.side(FIRST).rows.tolist())
+        assert {row for row, _ in (draw.query, *draw.support)} <= train
+        assert draw == sampler.draw(i)
+        others = [row for row in train if subject[row] != subject[draw.query[0]]]
+        if not replacement and support_size <= len(others):
+            assert len({row for row, _ in draw.support}) == support_size
+
+
+@settings(max_examples=300)
+@given(datasets=task_tables(), seed=st.integers(0, 9), support_size=st.integers(1, 8), replacement=st.booleans())
+def test_the_query_subject_is_never_in_its_support(datasets, seed, support_size, replacement):
+    check_no_leak(datasets, seed, support_size, replacement)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000)
+@given(datasets=task_tables(), seed=st.integers(0, 9), support_size=st.integers(1, 8), replacement=st.booleans())
+def test_the_query_subject_is_never_in_its_support_on_many_tables(datasets, seed, support_size, replacement):
+    check_no_leak(datasets, seed, support_size, replacement)
+
+
+def test_others_are_drawn_uniformly():
+    subjects = np.array([0, 0, 1, 2, 2, 2])
+    chosen = draw_others(np.random.default_rng(0), subjects, 2, 50_000, replacement=True)
+    counts = np.bincount(chosen, minlength=6)
+    assert counts[2] == 0
+    np.testing.assert_allclose(counts[[0, 1, 3, 4, 5]] / 50_000, 0.2, atol=4 * np.sqrt(0.16 / 50_000))
+
+
+def test_tasks_are_drawn_level_by_level():
+    one = memory_dataset("one", subjects=[f"s{i}" for i in range(30)], labels=[1] * 30)
+    three = memory_dataset("three", subjects=[f"s{i % 10}" for i in range(30)], labels=[i // 10 + 1 for i in range(30)])
+    sampler = make_sampler([one, three], task_table([one, three]), seed=0, support_size=1)
+    names = [sampler.tasks[sampler.draw(i).task].dataset for i in range(4000)]
+    assert abs(names.count("one") / 4000 - 0.5) < 4 * np.sqrt(0.25 / 4000)
+
+
+@pytest.fixture(scope="module")
+def discs(tmp_path_factory):
+    return build_discs(tmp_path_factory.mktemp("data"), "discs", "train_open")
+
+
+def stack(stream):
+    leaves = [(b.index, b.kind, b.task, *b.episode) for b in stream]
+    return [np.concatenate(leaf) for leaf in zip(*leaves, strict=True)]
+
+
+def test_workers_hosts_and_resuming_change_nothing(discs):
+    sampler = make_sampler([discs], task_table([discs]), seed=3, support_size=4, synthetic=0.3)
+    common = {"batch_size": 4, "first_step": 0, "last_step": 6}
+    expected = stack(batches(sampler, **common, threads=1))
+    assert expected[0].tolist() == list(range(24))
+    assert set(expected[1].tolist()) == {REAL, SYNTHETIC}
+    for threads in (2, 4):
+        for actual, wanted in zip(stack(batches(sampler, **common, threads=threads)), expected, strict=True):
+            np.testing.assert_array_equal(actual, wanted)
+    hosts = [stack(batches(sampler, **common, process_index=i, process_count=2)) for i in range(2)]
+    for i, host in enumerate(hosts):
+        for actual, wanted in zip(host, expected, strict=True):
+            np.testing.assert_array_equal(actual, wanted[i::2])
+    resumed = stack(batches(pickle.loads(pickle.dumps(sampler)), batch_size=4, first_step=4, last_step=6))
+    for actual, wanted in zip(resumed, expected, strict=True):
+        np.testing.assert_array_equal(actual, wanted[16:])
+
+
+def test_an_episode_shows_what_was_drawn(discs):
+    sampler = make_sampler([discs], task_table([discs]), seed=1, support_size=3)
+    batch, draw = sampler(5), sampler.draw(5)
+    for (row, position), image, label in zip(
+        (draw.query, *draw.support),
+        (batch.episode.query_image, *batch.episode.support_images),
+        (batch.episode.query_label, *batch.episode.support_labels),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(image[..., 0], discs[row]["image"])
+        np.testing.assert_array_equal(label[..., 0], discs[row]["masks"][position])
+    assert {x.dtype for x in batch.episode} == {np.dtype("uint8")}
+
+
+@pytest.mark.parametrize(
+    ("role", "fields", "word"),
+    [
+        ("val", {}, "must never be in a training episode"),
+        ("train_open", {"support_size": 0}, "support_size=0"),
+        ("train_open", {"synthetic": 1.5}, "1.5"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(role, fields, word):
+    dataset = memory_dataset("d", role, ["a", "b", "c", "d"], [1] * 4)
+    with pytest.raises(UserError, match=word):
+        make_sampler([dataset], task_table([dataset]), **{"seed": 0, "support_size": 2, **fields})
+
+
+def test_datasets_of_different_sizes_are_refused():
+    datasets = [memory_dataset(n, subjects=["a", "b", "c"], labels=[1] * 3, size=s) for n, s in (("x", 16), ("y", 32))]
+    with pytest.raises(UserError, match="different sizes"):
+        make_sampler(datasets, task_table(datasets), seed=0, support_size=1)

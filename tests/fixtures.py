@@ -1,0 +1,83 @@
+"""Small things that several tests need: task tables in memory, folders of pictures, a tiny config."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from configs import default
+from universeg_jax.data.builder import SLICINGS, Dataset, DatasetMeta, Example, Index, build, open_dataset
+
+
+def tiny_config(data_dir: str = "", **fields):
+    """The default config, small enough to train in seconds."""
+    config = default.get_config()
+    config.data_dir = str(data_dir)
+    config.train_roles = ("train_open",)
+    config.image_size = 16
+    config.support_size = 3
+    config.batch_size = 4
+    config.num_steps = 6
+    config.model.encoder_blocks = (4, 4)
+    config.eval_every = 3
+    config.checkpoint_every = 2
+    config.eval.support_size = 2
+    config.eval.max_cases = 2
+    config.update(fields)
+    return config
+
+
+def memory_dataset(name, role="train_open", subjects=(), labels=(), areas=None, group="", size=16) -> Dataset:
+    """A dataset with an index but no pictures: subjects[i] and labels[i] are those of example i, one mask each."""
+    table, codes = np.unique(subjects, return_inverse=True)
+    count = len(subjects)
+    zeros = np.zeros(count, np.int8)
+    index = Index(
+        subject=codes.astype(np.int32), subset=zeros, modality=zeros, axis=zeros, slicing=zeros,
+        mask_row=np.arange(count, dtype=np.int32), mask_position=zeros, mask_label=np.asarray(labels, np.int32),
+        mask_area=np.full(count, size**2, np.int32) if areas is None else np.asarray(areas, np.int32),
+        subjects=tuple(table.tolist()), subsets=("",), modalities=("",), slicings=SLICINGS,
+    )  # fmt: skip
+    meta = DatasetMeta(name, role, {int(i): f"label {i}" for i in set(labels)}, size, source_group=group)
+    return Dataset(meta, index, fingerprint="", directory="")
+
+
+def disc(size: int, centre: tuple[float, float], radius: float) -> np.ndarray:
+    y, x = np.mgrid[:size, :size]
+    return (y - centre[0]) ** 2 + (x - centre[1]) ** 2 <= radius**2
+
+
+def disc_examples(count: int, size: int = 16, seed: int = 0) -> list[Example]:
+    """Bright discs on noise, one a subject; the label is the disc."""
+    rng = np.random.default_rng(seed)
+    examples = []
+    for i in range(count):
+        mask = disc(size, rng.uniform(size / 3, 2 * size / 3, 2), rng.uniform(size / 6, size / 3))
+        image = np.clip(60 * rng.random((size, size)) + 150 * mask, 0, 255).astype(np.uint8)
+        examples.append(Example(image, mask[None].astype(np.uint8), (1,), f"s{i:02d}", f"s{i:02d}"))
+    return examples
+
+
+def itself(example: Example) -> list[Example]:
+    return [example]
+
+
+def build_discs(data_dir: Path, name: str, role: str, count: int = 12, size: int = 16, seed: int = 0) -> Dataset:
+    build(DatasetMeta(name, role, {1: "disc"}, size), disc_examples(count, size, seed), itself, data_dir)
+    return open_dataset(data_dir, name)
+
+
+def write_folder(path: Path, count: int = 6, shape: tuple[int, int] = (20, 30), ids: tuple[int, ...] = (1,)) -> Path:
+    """images/ and labels/ of discs: one disc an id, brighter the higher the id."""
+    rng = np.random.default_rng(0)
+    for part in ("images", "labels"):
+        (path / part).mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        label = np.zeros(shape, np.uint8)
+        for place, value in enumerate(ids):
+            centre = (shape[0] / 2 + rng.uniform(-1, 1), (place + 0.5) * shape[1] / len(ids))
+            label[disc(max(shape), centre, min(shape) / 5)[: shape[0], : shape[1]]] = value
+        image = (20 * rng.random(shape) + 60 * np.searchsorted((0, *ids), label)).astype(np.uint8)
+        Image.fromarray(image).save(path / "images" / f"p{i}_0.png")
+        Image.fromarray(label).save(path / "labels" / f"p{i}_0.png")
+    return path

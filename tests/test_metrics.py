@@ -1,0 +1,25 @@
+"""Metrics against counts of pixels."""
+
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from universeg_jax import metrics
+
+
+@given(seed=st.integers(0, 1000))
+def test_dice_and_false_positives_by_counting(seed):
+    rng = np.random.default_rng(seed)
+    p, t = rng.random((2, 4, 6, 5)) > rng.random((2, 4, 1, 1))
+    both, either = (p & t).sum((1, 2)), p.sum((1, 2)) + t.sum((1, 2))
+    expected = np.where(either > 0, 2 * both / np.maximum(either, 1), 1)
+    np.testing.assert_allclose(metrics.dice_score(jnp.asarray(p), jnp.asarray(t)), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics.false_positive_area(jnp.asarray(p), jnp.asarray(t)), (p & ~t).mean((1, 2)), rtol=1e-6, atol=1e-7
+    )
+
+
+def test_masked_sums_leave_out_what_is_not_asked_for():
+    total, count = metrics.masked_sum(jnp.array([1.0, jnp.nan, 3.0]), jnp.array([True, False, True]))
+    assert (float(total), float(count)) == (4.0, 2.0)

@@ -1,0 +1,283 @@
+"""The step, the loop, and resuming: what a run ends in must not depend on devices, kills or hosts."""
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.fixtures import build_discs, tiny_config
+from universeg_jax import checkpoints, training
+from universeg_jax.configuration import ConfigError, to_dict
+from universeg_jax.data.episodes import batches, make_sampler
+from universeg_jax.data.tasks import task_table
+from universeg_jax.errors import UserError
+from universeg_jax.model import build_model, init_params
+from universeg_jax.reporting import lock, read_json, read_json_lines, write_json
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data")
+    build_discs(path, "train_discs", "train_open", count=20)
+    build_discs(path, "val_discs", "val", count=8, seed=1)
+    build_discs(path, "test_discs", "test", count=8, seed=2)
+    return path
+
+
+def assert_trees_equal(a, b, **tolerance):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+def steps(config, data_dir, devices, count=5):
+    """Parameters after `count` steps on some of the fake devices."""
+    dataset = training.open_data(config)[0][0]
+    sampler = make_sampler(
+        [dataset], task_table([dataset]), seed=0, support_size=config.support_size, synthetic=0.5, size=16
+    )
+    model = build_model(config.model)
+    optimizer, schedule = training.make_optimizer(config)
+    step = functools.partial(training.train_step, model=model, optimizer=optimizer, schedule=schedule, config=config)
+    devices = jax.devices()[:devices]
+    pmapped = jax.pmap(step, axis_name="batch", in_axes=(None, 0), out_axes=None, donate_argnums=0, devices=devices)
+    state = training.init_state(init_params(model, 0), optimizer, bool(config.ema_decay))
+    sums = []
+    for batch in batches(sampler, batch_size=config.batch_size, first_step=0, last_step=count):
+        shards = jax.tree.map(lambda x: np.asarray(x).reshape((len(devices), -1, *x.shape[1:])), batch)
+        state, metrics = pmapped(state, shards)
+        sums.append(jax.device_get(metrics))
+    return jax.device_get(state), sums
+
+
+@pytest.mark.parametrize("kinds", [(1.0, 0.0), (0.5, 0.5)])
+def test_one_and_four_devices_give_the_same_parameters(data_dir, kinds):
+    config = tiny_config(data_dir, ema_decay=0.9)
+    config.kinds.real, config.kinds.synthetic = kinds
+    # Plain SGD: an optimizer that normalises gradients would hide a wrong scale.
+    config.optimizer.name, config.optimizer.learning_rate = "sgd", 0.1
+    (one, one_sums), (four, four_sums) = (steps(config, data_dir, n) for n in (1, 4))
+    start = init_params(build_model(config.model), 0)
+    assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (one.params, start)), strict=True)) > 1e-3
+    assert_trees_equal(one.params, four.params, atol=1e-6)
+    assert_trees_equal(one.ema, four.ema, atol=1e-6)
+    assert_trees_equal(one_sums, four_sums, atol=1e-4, rtol=1e-5)
+    assert one_sums[0]["loss"][1] == config.batch_size
+
+
+def test_one_step_of_sgd_is_the_gradient_of_the_mean_loss(data_dir):
+    config = tiny_config(data_dir)
+    config.optimizer.name, config.optimizer.learning_rate = "sgd", 1.0
+    (state, _) = steps(config, data_dir, devices=1, count=1)
+    dataset = training.open_data(config)[0][0]
+    sampler = make_sampler([dataset], task_table([dataset]), seed=0, support_size=3, synthetic=0.5, size=16)
+    batch = next(batches(sampler, batch_size=4, first_step=0, last_step=1))
+    model = build_model(config.model, form="plain")
+    params = init_params(model, 0)
+    episode, _ = training.device_episodes(batch, config)
+
+    def loss(params):
+        p = jax.nn.sigmoid(model.apply({"params": params}, episode.query_image, *episode[2:]))
+        y, axes = episode.query_label, (1, 2, 3)
+        return (1 - (2 * (p * y).sum(axes) + 1e-7) / ((p**2).sum(axes) + (y**2).sum(axes) + 1e-7)).mean()
+
+    expected = jax.tree.map(lambda p, g: p - g, params, jax.grad(loss)(params))
+    assert_trees_equal(state.params, expected, atol=1e-5)
+
+
+def test_device_episodes_depend_on_seed_and_index_alone(data_dir):
+    config = tiny_config(data_dir)
+    config.kinds.synthetic = 1.0
+    dataset = training.open_data(config)[0][0]
+    sampler = make_sampler([dataset], task_table([dataset]), seed=0, support_size=3, synthetic=0.5, size=16)
+    batch = next(batches(sampler, batch_size=4, first_step=0, last_step=1))
+    together, _ = training.device_episodes(batch, config)
+    vmapped, _ = jax.vmap(functools.partial(training.device_episode, config=config))(
+        batch.index, batch.kind, batch.episode
+    )
+    assert_trees_equal(together, vmapped, atol=1e-6)
+    alone, _ = training.device_episodes(jax.tree.map(lambda x: x[2:3], batch), config)
+    assert_trees_equal(alone, jax.tree.map(lambda x: x[2:3], together), atol=1e-6)
+    other, _ = training.device_episodes(batch, tiny_config(data_dir, seed=1, kinds=config.kinds))
+    assert np.abs(other.query_image - together.query_image).max() > 0.1
+
+
+def rows_without_times(workdir):
+    rows = read_json_lines(workdir / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k not in ("time", "seconds_waiting")} for row in rows]
+
+
+def test_a_run_leaves_what_it_promises_and_stopping_changes_nothing(data_dir, tmp_path):
+    config = tiny_config(data_dir, ema_decay=0.9)
+    whole = training.train_and_evaluate(config, tmp_path / "whole")
+    assert int(whole.step) == 6
+    assert [row["step"] for row in rows_without_times(tmp_path / "whole")] == list(range(6))
+    evaluations = read_json_lines(tmp_path / "whole" / "eval" / "metrics.jsonl")
+    assert [row["step"] for row in evaluations] == [3, 6]
+    assert read_json(tmp_path / "whole" / "eval" / "summary.json")["mean_dice"] == evaluations[-1]["mean_dice"]
+    kept = {int(p.name) for p in (tmp_path / "whole" / "checkpoints").iterdir()}
+    best = max(evaluations, key=lambda row: (row["mean_dice"], row["step"]))["step"]
+    assert kept == {6, best}
+    assert checkpoints.resolve(tmp_path / "whole").name == str(best)
+    record = checkpoints.read_metadata(checkpoints.resolve(tmp_path / "whole"))
+    assert set(record["lineage"]["trained_on"]) == {"train_discs"}
+    assert set(record["lineage"]["selected_on"]) == {"val_discs"}
+    assert record["config"] == to_dict(config)
+
+    # A constant schedule: the first steps of a longer run are those of a shorter one.
+    training.train_and_evaluate(tiny_config(data_dir, ema_decay=0.9, num_steps=4), tmp_path / "parts")
+    parts = training.train_and_evaluate(config, tmp_path / "parts")
+    for a, b in zip(*map(jax.tree.leaves, (jax.device_get(whole), jax.device_get(parts))), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert rows_without_times(tmp_path / "parts") == rows_without_times(tmp_path / "whole")
+
+    again = training.train_and_evaluate(config, tmp_path / "whole")  # nothing is left to do
+    assert_trees_equal(jax.device_get(again.params), jax.device_get(whole.params), atol=0)
+    with pytest.raises(ConfigError, match=r"config.seed: 0 there, 1 given"):
+        training.train_and_evaluate(tiny_config(data_dir, ema_decay=0.9, seed=1), tmp_path / "whole")
+
+
+def test_starting_from_a_checkpoint_takes_its_parameters_and_lineage(data_dir, tmp_path):
+    training.train_and_evaluate(tiny_config(data_dir, num_steps=2), tmp_path / "parent")
+    path = checkpoints.resolve(tmp_path / "parent")
+    config = tiny_config(data_dir, num_steps=1, init_from=str(path))
+    config.optimizer.learning_rate = 0.0
+    child = training.train_and_evaluate(config, tmp_path / "child")
+    parent = checkpoints.load_params(path, init_params(build_model(config.model), 0))
+    assert_trees_equal(jax.device_get(child.params), parent, atol=0)
+    record = checkpoints.read_metadata(checkpoints.resolve(tmp_path / "child"))["lineage"]
+    assert record["parents"] == [checkpoints.params_hash(parent)]
+
+
+CHILD = """
+import sys
+sys.path.insert(0, {root!r})
+from absl import flags
+flags.FLAGS.mark_as_parsed()
+from tests.fixtures import tiny_config
+from universeg_jax.training import train_and_evaluate
+train_and_evaluate(tiny_config({data!r}, num_steps={steps}, eval_every=4), {workdir!r})
+"""
+
+
+def start(data_dir, workdir, count):
+    code = CHILD.format(root=str(ROOT), data=str(data_dir), workdir=str(workdir), steps=count)
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+def kill_and_compare(data_dir, tmp_path, delays, sig=signal.SIGKILL, count=40):
+    """Ends in the same parameters and lines, bit for bit, as a run that nobody killed."""
+    whole = start(data_dir, tmp_path / "whole", count)
+    assert whole.wait(120) == 0, whole.stderr.read()
+    for delay in delays:
+        process = start(data_dir, tmp_path / "killed", count)
+        wait_for_steps(process, tmp_path / "killed", delay)
+        process.send_signal(sig)
+        process.wait(60)
+    last = start(data_dir, tmp_path / "killed", count)
+    assert last.wait(120) == 0, last.stderr.read()
+    abstract = init_params(build_model(tiny_config().model), 0)
+    ends = [
+        checkpoints.load_params(tmp_path / name / "checkpoints" / str(count), abstract) for name in ("whole", "killed")
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *ends)
+    assert rows_without_times(tmp_path / "killed") == rows_without_times(tmp_path / "whole")
+    logs = [read_json_lines(tmp_path / name / "eval" / "metrics.jsonl") for name in ("whole", "killed")]
+    assert logs[0] == logs[1]
+
+
+def wait_for_steps(process, workdir, steps_or_seconds):
+    """An int waits until so many more steps are logged, a float sleeps so many seconds."""
+    if isinstance(steps_or_seconds, float):
+        time.sleep(steps_or_seconds)
+        return
+    target = len(read_json_lines(workdir / "metrics.jsonl")) + steps_or_seconds
+    deadline = time.time() + 100
+    while (
+        process.poll() is None and time.time() < deadline and len(read_json_lines(workdir / "metrics.jsonl")) < target
+    ):
+        time.sleep(0.02)
+
+
+def test_a_killed_run_ends_as_one_that_was_not(data_dir, tmp_path):
+    kill_and_compare(data_dir, tmp_path, [1.0, 5, 13])
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_twenty_random_instants(data_dir, tmp_path):
+    rng = np.random.default_rng(int(os.environ.get("KILL_SEED", "0")))
+    kill_and_compare(data_dir, tmp_path, [float(x) for x in rng.uniform(1, 14, 20)], count=400)
+
+
+def test_sigterm_saves_and_ends_with_code_0(data_dir, tmp_path):
+    process = start(data_dir, tmp_path, 100_000)
+    wait_for_steps(process, tmp_path, 5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    logged = len(read_json_lines(tmp_path / "metrics.jsonl"))
+    assert max(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == logged
+
+
+def test_a_second_process_in_a_workdir_is_refused(tmp_path, data_dir):
+    with lock(tmp_path), pytest.raises(UserError, match="another process is training"):
+        training.train_and_evaluate(tiny_config(data_dir), tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_episodes(data_dir, tmp_path):
+    config = tiny_config(data_dir)
+    config.optimizer.name, config.optimizer.learning_rate = "sgd", 1e30
+    with pytest.raises(FloatingPointError, match="episodes 4 to 7"):
+        training.train_and_evaluate(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"support_size": 0}, "config.support_size=0"),
+        ({"batch_size": 6}, "not a multiple of the 4 devices"),
+        ({"train_roles": ("train_research",)}, "no dataset of roles"),
+        ({"kinds": {"real": 0.0, "synthetic": 0.0}}, "config.kinds"),
+        ({"optimizer": {"name": "adamm"}}, "no such optimizer"),
+        ({"optimizer": {"schedule": "sine"}}, "constant, cosine"),
+        ({"optimizer": {"weight_decay": 0.1}}, "does not take"),
+        ({"init_from": "nowhere"}, "does not exist"),
+    ],
+)
+def test_a_config_that_cannot_run_is_refused(data_dir, tmp_path, fields, word):
+    with pytest.raises(UserError, match=word):
+        training.train_and_evaluate(tiny_config(data_dir, **fields), tmp_path)
+
+
+def test_schedules_and_weight_decay():
+    config = tiny_config(num_steps=100)
+    config.optimizer.update({"schedule": "cosine", "warmup_steps": 10, "learning_rate": 1.0})
+    _, schedule = training.make_optimizer(config)
+    np.testing.assert_allclose([schedule(i) for i in (0, 5, 10, 55, 100)], [0.1, 0.55, 1, 0.5, 0], atol=1e-6)
+    config.optimizer.update({"schedule": "constant", "warmup_steps": 0, "name": "adamw", "weight_decay": 0.5})
+    optimizer, _ = training.make_optimizer(config)
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -0.5)
+    np.testing.assert_allclose(updates["bias"], 0)
+
+
+def test_a_torn_last_line_and_later_steps_are_dropped(tmp_path):
+    from universeg_jax.reporting import JsonLines
+
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0}\n{"step": 1}\n{"step": 2}\n{"st')
+    log = JsonLines(path, resume_step=2)
+    log.write({"step": 2, "again": True})
+    log.close()
+    assert read_json_lines(path) == [{"step": 0}, {"step": 1}, {"step": 2, "again": True}]
+    write_json(tmp_path / "deep" / "x.json", {"a": 1})
+    assert read_json(tmp_path / "deep" / "x.json") == {"a": 1}
