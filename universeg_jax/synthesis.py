@@ -76,6 +76,7 @@ def get_config() -> ConfigDict:
     config.quiet_contrast = (0.0, 0.4)  # share of the published spread of means
     config.quiet_noise = (0.02, 0.25)  # share of the published pixel noise
     config.quiet_blur = (0.05, 0.4)  # share of the published blur
+    config.quiet_bias = (0.05, 0.5)  # share of the published bias field
     config.quiet_warp = (0.1, 0.5)  # share of the published velocity
     config.contrast = (0.15, 0.6)  # intensity of a structure over what is around it, up or down
     config.contrast_std = 0.15  # of its log, between subjects
@@ -85,7 +86,7 @@ def get_config() -> ConfigDict:
             "radius": (1.5, 5.0),  # px; of the trunk
             "taper": (0.6, 0.95),  # radius after a branching over radius before
             "levels": (2, 6),  # of branching, the upper bound excluded; at most 5
-            "spread": (0.05, 0.25),  # of the size; how far branches part
+            "spread": (0.08, 0.35),  # of the size; how far branches part
             "wiggle": (0.01, 0.06),  # of the size
             "radial": 0.5,  # probability that a tree starts in one point and not at a side
         }
@@ -184,7 +185,7 @@ def synthetic_episode(key: Array, size: int, support_size: int, config: ConfigDi
     labels = jax.vmap(warp.sample_nearest, (None, 0))(base, flow + warp.grid(size)[None])
     labels, areas = drop_small(labels, config)
     codes, kinds = structures(keys[3], family, flow, config)
-    of_label, of_code = foreground_tables(keys[4], areas, family, config)
+    of_label, of_code = foreground_tables(keys[4], areas, codes, config)
     foreground = jnp.where(quiet, of_code[codes], of_label[labels])
     images = render(keys[5], labels, codes, kinds, quiet, config)
     view = field_of_view(keys[6], count, size, config)
@@ -255,11 +256,11 @@ def drop_small(labels: Array, config: ConfigDict) -> tuple[Array, Array]:
     return jax.vmap(lambda table, label: table[label])(kept, labels), jnp.where(small, 0, areas)
 
 
-def foreground_tables(key: Array, areas: Array, family: Array, config: ConfigDict) -> tuple[Array, Array]:
-    """Which labels [L] and which codes [CODES] (bool) are foreground, given areas [n, L].
+def foreground_tables(key: Array, areas: Array, codes: Array, config: ConfigDict) -> tuple[Array, Array]:
+    """Which labels [L] and which codes [CODES] (bool) are foreground, given areas [n, L] and codes [n, H, W].
 
-    In shapes one label or a union, by the rule in the module's docstring; with a structure all of it, or with nests
-    also only its inside or its ring.
+    In shapes one label or a union, by the rule in the module's docstring; with a structure all of it or, where both
+    cover enough, only its inside or its ring.
     """
     keys = random.split(key)
     most = areas.shape[1]
@@ -269,9 +270,9 @@ def foreground_tables(key: Array, areas: Array, family: Array, config: ConfigDic
     one = np.arange(most) == jnp.where(good, each(), -1).argmax()
     union = one | (good & (each() < draw(config.union_share)))
     fits = (areas.mean(0) * union).sum() <= config.max_foreground
-    nests = np.array([[0, 1, 1, 0, 0], [0, 0, 1, 0, 0], [0, 1, 0, 0, 0]], bool)
-    choice = jnp.where(family == FAMILIES.index("nests"), warp.whole(draw(), (0, 3)), 0)
-    return jnp.where((draw() < config.union) & fits, union, one), jnp.asarray(nests)[choice]
+    parts = jnp.asarray([[0, 1, 1, 0, 0], [0, 0, 1, 0, 0], [0, 1, 0, 0, 0]], bool)
+    both = jnp.stack([(codes == code).mean() for code in (1, 2)]).min() >= 2 * config.min_foreground
+    return jnp.where((draw() < config.union) & fits, union, one), parts[jnp.where(both, warp.whole(draw(), (0, 3)), 0)]
 
 
 def structures(key: Array, family: Array, flow: Array, config: ConfigDict) -> tuple[Array, Array]:
@@ -385,7 +386,7 @@ def tubes(key: Array, flow: Array, config: ConfigDict) -> Array:
             side = jnp.where(np.arange(leaves)[None] % 2 == 0, -1.0, 1.0)
             apart = side * spread * 0.75**level * branch((0.3, 1.5))
             apart = jnp.where(first, side * size * jnp.where(radial, 1.0, 0.7) * 0.55**level, apart)
-            opened = jnp.where(first, 1.0, since / (since + 0.15 * size))
+            opened = jnp.where(first, 1.0, since / (since + 0.3 * size))
             # First partings are angles of a radial frame; later ones are pixels, so that branches do not fan out.
             unit = jnp.where(first & radial, size / 3.2, scale)
             path = path + jnp.where(alive, per_leaf(apart) * opened / unit, 0)
@@ -452,7 +453,7 @@ def render(key: Array, labels: Array, codes: Array, kinds: Array, quiet: Array, 
     image = image + lookup(stds, labels) * random.normal(keys[7], labels.shape)
     sigma = own()[:, 0, 0] * draw(config.blur_std) * share(config.quiet_blur)
     image = warp.blur(image, sigma * scale)
-    field = own() * draw(config.bias_std) * random.normal(keys[8], (count, nodes, nodes))
+    field = own() * draw(config.bias_std) * share(config.quiet_bias) * random.normal(keys[8], (count, nodes, nodes))
     image = image * jnp.exp(warp.separable(warp.spaced_matrix(size, draw(config.bias_res) * scale, nodes), field))
     return warp.minmax(image) ** jnp.exp(config.gamma_std * warp.normal(own()))
 
