@@ -30,6 +30,7 @@ from ml_collections import ConfigDict
 
 from universeg_jax import warp
 from universeg_jax.episode import Episode
+from universeg_jax.errors import UserError
 
 Array = jax.Array
 
@@ -105,14 +106,14 @@ def get_config() -> ConfigDict:
 
 
 def validate(config: ConfigDict) -> None:
-    """Raises ValueError that names the field if `config` cannot be drawn from."""
+    """Raises UserError (a ValueError) that names the field if `config` cannot be drawn from."""
 
     def check(good: bool, field: str, why: str) -> None:
         if not good:
-            raise ValueError(f"augment.{field}: {why}")
+            raise UserError(f"config.augment.{field} {why}")
 
     choices = ("nearest", "linear")
-    check(config.label_interpolation in choices, "label_interpolation", f"choose one of {', '.join(choices)}")
+    check(config.label_interpolation in choices, "label_interpolation", f"must be one of {', '.join(choices)}")
     signed = ("degrees", "brightness", "mean")
     positive = ("scale", "sigma")
     for level in ("task", "in_task"):
@@ -201,44 +202,38 @@ def displacements(key: Array, section: ConfigDict, size: int) -> tuple[Array, Ar
 
     They lead from output to input coordinates: a scale of 1.1 reads from 1/1.1 of the distance.
     """
-    keys = random.split(key, 6)
+    keys = random.split(key)
+    draw = warp.uniforms(keys[0], count=16)
     matrix, offset, displacement = jnp.eye(2), jnp.zeros(2), jnp.zeros((2, size, size))
     if section.affine.p:
-        turn, scale, move, way = random.split(keys[0], 4)
-        angle = _uniform(turn, section.affine.degrees) * (np.pi / 180)
+        on = draw() < section.affine.p
+        angle = draw(section.affine.degrees) * (np.pi / 180)
         cos, sin = jnp.cos(angle), jnp.sin(angle)
-        rotation = jnp.stack([jnp.stack([cos, sin]), jnp.stack([-sin, cos])]) / _uniform(scale, section.affine.scale)
-        shift = _uniform(move, section.affine.translate, (2,)) * random.rademacher(way, (2,), jnp.float32) * size
-        on = random.uniform(keys[1]) < section.affine.p
+        rotation = jnp.stack([jnp.stack([cos, sin]), jnp.stack([-sin, cos])]) / draw(section.affine.scale)
+        shift = [draw(section.affine.translate) * jnp.where(draw() < 0.5, -size, size) for _ in range(2)]
         matrix = jnp.where(on, rotation, matrix)
-        offset = jnp.where(on, shift, offset)
+        offset = jnp.where(on, jnp.stack(shift), offset)
     if section.zoom.p:
-        draw, factor, place = random.split(keys[2], 3)
-        window = 1 / jnp.where(random.uniform(draw) < section.zoom.p, _uniform(factor, section.zoom.factor), 1.0)
+        window = 1 / jnp.where(draw() < section.zoom.p, draw(section.zoom.factor), 1.0)
         matrix = matrix * window
-        offset = offset + (1 - window) * (size - 1) / 2 * _uniform(place, (-1, 1), (2,))
+        offset = offset + (1 - window) * (size - 1) / 2 * jnp.stack([draw((-1, 1)), draw((-1, 1))])
     for axis, flip in enumerate(("flip_vertical", "flip_horizontal")):
         if flip in section and section[flip].p:
-            on = random.uniform(random.fold_in(keys[3], axis)) < section[flip].p
-            matrix = matrix * jnp.where(on, 1.0 - 2.0 * (np.arange(2) == axis), 1.0)[None]
+            flipped = jnp.where(draw() < section[flip].p, -1.0, 1.0)
+            matrix = matrix * jnp.where(np.arange(2) == axis, flipped, 1.0)[None]
     if section.elastic.p:
-        alpha, sigma = (
-            _uniform(k, bounds)
-            for k, bounds in zip(random.split(keys[4]), (section.elastic.alpha, section.elastic.sigma), strict=True)
-        )
-        on, field = random.split(keys[5])
-        alpha = jnp.where(random.uniform(on) < section.elastic.p, alpha, 0.0)
-        displacement = warp.elastic(field, size, alpha, sigma, section.elastic.sigma)
+        alpha = jnp.where(draw() < section.elastic.p, draw(section.elastic.alpha), 0.0)
+        displacement = warp.elastic(keys[1], size, alpha, draw(section.elastic.sigma), section.elastic.sigma)
     return matrix, offset, displacement
 
 
 def field_of_view(key: Array, size: int, section: ConfigDict) -> Array:
     """What is seen [H, W] (bool): all, or a circle."""
-    keys = random.split(key, 4)
+    draw = warp.uniforms(key, count=6)
     y, x = warp.grid(size) / (size - 1) - 0.5
-    shift = _uniform(keys[0], section.shift, (2,)) * random.rademacher(keys[1], (2,), jnp.float32)
-    circle = jnp.square(y - shift[0]) + jnp.square(x - shift[1]) < jnp.square(_uniform(keys[2], section.radius))
-    return circle | (random.uniform(keys[3]) >= section.p)
+    y, x = (position - draw(section.shift) * jnp.where(draw() < 0.5, -1.0, 1.0) for position in (y, x))
+    circle = jnp.square(y) + jnp.square(x) < jnp.square(draw(section.radius))
+    return circle | (draw() >= section.p)
 
 
 def label_changes(key: Array, labels: Array, task: ConfigDict) -> tuple[Array, Array]:
@@ -277,35 +272,32 @@ def intensities(key: Array, images: Array, section: ConfigDict, draws: int) -> A
     The pixels of noise differ between images even where its mean and strength do not.
     """
     size = images.shape[-1]
-    keys = iter(random.split(key, 20))
-    shape = (draws, 1, 1)
+    keys = random.split(key)
+    draw = warp.uniforms(keys[0], (draws, 1, 1), 16)
 
     def when(op, change, images):
-        on = random.uniform(next(keys), shape) < section[op].p
-        if draws == 1:  # skipped where it is not drawn, unless vmap made a select of it
+        on = draw() < section[op].p
+        if draws == 1:  # skipped where it is not drawn, unless vmap makes a select of it
             return lax.cond(on[0, 0, 0], lambda x: jnp.clip(change(x), 0, 1), lambda x: x, images)
         return jnp.where(on, jnp.clip(change(images), 0, 1), images)
 
-    def draw(op, name):
-        return _uniform(next(keys), section[op][name], shape)
-
     if section.brightness_contrast.p:
-        brightness, contrast = draw("brightness_contrast", "brightness"), draw("brightness_contrast", "contrast")
+        brightness = draw(section.brightness_contrast.brightness)
+        contrast = draw(section.brightness_contrast.contrast)
         images = when("brightness_contrast", lambda x: x * contrast + brightness, images)
     if section.blur.p:
-        sigma = draw("blur", "sigma")[:, 0, 0] * (size / PUBLISHED_SIZE)
+        sigma = draw(section.blur.sigma)[:, 0, 0] * (size / PUBLISHED_SIZE)
         radius = int(np.ceil(2 * size / PUBLISHED_SIZE))
         images = when("blur", lambda x: warp.blur(x, jnp.broadcast_to(sigma, len(x)), radius), images)
     if section.noise.p:
-        mean = draw("noise", "mean")
-        std = draw("noise", "std") if "std" in section.noise else jnp.sqrt(draw("noise", "variance"))
-        pixels = next(keys)
-        images = when("noise", lambda x: x + mean + std * random.normal(pixels, x.shape), images)
+        mean = draw(section.noise.mean)
+        std = draw(section.noise.std) if "std" in section.noise else jnp.sqrt(draw(section.noise.variance))
+        images = when("noise", lambda x: x + mean + std * random.normal(keys[1], x.shape), images)
     if section.sharpness.p:
-        factor = draw("sharpness", "factor")
+        factor = draw(section.sharpness.factor)
         images = when("sharpness", lambda x: smoothed(x) + factor * (x - smoothed(x)), images)
     if section.low_resolution.p:
-        factor = draw("low_resolution", "factor") * max(size / PUBLISHED_SIZE, 1)
+        factor = draw(section.low_resolution.factor) * max(size / PUBLISHED_SIZE, 1)
         images = when("low_resolution", lambda x: low_resolution(x, factor), images)
     return images
 
@@ -327,7 +319,3 @@ def low_resolution(x: Array, factor: Array) -> Array:
     matrix = jnp.einsum("nys,nxs->nyx", up, down, precision="highest")
     matrix = matrix / matrix.sum(2, keepdims=True)  # the last sample may lie inside the border
     return warp.separable(jnp.broadcast_to(matrix, x.shape), x)
-
-
-def _uniform(key: Array, bounds: tuple[float, float], shape: tuple[int, ...] = ()) -> Array:
-    return random.uniform(key, shape, jnp.float32, *bounds)

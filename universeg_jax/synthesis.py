@@ -32,15 +32,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax, random
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from universeg_jax import warp
 from universeg_jax.episode import Episode
+from universeg_jax.errors import UserError
 
 Array = jax.Array
 
 FAMILIES = ("shapes", "tubes", "blobs", "nests")
 PUBLISHED_SIZE = 256  # of lengths in pixels
+SCALES = ("shapes_scales", "shapes_warp_scales", "warp_scales")
+SHARES = (
+    *("background_zero", "union", "union_share", "distractor", "texture", "border", "view"),
+    *("min_label_area", "min_foreground", "max_foreground", "tubes.radial", "tubes.taper"),
+    *(f"{part}.{name}" for part in ("blobs", "nests") for name in ("nested", "inner", "coverage", "redraw")),
+)
+COUNTS = {
+    "labels": 2,
+    "quiet_labels": 1,
+    "blobs.count": 1,
+    "nests.count": 1,
+    "tubes.levels": 1,
+}  # and the least of each
 CODES = 5  # what lies over the label map: nothing, structure, its inside, distractor, its inside
 
 
@@ -127,47 +141,39 @@ def get_config() -> ConfigDict:
 
 
 def validate(config: ConfigDict, size: int) -> None:
-    """Raises ValueError that names the field if `config` cannot be drawn from at `size` pixels."""
+    """Raises UserError (a ValueError) that names the field if `config` cannot be drawn from at `size` pixels."""
 
     def check(good: bool, field: str, why: str) -> None:
         if not good:
-            raise ValueError(f"synthesis.{field}: {why}")
+            raise UserError(f"config.synthesis.{field} {why}, got {fields[field]}")
 
-    weights = [config.weights.get(family, 0) for family in FAMILIES]
-    unknown = sorted(set(config.weights) - set(FAMILIES))
-    check(not unknown, "weights", f"unknown families {', '.join(unknown)}; choose from {', '.join(FAMILIES)}")
-    check(all(np.isfinite(w) and w >= 0 for w in weights), "weights", f"must be at least 0, got {weights}")
-    check(sum(weights) > 0, "weights", "sum to 0")
-    sections = [("", config), *((f"{name}.", config[name]) for name in ("tubes", "blobs", "nests"))]
-    for prefix, section in sections:
-        for name, value in section.items():
-            field = f"{prefix}{name}"
-            if isinstance(value, tuple | list) and not name.endswith("_scales"):
-                check(len(value) == 2, field, f"must be (lowest, highest), got {value}")
-                check(0 <= value[0] <= value[1], field, f"must be 0 ≤ lowest ≤ highest, got {value}")
-            elif isinstance(value, int | float):
-                check(value >= 0, field, f"must be at least 0, got {value}")
-    for field in ("background_zero", "union", "distractor", "texture", "border", "view", "min_label_area"):
-        check(config[field] <= 1, field, f"must lie in [0, 1], got {config[field]}")
-    for field in ("max_foreground", "min_foreground"):
-        check(config[field] <= 1, field, f"must lie in [0, 1], got {config[field]}")
-    for field in ("union_share",):
-        check(config[field][1] <= 1, field, f"must lie in [0, 1], got {config[field]}")
-    for name, field in (("tubes", "radial"), ("blobs", "nested"), ("nests", "nested")):
-        check(config[name][field] <= 1, f"{name}.{field}", f"must lie in [0, 1], got {config[name][field]}")
-    counts = {"labels": 2, "quiet_labels": 1, "blobs.count": 1, "nests.count": 1, "tubes.levels": 1}
-    for field, least in counts.items():
-        section, name = field.split(".") if "." in field else ("", field)
-        low, high = (config[section] if section else config)[name]
-        check(least <= low < high, field, f"must be {least} ≤ lowest < highest, which is excluded, got {(low, high)}")
-    check(config.tubes.levels[1] <= 6, "tubes.levels", f"at most 5 levels, got {config.tubes.levels}")
-    for field in ("bias_res", "texture_cell"):
-        check(config[field][0] > 0, field, f"must be above 0, got {config[field]}")
-    for field in ("shapes_scales", "shapes_warp_scales", "warp_scales"):
-        check(len(config[field]) > 0 and min(config[field]) > 0, field, f"must be above 0, got {config[field]}")
-        most = max(_nodes(config[field]))
-        check(size >= 2 * most, field, f"its grid of {most} cells needs a size of at least {2 * most}, got {size}")
-    check(config.squarings == int(config.squarings), "squarings", f"must be a whole number, got {config.squarings}")
+    fields = {name: value for name, value in config.items() if not isinstance(value, ConfigDict | FrozenConfigDict)}
+    fields["weights"] = weights = {family: config.weights[family] for family in config.weights}
+    fields |= {f"{part}.{name}": value for part in FAMILIES[1:] for name, value in config[part].items()}
+    check(set(weights) <= set(FAMILIES), "weights", f"may only name the families {', '.join(FAMILIES)}")
+    check(all(weight >= 0 for weight in weights.values()), "weights", "must be at least 0")
+    check(0 < sum(weights.values()) < np.inf, "weights", "must not sum to 0")
+    for field, value in fields.items():
+        if field in SCALES:
+            check(len(value) > 0 and min(value) > 0, field, "must be cells of more than 0 px")
+            cells = max(_nodes(value))
+            check(
+                size >= 2 * cells, field, f"has a grid of {cells} cells, which needs a size of {2 * cells}, not {size}"
+            )
+        elif isinstance(value, tuple | list):
+            check(len(value) == 2 and 0 <= value[0] <= value[1] < np.inf, field, "must be 0 ≤ lowest ≤ highest")
+        elif field != "weights":
+            check(0 <= value < np.inf, field, "must be at least 0")
+    for field in SHARES:
+        check(np.max(fields[field]) <= 1, field, "must lie in [0, 1]")
+    for field, least in COUNTS.items():
+        low, high = fields[field]
+        good = all(isinstance(bound, int) for bound in (low, high)) and least <= low < high
+        check(good, field, f"must be whole numbers, {least} ≤ lowest < highest (which is excluded)")
+    check(config.tubes.levels[1] <= 6, "tubes.levels", "must be at most 5 levels")
+    for field in ("bias_res", "texture_cell", "blobs.elongation", "nests.elongation"):
+        check(fields[field][0] >= 1, field, "must be at least 1")
+    check(isinstance(config.squarings, int), "squarings", "must be a whole number")
 
 
 def synthetic_episode(key: Array, size: int, support_size: int, config: ConfigDict) -> Episode:
@@ -250,7 +256,7 @@ def drop_small(labels: Array, config: ConfigDict) -> tuple[Array, Array]:
 
     An area is a share of the image; that of the background does not count what it gained.
     """
-    areas = jnp.stack([(labels == label).mean((1, 2), dtype=jnp.float32) for label in range(_most_labels(config))], 1)
+    areas = lax.map(lambda label: (labels == label).mean((1, 2), dtype=jnp.float32), jnp.arange(_most_labels(config))).T
     small = areas < config.min_label_area
     kept = jnp.where(small, 0, np.arange(areas.shape[1])[None])
     return jax.vmap(lambda table, label: table[label])(kept, labels), jnp.where(small, 0, areas)
@@ -319,9 +325,9 @@ def ellipses(key: Array, flow: Array, config: ConfigDict) -> Array:
 
     center_y, center_x = (place((-1, 1)) * (1 - radius) * 0.95 for _ in range(2))
     angle = place((0, np.pi))
-    radii = radius * jnp.exp(config.radius_std * warp.normal(own()))
+    radii = radius * jnp.exp(own(warp.around(config.radius_std)))
     stretch = jnp.sqrt(1 + (elongation - 1) * own((0.5, 1)))
-    inner = jnp.where(nested, jnp.minimum(ratio * jnp.exp(0.1 * warp.normal(own())), 0.9), 0)
+    inner = jnp.where(nested, jnp.minimum(ratio * own((0.85, 1.15)), 0.9), 0)
     shift_u, shift_v = (own((-0.6, 0.6)) * (1 - inner) for _ in range(2))
     cos, sin = jnp.cos(angle), jnp.sin(angle)
 
@@ -351,8 +357,8 @@ def tubes(key: Array, flow: Array, config: ConfigDict) -> Array:
     rows, columns = size, 2 * size
     reach = 1.5 * size  # length of the frame along t and, if straight, across, in pixels
     keys = random.split(key, 4)
-    draw, own = warp.uniforms(keys[0], count=10), warp.uniforms(keys[1], (count,), 4)
-    branch = warp.uniforms(keys[2], (count, leaves), 3 * depth + 1)
+    draw, own = warp.uniforms(keys[0], count=10), warp.uniforms(keys[1], (count,), 3)
+    branch = warp.uniforms(keys[2], (depth + 1, count, leaves), 4)
     bends = random.normal(keys[3], (depth + 1, count, leaves, waves))
     radial = draw() < config.radial
     levels = warp.whole(draw(), config.levels)
@@ -360,43 +366,38 @@ def tubes(key: Array, flow: Array, config: ConfigDict) -> Array:
     spread, wiggle = draw(config.spread) * size, draw(config.wiggle) * size
     taper, trunk = draw(config.taper), draw(config.radius) * (size / PUBLISHED_SIZE)
     shift = jnp.where(radial, jnp.stack([draw((-0.3, 0.3)), draw((-0.3, 0.3))]), 0)
-    center = (0.5 + shift[None] + 0.05 * warp.normal(jnp.stack([own(), own()], 1))) * (size - 1)
-    turn = draw((0, 2 * np.pi)) + 0.3 * warp.normal(own())
+    center = (0.5 + shift[None] + jnp.stack([own((-0.1, 0.1)), own((-0.1, 0.1))], 1)) * (size - 1)
+    turn = draw((0, 2 * np.pi)) + own((-0.5, 0.5))
 
-    t = (np.arange(rows, dtype=np.float32) * (reach / (rows - 1)))[None, None]  # [1, 1, rows]
+    # Arrays are [level, subject, curve, t]. At a level there are 2^level branches, and a curve belongs to one of each.
+    level = np.arange(depth + 1)[:, None, None]
+    node = np.arange(leaves) >> (depth - level)
+    first = (level > 0) & (level <= trunks)
+    later = (level > trunks) & (level <= levels)
+
+    def of(values, which):
+        """Of values [level, subject, branch] what each curve's branch has."""
+        return jnp.take_along_axis(values, jnp.broadcast_to(which, values.shape), axis=2)
+
+    t = np.arange(rows, dtype=np.float32)[None, None, None] * (reach / (rows - 1))
     scale = jnp.where(radial, jnp.maximum(t, 1.0), size / 4)  # pixels per unit of the other coordinate
+    gap = jnp.where(level > trunks, of(branch((0.05, 0.35)), node >> 1), 0)  # siblings part in the same place
+    since = jnp.maximum(t - size * jnp.cumsum(gap, 0)[..., None], 0)
+    side = np.where(node % 2 == 0, -1.0, 1.0).astype(np.float32)
+    apart = later * side * spread * 0.75**level * of(branch((0.3, 1.5)), node)
+    # First partings are angles of a radial frame; later ones are pixels, so that branches do not fan out.
+    together = first * side * 0.55**level * jnp.where(radial, 3.2, 2.8)
     waves_of_t = np.cos(np.pi * np.arange(waves) * np.linspace(0, 1, rows)[:, None]) / (1 + np.arange(waves))
-    bends = jnp.einsum("rk,lsnk->lsnr", waves_of_t.astype(np.float32), bends, precision="highest") * wiggle
-    path = jnp.zeros((count, leaves, rows))
-    width = jnp.full((count, leaves, rows), trunk)
-    start = jnp.zeros((count, 1))
-    for level in range(depth + 1):
-        nodes = 2**level  # branches of this level; each stands for leaves / nodes curves
-
-        def per_leaf(values, nodes=nodes):
-            return jnp.repeat(values[:, :nodes], leaves // nodes, axis=1)[..., None]
-
-        first = level <= trunks
-        alive = (level <= levels) | first
-        if level:
-            gap = branch((0.05, 0.35))[:, : nodes // 2] * size
-            start = jnp.repeat(start + jnp.where(first, 0, gap), 2, axis=1)  # siblings part in the same place
-        since = jnp.maximum(t - per_leaf(start), 0)
-        if level:
-            side = jnp.where(np.arange(leaves)[None] % 2 == 0, -1.0, 1.0)
-            apart = side * spread * 0.75**level * branch((0.3, 1.5))
-            apart = jnp.where(first, side * size * jnp.where(radial, 1.0, 0.7) * 0.55**level, apart)
-            opened = jnp.where(first, 1.0, since / (since + 0.3 * size))
-            # First partings are angles of a radial frame; later ones are pixels, so that branches do not fan out.
-            unit = jnp.where(first & radial, size / 3.2, scale)
-            path = path + jnp.where(alive, per_leaf(apart) * opened / unit, 0)
-            thin = per_leaf(taper ** branch((0.5, 2.0)))
-            width = width * jnp.where(alive & ~first & (since > 0), thin, 1.0)
-        bend = jnp.repeat(bends[level][:, :nodes], leaves // nodes, axis=1)
-        path = path + jnp.where(alive, bend * jnp.minimum(since / (0.2 * size), 1) / scale, 0)
+    bend = jnp.einsum("rk,lsnk->lsnr", waves_of_t.astype(np.float32), bends * wiggle, precision="highest")
+    bend = jnp.take_along_axis(bend, jnp.broadcast_to(node, bends.shape[:3])[..., None], axis=2)
+    bend = jnp.where((first | later | (level == 0))[..., None], bend * jnp.minimum(since / (0.2 * size), 1), 0)
+    path = (together[..., None] + (apart[..., None] * (since / (since + 0.3 * size)) + bend) / scale).sum(0)
+    thin = jnp.where(later, jnp.log(taper) * of(branch((0.5, 2.0)), node), 0)[..., None]
+    width = trunk * jnp.exp(jnp.where(since > 0, thin, 0).sum(0))
+    t, scale = t[0], scale[0]
     spacing = jnp.where(radial, 2 * np.pi * t, reach) / columns
     width = jnp.maximum(width, jnp.maximum(0.5, 0.55 * spacing))  # nothing thinner than the frame or a pixel shows
-    width = jnp.where(t < branch((0.4, 1.6))[..., None] * size, width, -1e3)  # where a curve has ended
+    width = jnp.where(t < branch((0.4, 1.6))[0, ..., None] * size, width, -1e3)  # where a curve has ended
     slope = jnp.gradient(path, reach / (rows - 1), axis=2) * scale
     upright = jnp.broadcast_to(scale, path.shape) / jnp.sqrt(1 + jnp.square(slope))
     across = np.linspace(-1, 1, columns, dtype=np.float32)
@@ -429,16 +430,16 @@ def render(key: Array, labels: Array, codes: Array, kinds: Array, quiet: Array, 
     count, size, _ = labels.shape
     scale = size / PUBLISHED_SIZE
     most, nodes = _most_labels(config), int(np.ceil(PUBLISHED_SIZE / config.bias_res[0])) + 1
-    keys = random.split(key, 9)
+    keys = random.split(key, 11)
     draw, own = warp.uniforms(keys[0], count=16), warp.uniforms(keys[1], (count, 1, 1), 8)
-    each, each_own = warp.uniforms(keys[2], (1, most), 2), warp.uniforms(keys[3], (count, most), 2)
+    each, each_own = warp.uniforms(keys[2], (1, most), 1), warp.uniforms(keys[3], (count, most), 2)
 
     def share(bounds):
         """Of a published strength: all of it in shapes, less under a structure."""
         return jnp.where(quiet, draw(bounds), 1.0)
 
     bound = each()
-    other = jnp.clip(bound + draw(config.interimage_std) * warp.normal(each()), 0, 1)
+    other = jnp.clip(bound + draw(config.interimage_std) * random.normal(keys[9], (1, most)), 0, 1)
     means = 0.5 + (bound + (other - bound) * each_own() - 0.5) * share(config.quiet_contrast)
     low, high = draw(config.std_min), draw(config.std_max)
     stds = (low + (high - low) * each_own()) * share(config.quiet_noise)
@@ -455,7 +456,7 @@ def render(key: Array, labels: Array, codes: Array, kinds: Array, quiet: Array, 
     image = warp.blur(image, sigma * scale)
     field = own() * draw(config.bias_std) * share(config.quiet_bias) * random.normal(keys[8], (count, nodes, nodes))
     image = image * jnp.exp(warp.separable(warp.spaced_matrix(size, draw(config.bias_res) * scale, nodes), field))
-    return warp.minmax(image) ** jnp.exp(config.gamma_std * warp.normal(own()))
+    return warp.minmax(image) ** jnp.exp(config.gamma_std * random.normal(keys[10], (count, 1, 1)))
 
 
 def structure_contrasts(key: Array, count: int, kinds: Array, config: ConfigDict) -> Array:
@@ -464,11 +465,9 @@ def structure_contrasts(key: Array, count: int, kinds: Array, config: ConfigDict
     A distractor of the same kind as the structure has the other sign, or no one could tell them apart.
     """
     keys = random.split(key)
-    draw, own = warp.uniforms(keys[0], count=8), warp.uniforms(keys[1], (count,), 4)
-    outer, inner, below, below_inner = (
-        jnp.where(draw() < 0.5, -1, 1) * draw(config.contrast) * jnp.exp(config.contrast_std * warp.normal(own()))
-        for _ in range(4)
-    )
+    draw, own = warp.uniforms(keys[0], (1, 4), 2), warp.uniforms(keys[1], (count, 4), 1)
+    step = jnp.where(draw() < 0.5, -1, 1) * draw(config.contrast) * jnp.exp(own(warp.around(config.contrast_std)))
+    outer, inner, below, below_inner = jnp.moveaxis(step, 1, 0)
     below = jnp.where(kinds[0] == kinds[1], -jnp.sign(outer) * jnp.abs(below), below)
     return jnp.stack([jnp.zeros(count), outer, outer + inner, below, below + below_inner], 1)
 
@@ -490,7 +489,7 @@ def texture(key: Array, labels: Array, codes: Array, config: ConfigDict) -> Arra
     finest = max(config.texture_cell[0] * scale, 1.0)
     cell, nodes = jnp.maximum(draw(config.texture_cell) * scale, finest), int(np.ceil(size / finest)) + 1
     noise = warp.separable(warp.spaced_matrix(size, cell, nodes), random.normal(keys[3], (count, nodes, nodes)))
-    angle = draw((0, np.pi)) + 0.2 * warp.normal(own())
+    angle = draw((0, np.pi)) + own((-0.35, 0.35))
     y, x = warp.grid(size)[:, None]
     stripes = jnp.sin(
         (jnp.cos(angle) * x + jnp.sin(angle) * y) * (np.pi / jnp.maximum(cell, 1.5)) + own((0, 2 * np.pi))
@@ -504,8 +503,8 @@ def field_of_view(key: Array, count: int, size: int, config: ConfigDict) -> Arra
     keys = random.split(key)
     draw, own = warp.uniforms(keys[0], count=4), warp.uniforms(keys[1], (count, 1, 1), 3)
     y, x = warp.grid(size)[:, None] / (size - 1) - 0.5
-    y, x = y + 0.03 * warp.normal(own()), x + 0.03 * warp.normal(own())
-    radius = draw(config.view_radius) * jnp.exp(0.03 * warp.normal(own()))
+    y, x = y + own((-0.05, 0.05)), x + own((-0.05, 0.05))
+    radius = draw(config.view_radius) * own((0.95, 1.05))
     circle = jnp.square(y) + jnp.square(x) < jnp.square(radius)
     # A sector: between two lines that meet above the image, as deep as an arc around that point.
     down = y + 0.55

@@ -61,9 +61,9 @@ def uniforms(key: Array, shape: tuple[int, ...] = (), count: int = 32) -> Callab
     return draw
 
 
-def normal(uniform: Array) -> Array:
-    """The standard normal value of which `uniform` in [0, 1) is the quantile."""
-    return np.sqrt(2) * lax.erf_inv(2 * uniform - (1 - 2**-24))
+def around(std: float) -> tuple[float, float]:
+    """Bounds of the uniform distribution with mean 0 and this standard deviation."""
+    return -np.sqrt(3) * std, np.sqrt(3) * std
 
 
 def whole(uniform: Array, bounds: tuple[int, int]) -> Array:
