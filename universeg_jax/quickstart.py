@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def quickstart(workdir: Path, data: str) -> None:
     """The three parts, each of which leaves alone what is there already."""
-    config = importlib.import_module("configs.quickstart").get_config()
+    config = default_config()
     config.data_dir = str(workdir / "data")
     print_plan(workdir, config, data)
     started = time.time()
@@ -65,6 +65,10 @@ def quickstart(workdir: Path, data: str) -> None:
     evaluate(workdir, config.data_dir)
     print(f"[3/3] evaluation: {minutes(started)} min")
     print(f"read {workdir}/report.md and look at {workdir}/figures/")
+
+
+def default_config() -> ConfigDict:
+    return importlib.import_module("configs.quickstart").get_config()
 
 
 def print_plan(workdir: Path, config: ConfigDict, data: str) -> None:

@@ -63,7 +63,7 @@ def lock(workdir: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RuntimeError(
+            raise UserError(
                 f"another process is training in {workdir}; wait for it, or take another --workdir"
             ) from None
         yield

@@ -145,7 +145,7 @@ def train_step(
     if ema is not None:
         decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))  # short memory at the start
         ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
-    sums["grad_norm"] = (optax.global_norm(grads), jnp.float32(1))
+    sums["grad_norm"] = (optax.tree.norm(grads), jnp.float32(1))
     sums["learning_rate"] = (jnp.asarray(schedule(state.step), jnp.float32), jnp.float32(1))
     return TrainState(state.step + 1, params, opt_state, ema), sums
 
