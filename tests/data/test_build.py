@@ -1,12 +1,14 @@
 """The build command, as it is typed."""
 
 import json
+import re
 
 import pytest
 from PIL import Image
 
 from tests.fixtures import write_folder
 from universeg_jax.cli import main
+from universeg_jax.data import build
 from universeg_jax.data.builder import list_datasets, open_dataset, read_report
 
 
@@ -14,17 +16,81 @@ def test_a_folder_becomes_a_dataset_and_is_not_built_twice(tmp_path, capsys):
     write_folder(tmp_path / "scans", count=5, ids=(1, 2))
     arguments = ["build", "--folder", str(tmp_path / "scans"), "--name", "mine", "--data_dir", str(tmp_path / "data")]
     assert main([*arguments, "--size", "32", "--role", "val"]) == 0
-    assert "| mine | val | 5 | 5 | 0 | built |" in capsys.readouterr().out
+    assert "| mine | val | 5 | 5 | 2 | 0 | built |" in capsys.readouterr().out
     dataset = open_dataset(tmp_path / "data", "mine")
     assert (dataset.meta.size, dataset.meta.role, dataset.meta.labels) == (32, "val", {1: "label 1", 2: "label 2"})
     assert main([*arguments, "--size", "32", "--role", "val"]) == 0
     assert "as it was" in capsys.readouterr().out
-    Image.new("L", (30, 20), 9).save(tmp_path / "scans" / "images" / "p0_0.png")  # constant: nothing to see
-    assert main([*arguments, "--size", "32", "--role", "val"]) == 0
-    output = capsys.readouterr()
-    assert "| mine | val | 4 | 4 | 1 | built |" in output.out
-    assert "p0_0.png: every pixel is 9" in output.err
-    assert list(read_report(tmp_path / "data", "mine")["dropped"]) == [str(tmp_path / "scans" / "images" / "p0_0.png")]
+    assert main([*arguments, "--size", "32", "--role", "val", "--overwrite"]) == 0
+    assert "| built |" in capsys.readouterr().out
+    assert open_dataset(tmp_path / "data", "mine").fingerprint == dataset.fingerprint
+    assert main([*arguments, "--size", "32", "--role", "test"]) == 0  # the role is part of the dataset
+    assert open_dataset(tmp_path / "data", "mine").meta.role == "test"
+
+
+def test_what_is_dropped_or_passed_over_is_said_and_kept(tmp_path, capsys):
+    folder = write_folder(tmp_path / "scans", count=5, ids=(1, 2))
+    arguments = ["build", "--folder", str(folder), "--data_dir", str(tmp_path / "data"), "--size", "16"]
+    assert main(arguments) == 0
+    Image.new("L", (30, 20), 9).save(folder / "images" / "p0_0.png")  # constant: nothing to see
+    (folder / "labels" / "p3_0.png").write_bytes(b"")
+    (folder / "images" / "notes.txt").write_text("mind the artefacts")
+    (folder / "meta.json").write_text(json.dumps({"labels": {"1": "a", "2": "b", "9": "never seen"}}))
+    capsys.readouterr()
+    said = []
+    for state in ("built", "as it was"):
+        assert main(arguments) == 0
+        output = capsys.readouterr()
+        assert f"| scans | test | 3 | 3 | 2 | 2 | {state} |" in output.out
+        said.append(output.err)
+    for word in (
+        "scans: dropped 1: every pixel is the same: p0_0\n", "scans: dropped 1: cannot be read: p3_0\n",
+        "scans: passed over, not pictures: images/notes.txt\n", "scans: labels that never occur: 9 (never seen)\n",
+    ):  # fmt: skip
+        assert all(word in each for each in said), said
+    report = read_report(tmp_path / "data", "scans")
+    assert report.dropped_by_problem == {"every pixel is the same": 1, "cannot be read": 1}
+    assert report.dropped["p0_0"] == "every pixel is the same (9; there is nothing to see in it)"
+    assert report.labels_never_seen == {"9": "never seen"}
+    assert str(tmp_path) not in json.dumps(vars(report))
+
+
+@pytest.mark.parametrize(
+    ("file", "contents"),
+    [
+        ("labels/p1_0.png", None),  # other pixels
+        ("meta.json", '{"modality": "CT"}'),
+        ("meta.json", '{"subjects_identifiable": false}'),
+    ],
+)
+def test_whatever_changes_in_a_folder_is_built_again(tmp_path, capsys, file, contents):
+    folder = write_folder(tmp_path / "scans", count=3)
+    arguments = ["build", "--folder", str(folder), "--data_dir", str(tmp_path / "data"), "--size", "16"]
+    assert main(arguments) == 0
+    before = open_dataset(tmp_path / "data", "scans").fingerprint
+    if contents is None:
+        label = Image.open(folder / file)
+        label.putpixel((0, 0), 1)
+        label.save(folder / file)
+    else:
+        (folder / file).write_text(contents)
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert "| built |" in capsys.readouterr().out
+    if contents:
+        assert open_dataset(tmp_path / "data", "scans").fingerprint != before
+
+
+def test_the_same_files_elsewhere_give_the_same_bytes(tmp_path):
+    for place in ("a", "b"):
+        folder = write_folder(tmp_path / place / "scans", count=3)
+        (folder / "images" / "p1_0.png").write_bytes(b"")
+        assert main(["build", "--folder", str(folder), "--data_dir", str(tmp_path / place / "data")]) == 0
+    first, second = (
+        {p.relative_to(tmp_path / place): p.read_bytes() for p in (tmp_path / place / "data").rglob("*") if p.is_file()}
+        for place in ("a", "b")
+    )
+    assert first == second
 
 
 def test_a_collection_gives_roles_and_groups(tmp_path, capsys):
@@ -43,20 +109,55 @@ def test_a_collection_gives_roles_and_groups(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("splits", "word"),
+    [
+        ("{", "in JSON; it is not: JSONDecodeError"),
+        ("[]", "it is not: TypeError"),
+        ('{"source_groups": []}', "it is not: KeyError 'roles'"),
+        ('{"roles": {"train": ["one"]}}', "roles .'train'.; there are train_open"),
+        ('{"roles": {"test": ["one"], "val": ["one"]}}', "one in two roles"),
+        ('{"roles": {"test": ["one"]}, "source_groups": [["one", "x"], ["one", "y"]]}', "one in two source groups"),
+        ('{"roles": {"test": []}}', "no dataset with role"),
+        ('{"roles": {"test": ["absent"]}}', "absent/images is missing"),
+    ],
+)
+def test_a_wrong_splits_file_is_named(tmp_path, capsys, splits, word):
+    write_folder(tmp_path / "one", count=3)
+    (tmp_path / "splits.json").write_text(splits)
+    assert main(["build", "--collection", str(tmp_path), "--data_dir", str(tmp_path / "data"), "--workers", "1"]) == 1
+    error = capsys.readouterr().err
+    assert re.search(word, error), error
+    assert error.count("\n") == 1
+
+
+def test_the_module_is_the_same_command(tmp_path, capsys):
+    folder = write_folder(tmp_path / "scans", count=3)
+    assert build.main(["--folder", str(folder), "--name", "a", "--data_dir", str(tmp_path / "data")]) == 0
+    assert build.main(["--folder", str(folder), "--name", "a b", "--data_dir", str(tmp_path / "data")]) == 1
+    assert capsys.readouterr().err.startswith("universeg build: dataset name 'a b'")
+
+
+@pytest.mark.parametrize(
     ("arguments", "word"),
     [
         (["--folder", "nowhere"], "nowhere"),
         (["--folder", "scans", "--name", "Bad Name"], "lower-case"),
         (["--folder", "scans", "--data_dir", "scans/images/p0_0.png"], "p0_0.png"),
+        (["--folder", "scans", "--data_dir", "."], "scans exists and is no built dataset"),
+        (["--folder", "scans", "--size", "2"], "at least 8"),
+        (["--folder", "odd"], "they must have one size"),
         (["--collection", "scans"], "splits.json is missing"),
     ],
 )
 def test_mistakes_end_with_one_line_and_code_1(tmp_path, monkeypatch, capsys, arguments, word):
     write_folder(tmp_path / "scans", count=3)
+    write_folder(tmp_path / "odd", count=3)
+    Image.new("L", (31, 20)).save(tmp_path / "odd" / "labels" / "p1_0.png")
     monkeypatch.chdir(tmp_path)
     assert main(["build", *arguments]) == 1
     error = capsys.readouterr().err
     assert error.startswith("universeg build: ")
     assert word in error
     assert error.count("\n") == 1
-    assert not (tmp_path / "data" / "scans").exists()
+    assert not list((tmp_path / "data").glob("*")) + list((tmp_path / "data").glob(".*"))
+    assert len(list((tmp_path / "scans").rglob("*.png"))) == 6

@@ -1,13 +1,18 @@
 """A researcher's folder: what is read, and what is refused with the file's name."""
 
 import json
+import os
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from tests.fixtures import write_folder
-from universeg_jax.data.folder import FolderError, make_examples, read_folder, read_support
+from universeg_jax.data.folder import FolderError, list_images, make_examples, natural_order, read_folder, read_support
 from universeg_jax.data.images import ImageError
 
 
@@ -17,6 +22,64 @@ def test_cases_subjects_and_labels_without_meta(tmp_path):
     assert [case.subject for case in folder.cases] == ["p0", "p1", "p2"]
     assert folder.labels == {1: "label 1", 4: "label 4"}
     assert folder.subjects_identifiable
+
+
+def test_subjects_are_names_before_the_last_underscore(tmp_path):
+    write_folder(tmp_path, count=3)
+    for part in ("images", "labels"):
+        for old, new in (("p0_0", "a_b_7"), ("p1_0", "plain"), ("p2_0", "_x")):
+            (tmp_path / part / f"{old}.png").rename(tmp_path / part / f"{new}.png")
+    assert {case.name: case.subject for case in read_folder(tmp_path).cases} == {
+        "a_b_7": "a_b",
+        "plain": "plain",
+        "_x": "_x",
+    }
+
+
+def test_order_is_natural_and_does_not_depend_on_the_disk():
+    assert natural_order(["p10_2", "p2_10", "p2_9", "p10_1", "p", "10", "9"]) == [
+        "9", "10", "p", "p2_9", "p2_10", "p10_1", "p10_2",
+    ]  # fmt: skip
+
+
+@given(names=st.lists(st.text("p_019é²", max_size=6), unique=True), seed=st.randoms())
+def test_any_order_of_files_gives_one(names, seed):
+    shuffled = list(names)
+    seed.shuffle(shuffled)
+    assert natural_order(shuffled) == natural_order(names)
+
+
+def test_hidden_files_and_inner_folders_are_passed_over_and_other_types_named(tmp_path):
+    write_folder(tmp_path, count=12)
+    for name in (".hidden.png", "notes.txt", "scan.dcm"):
+        (tmp_path / "images" / name).write_text("no picture")
+    (tmp_path / "images" / "inner").mkdir()
+    Image.new("L", (30, 20)).save(tmp_path / "images" / "inner" / "p99_0.png")
+    Image.new("L", (30, 20)).save(tmp_path / "labels" / "._p0_0.png")
+    folder = read_folder(tmp_path)
+    assert [case.name for case in folder.cases] == [f"p{i}_0" for i in range(12)]
+    assert folder.ignored == ("images/notes.txt", "images/scan.dcm")
+    assert [path.name for path in list_images(tmp_path / "images")] == [f"p{i}_0.png" for i in range(12)]
+
+
+def test_image_and_label_may_be_of_different_types(tmp_path):
+    write_folder(tmp_path, count=2)
+    Image.open(tmp_path / "images" / "p0_0.png").save(tmp_path / "images" / "p0_0.JPG")
+    (tmp_path / "images" / "p0_0.png").unlink()
+    images, labels, names = read_support(tmp_path)
+    assert names == ["p0_0", "p1_0"]
+    assert images[0][labels[0] == 1].mean() > images[0][labels[0] == 0].mean() + 30
+
+
+def test_a_damaged_label_does_not_hide_the_ids_of_the_others(tmp_path):
+    write_folder(tmp_path, count=3, ids=(1, 255))
+    (tmp_path / "labels" / "p1_0.png").write_bytes(b"")
+    folder = read_folder(tmp_path)
+    assert folder.labels == {1: "label 1", 255: "label 255"}
+    with pytest.raises(ImageError, match="p1_0.png: cannot be read"):
+        make_examples(folder.cases[1])
+    with pytest.raises(ImageError, match="p1_0.png: cannot be read"):
+        read_support(tmp_path)  # of a support set nothing is dropped
 
 
 def test_meta_names_labels_and_says_whose_pictures_they_are(tmp_path):
@@ -73,6 +136,18 @@ def change(path, what):
         (path / "meta.json").write_text("{")
     elif what == "labels without ids":
         (path / "meta.json").write_text('{"labels": {"liver": 1}}')
+    elif what == "meta of another kind":
+        (path / "meta.json").write_text("[1]")
+    elif what == "meta of another encoding":
+        (path / "meta.json").write_bytes('{"licence": "für alle"}'.encode("latin-1"))
+    elif what == "no boolean":
+        (path / "meta.json").write_text('{"subjects_identifiable": "false"}')
+    elif what == "other types only":
+        for file in (path / "images").iterdir():
+            file.rename(file.with_suffix(".dcm"))
+    elif what == "damaged labels":
+        for file in (path / "labels").iterdir():
+            file.write_bytes(b"")
     elif what == "empty labels":
         for file in (path / "labels").iterdir():
             Image.new("L", (30, 20)).save(file)
@@ -88,6 +163,11 @@ def change(path, what):
         ("two of a name", "p1_0.bmp"),
         ("bad meta", "meta.json is not JSON"),
         ("labels without ids", "must map ids to names"),
+        ("meta of another kind", "must be an object"),
+        ("meta of another encoding", "not JSON in UTF-8"),
+        ("no boolean", "'false'; write true or false"),
+        ("other types only", "images holds no pictures.*only p0_0.dcm"),
+        ("damaged labels", "labels/p0_0.png: cannot be read"),
         ("empty labels", "every label is empty"),
     ],
 )
@@ -109,7 +189,25 @@ def test_sizes_that_differ_and_ids_without_a_name(tmp_path):
     Image.new("L", (31, 20)).save(tmp_path / "labels" / "p0_0.png")
     (tmp_path / "meta.json").write_text('{"labels": {"1": "a"}}')
     first, second = read_folder(tmp_path).cases
-    with pytest.raises(ImageError, match=r"\(20, 30\), its label \(20, 31\)"):
+    with pytest.raises(FolderError, match=r"images/p0_0.png is 30x20, its label .*labels/p0_0.png 31x20"):
         make_examples(first)
-    with pytest.raises(ImageError, match=r"ids \[3\] are not in meta.json"):
+    with pytest.raises(FolderError, match=r"labels/p1_0.png: ids \[3\] are not in meta.json, which names \[1\]"):
         make_examples(second)
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(
+    "UNIVERSEG_SHARED" not in os.environ, reason="UNIVERSEG_SHARED does not name the real data's folder"
+)
+def test_real_folders_are_read():
+    """All folders at hand: every label lies on its image, and ids are those that meta.json counts."""
+    root = Path(os.environ["UNIVERSEG_SHARED"]) / "data"
+    folders = sorted(path.parent for path in root.glob("*/meta.json"))
+    assert len(folders) > 50
+    for path in folders:
+        meta, folder = json.loads((path / "meta.json").read_text()), read_folder(path, size=16)
+        assert len(folder.cases) == meta["n_images"]
+        if meta["subjects_identifiable"]:
+            assert len({case.subject for case in folder.cases}) == meta["n_subjects"]
+        found = Counter(i for case in folder.cases for example in make_examples(case) for i in example.labels)
+        assert found == {int(i): n for i, n in meta["images_containing_label"].items() if int(i) and n}, path.name

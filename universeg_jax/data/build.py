@@ -1,18 +1,42 @@
-"""`universeg build`: folders → datasets."""
+"""`universeg build`: folders → datasets. `python -m universeg_jax.data.build` is the same command."""
 
 import argparse
 import hashlib
 import json
 import os
 import sys
+from collections.abc import Sequence
+from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any
+
+from tqdm import tqdm
 
 from universeg_jax.data import folder
-from universeg_jax.data.builder import ROLES, VERSION, BuildError, DatasetMeta, build, list_datasets, read_report
+from universeg_jax.data.builder import (
+    ROLES,
+    VERSION,
+    BuildError,
+    BuildReport,
+    DatasetMeta,
+    build,
+    read_report,
+    worker_pool,
+)
+from universeg_jax.errors import UserError
 from universeg_jax.reporting import markdown_table
 
 EXAMPLE = "universeg build --folder my_scans --name my_scans --data_dir data"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; the exit code is 0 if everything that was asked for is there."""
+    parser = argparse.ArgumentParser(prog="universeg build", description=__doc__, epilog=f"example: {EXAMPLE}")
+    add_arguments(parser)
+    try:
+        return run(parser.parse_args(argv))
+    except (UserError, OSError) as error:
+        print(f"universeg build: {error}", file=sys.stderr)
+        return 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,38 +50,69 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--roles", default=",".join(ROLES), help="with --collection: which to build, comma-separated")
     parser.add_argument("--size", type=int, default=128, help="pixels a side (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="build again what is there from the same files")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Builds what is asked for, skipping what is there already from the same input; prints a table."""
+    """Builds what is asked for, leaving what is there already from the same files and options; prints a table.
+
+    Raises UserError or OSError; every dataset built until then stays.
+    """
     if args.folder:
         name = args.name or Path(args.folder).resolve().name
         wanted = [(Path(args.folder), name, args.role, args.source_group)]
     else:
         wanted = read_collection(Path(args.collection), args.roles.split(","))
-    reports = [build_folder(*each, args.data_dir, args.size, args.workers) for each in wanted]
-    print_reports(reports)
+    done: list[tuple[BuildReport, bool]] = []
+    with worker_pool(args.workers) as pool:
+        for each in tqdm(wanted, "build", unit="dataset", leave=False, disable=len(wanted) == 1):
+            done.append(build_folder(*each, args.data_dir, args.size, pool, args.overwrite))
+    print_reports(done)
     return 0
 
 
 def read_collection(path: Path, roles: list[str]) -> list[tuple[Path, str, str, str]]:
-    """(folder, name, role, source group) for every dataset that splits.json gives one of these roles."""
+    """(folder, name, role, source group) for every dataset that splits.json gives one of these roles.
+
+    splits.json is {"roles": {role: [name, …]}, "source_groups": [[name, …], …]}; a group is called by its members.
+    """
     file = path / "splits.json"
     if not file.exists():
         raise BuildError(f'{file} is missing; it gives roles: {{"roles": {{"train_open": ["name", …], "val": […]}}}}')
-    splits = json.loads(file.read_text())
-    unknown = (set(roles) | set(splits["roles"])) - set(ROLES)
+    try:
+        splits = json.loads(file.read_text(encoding="utf-8"))
+        names_of = {role: [str(name) for name in names] for role, names in splits["roles"].items()}
+        groups = [[str(name) for name in group] for group in splits.get("source_groups", [])]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BuildError(
+            f'{file} must be {{"roles": {{role: [name, …]}}, "source_groups": [[name, …], …]}} in JSON; '
+            f"it is not: {type(error).__name__} {error}"
+        ) from error
+    unknown = (set(roles) | names_of.keys()) - set(ROLES)
     if unknown:
         raise BuildError(f"{file}: roles {sorted(unknown)}; there are {', '.join(ROLES)}")
-    groups = {name: "+".join(sorted(group)) for group in splits.get("source_groups", []) for name in group}
-    names = [(name, role) for role in ROLES if role in roles for name in splits["roles"].get(role, [])]
-    return [(path / name, name, role, groups.get(name, "")) for name, role in names]
+    for what, lists in (("roles", names_of.values()), ("source groups", groups)):
+        names = [name for of_one in lists for name in of_one]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise BuildError(f"{file}: {', '.join(twice)} in two {what}; a dataset has one")
+    group_of = {name: "+".join(sorted(group)) for group in groups for name in group}
+    wanted = [(name, role) for role in ROLES if role in roles for name in names_of.get(role, [])]
+    if not wanted:
+        raise BuildError(f"{file} has no dataset with role {', '.join(roles)}")
+    return [(path / name, name, role, group_of.get(name, "")) for name, role in wanted]
 
 
 def build_folder(
-    path: Path, name: str, role: str, source_group: str, data_dir: str | Path, size: int, workers: int
-) -> dict[str, Any]:
-    """Builds one folder unless the dataset is there from the same files and options; returns its report."""
+    path: Path,
+    name: str,
+    role: str,
+    source_group: str,
+    data_dir: str | Path,
+    size: int,
+    workers: int | Executor | None = 1,
+    overwrite: bool = False,
+) -> tuple[BuildReport, bool]:
+    """Builds one folder unless the dataset is there from the same files and options; (its report, whether built)."""
     contents = folder.read_folder(path, size)
     meta = DatasetMeta(
         name=name,
@@ -70,36 +125,44 @@ def build_folder(
         citation=contents.citation,
         subjects_identifiable=contents.subjects_identifiable,
     )
-    digest = _digest([meta, VERSION], contents.cases)
-    if name in list_datasets(data_dir) and read_report(data_dir, name)["input_digest"] == digest:
-        return {**read_report(data_dir, name), "skipped": True}
-    return build(meta, contents.cases, folder.make_examples, data_dir, workers, digest)
+    digest = _input_digest(meta, contents)
+    report = read_report(data_dir, name)
+    if report and report.input_digest == digest and not overwrite:
+        return report, False
+    return build(meta, contents.cases, folder.make_examples, data_dir, workers, digest, contents.ignored), True
 
 
-def _digest(options: list[Any], cases: tuple[folder.Case, ...]) -> str:
-    digest = hashlib.sha256(repr(options).encode())
-    for case in cases:
+def _input_digest(meta: DatasetMeta, contents: folder.Folder) -> str:
+    """sha256 of all that the records depend on: names and contents of the files, the options and the format."""
+    digest = hashlib.sha256(repr((VERSION, meta, contents.ignored)).encode())
+    for case in contents.cases:
         for file in (case.image, case.label):
-            digest.update(Path(file).name.encode() + b"\0")
-            digest.update(Path(file).read_bytes())
+            with open(file, "rb") as opened:
+                digest.update(Path(file).name.encode() + b"\0" + hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()
 
 
-def print_reports(reports: list[dict[str, Any]]) -> None:
+def print_reports(done: list[tuple[BuildReport, bool]]) -> None:
+    columns = ["dataset", "role", "images", "subjects", "labels", "dropped", ""]
     rows = [
-        [
-            r["dataset"],
-            r["role"],
-            r["examples"],
-            r["subjects"],
-            len(r["dropped"]),
-            "as it was" if "skipped" in r else "built",
-        ]
-        for r in reports
+        [r.dataset, r.role, r.examples, r.subjects, r.labels, len(r.dropped), "built" if built else "as it was"]
+        for r, built in done
     ]
-    print(markdown_table(["dataset", "role", "images", "subjects", "dropped", ""], rows))
-    for report in reports:
-        for case, reason in report["dropped"].items():
-            print(f"{report['dataset']}: dropped {case}: {reason}", file=sys.stderr)
-        if report["labels_never_seen"]:
-            print(f"{report['dataset']}: labels that never occur: {report['labels_never_seen']}", file=sys.stderr)
+    print(markdown_table(columns, rows))
+    for report, _ in done:
+        for problem, count in report.dropped_by_problem.items():
+            cases = [case for case, message in report.dropped.items() if (message + " (").startswith(problem + " (")]
+            print(f"{report.dataset}: dropped {count}: {problem}: {_some(cases)}", file=sys.stderr)
+        if report.ignored:
+            print(f"{report.dataset}: passed over, not pictures: {_some(report.ignored)}", file=sys.stderr)
+        if report.labels_never_seen:
+            never = [f"{i} ({name})" for i, name in report.labels_never_seen.items()]
+            print(f"{report.dataset}: labels that never occur: {_some(never)}", file=sys.stderr)
+
+
+def _some(things: Sequence[str], most: int = 5) -> str:
+    return ", ".join(things[:most]) + (f" and {len(things) - most} more" if len(things) > most else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

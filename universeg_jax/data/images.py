@@ -3,6 +3,8 @@
 In order (Butoi et al., ICCV 2023, supplement): intensity window → min-max to [0, 1] → zero-pad to a centred square →
 anti-alias blur (σ = ¼ old/new pixels) → linear resize. Masks go through the same pad, blur and resize and are cut at
 0.5, the same rule everywhere; it decides what becomes of thin vessels.
+
+Volumes and multi-page files are refused here: nothing of a file is passed over in silence.
 """
 
 import functools
@@ -10,64 +12,96 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
+from scipy import sparse
 
 from universeg_jax.errors import UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-MAX_PIXELS = 100_000_000  # of one picture; larger files are refused before they are decoded
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # by content; Pillow's other decoders are never tried on a stranger's file
+MAX_BYTES = 1_000_000_000  # of one file
+MAX_PIXELS = 100_000_000  # of one picture; checked before it is decoded
+MAX_SIDE = 100_000  # pixels
+MAX_INTENSITY = 1e30  # beyond it float32 overflows in min-max; such values are markers of missing data
 
 
 class ImageError(UserError):
-    """A file that is no usable picture; the message names the file and says why."""
+    """A file that is no usable picture: "<path>: <problem> (<detail>)".
+
+    `problem` is the same text for every file with this fault, so that faults can be counted by it.
+    """
+
+    def __init__(self, path: str | Path, problem: str, detail: str = ""):
+        super().__init__(str(path), problem, detail)  # as args, so that the error can be pickled
+        self.path, self.problem, self.detail = str(path), problem, detail
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}" + (f" ({self.detail})" if self.detail else "")
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """float32 grey [H, W] in the file's own intensities. RGB → grey by ITU-R 601 luma; an alpha channel is dropped."""
-    image = to_grey(_open(path))
+    """float32 grey [H, W] in the file's own intensities, 8 or 16 bits or float.
+
+    RGB → grey by ITU-R 601 luma (0.299 R + 0.587 G + 0.114 B); an alpha channel is dropped; a picture that says that
+    it is to be shown turned (EXIF) is turned, as viewers do. Raises ImageError, also for a picture of one value.
+    """
+    image = to_grey(_decode(path))
     if not np.isfinite(image).all():
-        raise ImageError(f"{path}: holds NaN or infinite values")
+        raise ImageError(path, "holds NaN or infinite values")
+    if np.abs(image).max() > MAX_INTENSITY:
+        raise ImageError(path, "holds values that mark missing data", f"up to {np.abs(image).max():g}; set them to 0")
     if image.min() == image.max():
-        raise ImageError(f"{path}: every pixel is {image.min():g}; there is nothing to see in it")
+        raise ImageError(path, "every pixel is the same", f"{image.min():g}; there is nothing to see in it")
     return image
 
 
 def read_label(path: str | Path) -> np.ndarray:
-    """int32 class ids [H, W]; a palette picture gives its indices."""
-    label = _open(path, indices=True)
+    """int32 class ids [H, W] ≥ 0; a palette picture gives its indices, three equal channels give one.
+
+    Raises ImageError for colours, for JPEG (its compression changes ids) and for values that are not whole.
+    """
+    label = _decode(path, is_label=True)
     if label.ndim == 3:
-        if label.shape[2] == 2 or (label[..., :3] == label[..., :1]).all():  # grey with alpha
-            label = label[..., 0]
-        else:
+        if label.shape[2] > 2 and (label[..., :3] != label[..., :1]).any():
             raise ImageError(
-                f"{path}: a label in colours; save class ids as one grey or palette channel (0 = background)"
+                path, "a label in colours", "save class ids as one grey or palette channel, 0 = background"
             )
-    if not np.isfinite(label).all() or (label != np.floor(label)).any() or label.min() < 0 or label.max() >= 2**31:
-        raise ImageError(f"{path}: values are not class ids (whole numbers from 0)")
+        label = label[..., 0]
+    if not np.isfinite(label).all() or label.min() < 0 or label.max() >= 2**31 or (label != np.floor(label)).any():
+        raise ImageError(path, "values are not class ids", "whole numbers from 0")
     return label.astype(np.int32)
 
 
-def _open(path: str | Path, indices: bool = False) -> np.ndarray:
+def _decode(path: str | Path, is_label: bool = False) -> np.ndarray:
     """The decoded array [H, W] or [H, W, C]; every way in which decoding fails becomes an ImageError."""
     path = Path(path)
     if path.suffix.lower() not in EXTENSIONS:
-        raise ImageError(f"{path}: extension {path.suffix!r} is not read; convert it to one of {', '.join(EXTENSIONS)}")
+        raise ImageError(path, "has an extension that is not read", f"convert it to one of {', '.join(EXTENSIONS)}")
     try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ImageError(path, "the file is too large", f"{size:,} bytes; at most {MAX_BYTES:,} are read")
         with warnings.catch_warnings():
-            # Pillow warns at half of what it refuses; our own limit below is the one that counts.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ImageError(f"{path}: {image.width}x{image.height} pixels; at most {MAX_PIXELS} are read")
-                if (image.mode == "P" and not indices) or image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-                    image = image.convert("RGB")
-                return np.asarray(image)
-    except ImageError:
+            # Of odd tags, and of bombs at half of what Pillow refuses; the limits below are the ones that count.
+            warnings.simplefilter("ignore")
+            # From an open file: given a path, Pillow 13 maps uncompressed TIFFs and scrambles those to be shown turned.
+            with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+                    raise ImageError(path, "too many pixels", f"{width}x{height}; at most {MAX_PIXELS:,} are read")
+                if image.format == "TIFF" and image.n_frames > 1:
+                    raise ImageError(path, "has several pages", f"{image.n_frames}; save each as a file of its own")
+                if is_label and image.format in ("JPEG", "MPO"):
+                    raise ImageError(path, "a label in JPEG", "its compression changes class ids; save it as PNG")
+                if (image.mode == "P" and not is_label) or image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+                    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+                return np.asarray(ImageOps.exif_transpose(image))
+    except (ImageError, MemoryError):
         raise
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ImageError(
-            f"{path}: cannot be read as a picture ({error}); it may be truncated or of another type"
-        ) from error
+    except UnidentifiedImageError as error:
+        raise ImageError(path, "cannot be read", f"it is empty, damaged or none of {', '.join(FORMATS)}") from error
+    except Exception as error:  # a damaged file makes Pillow raise almost anything, struct.error and KeyError included
+        raise ImageError(path, "cannot be read", getattr(error, "strerror", None) or str(error)) from error
 
 
 def to_grey(image: np.ndarray) -> np.ndarray:
@@ -75,9 +109,10 @@ def to_grey(image: np.ndarray) -> np.ndarray:
     if image.ndim == 3 and image.shape[2] in (1, 2):
         image = image[..., 0]
     if image.ndim == 3 and image.shape[2] in (3, 4):
-        image = image[..., :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+        red, green, blue = (image[..., channel].astype(np.float32) for channel in range(3))
+        image = np.float32(0.299) * red + np.float32(0.587) * green + np.float32(0.114) * blue
     if image.ndim != 2 or 0 in image.shape:
-        raise ImageError(f"a picture has shape {image.shape}; [H, W] or [H, W, 3] is needed")
+        raise ImageError("a picture", "has a shape that is not [H, W] or [H, W, 3]", str(image.shape))
     return image.astype(np.float32)
 
 
@@ -88,23 +123,25 @@ def min_max(image: np.ndarray) -> np.ndarray:
     return (image - low) / (high - low) if high > low else np.zeros_like(image)
 
 
-def preprocess_image(image: np.ndarray, size: int) -> np.ndarray:
-    """[H, W] of any intensities → float32 [size, size] in [0, 1]."""
+def preprocess_image(image: np.ndarray, size: int, window: tuple[float, float] | None = None) -> np.ndarray:
+    """[H, W] of any intensities, clipped to `window` if given → float32 [size, size] in [0, 1]."""
+    if window is not None:
+        image = np.clip(image, *window)
     return np.clip(_to_size(min_max(image), size), 0, 1)
 
 
 def preprocess_mask(mask: np.ndarray, size: int) -> np.ndarray:
     """Binary [H, W] → uint8 0/1 [size, size]."""
+    # Weights sum to 1 only up to rounding: without the tolerance an exact half would fall to either side.
     return (_to_size(mask.astype(np.float32), size) >= 0.5 - 1e-6).astype(np.uint8)
 
 
 def restore(probabilities: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Inverse for predictions: [size, size] → float32 [H, W] of the original picture."""
-    side = max(shape)
-    matrix = _resize_matrix(probabilities.shape[0], side)
-    square = matrix @ probabilities.astype(np.float32) @ matrix.T
-    top, left = (side - shape[0]) // 2, (side - shape[1]) // 2
-    return square[top : top + shape[0], left : left + shape[1]]
+    """Inverse for predictions: [size, size] → float32 [H, W] of the original picture, linear."""
+    side, size = max(shape), probabilities.shape[0]
+    square = _resizer(size, side, 0, size)
+    rows, columns = (square[(side - n) // 2 :][:n] for n in shape)
+    return _apply(rows, probabilities.astype(np.float32), columns)
 
 
 def quantize(image: np.ndarray) -> np.ndarray:
@@ -115,21 +152,35 @@ def quantize(image: np.ndarray) -> np.ndarray:
 def _to_size(image: np.ndarray, size: int) -> np.ndarray:
     """Zero-pad to a centred square, blur, resize. Padding needs no copy: its part of the matrices drops out."""
     side = max(image.shape)
-    matrix = _resize_matrix(side, size)
-    top, left = (side - image.shape[0]) // 2, (side - image.shape[1]) // 2
-    return matrix[:, top : top + image.shape[0]] @ image @ matrix[:, left : left + image.shape[1]].T
+    rows, columns = (_resizer(side, size, (side - n) // 2, n) for n in image.shape)
+    return _apply(rows, image, columns)
+
+
+def _apply(rows: sparse.csr_array, image: np.ndarray, columns: sparse.csr_array) -> np.ndarray:
+    return np.ascontiguousarray((columns @ (rows @ image).T).T)
 
 
 @functools.lru_cache(maxsize=256)
-def _resize_matrix(old: int, new: int) -> np.ndarray:
-    """float32 [new, old]: linear interpolation at half-pixel centres, after a Gaussian blur where it shrinks."""
+def _resizer(old: int, new: int, start: int, length: int) -> sparse.csr_array:
+    """float32 [new, length]: columns [start, start + length) of the matrix [new, old] that resizes an axis.
+
+    Linear interpolation at half-pixel centres, after a Gaussian blur where it shrinks. Sparse, because few weights of a
+    row are not zero, and because a BLAS would start threads for each small product: on busy cores 100 times slower.
+    """
     centres = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
-    matrix = np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(old)))
-    if new < old:
-        sigma = old / new / 4
-        distance = np.arange(old)[:, None] - np.arange(old)
-        blur = np.where(np.abs(distance) <= np.ceil(4 * sigma), np.exp(-0.5 * (distance / sigma) ** 2), 0)
-        matrix = matrix @ (blur / blur.sum(1, keepdims=True))
-    matrix = matrix.astype(np.float32)
-    matrix.setflags(write=False)
+    low = np.floor(centres).astype(np.int64)
+    high = np.minimum(low + 1, old - 1)
+    sigma = old / new / 4 if new < old else 0
+    offsets = np.arange(-np.ceil(4 * sigma), np.ceil(4 * sigma) + 1, dtype=np.int64)
+    blur = np.exp(-0.5 * (offsets / sigma) ** 2) if sigma else np.ones(1)
+    rows, places, weights = [], [], []
+    for tap, share in ((low, 1 - (centres - low)), (high, centres - low)):
+        place = tap[:, None] + offsets
+        weight = np.where((place >= 0) & (place < old), blur, 0)
+        weights.append(share[:, None] * weight / weight.sum(1, keepdims=True))
+        places.append(np.clip(place, 0, old - 1))
+        rows.append(np.broadcast_to(np.arange(new)[:, None], place.shape))
+    entries = (np.concatenate(weights, None), (np.concatenate(rows, None), np.concatenate(places, None)))
+    matrix = sparse.csr_array(entries, shape=(new, old))[:, start : start + length].astype(np.float32)
+    matrix.eliminate_zeros()
     return matrix
