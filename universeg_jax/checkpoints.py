@@ -85,7 +85,7 @@ def resolve(path: str | Path) -> Path:
         return steps[max(scores, key=lambda step: (scores[step], step)) if scores else max(steps)]
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; a checkpoint is a workdir of train.py or a directory inside it")
-    if not ocp.is_orbax_checkpoint(path):
+    if not (path / "params").is_dir():
         raise CheckpointError(
             f"{path} holds no checkpoint; give a workdir of train.py, or one <workdir>/checkpoints/<step>"
         )
@@ -96,7 +96,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     """{"config": …, "lineage": …, …} of a checkpoint directory."""
     metadata = ocp.checkpointables_metadata(Path(path).resolve()).custom_metadata or {}
     if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} was not written by universeg_jax; `universeg convert` reads foreign weights")
+        raise CheckpointError(f"{path} was written by another program; give a workdir of train.py")
     return metadata
 
 

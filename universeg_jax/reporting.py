@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from universeg_jax.errors import UserError
+
 
 class JsonLines:
     """An append-only file of one JSON object a line, each with a "step", that survives being killed.
