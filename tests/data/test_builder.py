@@ -168,6 +168,14 @@ except Exception as error:
 """
 
 
+def test_another_process_gives_the_same_bytes(tmp_path):
+    build_discs(tmp_path / "a", "discs", "val", count=4)
+    program = "from tests.fixtures import build_discs as b; import sys; b(sys.argv[1], 'discs', 'val', count=4)"
+    for name in ("b", "c"):  # a random order of the fields of a record may be the same once
+        subprocess.run([sys.executable, "-c", program, tmp_path / name], check=True)
+        assert contents(tmp_path / "a") == contents(tmp_path / name)
+
+
 @pytest.mark.parametrize("how", ["killed", "full"])
 def test_a_build_that_dies_leaves_the_previous_dataset(tmp_path, how):
     before = contents(build_discs(tmp_path, "discs", "val", count=4).directory)

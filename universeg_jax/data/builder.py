@@ -27,9 +27,11 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import example_serializer
 from tqdm import tqdm
 
 from universeg_jax.data.images import ImageError
@@ -226,7 +228,8 @@ def build(
         examples = _examples(meta, cases, make_examples, pool, log)
         builder = _builder_class(meta, examples)(data_dir=workshop)
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces downloads; there are none
+            # TFDS announces downloads; there are none.
+            with contextlib.redirect_stdout(io.StringIO()), _deterministic_records():
                 builder.download_and_prepare(file_format="array_record")
         except RuntimeError as error:
             if "Failed to finalize writing" in str(error):  # so TFDS reports a full disk, among others
@@ -401,6 +404,15 @@ def _builder_class(meta: DatasetMeta, examples: Iterator[Example]) -> type[tfds.
     }
     with tfds.core.registered.skip_registration():
         return type(meta.name, (tfds.core.GeneratorBasedBuilder,), members)
+
+
+def _deterministic_records() -> contextlib.AbstractContextManager:
+    """TFDS writes the fields of a record in an order that differs between processes; here they are sorted."""
+
+    def serialize(self, example):
+        return self.get_tf_example(example).SerializeToString(deterministic=True)
+
+    return mock.patch.object(example_serializer.ExampleSerializer, "serialize_example", serialize)
 
 
 def _fingerprint(directory: Path) -> str:
