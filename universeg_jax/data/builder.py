@@ -374,8 +374,8 @@ def _builder_class(meta: DatasetMeta, examples: Iterator[Example]) -> type[tfds.
     def info(self) -> tfds.core.DatasetInfo:
         picture = (meta.size, meta.size)
         features = {
-            "image": tfds.features.Tensor(shape=picture, dtype=np.uint8),
-            "masks": tfds.features.Tensor(shape=(None, *picture), dtype=np.uint8),
+            "image": tfds.features.Tensor(shape=picture, dtype=np.uint8, encoding="bytes"),
+            "masks": tfds.features.Tensor(shape=(None, *picture), dtype=np.uint8, encoding="bytes"),
             "labels": tfds.features.Tensor(shape=(None,), dtype=np.int32),
             "axis": tfds.features.Scalar(dtype=np.int32),
             **{name: tfds.features.Text() for name in ("subject", "name", "subset", "modality", "slicing")},
