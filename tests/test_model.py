@@ -185,10 +185,10 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
     model, params = tiny()
     half, _ = tiny(dtype="bfloat16")
     inputs = random_episode(6)
-    logits = half.apply({"params": params}, *inputs)
+    logits = jax.jit(half.apply)({"params": params}, *inputs)
     assert logits.dtype == jnp.float32
     assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    reference = model.apply({"params": params}, *inputs)
+    reference = jax.jit(model.apply)({"params": params}, *inputs)
     assert np.abs(logits - reference).max() < 0.05 * np.abs(reference).max()
 
 
@@ -203,7 +203,8 @@ def test_released_size_has_the_published_number_of_parameters():
 
 def test_initial_activations_neither_vanish_nor_explode():
     model = build_model({"encoder_blocks": (32, 32, 32, 32)})
-    logits = [model.apply({"params": init_params(model, seed)}, *random_episode(seed, size=32)) for seed in range(4)]
+    apply = jax.jit(model.apply)
+    logits = [apply({"params": init_params(model, seed)}, *random_episode(seed, size=32)) for seed in range(4)]
     assert 0.05 < np.std(np.concatenate(logits)) < 20
     kernel = init_params(UniverSeg(), 0)["encoder_1"]
     for name, gain, fan_in in (("cross", 1.0, 9 * 128), ("query", np.sqrt(2), 9 * 64), ("support", np.sqrt(2), 9 * 64)):

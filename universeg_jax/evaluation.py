@@ -5,6 +5,7 @@ Every case draws its own supports as a pure function of (seed, task, row, draw),
 batch size or another order gives the same numbers.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -112,7 +113,7 @@ def evaluate(
     the case where a prediction is not finite.
     """
     by_name = {dataset.meta.name: dataset for dataset in datasets}
-    scorers = {name: jax.jit(_scorer(method, settings.ensembles)) for name, (method, _) in methods.items()}
+    scorers = {name: _scorer(method, settings.ensembles) for name, (method, _) in methods.items()}
     cases = [case for task in tasks for case in cases_of(task, settings.max_cases)]
     rows: list[dict[str, Any]] = []
     bar = tqdm(total=len(cases) * len(settings.support_sizes), desc="evaluate", unit="case", disable=not progress)
@@ -151,6 +152,7 @@ def _row(case, dataset, method, support_size, ensemble, effective, scores, i, k)
     }
 
 
+@functools.lru_cache(maxsize=16)  # compiled once, though training evaluates many times
 def _scorer(method: Method, ensembles: tuple[int, ...]) -> Callable[[Any, Episode], dict[str, jax.Array]]:
     """Scores of a batch of cases, whose episode has a further axis of support draws: support_* [N, K, S, H, W, 1]."""
 
@@ -174,7 +176,7 @@ def _scorer(method: Method, ensembles: tuple[int, ...]) -> Callable[[Any, Episod
             "finite": jnp.isfinite(probabilities).all((1, 2, 3)),
         }
 
-    return score
+    return jax.jit(score)
 
 
 def gather(

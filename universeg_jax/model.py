@@ -410,4 +410,5 @@ def build_model(config: Any, **overrides: Any) -> UniverSeg:
 def init_params(model: UniverSeg, seed: int) -> Any:
     """Kaiming-normal kernels and zero biases, a pure function of the seed."""
     image = jnp.zeros((1, 2 ** len(model.encoder_blocks), 2 ** len(model.encoder_blocks), 1))
-    return model.init(jax.random.key(seed, impl="threefry2x32"), image, image[None], image[None])["params"]
+    key = jax.random.key(seed, impl="threefry2x32")
+    return jax.jit(model.init)(key, image, image[None], image[None])["params"]

@@ -181,6 +181,8 @@ def synthetic_episode(key: Array, size: int, support_size: int, config: ConfigDi
 
     float32; images in [0, 1], labels in {0, 1}; H = W = size. Call `validate(config, size)` first.
     """
+    if support_size < 1:
+        raise UserError(f"config.support_size must be at least 1, got {support_size}")
     count = support_size + 1
     keys = random.split(key, 7)
     weights = jnp.asarray([config.weights.get(name, 0) for name in FAMILIES], jnp.float32)
@@ -288,6 +290,8 @@ def structures(key: Array, family: Array, flow: Array, config: ConfigDict) -> tu
     """
     keys = random.split(key, 3)
     count, _, size, _ = flow.shape
+    if not any(config.weights.get(name, 0) for name in FAMILIES[1:]):
+        return jnp.zeros((count, size, size), jnp.int32), jnp.zeros(2, jnp.int32)
     draw = warp.uniforms(keys[0], count=2)
     kind = jnp.where(draw() < config.distractor, warp.whole(draw(), (1, len(FAMILIES))), 0)
     kinds = jnp.stack([family, jnp.where(family > 0, kind, 0)])

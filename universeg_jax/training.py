@@ -7,6 +7,7 @@ killed and started again ends in the same bytes as one that never stopped.
 
 import functools
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ import universeg_jax
 from universeg_jax import augment, checkpoints, evaluation, losses, metrics, synthesis
 from universeg_jax.configuration import ConfigError, to_dict, write_config
 from universeg_jax.data.builder import Dataset, list_datasets, open_dataset
-from universeg_jax.data.episodes import KINDS, SYNTHETIC, Batch, batches, make_sampler
+from universeg_jax.data.episodes import KINDS, SYNTHETIC, Batch, EpisodeSampler, batches, make_sampler
 from universeg_jax.data.tasks import Task, task_table, usable
 from universeg_jax.episode import Episode, to_device_floats
 from universeg_jax.made_data import make_datasets
@@ -209,7 +210,7 @@ def check_config(config: ConfigDict) -> None:
 
 
 class Evaluator(NamedTuple):
-    """Evaluation of parameters on the validation datasets, compiled once."""
+    """Scores of parameters on the validation datasets."""
 
     datasets: Sequence[Dataset]
     tasks: Sequence[Task]
@@ -218,27 +219,25 @@ class Evaluator(NamedTuple):
 
     def __call__(self, params: Any) -> dict[str, Any]:
         params = jax.device_put(jax.device_get(params), jax.local_devices()[0])
-        rows = evaluation.evaluate(
-            {"model": (self.method, params)}, self.datasets, self.tasks, self.settings, progress=False
-        )
+        methods = {"model": (self.method, params)}
+        rows = evaluation.evaluate(methods, self.datasets, self.tasks, self.settings, progress=False)
         return evaluation.summarize(rows, "model", self.settings.support_sizes[0], self.settings.ensembles[0])
 
 
 def make_evaluator(config: ConfigDict, datasets: Sequence[Dataset], model: UniverSeg) -> Evaluator | None:
-    if not datasets:
-        return None
     settings = evaluation.Settings(
         support_sizes=(config.eval.support_size,),
         ensembles=(config.eval.ensemble,),
         max_cases=config.eval.max_cases,
         batch_size=config.eval.batch_size,
     )
-    return Evaluator(
-        datasets, usable(task_table(datasets)), settings, evaluation.model_method(model, config.image_size)
-    )
+    if not datasets:
+        return None
+    method = evaluation.model_method(model, config.image_size)
+    return Evaluator(datasets, usable(task_table(datasets)), settings, method)
 
 
-def lineage(config: ConfigDict, train: Sequence[Dataset], validation: Sequence[Dataset], parents: list[str]) -> dict:
+def lineage(config: ConfigDict, train: Sequence[Dataset], validation: Sequence[Dataset]) -> dict[str, Any]:
     """What a checkpoint says of its origin: every dataset that it was trained or selected on, and its parents."""
     return {
         "code_version": universeg_jax.__version__,
@@ -247,74 +246,80 @@ def lineage(config: ConfigDict, train: Sequence[Dataset], validation: Sequence[D
         },
         "synthetic": bool(config.kinds.synthetic),
         "selected_on": {d.meta.name: {"role": d.meta.role, "fingerprint": d.fingerprint} for d in validation},
-        "parents": parents,
+        "parents": [],
     }
 
 
-def inherit(config: ConfigDict, record: dict[str, Any], abstract_params: Any) -> Any:
-    """Parameters of config.init_from; its hash and what it was trained on are added to the lineage `record`."""
-    path = checkpoints.resolve(config.init_from)
+def inherit(path: Path, record: dict[str, Any], abstract_params: Any) -> tuple[Any, dict[str, Any]]:
+    """Parameters of a checkpoint, and the lineage `record` with all that it was trained or selected on."""
     params = checkpoints.load_params(path, abstract_params)
     before = checkpoints.read_metadata(path).get("lineage", {})
-    record["parents"] = [*before.get("parents", []), checkpoints.params_hash(params)]
-    for name in ("trained_on", "selected_on"):
-        record[name] = {**before.get(name, {}), **record[name]}
-    record["synthetic"] |= before.get("synthetic", False)
-    return params
+    joined = {name: {**before.get(name, {}), **record[name]} for name in ("trained_on", "selected_on")}
+    parents = [*before.get("parents", []), checkpoints.params_hash(params)]
+    return params, {**record, **joined, "parents": parents, "synthetic": record["synthetic"] or before.get("synthetic")}
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> TrainState:
-    """Trains to config.num_steps, from the latest checkpoint of the workdir if there is one; returns the last state."""
-    workdir = Path(workdir)
+class Run(NamedTuple):
+    """All that the loop needs, made and checked before anything is written."""
+
+    step_fn: Callable[..., Any]
+    sampler: EpisodeSampler
+    evaluate: Evaluator | None
+    state: TrainState
+    metadata: dict[str, Any]  # of its checkpoints
+
+
+def prepare(config: ConfigDict) -> Run:
+    """Raises UserError for whatever is wrong with the config or the data."""
     check_config(config)
+    model = build_model(config.model)
+    optimizer, schedule = make_optimizer(config)
     if config.make_data and not list_datasets(config.data_dir):
         make_datasets(config.data_dir)
     train_data, validation_data = open_data(config)
-    with lock(workdir):
-        write_config(config, workdir)
-        return _train(config, workdir, train_data, validation_data)
-
-
-def _train(config: ConfigDict, workdir: Path, train_data: list[Dataset], validation_data: list[Dataset]) -> TrainState:
-    model = build_model(config.model)
-    optimizer, schedule = make_optimizer(config)
-    tasks = usable(task_table(train_data, config.min_label_density)) if train_data else []
     sampler = make_sampler(
         train_data,
-        tasks,
+        usable(task_table(train_data, config.min_label_density)) if train_data else [],
         seed=config.seed,
         support_size=config.support_size,
         synthetic=config.kinds.synthetic / (config.kinds.real + config.kinds.synthetic),
         replacement=config.replacement,
         size=config.image_size,
     )
-    evaluate = make_evaluator(config, validation_data, model)
-
-    replicated, split = local_shardings()
-    record = lineage(config, train_data, validation_data, [])
+    record = lineage(config, train_data, validation_data)
     params = init_params(model, config.seed)
     if config.init_from:
-        params = inherit(config, record, params)
-    state = jax.device_put(init_state(params, optimizer, bool(config.ema_decay)), replicated)
-    checkpointer = checkpoints.open_checkpointer(workdir, config.keep_every)
-    # A workdir's own latest checkpoint comes before config.init_from, which comes before a fresh start.
+        params, record = inherit(checkpoints.resolve(config.init_from), record, params)
+    count = sum(x.size for x in jax.tree.leaves(params))
+    print(f"{count:,} parameters; {len(sampler.tasks)} tasks of {len(train_data)} datasets")
+    step = functools.partial(train_step, model=model, optimizer=optimizer, schedule=schedule, config=config)
+    return Run(
+        step_fn=pmap_step(step),
+        sampler=sampler,
+        evaluate=make_evaluator(config, validation_data, model),
+        state=init_state(params, optimizer, bool(config.ema_decay)),
+        metadata={"config": to_dict(config), "lineage": record},
+    )
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> TrainState:
+    """Trains to config.num_steps, from the latest checkpoint of the workdir if there is one; returns the last state."""
+    run, workdir = prepare(config), Path(workdir)
+    with lock(workdir), checkpoints.open_checkpointer(workdir, config.keep_every) as checkpointer:
+        write_config(config, workdir)
+        return train(run, config, workdir, checkpointer)
+
+
+def train(run: Run, config: ConfigDict, workdir: Path, checkpointer: Any) -> TrainState:
+    """The loop."""
+    replicated, split = local_shardings()
+    state = jax.device_put(run.state, replicated)
+    # The workdir's latest checkpoint comes before config.init_from, which comes before a random start.
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), state)
     state = checkpoints.restore_state(checkpointer, abstract) or state
     first_step = int(jax.device_get(state.step))
-    count = sum(x.size for x in jax.tree.leaves(params))
-    print(
-        f"{count:,} parameters; {len(tasks)} tasks of {len(train_data)} datasets; steps {first_step} to "
-        f"{config.num_steps} of {config.batch_size} episodes: {config.support_size} supports, {config.image_size}²"
-    )
-
-    train_log = JsonLines(workdir / "metrics.jsonl", first_step)
-    # A row of the evaluation at the first step itself was written before its checkpoint: it stays.
-    eval_log = JsonLines(workdir / "eval" / "metrics.jsonl", first_step + (checkpointer.latest is not None))
-    step_fn = pmap_step(
-        functools.partial(train_step, model=model, optimizer=optimizer, schedule=schedule, config=config)
-    )
     stream = batches(
-        sampler,
+        run.sampler,
         batch_size=config.batch_size,
         first_step=first_step,
         last_step=config.num_steps,
@@ -322,79 +327,77 @@ def _train(config: ConfigDict, workdir: Path, train_data: list[Dataset], validat
         process_count=jax.process_count(),
         threads=config.read_threads,
     )
-    metadata = {"config": to_dict(config), "lineage": record}
-    progress = tqdm(total=config.num_steps, initial=first_step, desc="train", unit="step", mininterval=1.0)
-    pending: tuple[int, Any, float, float] | None = None
+    log = StepLog(workdir, config, first_step)
+    # The evaluation of the first step itself was written before its checkpoint: it stays.
+    eval_log = JsonLines(workdir / "eval" / "metrics.jsonl", first_step + 1)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
 
-    def log_pending() -> None:
-        # Metrics of step t-1 are fetched after step t was dispatched, so that the device never waits for the host.
-        nonlocal pending
-        if pending is None:
-            return
-        step, sums, waited, started = pending
-        pending = None
-        values = {name: float(total / count) for name, (total, count) in jax.device_get(sums).items()}
-        if not np.isfinite(values["loss"]) or not np.isfinite(values["grad_norm"]):
-            first = step * config.batch_size
-            raise FloatingPointError(
-                f"loss {values['loss']}, gradient norm {values['grad_norm']} at step {step}, episodes "
-                f"{first} to {first + config.batch_size - 1}; lower config.optimizer.learning_rate or set clip_norm"
-            )
-        progress.set_postfix(loss=f"{values['loss']:.3f}", dice=f"{values['dice']:.3f}", refresh=False)
-        if step % config.log_every == 0:
-            seconds = {"seconds_waiting": round(waited, 6), "time": round(time.time() - started, 3)}
-            train_log.write({"step": step, **values, **seconds})
-
-    started = time.time()
-    stop = _stop_on_sigterm()
-    with checkpointer, jax.transfer_guard("disallow"):
+    with jax.transfer_guard("disallow"):
         for step in range(first_step, config.num_steps + 1):
-            last = step == config.num_steps or stop.is_set()
-            scores = None
-            if evaluate and (step % config.eval_every == 0 or step == config.num_steps) and step > 0:
-                log_pending()
-                if step > first_step:
+            last, scores = step == config.num_steps or stop.is_set(), None
+            if step > first_step:
+                if run.evaluate and (step % config.eval_every == 0 or step == config.num_steps):
+                    log.flush()
                     with jax.transfer_guard("allow"):
-                        summary = evaluate(evaluated_params(state))
+                        summary = run.evaluate(evaluated_params(state))
                     scores = {checkpoints.METRIC: summary["mean_dice"]}
                     by_dataset = {name: d["dice"] for name, d in summary["datasets"].items()}
                     eval_log.write({"step": step, **scores, "datasets": by_dataset})
                     write_json(workdir / "eval" / "summary.json", {"step": step, "role": config.val_role, **summary})
-            if step > first_step and (scores or step % config.checkpoint_every == 0 or last):
-                log_pending()
-                with jax.transfer_guard("allow"):
-                    checkpoints.save(checkpointer, step, evaluated_params(state), state, metadata, scores)
+                if scores or step % config.checkpoint_every == 0 or last:
+                    log.flush()
+                    with jax.transfer_guard("allow"):
+                        checkpoints.save(checkpointer, step, evaluated_params(state), state, run.metadata, scores)
             if last:
                 break
             waiting = time.time()
             batch = shard_batch(next(stream), split)
             waited = time.time() - waiting
-            state, sums = step_fn(state, batch)
-            log_pending()
-            pending = step, sums, waited, started
-            progress.update()
-    for log in (train_log, eval_log, progress):
-        log.close()
+            state, sums = run.step_fn(state, batch)
+            log.dispatched(step, sums, waited)
+    log.close()
+    eval_log.close()
     if stop.is_set():
+        checkpointer.close()
         print(f"stopped by SIGTERM at step {step}; the same command continues")
         raise SystemExit(0)
     return state
 
 
-class _Flag:
-    """Set by SIGTERM; asked between steps."""
+class StepLog:
+    """metrics.jsonl and the progress line. Metrics of step t-1 are fetched once step t is dispatched: no waiting."""
 
-    def __init__(self):
-        self.value = False
+    def __init__(self, workdir: Path, config: ConfigDict, first_step: int):
+        self.config = config
+        self.lines = JsonLines(workdir / "metrics.jsonl", first_step)
+        self.progress = tqdm(total=config.num_steps, initial=first_step, desc="train", unit="step", mininterval=1.0)
+        self.started = time.time()
+        self.pending: tuple[int, Any, float] | None = None
 
-    def set(self, *_: Any) -> None:
-        self.value = True
+    def dispatched(self, step: int, sums: Any, waited: float) -> None:
+        self.flush()
+        self.pending = step, sums, waited
+        self.progress.update()
 
-    def is_set(self) -> bool:
-        return self.value
+    def flush(self) -> None:
+        """Writes what is pending; raises FloatingPointError where it is not finite."""
+        if self.pending is None:
+            return
+        (step, sums, waited), self.pending = self.pending, None
+        values = {name: float(total / count) for name, (total, count) in jax.device_get(sums).items()}
+        if not np.isfinite([values["loss"], values["grad_norm"]]).all():
+            first = step * self.config.batch_size
+            raise FloatingPointError(
+                f"loss {values['loss']}, gradient norm {values['grad_norm']} at step {step}, episodes {first} to "
+                f"{first + self.config.batch_size - 1}; lower config.optimizer.learning_rate or set clip_norm"
+            )
+        self.progress.set_postfix(loss=f"{values['loss']:.3f}", dice=f"{values['dice']:.3f}", refresh=False)
+        if step % self.config.log_every == 0:
+            seconds = {"seconds_waiting": round(waited, 6), "time": round(time.time() - self.started, 3)}
+            self.lines.write({"step": step, **values, **seconds})
 
-
-def _stop_on_sigterm() -> _Flag:
-    flag = _Flag()
-    signal.signal(signal.SIGTERM, flag.set)
-    return flag
+    def close(self) -> None:
+        self.flush()
+        self.lines.close()
+        self.progress.close()
