@@ -233,7 +233,7 @@ def test_affine_turns_shrinks_and_moves_as_it_says():
     assert abs(x - 32) < 0.6
     assert abs(abs(y - 32) - 10) < 0.6
     moved = {"degrees": (0.0, 0.0), "scale": (1.0, 1.0), "translate": (0.2, 0.2)}
-    images, labels, _ = run(config_with(task__affine=moved), make_episode(image.repeat(2, 0), image.repeat(2, 0)))
+    _, labels, _ = run(config_with(task__affine=moved), make_episode(image.repeat(2, 0), image.repeat(2, 0)))
     y, x = ndimage.center_of_mass(labels[0])
     assert abs(abs(y - 32) - 13) < 0.6
     assert abs(x - 52 + 13) < 0.6  # moved right it would have left the image

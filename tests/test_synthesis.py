@@ -118,7 +118,7 @@ def test_label_map_has_the_drawn_number_of_labels_and_looks_alike_at_every_size(
     config = synthesis.get_config()
     maps = {
         size: np.asarray(
-            jax.jit(jax.vmap(lambda k: synthesis.label_map(k, size, False, config)))(random.split(key(), 40))
+            jax.jit(jax.vmap(lambda k, size=size: synthesis.label_map(k, size, False, config)))(random.split(key(), 40))
         )
         for size in (32, 64)
     }
@@ -397,6 +397,6 @@ def test_weights_sizes_and_supports_that_cannot_be():
         synthesis.validate(config, 63)
     with pytest.raises(ValueError, match="support_size must be at least 1, got 0"):
         synthesis.synthetic_episode(key(), 64, 0, config)
-    config.weights = {name: 0.0 for name in synthesis.FAMILIES}
+    config.weights = dict.fromkeys(synthesis.FAMILIES, 0.0)
     with pytest.raises(ValueError, match="config.synthesis.weights must not sum to 0"):
         synthesis.validate(config, 64)

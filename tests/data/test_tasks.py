@@ -34,9 +34,8 @@ def test_in_a_group_a_subject_has_one_side_whoever_else_joins(ours, theirs):
     sides = {}
     for name, members in (("one", ours), ("two", theirs)):
         meta = DatasetMeta(name, "train_open", {1: "a"}, 16, source_group="g")
-        for subject, side in zip(
-            sorted(members), split_subjects(meta, [f"s{i}" for i in sorted(members)]), strict=True
-        ):
+        split = split_subjects(meta, [f"s{i}" for i in sorted(members)])
+        for subject, side in zip(sorted(members), split, strict=True):
             assert sides.setdefault(subject, side) == side
     alone = split_subjects(DatasetMeta("one", "train_open", {1: "a"}, 16, source_group="g"), ["s7"])
     assert sides.get(7, alone[0]) == alone[0]
