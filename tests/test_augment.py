@@ -227,7 +227,7 @@ def test_affine_turns_shrinks_and_moves_as_it_says():
     image = np.zeros((1, 65, 65), np.float32)
     image[0, 28:37, 48:57] = 1  # 20 pixels right of the centre
     fixed = {"degrees": (90.0, 90.0), "scale": (0.5, 0.5), "translate": (0.0, 0.0)}
-    images, labels, _ = run(config_with(task__affine=fixed), make_episode(image.repeat(2, 0), image.repeat(2, 0)))
+    _, labels, _ = run(config_with(task__affine=fixed), make_episode(image.repeat(2, 0), image.repeat(2, 0)))
     assert (labels.sum((1, 2)) == 25).all()
     y, x = ndimage.center_of_mass(labels[0])
     assert abs(x - 32) < 0.6
