@@ -191,12 +191,12 @@ def synthetic_episode(key: Array, size: int, support_size: int, config: ConfigDi
     base = label_map(keys[1], size, quiet, config)
     flow = subject_flows(keys[2], count, size, quiet, config)
     labels = jax.vmap(warp.sample_nearest, (None, 0))(base, flow + warp.grid(size)[None])
-    labels, areas = drop_small(labels, config)
+    view = field_of_view(keys[6], count, size, config)
+    labels, areas = drop_small(labels, view, config)
     codes, kinds = structures(keys[3], family, flow, config)
     of_label, of_code = foreground_tables(keys[4], areas, codes, config)
     foreground = jnp.where(quiet, of_code[codes], of_label[labels])
     images = render(keys[5], labels, codes, kinds, quiet, config)
-    view = field_of_view(keys[6], count, size, config)
     images, foreground = images * view, foreground & view
     order = usable_first(foreground.mean((1, 2)) >= config.min_foreground)
     images, foreground = images[order][..., None], foreground[order][..., None].astype(jnp.float32)
@@ -253,12 +253,14 @@ def subject_flows(key: Array, count: int, size: int, quiet: Array, config: Confi
     return warp.resize_displacement(warp.integrate(velocity, config.squarings), size)
 
 
-def drop_small(labels: Array, config: ConfigDict) -> tuple[Array, Array]:
+def drop_small(labels: Array, view: Array, config: ConfigDict) -> tuple[Array, Array]:
     """labels [n, H, W] with those of a subject under `min_label_area` turned into background, and their areas [n, L].
 
-    An area is a share of the image; that of the background does not count what it gained.
+    An area is the share of the image that a label covers inside `view` [n, H, W]; that of the background does not
+    count what it gained.
     """
-    areas = lax.map(lambda label: (labels == label).mean((1, 2), dtype=jnp.float32), jnp.arange(_most_labels(config))).T
+    seen = jnp.where(view, labels, -1)
+    areas = lax.map(lambda label: (seen == label).mean((1, 2), dtype=jnp.float32), jnp.arange(_most_labels(config))).T
     small = areas < config.min_label_area
     kept = jnp.where(small, 0, np.arange(areas.shape[1])[None])
     return jax.vmap(lambda table, label: table[label])(kept, labels), jnp.where(small, 0, areas)
