@@ -28,10 +28,6 @@ def small_config(**changes):
     return config
 
 
-def only(family):
-    return {name: float(name == family) for name in synthesis.FAMILIES}
-
-
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def draw(indices, config, size=SIZE):
     def one(i):
@@ -69,7 +65,7 @@ def test_images_and_labels_are_valid(episodes):
     areas = labels.mean((2, 3))
     assert areas.min() >= synthesis.get_config().min_foreground  # none is empty
     assert areas.max() < 1
-    assert np.unique(areas[:, 0]).size > 80  # tasks differ
+    assert np.unique(areas[:, 0]).size > 70  # tasks differ
 
 
 def test_same_key_same_bytes(episodes):
@@ -78,25 +74,25 @@ def test_same_key_same_bytes(episodes):
         np.testing.assert_array_equal(a, b)
 
 
-def test_any_order_and_any_batch_gives_the_same_episode(episodes):
-    alone = draw(jnp.asarray([90, 3]), FrozenConfigDict(small_config()))
-    for a, b in zip(episodes, alone, strict=True):
-        np.testing.assert_allclose(a[jnp.asarray([90, 3])], b, atol=1e-6)
+def test_an_episode_does_not_depend_on_its_place_in_a_batch(episodes):
+    backwards = draw(jnp.arange(96)[::-1], FrozenConfigDict(small_config()))
+    for a, b in zip(episodes, backwards, strict=True):
+        np.testing.assert_array_equal(a, b[::-1])
 
 
 def test_any_number_of_devices_by_vmap_or_map_gives_the_same_pixels():
-    config = FrozenConfigDict(small_config(weights=only("shapes")))
-    expected = draw(jnp.arange(4), config)
+    config = flat_config("shapes")
+    expected = draw(jnp.arange(16), config)
 
     def one(i):
         return synthesis.synthetic_episode(random.fold_in(key(), i), SIZE, SUPPORT, config)
 
     for devices in (2, 4):
         run = jax.pmap(lambda i: lax.map(one, i), devices=jax.devices()[:devices])
-        result = run(jnp.arange(4).reshape(devices, -1))
+        result = run(jnp.arange(16).reshape(devices, -1))
         for a, b in zip(expected, result, strict=True):
             np.testing.assert_allclose(a, b.reshape(a.shape), atol=1e-6)
-    for a, b in zip(expected, jax.jit(jax.vmap(one))(jnp.arange(4)), strict=True):
+    for a, b in zip(expected, jax.jit(jax.vmap(one))(jnp.arange(16)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
@@ -146,11 +142,15 @@ def test_flow_has_the_published_strength():
 def test_small_labels_become_background():
     labels = np.zeros((2, 40, 40), np.int32)
     labels[0, :20], labels[0, 39, 39], labels[1, 30:] = 3, 5, 5  # 5 covers 1/1600 of the first
-    kept, areas = synthesis.drop_small(jnp.asarray(labels), synthesis.get_config())
+    view = np.ones(labels.shape, bool)
+    kept, areas = synthesis.drop_small(jnp.asarray(labels), jnp.asarray(view), synthesis.get_config())
     expected = np.where(labels == 5, [[[0]], [[5]]], labels)
     np.testing.assert_array_equal(kept, expected)
     np.testing.assert_allclose(areas[:, 3], [0.5, 0], atol=1e-6)
     np.testing.assert_allclose(areas[:, 5], [0, 0.25], atol=1e-6)
+    view[1, :, :20] = False  # what is not seen does not count
+    _, areas = synthesis.drop_small(jnp.asarray(labels), jnp.asarray(view), synthesis.get_config())
+    np.testing.assert_allclose(areas[:, 5], [0, 0.125], atol=1e-6)
 
 
 def test_foreground_is_a_label_that_most_subjects_have():
@@ -213,13 +213,14 @@ def test_subjects_without_foreground_are_left_out(usable, order):
     np.testing.assert_array_equal(synthesis.usable_first(jnp.asarray(usable, bool)), order)
 
 
-def flat_config(family, **changes):
-    """Images that show nothing but their labels' means."""
-    config = small_config(weights=only(family), union=0.0, background_zero=0.0)
-    config.update({"texture": 0.0, "border": 0.0, "view": 0.0, "distractor": 0.0, "quiet_labels": (1, 2)})
+def flat_config(*families):
+    """Images that show nothing but their labels' means; structures lie on one label and have no inside."""
+    config = small_config(weights={name: float(name in families) for name in synthesis.FAMILIES})
+    config.update({"texture": 0.0, "border": 0.0, "distractor": 0.0, "quiet_labels": (1, 2)})
+    config.update({"union": 0.0, "background_zero": 0.0, "view": float(families == ("shapes",))})
     for field in ("std_min", "std_max", "blur_std", "bias_std"):
         config[field] = (0.0, 0.0)
-    config.update(changes)
+    config.blobs.nested = config.nests.nested = 0.0
     return FrozenConfigDict(config)
 
 
@@ -228,32 +229,23 @@ def test_a_shapes_label_is_where_its_intensity_is():
     images, labels = stacked(draw(jnp.arange(16), flat_config("shapes")))
     for image, label in zip(images.reshape(-1, SIZE, SIZE), labels.reshape(-1, SIZE, SIZE), strict=True):
         assert np.ptp(image[label > 0]) < 1e-4
+        assert len(np.unique(image.round(4))) > 2
 
 
-def test_a_structures_label_is_where_its_intensity_is():
-    """On a background of one label, all of the background has one intensity, and none of the foreground has it."""
-    config = synthesis.get_config()
-    nests = config.nests.to_dict() | {"nested": 0.0}
-    images, labels = stacked(draw(jnp.arange(16), flat_config("nests", nests=nests)))
+def test_a_structures_label_is_where_its_intensity_is_in_every_subject():
+    """Two intensities, one of them the foreground's; it is the brighter one in all subjects of a task, or in none."""
+    images, labels = stacked(draw(jnp.arange(24), flat_config("blobs", "nests")))
     for image, label in zip(images.reshape(-1, SIZE, SIZE), labels.reshape(-1, SIZE, SIZE), strict=True):
         assert np.ptp(image[label > 0]) < 1e-4
         assert np.ptp(image[label == 0]) < 1e-4
-        assert abs(image[label > 0].mean() - image[label == 0].mean()) > 0.9  # min-max
-
-
-def test_a_task_looks_alike_in_its_subjects():
-    """The foreground is brighter than the rest in all subjects of a task, or in none."""
-    images, labels = stacked(draw(jnp.arange(16), flat_config("blobs")))
-    inside = (images * labels).sum((2, 3)) / labels.sum((2, 3))
-    outside = (images * (1 - labels)).sum((2, 3)) / (1 - labels).sum((2, 3))
-    brighter = inside > outside
-    consistent = (brighter == brighter[:, :1]).all(1)
-    assert consistent.mean() > 0.9
+        assert abs(image[label > 0].mean() - image[label == 0].mean()) > 0.99
+    brighter = (images * labels).sum((2, 3)) > 0
+    assert (brighter == brighter[:, :1]).all()
     assert 0.2 < brighter.mean() < 0.8
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def structure(keys, kind, config, size=64):
+def structure(keys, kind, config, size):
     flow = jnp.zeros((4, 2, size, size))
     return jax.vmap(lambda k: getattr(synthesis, kind)(k, flow, config))(keys)
 
@@ -261,50 +253,55 @@ def structure(keys, kind, config, size=64):
 def test_ellipses_are_shared_or_redrawn():
     config = synthesis.get_config().nests
     config.update({"redraw": 0.0, "radius_std": 0.0, "elongation": (1.0, 1.0), "nested": 0.0})
-    codes = np.asarray(structure(random.split(key(), 10), "ellipses", FrozenConfigDict(config)))
+    codes = np.asarray(structure(random.split(key(), 10), "ellipses", FrozenConfigDict(config), 64))
     assert (codes == codes[:, :1]).all()
     assert ((codes > 0).mean((2, 3)) > 0).all()
     config.redraw = 1.0
-    codes = np.asarray(structure(random.split(key(), 10), "ellipses", FrozenConfigDict(config)))
+    codes = np.asarray(structure(random.split(key(), 10), "ellipses", FrozenConfigDict(config), 64))
     assert (codes != codes[:, :1]).any((2, 3))[:, 1:].all()
 
 
 def test_ellipses_cover_at_most_their_share_and_insides_are_inside():
     config = synthesis.get_config().blobs
     config.update({"nested": 1.0, "coverage": 0.2, "radius_std": 0.0})
-    codes = np.asarray(structure(random.split(key(), 24), "ellipses", FrozenConfigDict(config)))
+    codes = np.asarray(structure(random.split(key(), 12), "ellipses", FrozenConfigDict(config), 64))
     assert set(np.unique(codes)) == {0, 1, 2}
     assert (codes > 0).mean((2, 3)).max() < 0.25
     counts = [ndimage.label(c > 0)[1] for c in codes.reshape(-1, 64, 64)]
     assert max(counts) > 15
     assert max(counts) < config.count[1]
+    config.update({"radius": (40.0, 60.0), "coverage": 1.0, "inner": (0.3, 0.6), "count": (1, 2)})
+    codes = np.asarray(structure(random.split(key(), 12), "ellipses", FrozenConfigDict(config), 64))
     touching = sum((ndimage.binary_dilation(c == 2) & (c == 0)).sum() for c in codes.reshape(-1, 64, 64))
-    assert touching < 0.1 * (codes == 2).sum()
+    assert touching < 0.01 * (codes == 2).sum()
+    assert ((codes == 2).mean((2, 3)) > 0).all()
 
 
 def test_tubes_are_thin_connected_and_different_in_every_subject():
     config = synthesis.get_config().tubes
     size, widest = 64, config.radius[1] * 64 / 256
-    trees = np.asarray(structure(random.split(key(), 24), "tubes", FrozenConfigDict(config))) > 0
+    trees = np.asarray(structure(random.split(key(), 12), "tubes", FrozenConfigDict(config), 64)) > 0
     assert trees.mean((2, 3)).min() > 0
     assert trees.mean() < 0.3
     assert (trees != trees[:, :1]).any((2, 3))[:, 1:].all()
     pieces = [ndimage.label(t, np.ones((3, 3)))[1] for t in trees.reshape(-1, size, size)]
     assert np.median(pieces) <= 5
     config.update({"levels": (1, 2), "spread": (0.0, 0.0)})  # without branches the widest place is the trunk
-    trunks = np.asarray(structure(random.split(key(), 24), "tubes", FrozenConfigDict(config))) > 0
+    trunks = np.asarray(structure(random.split(key(), 12), "tubes", FrozenConfigDict(config), 64)) > 0
     depth = [ndimage.distance_transform_edt(t).max() for t in trunks.reshape(-1, size, size)]
     assert np.median(depth) <= widest + 1
 
 
 def test_structures_look_alike_at_every_size():
-    for kind, part in (("tubes", "tubes"), ("ellipses", "nests")):
-        config = FrozenConfigDict(synthesis.get_config()[part])
-        small, large = (np.asarray(structure(random.split(key(), 12), kind, config, size)) > 0 for size in (48, 96))
-        assert large.mean() == pytest.approx(small.mean(), rel=0.25)
-        reduced = large.reshape(12, 4, 48, 2, 48, 2).mean((3, 5)) > 0.3
-        overlap = 2 * (reduced & small).sum() / (reduced.sum() + small.sum())
-        assert overlap > 0.75
+    """Wide vessels, because none is thinner than a pixel."""
+    config = synthesis.get_config()
+    config.tubes.update({"radius": (10.0, 14.0), "taper": (0.9, 1.0)})
+    for kind, part in (("tubes", config.tubes), ("ellipses", config.nests)):
+        keys = random.split(key(), 12)
+        small, large = (np.asarray(structure(keys, kind, FrozenConfigDict(part), size)) > 0 for size in (32, 64))
+        assert large.mean() == pytest.approx(small.mean(), rel=0.15)
+        reduced = large.reshape(12, 4, 32, 2, 32, 2).mean((3, 5)) >= 0.5
+        assert 2 * (reduced & small).sum() / (reduced.sum() + small.sum()) > 0.8
 
 
 def test_distractors_of_the_same_kind_have_the_other_sign():
@@ -328,7 +325,7 @@ def test_outside_the_field_of_view_nothing_is_seen_or_labelled():
     assert cut.mean() == pytest.approx(config.view, abs=4 * sigma)
     assert seen[cut].mean((2, 3)).min() > 0.25
     assert not seen[cut][:, :, 0, 0].any()
-    images, labels = stacked(draw(jnp.arange(8), flat_config("shapes", view=1.0)))
+    images, labels = stacked(draw(jnp.arange(16), flat_config("shapes")))
     for corner in (0, -1):
         assert (images[:, :, 0, corner] == 0).all()
         assert (labels[:, :, 0, corner] == 0).all()
@@ -370,7 +367,6 @@ def test_texture_belongs_to_labels():
         ("union_share", (0.5, 1.5)),
         ("background_zero", -0.1),
         ("gamma_std", float("nan")),
-        ("squarings", 2.5),
         ("bias_res", (0.0, 50.0)),
         ("weights.shapes", -1.0),
         ("tubes.levels", (2, 9)),
@@ -381,11 +377,7 @@ def test_texture_belongs_to_labels():
 )
 def test_bad_config_names_the_field(field, value):
     config = synthesis.get_config()
-    if field != "squarings":
-        config.update_from_flattened_dict({field: value})
-    else:
-        config.unlock()
-        config.squarings = float(value)
+    config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=f"config.synthesis.{field.split('.shapes')[0]} "):
         synthesis.validate(config, 64)
 

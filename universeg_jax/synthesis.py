@@ -23,9 +23,10 @@ Lengths are published for 256 pixels. Those in pixels are scaled with `size`, th
 the number of cells, so that tasks look alike at every size.
 
 An empty foreground. In shapes the foreground is drawn among labels, background excluded, that cover at least
-`min_foreground` in two thirds of the subjects; if there is none, it is the label that does so in most. Then, for every
-family, subjects whose foreground covers less than `min_foreground` are left out: the query is the first that remains
-and the supports are the others in order, repeated if some are missing (the paper draws supports with replacement).
+`min_foreground` of what is seen in two thirds of the subjects; if there is none, it is the label that does so in most,
+and the background only if there is no other label. Then, for every family, subjects whose foreground covers less than
+`min_foreground` are left out: the query is the first that remains and the supports are the others in order, repeated
+if some are missing (the paper draws supports with replacement).
 """
 
 import jax
@@ -173,7 +174,6 @@ def validate(config: ConfigDict, size: int) -> None:
     check(config.tubes.levels[1] <= 6, "tubes.levels", "must be at most 5 levels")
     for field in ("bias_res", "texture_cell", "blobs.elongation", "nests.elongation"):
         check(fields[field][0] >= 1, field, "must be at least 1")
-    check(isinstance(config.squarings, int), "squarings", "must be a whole number")
 
 
 def synthetic_episode(key: Array, size: int, support_size: int, config: ConfigDict) -> Episode:
@@ -275,7 +275,8 @@ def foreground_tables(key: Array, areas: Array, codes: Array, config: ConfigDict
     keys = random.split(key)
     most = areas.shape[1]
     draw, each = warp.uniforms(keys[0], count=3), warp.uniforms(keys[1], (most,), 2)
-    present = (areas >= config.min_foreground).mean(0) * (np.arange(most) > 0)
+    present = (areas >= config.min_foreground).mean(0)
+    present = jnp.where(present[1:].max() > 0, present * (np.arange(most) > 0), present)
     good = present >= jnp.minimum(2 / 3, present.max())
     one = np.arange(most) == jnp.where(good, each(), -1).argmax()
     union = one | (good & (each() < draw(config.union_share)))
@@ -292,18 +293,26 @@ def structures(key: Array, family: Array, flow: Array, config: ConfigDict) -> tu
     """
     keys = random.split(key, 3)
     count, _, size, _ = flow.shape
-    if not any(config.weights.get(name, 0) for name in FAMILIES[1:]):
-        return jnp.zeros((count, size, size), jnp.int32), jnp.zeros(2, jnp.int32)
     draw = warp.uniforms(keys[0], count=2)
     kind = jnp.where(draw() < config.distractor, warp.whole(draw(), (1, len(FAMILIES))), 0)
     kinds = jnp.stack([family, jnp.where(family > 0, kind, 0)])
-    kinds_of = (
-        lambda k: jnp.zeros((count, size, size), jnp.int32),
-        lambda k: tubes(k, flow, config.tubes),
-        lambda k: ellipses(k, flow, config.blobs),
-        lambda k: ellipses(k, flow, config.nests),
-    )
-    first, below = lax.map(lambda x: lax.switch(x[0], kinds_of, x[1]), (kinds, keys[1:]))
+    drawn = {
+        "tubes": lambda k: tubes(k, flow, config.tubes),
+        "blobs": lambda k: ellipses(k, flow, config.blobs),
+        "nests": lambda k: ellipses(k, flow, config.nests),
+    }
+    weights = {name: config.weights.get(name, 0) for name in FAMILIES}
+    if not any(weights[name] for name in drawn):
+        drawn = {}
+    elif not config.distractor:
+        drawn = {name: drawn[name] for name in drawn if weights[name]}
+
+    def nothing(_):
+        return jnp.zeros((count, size, size), jnp.int32)
+
+    # What cannot be drawn is not compiled.
+    branches = [drawn.get(name, nothing) for name in FAMILIES]
+    first, below = lax.map(lambda x: lax.switch(x[0], branches, x[1]), (kinds, keys[1:]))
     return jnp.where(first > 0, first, jnp.where(below > 0, below + 2, 0)), kinds
 
 
