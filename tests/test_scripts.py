@@ -1,0 +1,47 @@
+"""train.py and eval.py as they are typed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments, timeout=100):
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--config.batchsize=2"], "batch_size"),
+        (["--config.batch_size=two"], "two"),
+        (["--config.support_size=0"], "config.support_size=0"),
+        (["extra"], "unknown arguments extra"),
+    ],
+)
+def test_a_wrong_flag_ends_with_one_line(tmp_path, arguments, word):
+    workdir = tmp_path / "run"
+    result = run("train.py", "--config=configs/default.py", f"--workdir={workdir}", *arguments)
+    assert result.returncode == 1
+    assert result.stderr.startswith("train.py: ")
+    assert word in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not workdir.exists()
+
+
+def test_eval_names_what_is_missing(tmp_path):
+    result = run("eval.py", f"--checkpoint={tmp_path}", "--role=test", f"--out={tmp_path / 'out'}")
+    assert result.returncode == 1
+    assert "holds no checkpoint" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("name", ["default", "quickstart"])
+def test_every_config_line_says_what_it_is_for(name):
+    source = (ROOT / "configs" / f"{name}.py").read_text()
+    assert "python" in source.split('"""')[1] or "make" in source.split('"""')[1]
