@@ -56,11 +56,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.ema_decay = 0.0  # exponential moving average of parameters, evaluated in their place; 0 = off
 
     config.loss = ConfigDict()  # weights of the terms
-    config.loss.soft_dice = 1.0
+    config.loss.soft_dice = 1.0  # 1 - overlap, in [0, 1]
     config.loss.squared = True  # Σp² + Σy² in the soft Dice's denominator; False: Σp + Σy
-    config.loss.bce = 0.0
-    config.loss.focal = 0.0
-    config.loss.focal_gamma = 20.0
+    config.loss.bce = 0.0  # cross-entropy, nats a pixel
+    config.loss.focal = 0.0  # cross-entropy of what is still wrong
+    config.loss.focal_gamma = 20.0  # exponent; 20 in a successor of the paper
 
     config.augment = augment.get_config()
     config.synthesis = synthesis.get_config()
@@ -70,7 +70,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.checkpoint_every = 1_000  # steps between checkpoints
     config.keep_every = 0  # steps; every such checkpoint is kept besides the latest and the best; 0 = none
     config.eval = ConfigDict()
-    config.eval.support_size = 64
+    config.eval.support_size = 64  # entries, from the support split
     config.eval.ensemble = 1  # support draws averaged
     config.eval.max_cases = 20  # queries a task, chosen by hash; 0 = all
     config.eval.batch_size = 4  # queries evaluated at a time

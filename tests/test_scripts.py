@@ -41,7 +41,10 @@ def test_eval_names_what_is_missing(tmp_path):
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("name", ["default", "quickstart"])
-def test_every_config_line_says_what_it_is_for(name):
-    source = (ROOT / "configs" / f"{name}.py").read_text()
-    assert "python" in source.split('"""')[1] or "make" in source.split('"""')[1]
+def test_every_field_of_the_default_config_is_explained():
+    lines = [
+        line for line in (ROOT / "configs" / "default.py").read_text().splitlines() if line.startswith("    config.")
+    ]
+    assert len(lines) > 30
+    made_elsewhere = ("ConfigDict()", "get_config()")  # sections, whose fields are explained one by one
+    assert not [line for line in lines if "  # " not in line and not line.endswith(made_elsewhere)]
