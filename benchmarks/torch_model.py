@@ -18,14 +18,17 @@ class Conv(nn.Module):
 
     def __init__(self, features_in: int, features: int, size: int = 3, activate: bool = True):
         super().__init__()
+        self.activate = activate
         conv = nn.Conv2d(features_in, features, size, padding="same")
-        self.vmapped = nn.ModuleDict({"conv": conv}) if activate else None
-        self.conv = None if activate else conv
+        if activate:
+            self.vmapped = nn.ModuleDict({"conv": conv})  # the released parameter names
+        else:
+            self.conv = conv
 
     def forward(self, x: Tensor) -> Tensor:
-        conv = self.vmapped["conv"] if self.vmapped is not None else self.conv
+        conv = self.vmapped["conv"] if self.activate else self.conv
         y = conv(x.flatten(0, -4)).unflatten(0, x.shape[:-3])
-        return functional.leaky_relu(y, 0.01) if self.vmapped is not None else y
+        return functional.leaky_relu(y, 0.01) if self.activate else y
 
 
 class Cross(nn.Module):
@@ -53,10 +56,9 @@ class CrossBlock(nn.Module):
 
 
 class UniverSeg(nn.Module):
-    def __init__(self, encoder_blocks: Sequence[Block | int] = (64,) * 4):
+    def __init__(self, encoder_blocks: Sequence[Block] = ((64, 64),) * 4, decoder_blocks: Sequence[Block] = ()):
         super().__init__()
-        encoder = [(b, b) if isinstance(b, int) else b for b in encoder_blocks]
-        decoder = encoder[-2::-1]
+        encoder, decoder = list(encoder_blocks), list(decoder_blocks) or list(encoder_blocks[-2::-1])
         before = [3, *(2 * conv for _, conv in encoder[:-1])]
         self.enc_blocks = nn.ModuleList(CrossBlock(n, widths) for n, widths in zip(before, encoder, strict=True))
         skips = [conv for _, conv in encoder[-2::-1]]

@@ -90,3 +90,26 @@ def test_training_evaluation_and_prediction_on_real_data(data_dir, tmp_path):
     arguments = ["predict", "--checkpoint", str(tmp_path / "run"), "--support", str(acdc), "--queries", str(query)]
     assert main([*arguments, "--out", str(tmp_path / "masks")]) == 0
     assert (tmp_path / "masks" / f"{query.stem}.png").exists()
+
+
+@pytest.mark.parametrize("name", ["universeg_nf64_s16", "universeg_mixed_s3_grad", "universeg_nf8_ties_grad"])
+def test_the_pytorch_model_of_the_benchmarks_is_the_released_architecture(name):
+    torch = pytest.importorskip("torch", reason="torch is not installed; the benchmarks compare with it")
+    from benchmarks.torch_model import UniverSeg
+
+    arrays = np.load(SHARED / "golden" / f"{name}.npz")
+    state = torch.load(SHARED / "golden" / f"{name}.pt", weights_only=True)
+    blocks = [
+        (len(state[f"enc_blocks.{i}.cross.cross_conv.bias"]), len(state[f"enc_blocks.{i}.target.vmapped.conv.bias"]))
+        for i in range(8)
+        if f"enc_blocks.{i}.cross.cross_conv.bias" in state
+    ]
+    decoder = [
+        (len(state[f"dec_blocks.{i}.cross.cross_conv.bias"]), len(state[f"dec_blocks.{i}.target.vmapped.conv.bias"]))
+        for i in range(len(blocks) - 1)
+    ]
+    model = UniverSeg(blocks, decoder)
+    model.load_state_dict(state)
+    inputs = [torch.from_numpy(arrays[key]).float() for key in ("target_image", "support_images", "support_labels")]
+    with torch.inference_mode():
+        np.testing.assert_allclose(model(*inputs), arrays["logits"], atol=1e-5, rtol=0)

@@ -12,7 +12,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a subcommand; the exit code is 0 if everything that was asked for was done."""
     parser = argparse.ArgumentParser(prog="universeg", description="In-context segmentation of biomedical images.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (build, tasks, predict, evaluate, checkpoint):
+    for command in (build, tasks, predict, evaluate, checkpoint, convert):
         command(commands)
     args = parser.parse_args(argv)
     try:
@@ -165,6 +165,19 @@ def checkpoint(commands) -> None:
         run,
     )
     parser.add_argument("path", help="a workdir or one checkpoint")
+
+
+def convert(commands) -> None:
+    def run(args) -> int:
+        from universeg_jax.convert import convert
+
+        print(convert(args.file, args.out))
+        return 0
+
+    what = "Read released weights (.pt, .safetensors) as a checkpoint, or write a checkpoint as such a file."
+    parser = _command(commands, "convert", what, "universeg convert universeg_v1_nf64_ss64_STA.pt weights/release", run)
+    parser.add_argument("file", help="a .pt, .pth or .safetensors file, or a checkpoint")
+    parser.add_argument("out", help="a new folder for the checkpoint, or a .pt or .safetensors file")
 
 
 if __name__ == "__main__":
