@@ -57,7 +57,7 @@ def from_release(state: dict[str, np.ndarray], config: ConfigDict) -> Any:
 
 
 def convert(source: str | Path, out: str | Path) -> str:
-    """Foreign weights → a checkpoint directory; or, where `out` ends in .pt or .safetensors, a checkpoint → such a file.
+    """Foreign weights → a checkpoint directory; or, if `out` ends in .pt or .safetensors, a checkpoint → such a file.
 
     Raises UserError where a tensor is missing, unknown or of another shape, or the file is not what it says.
     """

@@ -74,9 +74,9 @@ def default_config() -> ConfigDict:
 def print_plan(workdir: Path, config: ConfigDict, data: str) -> None:
     saved = sorted(int(p.name) for p in (workdir / "checkpoints").glob("[0-9]*") if p.name.isdigit())
     there = list_datasets(config.data_dir)
-    print(f"{workdir}: about 9 minutes on 2 cores in all")
+    print(f"{workdir}: about 8 minutes on 2 cores in all")
     print(f"  1 data, 1 min: {f'folders of {data}' if data else 'twelve made datasets'}; {len(there)} built so far")
-    print(f"  2 training, 6 min: {config.num_steps} steps; {f'step {saved[-1]} reached' if saved else 'not begun'}")
+    print(f"  2 training, 5 min: {config.num_steps} steps; {f'step {saved[-1]} reached' if saved else 'not begun'}")
     print("  3 evaluation, 2 min: on the test datasets, at support sizes 1, 4 and 16, beside two trivial baselines")
 
 
