@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import random
+from jax.sharding import Mesh, PartitionSpec
 from ml_collections import FrozenConfigDict
 from scipy import ndimage
 
@@ -14,6 +15,8 @@ from universeg_jax import augment, warp
 from universeg_jax.episode import Episode
 
 LEVELS = ("task", "in_task")
+# Compiling takes most of the time here; a program that runs slower compiles three times as fast.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def key(seed=0):
@@ -55,7 +58,7 @@ def stacked(episode):
     return np.asarray(images), np.asarray(labels)
 
 
-@functools.partial(jax.jit, static_argnums=2)
+@functools.partial(jit, static_argnums=2)
 def jitted(key, episode, config):
     return augment.augment_episode(key, episode, config)
 
@@ -148,7 +151,7 @@ def test_probability_and_who_shares_a_draw(level, op):
     before = stacked(episode)
     keys = jax.vmap(lambda i: random.fold_in(key(), i))(jnp.arange(draws))
 
-    @jax.jit
+    @jit
     @jax.vmap
     def changed(k):
         new, _ = augment.augment_episode(k, episode, config)
@@ -174,9 +177,9 @@ def test_task_draws_are_equal_and_in_task_draws_are_not(op):
     images, labels, _ = run(config_with(**{f"task__{op}": VISIBLE[op]}), episode)
     assert np.abs(images - images[:1]).max() < 1e-6
     assert (labels == labels[:1]).all()
-    images, _, _ = run(config_with(**{f"in_task__{op}": {"sigma": (4.0, 40.0)} if op == "blur" else {}}), episode)
+    images, _, _ = run(config_with(**{f"in_task__{op}": {"sigma": (2.0, 8.0)} if op == "blur" else {}}), episode)
     apart = np.abs(images[:, None] - images[None]).max((2, 3))
-    assert (apart[~np.eye(4, dtype=bool)] > 1e-4).all()
+    assert (apart[~np.eye(4, dtype=bool)] > 1e-6).all()
 
 
 def test_noise_of_a_task_has_one_strength_and_its_own_pixels():
@@ -209,11 +212,14 @@ def test_geometry_is_scipys(choice):
     assert repaired == 0
     keys = random.split(key(3), 4)
     center = (size - 1) / 2
-    matrix, offset, shift = (np.asarray(x) for x in augment.displacements(keys[0], config.task, size))
-    at = np.tensordot(matrix, warp.grid(size) - center, 1) + offset[:, None, None] + shift
+
+    def moved(key, section, at):
+        matrix, offset, kernel, coefficients = (np.asarray(x) for x in augment.displacements(key, section, size))
+        return np.tensordot(matrix, at, 1) + offset[:, None, None] + kernel @ coefficients @ kernel.T
+
+    at = moved(keys[0], config.task, warp.grid(size) - center)
     for i, subkey in enumerate(random.split(keys[1], count)):
-        matrix, offset, shift = (np.asarray(x) for x in augment.displacements(subkey, config.in_task, size))
-        source = np.tensordot(matrix, at, 1) + offset[:, None, None] + shift + center
+        source = moved(subkey, config.in_task, at) + center
         expected = ndimage.map_coordinates(images[i], source, order=1, mode="grid-constant")
         np.testing.assert_allclose(new_images[i], expected, atol=1e-4)
         order = 0 if choice == "nearest" else 1
@@ -312,7 +318,7 @@ def test_blur_and_sharpness():
 def test_low_resolution_keeps_the_mean_and_loses_detail():
     x = warp.grid(64)[1]
     wave, ramp = 0.5 + 0.4 * np.cos(np.pi * x), 0.2 + 0.5 * x / 63
-    kept = augment.low_resolution(jnp.asarray(np.stack([wave, ramp]), jnp.float32), jnp.full((2, 1, 1), 4.0))
+    kept = augment.low_resolution(jnp.asarray(np.stack([wave, ramp]), jnp.float32), jnp.float32(4))
     assert float(kept[0].std()) < 0.1 * wave.std()
     np.testing.assert_allclose(kept[1][:, 8:-8], ramp[:, 8:-8], atol=1e-4)
 
@@ -365,9 +371,8 @@ def test_an_edge_that_fills_an_image_is_not_used():
 
 
 def test_same_key_same_bytes_and_another_key_another_episode():
-    config, episode = augment.get_config(), disc_episode()
-    change = jax.jit(lambda k, e: augment.augment_episode(k, e, config))
-    one, again, other = change(key(7), episode), change(key(7), episode), change(key(8), episode)
+    config, episode = FrozenConfigDict(augment.get_config()), disc_episode()
+    one, again, other = (jitted(key(seed), episode, config) for seed in (7, 7, 8))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)
     assert float(jnp.abs(one[0].query_image - other[0].query_image).max()) > 0.1
@@ -375,17 +380,16 @@ def test_same_key_same_bytes_and_another_key_another_episode():
 
 
 def test_range_dtypes_and_bytes_of_the_host():
-    config, episode = augment.get_config(), disc_episode()
-    change = jax.jit(lambda k, e: augment.augment_episode(k, e, config))
+    config, episode = FrozenConfigDict(augment.get_config()), disc_episode()
     host = jax.tree.map(lambda x: np.asarray(x * 255, np.uint8), episode._replace(query_label=0, support_labels=0))
     host = host._replace(
         query_label=np.asarray(episode.query_label, np.uint8),
         support_labels=np.asarray(episode.support_labels, np.uint8),
     )
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), episode)
-    full, _ = change(key(1), episode)
+    full, _ = jitted(key(1), episode, config)
     for given, dtype, tolerance in ((episode, jnp.float32, 0), (half, jnp.bfloat16, 0.03), (host, jnp.float32, 0.02)):
-        changed, _ = change(key(1), given)
+        changed, _ = jitted(key(1), given, config)
         images, labels = stacked(changed)
         assert changed.query_image.dtype == changed.query_label.dtype == dtype
         assert np.isfinite(images.astype(np.float32)).all()
@@ -396,7 +400,8 @@ def test_range_dtypes_and_bytes_of_the_host():
         assert np.abs(images.astype(np.float32) - stacked(full)[0]).mean() <= tolerance
 
 
-def test_any_number_of_devices_by_vmap_or_map_gives_the_same_pixels():
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 4])
+def test_any_number_of_devices_by_vmap_or_map_gives_the_same_pixels(devices):
     config = FrozenConfigDict(augment.get_config())
     episode = disc_episode(16)
 
@@ -404,12 +409,14 @@ def test_any_number_of_devices_by_vmap_or_map_gives_the_same_pixels():
         return augment.augment_episode(random.fold_in(key(), i), episode, config)
 
     indices = jnp.arange(100, 104)
-    expected = jax.jit(jax.vmap(by_index))(indices)
-    for devices in (2, 4):
-        run = jax.pmap(lambda i: jax.lax.map(by_index, i), devices=jax.devices()[:devices])
-        result = jax.tree.map(lambda x: x.reshape(4, *x.shape[2:]), run(indices.reshape(devices, -1)))
-        for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(result), strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-6)
+    expected = jit(jax.vmap(by_index))(indices)
+    mesh = Mesh(np.array(jax.devices()[:devices]), "batch")
+    split = PartitionSpec("batch")
+    mapped = jax.shard_map(
+        lambda i: jax.lax.map(by_index, i), mesh=mesh, in_specs=split, out_specs=split, check_vma=False
+    )
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(jit(mapped)(indices)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax, random
+from jax.sharding import Mesh, PartitionSpec
 from ml_collections import FrozenConfigDict
 from scipy import ndimage
 
 from universeg_jax import synthesis
 
 SIZE, SUPPORT = 32, 3
+# Compiling takes most of the time here; a program that runs slower compiles three times as fast.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def key(seed=0):
@@ -28,7 +31,7 @@ def small_config(**changes):
     return config
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
+@functools.partial(jit, static_argnums=(1, 2))
 def draw(indices, config, size=SIZE):
     def one(i):
         return synthesis.synthetic_episode(random.fold_in(key(), i), size, SUPPORT, config)
@@ -80,20 +83,19 @@ def test_an_episode_does_not_depend_on_its_place_in_a_batch(episodes):
         np.testing.assert_array_equal(a, b[::-1])
 
 
-def test_any_number_of_devices_by_vmap_or_map_gives_the_same_pixels():
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 4])
+def test_any_number_of_devices_by_vmap_or_map_gives_the_same_pixels(devices):
     config = flat_config("shapes")
     expected = draw(jnp.arange(16), config)
 
     def one(i):
         return synthesis.synthetic_episode(random.fold_in(key(), i), SIZE, SUPPORT, config)
 
-    for devices in (2, 4):
-        run = jax.pmap(lambda i: lax.map(one, i), devices=jax.devices()[:devices])
-        result = run(jnp.arange(16).reshape(devices, -1))
-        for a, b in zip(expected, result, strict=True):
-            np.testing.assert_allclose(a, b.reshape(a.shape), atol=1e-6)
-    for a, b in zip(expected, jax.jit(jax.vmap(one))(jnp.arange(16)), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+    mesh = Mesh(np.array(jax.devices()[:devices]), "batch")
+    split = PartitionSpec("batch")
+    run = jit(jax.shard_map(jax.vmap(one), mesh=mesh, in_specs=split, out_specs=split, check_vma=False))
+    for a, b in zip(expected, run(jnp.arange(16)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 def test_published_values():
@@ -114,7 +116,7 @@ def test_label_map_has_the_drawn_number_of_labels_and_looks_alike_at_every_size(
     config = synthesis.get_config()
     maps = {
         size: np.asarray(
-            jax.jit(jax.vmap(lambda k, size=size: synthesis.label_map(k, size, False, config)))(random.split(key(), 40))
+            jit(jax.vmap(lambda k, size=size: synthesis.label_map(k, size, False, config)))(random.split(key(), 40))
         )
         for size in (32, 64)
     }
@@ -124,7 +126,7 @@ def test_label_map_has_the_drawn_number_of_labels_and_looks_alike_at_every_size(
     assert np.mean(present) > 8
     nearest = ndimage.zoom(maps[64], (1, 0.5, 0.5), order=0, grid_mode=False)
     assert (nearest == maps[32]).mean() > 0.85
-    quiet = jax.jit(lambda k: synthesis.label_map(k, 32, True, config))
+    quiet = jit(lambda k: synthesis.label_map(k, 32, True, config))
     assert max(int(quiet(k).max()) for k in random.split(key(), 10)) < config.quiet_labels[1] - 1
 
 
@@ -132,7 +134,7 @@ def test_flow_has_the_published_strength():
     """Small velocities move as far as they say: four scales, each with std ~ U(0, bound), which is U(1, 20) of 256."""
     config = synthesis.get_config()
     config.warp_std = (0.5, 0.5)
-    flows = jax.jit(lambda k: synthesis.subject_flows(k, 64, 64, False, config))(key())
+    flows = jit(lambda k: synthesis.subject_flows(k, 64, 64, False, config))(key())
     assert flows.shape == (64, 2, 64, 64)
     # Variance of one scale: bound²/3, times that of linear interpolation, (2/3)² on average over a cell.
     expected = np.sqrt(4 / 3) * 0.5 * 64 / 256 * (2 / 3)
@@ -158,7 +160,7 @@ def test_foreground_is_a_label_that_most_subjects_have():
     areas = np.zeros((4, 19), np.float32)
     areas[:, 0], areas[:, 2], areas[:3, 3], areas[:2, 4], areas[0, 5] = 0.5, 0.1, 0.1, 0.2, 0.4
     codes = jnp.zeros((4, 8, 8), jnp.int32)
-    pick = jax.jit(jax.vmap(lambda k, a: synthesis.foreground_tables(k, a, codes, config)[0], (0, None)))
+    pick = jit(jax.vmap(lambda k, a: synthesis.foreground_tables(k, a, codes, config)[0], (0, None)))
     picked = np.asarray(pick(random.split(key(), 2000), jnp.asarray(areas)))
     assert set(np.flatnonzero(picked.any(0))) == {2, 3}
     alone = picked.sum(1) == 1
@@ -188,7 +190,7 @@ def test_foreground_of_a_structure_is_all_of_it_its_inside_or_its_ring():
     areas = jnp.zeros((2, 19))
     codes = np.zeros((2, 8, 8), np.int32)
     codes[:, 1:6, 1:6] = 1
-    pick = jax.jit(jax.vmap(lambda k, c: synthesis.foreground_tables(k, areas, c, config)[1], (0, None)))
+    pick = jit(jax.vmap(lambda k, c: synthesis.foreground_tables(k, areas, c, config)[1], (0, None)))
     keys = random.split(key(), 200)
     assert (np.asarray(pick(keys, jnp.asarray(codes))) == [0, 1, 1, 0, 0]).all()
     codes[:, 2:4, 2:4] = 2
@@ -244,7 +246,7 @@ def test_a_structures_label_is_where_its_intensity_is_in_every_subject():
     assert 0.2 < brighter.mean() < 0.8
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+@functools.partial(jit, static_argnums=(1, 2, 3))
 def structure(keys, kind, config, size):
     flow = jnp.zeros((4, 2, size, size))
     return jax.vmap(lambda k: getattr(synthesis, kind)(k, flow, config))(keys)
@@ -306,7 +308,7 @@ def test_structures_look_alike_at_every_size():
 
 def test_distractors_of_the_same_kind_have_the_other_sign():
     config = synthesis.get_config()
-    contrast = jax.jit(jax.vmap(lambda k, kinds: synthesis.structure_contrasts(k, 3, kinds, config), (0, None)))
+    contrast = jit(jax.vmap(lambda k, kinds: synthesis.structure_contrasts(k, 3, kinds, config), (0, None)))
     same = np.asarray(contrast(random.split(key(), 100), jnp.asarray([2, 2])))
     assert (np.sign(same[..., 1]) == -np.sign(same[..., 3])).all()
     assert (same[..., 0] == 0).all()
@@ -318,7 +320,7 @@ def test_distractors_of_the_same_kind_have_the_other_sign():
 
 def test_outside_the_field_of_view_nothing_is_seen_or_labelled():
     config = synthesis.get_config()
-    view = jax.jit(jax.vmap(lambda k: synthesis.field_of_view(k, 3, 16, config)))
+    view = jit(jax.vmap(lambda k: synthesis.field_of_view(k, 3, 16, config)))
     seen = np.asarray(view(random.split(key(), 2000)))
     cut = ~seen.all((1, 2, 3))
     sigma = np.sqrt(config.view * (1 - config.view) / 2000)
@@ -346,7 +348,7 @@ def test_texture_belongs_to_labels():
     codes = jnp.zeros_like(labels)
     config = synthesis.get_config()
     config.texture_cell = (4.0, 6.0)
-    added = jax.jit(jax.vmap(lambda k: synthesis.texture(k, labels, codes, config)))(random.split(key(), 20))
+    added = jit(jax.vmap(lambda k: synthesis.texture(k, labels, codes, config)))(random.split(key(), 20))
     strength = np.asarray(added).reshape(20, 3, 64, 8, 8).std((2, 4))
     has = strength > 1e-4
     assert (has == has[:, :1]).all()

@@ -10,6 +10,12 @@ from scipy import ndimage
 from universeg_jax import warp
 
 
+def elastic(keys, size, alpha, sigma):
+    """Displacements [n, 2, size, size]."""
+    draw = jax.vmap(lambda k: warp.elastic(k, size, jnp.float32(alpha), jnp.float32(sigma), (6.0, 8.0)))
+    return jax.vmap(warp.separable)(*draw(keys))
+
+
 def coordinates(size, shape, seed=0, margin=3.0):
     """Random coordinates [2, *shape] that also leave an image of `size`."""
     return np.random.default_rng(seed).uniform(-margin, size - 1 + margin, (2, *shape)).astype(np.float32)
@@ -147,8 +153,7 @@ def test_resize_displacement_keeps_where_things_go():
 def test_elastic_has_the_published_strength_at_any_size(size):
     """α 2, σ 7.5 at 128 pixels: 2.8 pixels, correlated as blurred noise is; half of both at 64."""
     keys = random.split(random.key(1), 40)
-    fields = jax.vmap(lambda k: warp.elastic(k, size, jnp.float32(2), jnp.float32(7.5), (6.0, 8.0)))(keys)
-    fields = np.asarray(fields) * (128 / size)
+    fields = np.asarray(elastic(keys, size, 2, 7.5)) * (128 / size)
     assert fields.std() == pytest.approx(2.78, rel=0.05)
     for place in (0, size // 3, size - 1):  # as strong at the borders
         assert fields[:, :, :, place].std() == pytest.approx(2.78, rel=0.15)
@@ -162,7 +167,7 @@ def test_elastic_is_blurred_noise():
     noise = np.random.default_rng(0).uniform(-1, 1, (6, 128 + 120, 128 + 120))
     blurred = np.stack([ndimage.gaussian_filter(n, 6.5)[60:-60, 60:-60] for n in noise]) * 1.5 * 128 / 2
     keys = random.split(random.key(2), 12)
-    ours = jax.vmap(lambda k: warp.elastic(k, 128, jnp.float32(1.5), jnp.float32(6.5), (6.0, 8.0)))(keys)
+    ours = elastic(keys, 128, 1.5, 6.5)
     assert float(ours.std()) == pytest.approx(blurred.std(), rel=0.12)
     assert float(jnp.diff(ours).std()) == pytest.approx(np.diff(blurred).std(), rel=0.12)
 

@@ -148,8 +148,9 @@ def augment_episode(key: Array, episode: Episode, config: ConfigDict) -> tuple[E
 
     images, labels, repaired = geometry(keys[0], images, labels, config)
     labels, unedged = label_changes(keys[1], labels, config.task)
-    images = intensities(keys[2], images, config.in_task, len(images))
-    images = intensities(keys[3], images, config.task, 1)
+    own = random.split(keys[2], len(images))
+    images = warp.each(lambda k, image: intensities(k, image[None], config.in_task)[0], own, images)
+    images = intensities(keys[3], images, config.task)
     if config.task.flip_intensities.p:
         images = jnp.where(random.uniform(keys[4]) < config.task.flip_intensities.p, 1 - images, images)
 
@@ -170,15 +171,12 @@ def geometry(key: Array, images: Array, labels: Array, config: ConfigDict) -> tu
     new_images, new_labels = images, labels
     if moved:
         center = (size - 1) / 2
-        matrix, offset, displacement = displacements(keys[0], config.task, size)
-        at = transform(matrix, warp.grid(size) - center) + offset[:, None, None] + displacement
-
-        def warp_one(key, image, label):
-            matrix, offset, displacement = displacements(key, config.in_task, size)
-            source = transform(matrix, at) + offset[:, None, None] + displacement + center
-            return warp.sample_image_and_label(image, label, source, config.label_interpolation == "nearest")
-
-        new_images, new_labels = jax.vmap(warp_one)(random.split(keys[1], count), images, labels)
+        at = move(displacements(keys[0], config.task, size), warp.grid(size) - center)
+        own = jax.vmap(lambda k: displacements(k, config.in_task, size))(random.split(keys[1], count))
+        source = warp.each(lambda *draw: move(draw, at) + center, *own)
+        nearest = config.label_interpolation == "nearest"
+        sample = jax.vmap(lambda *one: warp.sample_image_and_label(*one, nearest))
+        new_images, new_labels = sample(images, labels, source)
     if seen:
         view = field_of_view(keys[2], size, config.task.view)[None]
         view = view & jax.vmap(lambda k: field_of_view(k, size, config.in_task.view))(random.split(keys[3], count))
@@ -193,19 +191,24 @@ def proper(labels: Array) -> Array:
     return (labels.min((1, 2)) < 0.5) & (labels.max((1, 2)) > 0.5)
 
 
-def transform(matrix: Array, at: Array) -> Array:
-    """matrix [2, 2] times coordinates [2, H, W], as multiply-adds: a GPU's matrix units would round coordinates."""
-    return matrix[:, 0, None, None] * at[0][None] + matrix[:, 1, None, None] * at[1][None]
+def move(draw: tuple[Array, ...], at: Array) -> Array:
+    """Where coordinates `at` [2, H, W] about the centre read from, by one of `displacements`.
+
+    Multiply-adds, because a GPU's matrix units would round coordinates.
+    """
+    matrix, offset, kernel, coefficients = draw
+    turned = matrix[:, 0, None, None] * at[0][None] + matrix[:, 1, None, None] * at[1][None]
+    return turned + offset[:, None, None] + warp.separable(kernel, coefficients)
 
 
-def displacements(key: Array, section: ConfigDict, size: int) -> tuple[Array, Array, Array]:
-    """One draw of a level's geometry about the centre: matrix [2, 2], offset [2] and elastic displacement [2, H, W].
+def displacements(key: Array, section: ConfigDict, size: int) -> tuple[Array, ...]:
+    """One draw of a level's geometry about the centre: matrix [2, 2], offset [2] and the factors of `warp.elastic`.
 
     They lead from output to input coordinates: a scale of 1.1 reads from 1/1.1 of the distance.
     """
     keys = random.split(key)
     draw = warp.uniforms(keys[0], count=16)
-    matrix, offset, displacement = jnp.eye(2), jnp.zeros(2), jnp.zeros((2, size, size))
+    matrix, offset, elastic = jnp.eye(2), jnp.zeros(2), (jnp.zeros((size, 1)), jnp.zeros((2, 1, 1)))
     if section.affine.p:
         on = draw() < section.affine.p
         angle = draw(section.affine.degrees) * (np.pi / 180)
@@ -224,8 +227,8 @@ def displacements(key: Array, section: ConfigDict, size: int) -> tuple[Array, Ar
             matrix = matrix * jnp.where(np.arange(2) == axis, flipped, 1.0)[None]
     if section.elastic.p:
         alpha = jnp.where(draw() < section.elastic.p, draw(section.elastic.alpha), 0.0)
-        displacement = warp.elastic(keys[1], size, alpha, draw(section.elastic.sigma), section.elastic.sigma)
-    return matrix, offset, displacement
+        elastic = warp.elastic(keys[1], size, alpha, draw(section.elastic.sigma), section.elastic.sigma)
+    return matrix, offset, *elastic
 
 
 def field_of_view(key: Array, size: int, section: ConfigDict) -> Array:
@@ -267,29 +270,26 @@ def sobel_edge(labels: Array) -> Array:
     return ((vertical != 0) | (horizontal != 0)).astype(labels.dtype)
 
 
-def intensities(key: Array, images: Array, section: ConfigDict, draws: int) -> Array:
-    """Images [n, H, W] through the intensity operations of a level, with `draws` draws: n, or 1 for all alike.
+def intensities(key: Array, images: Array, section: ConfigDict) -> Array:
+    """Images [n, H, W] through one draw of the intensity operations of a level.
 
     The pixels of noise differ between images even where its mean and strength do not.
     """
     size = images.shape[-1]
     keys = random.split(key)
-    draw = warp.uniforms(keys[0], (draws, 1, 1), 16)
+    draw = warp.uniforms(keys[0], count=16)
 
     def when(op, change, images):
-        on = draw() < section[op].p
-        if draws == 1:  # skipped where it is not drawn, unless vmap makes a select of it
-            return lax.cond(on[0, 0, 0], lambda x: jnp.clip(change(x), 0, 1), lambda x: x, images)
-        return jnp.where(on, jnp.clip(change(images), 0, 1), images)
+        return lax.cond(draw() < section[op].p, lambda x: jnp.clip(change(x), 0, 1), lambda x: x, images)
 
     if section.brightness_contrast.p:
         brightness = draw(section.brightness_contrast.brightness)
         contrast = draw(section.brightness_contrast.contrast)
         images = when("brightness_contrast", lambda x: x * contrast + brightness, images)
     if section.blur.p:
-        sigma = draw(section.blur.sigma)[:, 0, 0] * (size / PUBLISHED_SIZE)
+        sigma = draw(section.blur.sigma) * (size / PUBLISHED_SIZE)
         radius = int(np.ceil(2 * size / PUBLISHED_SIZE))
-        images = when("blur", lambda x: warp.blur(x, jnp.broadcast_to(sigma, len(x)), radius), images)
+        images = when("blur", lambda x: warp.blur(x, sigma, radius), images)
     if section.noise.p:
         mean = draw(section.noise.mean)
         std = draw(section.noise.std) if "std" in section.noise else jnp.sqrt(draw(section.noise.variance))
@@ -312,11 +312,9 @@ def smoothed(x: Array) -> Array:
 
 
 def low_resolution(x: Array, factor: Array) -> Array:
-    """x [n, H, W] averaged over samples `factor` [n or 1, 1, 1] pixels apart and interpolated linearly again."""
-    size = x.shape[-1]
-    apart = np.arange(size, dtype=np.float32)[None, :, None] - np.arange(size, dtype=np.float32)[None, None] * factor
-    up = jnp.maximum(0, 1 - jnp.abs(apart) / factor)
-    down = up / jnp.maximum(up.sum(1, keepdims=True), 1e-6)
-    matrix = jnp.einsum("nys,nxs->nyx", up, down, precision="highest")
-    matrix = matrix / matrix.sum(2, keepdims=True)  # the last sample may lie inside the border
-    return warp.separable(jnp.broadcast_to(matrix, x.shape), x)
+    """x [n, H, W] averaged over samples `factor` pixels apart and interpolated linearly again."""
+    position = np.arange(x.shape[-1], dtype=np.float32)
+    up = jnp.maximum(0, 1 - jnp.abs(position[:, None] / factor - position[None]))
+    down = up / jnp.maximum(up.sum(0, keepdims=True), 1e-6)
+    matrix = jnp.einsum("ys,xs->yx", up, down, precision="highest")
+    return warp.separable(matrix / matrix.sum(1, keepdims=True), x)  # the last sample may lie inside the border

@@ -26,6 +26,7 @@ from universeg_jax.errors import UserError
 from universeg_jax.predictor import Predictor
 from universeg_jax.reporting import write_csv, write_json
 
+SCORES = ("dice", "single_dice", "false_positive_area")  # per case and ensemble
 Method = Callable[[Any, Episode], jax.Array]  # (params, episode) → probabilities [B, H, W, 1] at the episode's size
 
 
@@ -113,43 +114,34 @@ def evaluate(
     the case where a prediction is not finite.
     """
     by_name = {dataset.meta.name: dataset for dataset in datasets}
-    scorers = {name: _scorer(method, settings.ensembles) for name, (method, _) in methods.items()}
     cases = [case for task in tasks for case in cases_of(task, settings.max_cases)]
     rows: list[dict[str, Any]] = []
     bar = tqdm(total=len(cases) * len(settings.support_sizes), desc="evaluate", unit="case", disable=not progress)
     for support_size in settings.support_sizes:
         for batch, episode, effective in _prefetched(cases, by_name, settings, support_size):
             episode = jax.device_put(episode)
-            for name, (_, params) in methods.items():
-                scores = jax.device_get(scorers[name](params, episode))
+            for name, (method, params) in methods.items():
+                scores = jax.device_get(_scorer(method, settings.ensembles)(params, episode))
                 for i, case in enumerate(batch):
                     if not scores["finite"][i]:
                         raise FloatingPointError(f"{name} predicts NaN or inf: task {case.task.name}, row {case.row}")
-                    rows += [
-                        _row(case, by_name[case.task.dataset], name, support_size, ensemble, effective[i], scores, i, k)
-                        for k, ensemble in enumerate(settings.ensembles)
-                    ]
+                    common = {
+                        "method": name,
+                        "dataset": case.task.dataset,
+                        "task": case.task.name,
+                        "label": case.task.label_name,
+                        "subject": by_name[case.task.dataset].index.subjects[case.subject],
+                        "row": case.row,
+                        "support_size": support_size,
+                        "effective_support": int(effective[i]),
+                        "empty": bool(scores["empty"][i]),
+                    }
+                    for k, ensemble in enumerate(settings.ensembles):
+                        values = {field: float(scores[field][k, i]) for field in SCORES}
+                        rows.append({**common, "ensemble": ensemble, **values})
             bar.update(len(batch))
     bar.close()
     return rows
-
-
-def _row(case, dataset, method, support_size, ensemble, effective, scores, i, k) -> dict[str, Any]:
-    return {
-        "method": method,
-        "dataset": case.task.dataset,
-        "task": case.task.name,
-        "label": case.task.label_name,
-        "subject": dataset.index.subjects[case.subject],
-        "row": case.row,
-        "support_size": support_size,
-        "effective_support": int(effective),
-        "ensemble": ensemble,
-        "dice": float(scores["dice"][k, i]),
-        "single_dice": float(scores["single_dice"][k, i]),
-        "false_positive_area": float(scores["false_positive_area"][k, i]),
-        "empty": bool(scores["empty"][i]),
-    }
 
 
 @functools.lru_cache(maxsize=16)  # compiled once, though training evaluates many times

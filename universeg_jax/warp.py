@@ -8,6 +8,7 @@ grids and brought to full size by two small matrix products; a blur is two produ
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -170,15 +171,16 @@ def integrate(velocity: Array, steps: int) -> Array:
     return jnp.moveaxis(lax.fori_loop(0, steps, square, jnp.moveaxis(velocity, 1, -1) / 2**steps), -1, 1)
 
 
-def elastic(key: Array, size: int, alpha: Array, sigma: Array, sigma_bounds: tuple[float, float]) -> Array:
-    """Displacement [2, size, size] in pixels: uniform noise in [-1, 1] per pixel, blurred by σ, times α·size/2.
+def elastic(key: Array, size: int, alpha: Array, sigma: Array, bounds: tuple[float, float]) -> tuple[Array, Array]:
+    """A displacement in pixels, `separable(kernel, coefficients)` of what this returns: [size, m] and [2, m, m].
 
-    Published α and σ are for 128 pixels, with coordinates that run from -1 to 1; σ is scaled with the size here. The
-    standard deviation is α/(2√(3π)σ)·size/2: 2.8 pixels of 128 for α = 2, σ = 7.5. White noise blurred by σ of
-    several pixels is a Gaussian field, so it is drawn as normal noise on nodes the smallest σ apart, which changes
-    its covariance by less than 1e-3, with 4σ of nodes outside the borders, so that it is stationary.
+    It is uniform noise in [-1, 1] per pixel, blurred by σ, which lies in `bounds`, times α·size/2. Published α and σ
+    are for 128 pixels, with coordinates that run from -1 to 1; σ is scaled with the size here. The standard deviation
+    is α/(2√(3π)σ)·size/2: 2.8 pixels of 128 for α = 2, σ = 7.5. White noise blurred by σ of several pixels is a
+    Gaussian field, so it is drawn as normal noise on nodes the smallest σ apart, which changes its covariance by less
+    than 1e-3, with 4σ of nodes outside the borders, so that it is stationary.
     """
-    low, high = (bound * size / 128 for bound in sigma_bounds)
+    low, high = (bound * size / 128 for bound in bounds)
     spacing = low
     margin = int(np.ceil(4 * high / spacing))
     nodes = (np.arange(int(np.ceil((size - 1) / spacing)) + 1 + 2 * margin) - margin) * spacing
@@ -186,9 +188,19 @@ def elastic(key: Array, size: int, alpha: Array, sigma: Array, sigma_bounds: tup
     scaled = sigma * (size / 128)
     kernel = jnp.exp(-0.5 * jnp.square(distance / scaled))
     # Per axis Σ_nodes kernel² = √π σ / spacing; divided out, the field has unit variance.
-    noise = random.normal(key, (2, len(nodes), len(nodes)))
-    unit = separable(kernel, noise) / (np.sqrt(np.pi) * scaled / spacing)
-    return unit * (alpha / (2 * np.sqrt(3 * np.pi) * sigma) * size / 2)
+    strength = alpha / (2 * np.sqrt(3 * np.pi) * sigma) * size / 2 / (np.sqrt(np.pi) * scaled / spacing)
+    return kernel, random.normal(key, (2, len(nodes), len(nodes))) * strength
+
+
+def each(function: Callable, *xs: Array) -> Any:
+    """vmap of function over arrays [n, ...], or a loop on a CPU.
+
+    A loop skips what `lax.cond` does not take, and ends XLA's fusion, which otherwise computes a value again in every
+    gather and reduction that uses it. An accelerator does better with all at once.
+    """
+    return lax.platform_dependent(
+        *xs, cpu=lambda *xs: lax.map(lambda x: function(*x), xs), default=lambda *xs: jax.vmap(function)(*xs)
+    )
 
 
 def minmax(x: Array) -> Array:
