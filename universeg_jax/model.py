@@ -33,6 +33,7 @@ Block = int | tuple[int, int]  # features, or (cross_features, conv_features)
 
 CROSS_ACTIVATIONS = ("none", "leaky_relu")
 NORMS = ("none", "layer")
+RESIDUALS = ("none", "support", "both")
 DTYPES = ("float32", "bfloat16", "float64")
 FORMS = ("plain", "fast")
 
@@ -177,6 +178,7 @@ class CrossBlock(nn.Module):
     conv_features: int
     cross_activation: str = "none"
     norm: str = "none"
+    residual: str = "none"
     support_axis: str = ""
     remat: bool = False
 
@@ -188,6 +190,10 @@ class CrossBlock(nn.Module):
         if self.norm == "layer":  # per entry and pixel, over channels: every rewrite of the fast form stays exact
             self.query_norm = nn.LayerNorm()
             self.support_norm = nn.LayerNorm()
+        if self.residual != "none" and self.support_in != self.conv_features:
+            self.support_skip = Conv(self.support_in, self.conv_features, 1.0, size=1)
+        if self.residual == "both" and self.query_in != self.conv_features:
+            self.query_skip = Conv(self.query_in, self.conv_features, 1.0, size=1)
 
     def cross_activate(self, z: Array) -> Array:
         return z if self.cross_activation == "none" else activate(z)
@@ -197,20 +203,26 @@ class CrossBlock(nn.Module):
         total = lax.psum(partial, self.support_axis) if self.support_axis else partial
         return jax.tree.map(lambda x: x.astype(dtype), total)
 
-    def query_out(self, z: Array) -> Array:
-        """u' from the mean of the z_i."""
+    def query_out(self, u: Array, z: Array) -> Array:
+        """u' from the block's input u and the mean of the z_i."""
         z = self.query(z)
-        return activate(self.query_norm(z).astype(z.dtype) if self.norm == "layer" else z)
+        out = activate(self.query_norm(z).astype(z.dtype) if self.norm == "layer" else z)
+        if self.residual != "both":
+            return out
+        return out + (u if u.shape == out.shape else self.query_skip(u))
 
-    def support_out(self, z: Array) -> Array:
-        """v'_i from the support convolution of z_i."""
-        return activate(self.support_norm(z).astype(z.dtype) if self.norm == "layer" else z)
+    def support_out(self, v: Array, z: Array) -> Array:
+        """v'_i from the block's input v_i and the support convolution of z_i."""
+        out = activate(self.support_norm(z).astype(z.dtype) if self.norm == "layer" else z)
+        if self.residual == "none":
+            return out
+        return out + (v if v.shape == out.shape else self.support_skip(v))
 
     def plain(self, u: Array, v: Array, weights: Array) -> tuple[Array, Array]:
         """The definition; `weights` [B, S] sum to 1 over the entries that count."""
         z = self.cross_activate(self.cross(u, v))
         mean = self.all_sum(weighted_sum(weights, z), u.dtype)
-        return self.query_out(mean), self.support_out(self.support(z))
+        return self.query_out(u, mean), self.support_out(v, self.support(z))
 
     def fast(
         self,
@@ -243,12 +255,12 @@ class CrossBlock(nn.Module):
             else:
                 z = self.cross_activate(z_query[:, None] + conv(v, kernel_s))
                 out = self.support(z) if keep else None
-            averaged, stored = keep(self.support_out(out)) if keep else (None, None)
+            averaged, stored = keep(self.support_out(v, out)) if keep else (None, None)
             return weighted_sum(weight, (entry if linear else z, averaged)), stored
 
         partial, stored = map_sum(jax.checkpoint(chunk) if self.remat else chunk, (entries, weights))
         mean, averaged = self.all_sum(partial, u.dtype)
-        return self.from_mean(u, join(mean)) if linear else self.query_out(mean), averaged, stored
+        return self.from_mean(u, join(mean)) if linear else self.query_out(u, mean), averaged, stored
 
     def split_kernel(self) -> tuple[Array, Array]:
         return jnp.split(self.cross.kernel, [self.query_in], axis=2)
@@ -256,7 +268,7 @@ class CrossBlock(nn.Module):
     def from_mean(self, u: Array, mean: Array) -> Array:
         """u' of a linear CrossConv from mean_i v_i [B, H, W, Cs]."""
         kernel_q, kernel_s = self.split_kernel()
-        return self.query_out(conv(u, kernel_q, self.cross.bias) + conv(mean, kernel_s))
+        return self.query_out(u, conv(u, kernel_q, self.cross.bias) + conv(mean, kernel_s))
 
     def average(self, entries: Any, weights: Array) -> Any:
         """mean_i of entries [n, B, chunk, ...]."""
@@ -273,7 +285,8 @@ class UniverSeg(nn.Module):
     encoder_blocks: Sequence[Block] = (64, 64, 64, 64)
     decoder_blocks: Sequence[Block] = ()  # () mirrors the encoder: encoder_blocks[-2::-1]
     cross_activation: str = "none"  # "none" (release) | "leaky_relu" (paper)
-    norm: str = "none"  # "none" (release) | "layer"
+    norm: str = "none"  # "none" (release) | "layer": of each block's outputs, before their activation
+    residual: str = "none"  # "none" (release) | "support" | "both": paths that add a block's input to its output
     dtype: str = "float32"  # of activations; parameters, means over the support and logits stay float32
     remat: bool = False  # recompute each block's activations in the backward pass
     form: str = "fast"  # "fast" | "plain": the same function
@@ -284,6 +297,7 @@ class UniverSeg(nn.Module):
         for field, choices in (
             ("cross_activation", CROSS_ACTIVATIONS),
             ("norm", NORMS),
+            ("residual", RESIDUALS),
             ("dtype", DTYPES),
             ("form", FORMS),
         ):
@@ -300,7 +314,14 @@ class UniverSeg(nn.Module):
 
         def block(query_in: int, support_in: int, widths: tuple[int, int]) -> CrossBlock:
             return block_class(
-                query_in, support_in, *widths, self.cross_activation, self.norm, self.support_axis, self.remat
+                query_in,
+                support_in,
+                *widths,
+                self.cross_activation,
+                self.norm,
+                self.residual,
+                self.support_axis,
+                self.remat,
             )
 
         outputs = [conv_features for _, conv_features in encoder]

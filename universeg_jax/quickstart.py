@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 from universeg_jax import evaluation, training
 from universeg_jax.baselines import trivial
 from universeg_jax.checkpoints import params_hash
-from universeg_jax.data import build
+from universeg_jax.data.build import build_all, read_collection
 from universeg_jax.data.builder import list_datasets, open_dataset
+from universeg_jax.episode import OFFICIAL_SIZE
 from universeg_jax.errors import UserError
 from universeg_jax.made_data import make_datasets
 from universeg_jax.predictor import Predictor
@@ -86,9 +87,7 @@ def build_data(data_dir: str, data: str) -> None:
     if data:
         if made:
             raise UserError(f"{data_dir} holds made datasets; start over with FRESH=1 or take another workdir")
-        parser = argparse.ArgumentParser()
-        build.add_arguments(parser)
-        build.run(parser.parse_args(["--collection", data, "--roles", ",".join(ROLES), "--data_dir", data_dir]))
+        build_all(read_collection(Path(data), ROLES), data_dir, OFFICIAL_SIZE)
     else:
         if len(list_datasets(data_dir)) > len(made):
             raise UserError(f"{data_dir} holds real datasets; give DATA=FOLDER again, or start over with FRESH=1")

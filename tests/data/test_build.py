@@ -8,7 +8,6 @@ from PIL import Image
 
 from tests.fixtures import write_folder
 from universeg_jax.cli import main
-from universeg_jax.data import build
 from universeg_jax.data.builder import list_datasets, open_dataset, read_report
 
 
@@ -132,8 +131,8 @@ def test_a_wrong_splits_file_is_named(tmp_path, capsys, splits, word):
 
 def test_the_module_is_the_same_command(tmp_path, capsys):
     folder = write_folder(tmp_path / "scans", count=3)
-    assert build.main(["--folder", str(folder), "--name", "a", "--data_dir", str(tmp_path / "data")]) == 0
-    assert build.main(["--folder", str(folder), "--name", "a b", "--data_dir", str(tmp_path / "data")]) == 1
+    assert main(["build", "--folder", str(folder), "--name", "a", "--data_dir", str(tmp_path / "data")]) == 0
+    assert main(["build", "--folder", str(folder), "--name", "a b", "--data_dir", str(tmp_path / "data")]) == 1
     assert capsys.readouterr().err.startswith("universeg build: dataset name 'a b'")
 
 

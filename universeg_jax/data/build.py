@@ -1,6 +1,5 @@
-"""`universeg build`: folders → datasets. `python -m universeg_jax.data.build` is the same command."""
+"""Folders → datasets."""
 
-import argparse
 import hashlib
 import json
 import os
@@ -11,9 +10,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from universeg_jax.data import folder
+from universeg_jax.data import ROLES, folder
 from universeg_jax.data.builder import (
-    ROLES,
     VERSION,
     BuildError,
     BuildReport,
@@ -22,53 +20,26 @@ from universeg_jax.data.builder import (
     read_report,
     worker_pool,
 )
-from universeg_jax.errors import UserError
 from universeg_jax.reporting import markdown_table
 
-EXAMPLE = "universeg build --folder my_scans --name my_scans --data_dir data"
 
+def build_all(
+    wanted: Sequence[tuple[Path, str, str, str]],
+    data_dir: str | Path,
+    size: int,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Builds every (folder, name, role, source group) of `wanted` and prints a table.
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; the exit code is 0 if everything that was asked for is there."""
-    parser = argparse.ArgumentParser(prog="universeg build", description=__doc__, epilog=f"example: {EXAMPLE}")
-    add_arguments(parser)
-    try:
-        return run(parser.parse_args(argv))
-    except (UserError, OSError) as error:
-        print(f"universeg build: {error}", file=sys.stderr)
-        return 1
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--folder", help="a folder with images/, labels/ and perhaps meta.json")
-    what.add_argument("--collection", help="a folder of such folders with a splits.json that gives each a role")
-    parser.add_argument("--name", help="the dataset's name (with --folder); default: the folder's")
-    parser.add_argument("--data_dir", default="data", help="where datasets are built (default: %(default)s)")
-    parser.add_argument("--role", default="test", choices=ROLES, help="with --folder (default: %(default)s)")
-    parser.add_argument("--source_group", default="", help="with --folder: datasets that share patients share this")
-    parser.add_argument("--roles", default=",".join(ROLES), help="with --collection: which to build, comma-separated")
-    parser.add_argument("--size", type=int, default=128, help="pixels a side (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="build again what is there from the same files")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Builds what is asked for, leaving what is there already from the same files and options; prints a table.
-
-    Raises UserError or OSError; every dataset built until then stays.
+    Leaves what is there already from the same files and options. Raises UserError or OSError; every dataset built
+    until then stays.
     """
-    if args.folder:
-        name = args.name or Path(args.folder).resolve().name
-        wanted = [(Path(args.folder), name, args.role, args.source_group)]
-    else:
-        wanted = read_collection(Path(args.collection), args.roles.split(","))
     done: list[tuple[BuildReport, bool]] = []
-    with worker_pool(args.workers) as pool:
+    with worker_pool(workers or os.cpu_count() or 1) as pool:
         for each in tqdm(wanted, "build", unit="dataset", leave=False, disable=len(wanted) == 1):
-            done.append(build_folder(*each, args.data_dir, args.size, pool, args.overwrite))
+            done.append(build_folder(*each, data_dir, size, pool, overwrite))
     print_reports(done)
-    return 0
 
 
 def read_collection(path: Path, roles: list[str]) -> list[tuple[Path, str, str, str]]:
@@ -162,7 +133,3 @@ def print_reports(done: list[tuple[BuildReport, bool]]) -> None:
 
 def _some(things: Sequence[str], most: int = 5) -> str:
     return ", ".join(things[:most]) + (f" and {len(things) - most} more" if len(things) > most else "")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

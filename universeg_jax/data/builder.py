@@ -34,6 +34,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer
 from tqdm import tqdm
 
+from universeg_jax.data import ROLES
 from universeg_jax.data.images import ImageError
 from universeg_jax.errors import UserError
 
@@ -41,7 +42,6 @@ tfds.disable_progress_bar()  # ours spans reading and preprocessing, which is wh
 
 VERSION = "1.0.0"  # raise it when the same files would give other records
 SPLIT = "examples"
-ROLES = ("train_open", "train_research", "val", "test")
 SLICINGS = ("image", "mid", "max")
 SECONDS_TO_START = 2.0  # of worker processes: a folder that is built sooner is built without them
 

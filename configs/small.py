@@ -1,0 +1,48 @@
+r"""The weights `small`: trained on open licences and synthetic tasks alone, in hours on two CPU cores.
+
+Expected: docs/model-card.md.
+
+    python train.py --config=configs/small.py --workdir=runs/small64 --config.data_dir=data
+    python train.py --config=configs/small.py:128 --workdir=runs/small128 --config.data_dir=data \
+        --config.init_from=runs/small64
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(arg: str = "64") -> ConfigDict:
+    """`arg`: image size, 64 to learn fast at first or 128 to finish."""
+    sizes = ("64", "128")
+    if arg not in sizes:
+        raise ValueError(f"configs/small.py:{arg}: the argument is the image size, one of {', '.join(sizes)}")
+    config = default.get_config()
+    config.train_roles = ("train_open",)  # licences that allow weights to be given away
+    config.kinds.real = 0.5
+    config.kinds.synthetic = 0.5
+    config.image_size = int(arg)
+    config.support_size = 8
+    config.batch_size = 4
+    config.num_steps = 100_000
+    # A fifth level sees the whole image; width where pixels are few costs little.
+    config.model.encoder_blocks = (32, 48, 64, 64, 64)
+    config.model.norm = "layer"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 200
+    config.optimizer.clip_norm = 1.0
+    config.ema_decay = 0.999
+    config.loss.bce = 0.5  # gives a gradient where nothing overlaps yet
+    # Gentler than published, as in the quickstart.
+    config.augment.in_task.affine.update(
+        {"p": 0.25, "degrees": (-25.0, 25.0), "translate": (0.0, 0.1), "scale": (0.9, 1.1)}
+    )
+    config.augment.in_task.elastic.p = 0.4
+    config.augment.task.edge.p = 0.1
+    config.augment.task.flip_labels.p = 0.1
+    config.eval_every = 2_000
+    config.checkpoint_every = 250
+    config.eval.support_size = 16
+    config.eval.max_cases = 8
+    config.eval.batch_size = 8
+    return config

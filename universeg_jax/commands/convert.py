@@ -1,0 +1,17 @@
+"""Read released weights (.pt, .safetensors) as a checkpoint, or write a checkpoint as such a file."""
+
+import argparse
+
+EXAMPLE = "universeg convert universeg_v1_nf64_ss64_STA.pt weights/release"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", help="a .pt, .pth or .safetensors file, or a checkpoint")
+    parser.add_argument("out", help="a new folder for the checkpoint, or a .pt or .safetensors file")
+
+
+def run(args: argparse.Namespace) -> int:
+    from universeg_jax.convert import convert
+
+    print(convert(args.file, args.out))
+    return 0
