@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from universeg_jax.losses import soft_dice
 from universeg_jax.model import UniverSeg, build_model, init_params, max_pool, upsample
@@ -158,32 +156,6 @@ def test_gradients_ignore_padding():
     grad = jax.jit(jax.grad(lambda p, *inputs: MODEL.apply({"params": p}, *inputs).sum()))
     expected, grads = grad(PARAMS, query, images, labels), grad(PARAMS, query, *padded, mask)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4), grads, expected)
-
-
-@pytest.mark.parametrize("cross_activation", ["none", "leaky_relu"])
-@pytest.mark.parametrize("form", ["plain", "fast"])
-def test_support_sharded_over_devices_equals_one_device(form, cross_activation):
-    model, params = tiny(cross_activation=cross_activation)
-    query, images, labels = random_episode(4, support=8)
-    mask = np.ones((2, 8), np.float32)
-    mask[0, 5:] = 0  # unequal counts on the devices
-    sharded = build_model(
-        {"encoder_blocks": model.encoder_blocks, "cross_activation": cross_activation},
-        form=form,
-        support_axis="support",
-    )
-    mesh = Mesh(np.array(jax.devices()), ("support",))
-    run = jax.jit(
-        jax.shard_map(
-            lambda *inputs: sharded.apply({"params": params}, *inputs),
-            mesh=mesh,
-            in_specs=(P(), P(None, "support"), P(None, "support"), P(None, "support")),
-            out_specs=P(),
-            check_vma=False,
-        )
-    )
-    expected = jax.jit(model.apply)({"params": params}, query, images, labels, mask)
-    np.testing.assert_allclose(run(query, images, labels, mask), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["plain", "fast"])

@@ -30,6 +30,7 @@ from jax import lax
 
 Array = jax.Array
 Block = int | tuple[int, int]  # features, or (cross_features, conv_features)
+MapSum = Callable[[Callable[[Any], tuple[Any, Any]], Any], tuple[Any, Any]]  # as map_sum
 
 CROSS_ACTIVATIONS = ("none", "leaky_relu")
 NORMS = ("none", "layer")
@@ -230,10 +231,11 @@ class CrossBlock(nn.Module):
         entries: Any,
         weights: Array,
         keep: Callable[[Array], tuple[Any, Any]] | None,
+        over: MapSum,
         join: Callable[[Any], Array] = lambda entry: entry,
         compose: bool = False,
     ) -> tuple[Array, Any, Any]:
-        """The same, streamed over entries stored as [n, B, chunk, ...]; weights [n, B, chunk].
+        """The same, streamed by `over` over entries stored as [n, B, chunk, ...]; weights [n, B, chunk].
 
         v_i = join(entry_i), where join is linear. keep(v'_i) → (what to average over i, what to store); None if
         nothing of the support is needed any more. `compose` makes one convolution of the two of a support entry,
@@ -258,7 +260,7 @@ class CrossBlock(nn.Module):
             averaged, stored = keep(self.support_out(v, out)) if keep else (None, None)
             return weighted_sum(weight, (entry if linear else z, averaged)), stored
 
-        partial, stored = map_sum(jax.checkpoint(chunk) if self.remat else chunk, (entries, weights))
+        partial, stored = over(jax.checkpoint(chunk) if self.remat else chunk, (entries, weights))
         mean, averaged = self.all_sum(partial, u.dtype)
         return self.from_mean(u, join(mean)) if linear else self.query_out(u, mean), averaged, stored
 
@@ -270,10 +272,10 @@ class CrossBlock(nn.Module):
         kernel_q, kernel_s = self.split_kernel()
         return self.query_out(u, conv(u, kernel_q, self.cross.bias) + conv(mean, kernel_s))
 
-    def average(self, entries: Any, weights: Array) -> Any:
+    def average(self, entries: Any, weights: Array, over: MapSum, dtype: Any) -> Any:
         """mean_i of entries [n, B, chunk, ...]."""
-        partial, _ = map_sum(lambda x: (weighted_sum(x[1], x[0]), None), (entries, weights))
-        return self.all_sum(partial, entries.dtype)
+        partial, _ = over(lambda x: (weighted_sum(x[1], x[0]), None), (entries, weights))
+        return self.all_sum(partial, dtype)
 
 
 class UniverSeg(nn.Module):
@@ -359,7 +361,7 @@ class UniverSeg(nn.Module):
         total = count.sum(1, keepdims=True)
         weights = count / (lax.psum(total, self.support_axis) if self.support_axis else total)
         plain = self.form == "plain" or self.is_initializing()  # the definition touches every parameter
-        u = (self.plain if plain else self.fast)(u, v, weights)
+        u = self.plain(u, v, weights) if plain else self.fast(u, *chunked((v, weights), self.support_chunk))
         return self.out(u.astype(jnp.promote_types(jnp.float32, dtype)))
 
     def plain(self, u: Array, v: Array, weights: Array) -> Array:
@@ -373,9 +375,8 @@ class UniverSeg(nn.Module):
             u, v = block.plain(concat((u, skip_u)), concat((v, skip_v)), weights)
         return u
 
-    def fast(self, u: Array, v: Array, weights: Array) -> Array:
+    def fast(self, u: Array, entries: Any, weights: Array, over: MapSum = map_sum) -> Array:
         linear = self.cross_activation == "none"
-        entries, weights = chunked((v, weights), self.support_chunk)
         skips: list[tuple[Array, Any]] = []
         for level, block in enumerate(self.encoder):
             if block is self.encoder[-1]:
@@ -386,7 +387,8 @@ class UniverSeg(nn.Module):
                 keep = lambda out: (out, (max_pool(out), None))  # noqa: E731
             else:
                 keep = lambda out: (None, (max_pool(out), out))  # noqa: E731
-            u, averaged, stored = block.fast(max_pool(u) if level else u, entries, weights, keep, compose=level == 0)
+            u = max_pool(u) if level else u
+            u, averaged, stored = block.fast(u, entries, weights, keep, over, compose=level == 0)
             if level == 0:
                 mean_skip = averaged
             if stored is not None:
@@ -395,10 +397,10 @@ class UniverSeg(nn.Module):
         for block, (skip_u, skip_v) in zip(self.decoder, skips[-2::-1], strict=True):
             u, last = concat((u, skip_u)), block is self.decoder[-1]
             if last and linear:
-                u = block.from_mean(u, concat((block.average(entries, weights), mean_skip)))
+                u = block.from_mean(u, concat((block.average(entries, weights, over, u.dtype), mean_skip)))
             else:
                 keep = None if last else lambda out: (None, out)
-                u, _, entries = block.fast(u, (entries, skip_v), weights, keep, join=concat)
+                u, _, entries = block.fast(u, (entries, skip_v), weights, keep, over, join=concat)
         return u
 
 
