@@ -32,8 +32,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.read_threads = 4  # threads that read episodes ahead
 
     config.image_size = 128  # pixels, model input; datasets larger than it are resized on the device
-    config.support_size = 64  # entries of each training episode
+    config.support_size = 64  # entries of each training episode, or at most so many
+    config.support_schedule = "fixed"  # "fixed" | "uniform" | "log_uniform": each step draws from 1 to support_size
+    config.every_image_as_query = False  # S + 1 losses for one episode: each image is the query once
     config.batch_size = 1  # episodes a step over all devices; about 1 in the paper (a V100 held no more)
+    config.accumulation = 1  # parts of a device's share of the batch whose gradients are added one after another
     config.num_steps = 500_000  # optimizer steps; not published
 
     config.model = ConfigDict()
@@ -50,8 +53,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer = ConfigDict()
     config.optimizer.name = "adam"  # any optimizer of optax that takes learning_rate
     config.optimizer.learning_rate = 1e-4  # peak
-    config.optimizer.schedule = "constant"  # "constant" | "cosine" (to 0 at num_steps)
+    config.optimizer.schedule = "constant"  # "constant" | "cosine" (to 0 at num_steps) | "wsd" (linear to 0 at the end)
     config.optimizer.warmup_steps = 0  # linear from 0
+    config.optimizer.decay_steps = 0  # of "wsd": its last steps
     config.optimizer.weight_decay = 0.0  # decoupled, on kernels only
     config.optimizer.clip_norm = 0.0  # global gradient norm; 0 = off
     config.ema_decay = 0.0  # exponential moving average of parameters, evaluated in their place; 0 = off
@@ -67,6 +71,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.synthesis = synthesis.get_config()
 
     config.log_every = 1  # steps between lines of metrics.jsonl
+    config.tensorboard = False  # write <workdir>/tensorboard too
     config.eval_every = 5_000  # steps between evaluations on val_role
     config.checkpoint_every = 1_000  # steps between checkpoints
     config.keep_every = 0  # steps; every such checkpoint is kept besides the latest and the best; 0 = none

@@ -26,8 +26,9 @@ def get_config(arg: str = "64") -> ConfigDict:
     config.batch_size = 4
     config.num_steps = 100_000
     # A fifth level sees the whole image; width where pixels are few costs little.
-    config.model.encoder_blocks = (32, 48, 64, 64, 64)
+    config.model.encoder_blocks = (32, 32, 48, 64, 64)
     config.model.norm = "layer"
+    config.model.residual = "both"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 200
     config.optimizer.clip_norm = 1.0

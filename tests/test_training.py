@@ -16,8 +16,9 @@ import pytest
 from tests.fixtures import build_discs, tiny_config
 from universeg_jax import checkpoints, training
 from universeg_jax.configuration import ConfigError, to_dict
-from universeg_jax.data.episodes import batches, make_sampler
+from universeg_jax.data.episodes import Batch, batches, make_sampler
 from universeg_jax.data.tasks import task_table
+from universeg_jax.episode import Episode
 from universeg_jax.errors import UserError
 from universeg_jax.model import build_model, init_params
 from universeg_jax.reporting import lock, read_json, read_json_lines, write_json
@@ -229,8 +230,10 @@ def test_a_second_process_in_a_workdir_is_refused(tmp_path, data_dir):
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_episodes(data_dir, tmp_path):
     config = tiny_config(data_dir)
     config.optimizer.name, config.optimizer.learning_rate = "sgd", 1e30
-    with pytest.raises(FloatingPointError, match="episodes 4 to 7"):
+    with pytest.raises(FloatingPointError, match=r"episodes 4, 5, 6, 7;.*Tasks: train_discs.*drawn in") as caught:
         training.train_and_evaluate(config, tmp_path)
+    assert caught.value.episodes == [4, 5, 6, 7]
+    assert (tmp_path / "episode_4.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(
@@ -252,17 +255,90 @@ def test_a_config_that_cannot_run_is_refused(data_dir, tmp_path, fields, word):
     assert not list(tmp_path.iterdir())
 
 
-def test_schedules_and_weight_decay():
-    config = tiny_config(num_steps=100)
-    config.optimizer.update({"schedule": "cosine", "warmup_steps": 10, "learning_rate": 1.0})
-    _, schedule = training.make_optimizer(config)
-    np.testing.assert_allclose([schedule(i) for i in (0, 5, 10, 55, 100)], [0.1, 0.55, 1, 0.5, 0], atol=1e-6)
-    config.optimizer.update({"schedule": "constant", "warmup_steps": 0, "name": "adamw", "weight_decay": 0.5})
-    optimizer, _ = training.make_optimizer(config)
-    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
-    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
-    np.testing.assert_allclose(updates["kernel"], -0.5)
-    np.testing.assert_allclose(updates["bias"], 0)
+def test_parts_of_a_batch_give_the_gradient_of_the_whole():
+    model = build_model({"encoder_blocks": (4, 4)})
+    params = init_params(model, 0)
+    rng = np.random.default_rng(0)
+    query, images = rng.random((4, 16, 16, 1)), rng.random((4, 3, 16, 16, 1))
+    episode = Episode(query, query > 0.5, images, images > 0.6, np.ones((4, 3)))
+    episode = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), episode)
+    scores = functools.partial(training.loss_and_dice, model=model, config=tiny_config())
+    whole, split = (
+        jax.jit(lambda p, parts=parts: training.accumulated_gradient(scores, p, episode, parts))(params)
+        for parts in (1, 2)
+    )
+    assert_trees_equal(split, whole, atol=1e-6)
+
+
+def test_every_image_as_query_leaves_itself_out():
+    batch, support = 2, 3
+    images = np.arange(batch * (support + 1), dtype=np.float32).reshape(batch, support + 1, 1, 1, 1)
+    mask = np.array([[1, 1, 1], [1, 1, 0]], np.float32)
+    episode = Episode(images[:, 0], 10 + images[:, 0], images[:, 1:], 10 + images[:, 1:], mask)
+    turned = jax.device_get(training.every_image_as_query(jax.tree.map(jnp.asarray, episode)))
+    assert turned.query_image.ravel().tolist() == list(range(8))
+    for query, others, kept in zip(turned.query_image.ravel(), turned.support_images, turned.support_mask, strict=True):
+        first = 4 * (query // 4)
+        assert others.ravel().tolist() == [x for x in range(int(first), int(first) + 4) if x != query]
+        assert kept.tolist() == [float(x != 7) for x in others.ravel()]
+    np.testing.assert_array_equal(turned.support_labels, turned.support_images + 10)
+
+
+def test_every_image_as_query_is_the_mean_over_the_images_that_count():
+    model = build_model({"encoder_blocks": (4,)})
+    params = init_params(model, 0)
+    rng = np.random.default_rng(0)
+    images, labels = (jnp.asarray(rng.random((1, 4, 8, 8, 1)) > cut, jnp.float32) for cut in (0.5, 0.6))
+    mask = jnp.array([[1.0, 1.0, 0.0]])  # the last image is padding
+    config = tiny_config()
+
+    def losses_of(config, query, others):
+        episode = Episode(images[:, query], labels[:, query], images[:, others], labels[:, others], mask)
+        return training.loss_and_dice(params, episode, model, config)
+
+    each = [losses_of(config, i, np.array([j for j in (0, 1, 2) if j != i] + [3])) for i in range(3)]
+    config.every_image_as_query = True
+    together = losses_of(config, 0, np.array([1, 2, 3]))
+    assert_trees_equal(together, jax.tree.map(lambda *x: sum(x) / 3, *each), atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["uniform", "log_uniform"])
+def test_support_sizes_are_drawn_as_the_schedule_says(schedule):
+    config = tiny_config(support_size=48, support_schedule=schedule)
+    sizes, slots = np.array([training.support_size_of(step, config) for step in range(4000)]).T
+    assert (sizes == np.array([training.support_size_of(step, config)[0] for step in range(4000)])).all()
+    assert sizes.min() == 1
+    assert sizes.max() == 48
+    assert set(slots) == {1, 2, 4, 8, 16, 32, 48}
+    assert ((sizes <= slots) & (slots < 2 * sizes)).all()
+    below = np.arange(1, 49) / 48 if schedule == "uniform" else np.log(np.arange(2, 50)) / np.log(49)
+    seen = np.array([(sizes <= n).mean() for n in range(1, 49)])
+    assert np.abs(seen - below).max() < 4 * np.sqrt(0.25 / 4000)
+    assert training.support_size_of(7, tiny_config(support_size=48)) == (48, 48)
+
+
+def test_trimmed_support_keeps_the_first_entries():
+    images = np.arange(2 * 5).reshape(2, 5, 1, 1, 1)
+    episode = Episode(images[:, 0], images[:, 0], images, images + 1, np.ones((2, 5), np.uint8))
+    batch = training.trim_support(Batch(np.arange(2), np.zeros(2), np.zeros(2), episode), 3, 4)
+    np.testing.assert_array_equal(batch.episode.support_images, images[:, :4])
+    np.testing.assert_array_equal(batch.episode.support_mask, [[1, 1, 1, 0]] * 2)
+
+
+def test_a_run_of_every_option_resumes_exactly(data_dir, tmp_path):
+    fields = {
+        "support_size": 4,
+        "support_schedule": "log_uniform",
+        "every_image_as_query": True,
+        "accumulation": 1,
+        "tensorboard": True,
+        "kinds": {"real": 1.0, "synthetic": 0.0},
+    }
+    whole = training.train_and_evaluate(tiny_config(data_dir, **fields), tmp_path / "whole")
+    training.train_and_evaluate(tiny_config(data_dir, num_steps=3, **fields), tmp_path / "parts")
+    parts = training.train_and_evaluate(tiny_config(data_dir, **fields), tmp_path / "parts")
+    assert_trees_equal(jax.device_get(whole), jax.device_get(parts), atol=0)
+    assert list((tmp_path / "whole" / "tensorboard").glob("events*"))
 
 
 def test_a_torn_last_line_and_later_steps_are_dropped(tmp_path):

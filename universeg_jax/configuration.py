@@ -9,7 +9,16 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from universeg_jax.errors import UserError
 
 # Fields that change where things are and how often they are written, but no number of the run.
-RESUMABLE = ("data_dir", "read_threads", "log_every", "checkpoint_every", "keep_every", "eval_every", "eval")
+RESUMABLE = (
+    "data_dir",
+    "read_threads",
+    "log_every",
+    "checkpoint_every",
+    "keep_every",
+    "eval_every",
+    "eval",
+    "tensorboard",
+)
 
 
 class ConfigError(UserError):

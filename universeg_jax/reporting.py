@@ -58,8 +58,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def lock(workdir: Path) -> Iterator[None]:
-    """Refuses a second process in a workdir; the lock goes with the process, however it ends."""
+def lock(workdir: Path | None) -> Iterator[None]:
+    """Refuses a second process in a workdir; the lock goes with the process, however it ends. None locks nothing."""
+    if workdir is None:
+        yield
+        return
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / ".lock").open("w") as file:
         try:

@@ -9,7 +9,7 @@ import functools
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,20 +19,24 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
-import universeg_jax
-from universeg_jax import augment, checkpoints, evaluation, losses, metrics, synthesis
+from universeg_jax import augment, checkpoints, losses, metrics, synthesis
 from universeg_jax.configuration import ConfigError, to_dict, write_config
 from universeg_jax.data.builder import Dataset, list_datasets, open_dataset
 from universeg_jax.data.episodes import KINDS, SYNTHETIC, Batch, EpisodeSampler, batches, make_sampler
-from universeg_jax.data.tasks import Task, task_table, usable
+from universeg_jax.data.tasks import task_table, usable
 from universeg_jax.episode import Episode, to_device_floats
+from universeg_jax.flops import training_flops
+from universeg_jax.lineage import inherit, lineage
 from universeg_jax.made_data import make_datasets
 from universeg_jax.model import UniverSeg, build_model, init_params
-from universeg_jax.reporting import JsonLines, lock, write_json
+from universeg_jax.optimizer import make_optimizer
+from universeg_jax.reporting import lock, plot_sheet
+from universeg_jax.step_log import NotFinite, StepLog
+from universeg_jax.validation import Evaluator, ValidationLog, make_evaluator
 
 Array = jax.Array
+SUPPORT_SCHEDULES = ("fixed", "uniform", "log_uniform")
 
 
 class TrainState(NamedTuple):
@@ -42,34 +46,6 @@ class TrainState(NamedTuple):
     params: Any
     opt_state: Any
     ema: Any  # like params, or None where config.ema_decay is 0
-
-
-def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimizer that config.optimizer asks for, and its learning rate by step."""
-    c = config.optimizer
-    if c.schedule == "constant":
-        schedule = optax.constant_schedule(c.learning_rate)
-    elif c.schedule == "cosine":
-        schedule = optax.cosine_decay_schedule(c.learning_rate, max(config.num_steps - c.warmup_steps, 1))
-    else:
-        raise ConfigError(f"config.optimizer.schedule={c.schedule!r}: choose one of constant, cosine")
-    if c.warmup_steps:
-        warmup = optax.linear_schedule(c.learning_rate / c.warmup_steps, c.learning_rate, c.warmup_steps)
-        schedule = optax.join_schedules([warmup, schedule], [c.warmup_steps])
-    if not hasattr(optax, c.name):
-        raise ConfigError(f"config.optimizer.name={c.name!r}: optax has no such optimizer")
-    decay = {"weight_decay": c.weight_decay, "mask": _kernels} if c.weight_decay else {}
-    try:
-        optimizer = getattr(optax, c.name)(learning_rate=schedule, **decay)
-    except TypeError as error:
-        raise ConfigError(
-            f"config.optimizer.name={c.name!r} does not take {[*decay, 'learning_rate']}: {error}"
-        ) from error
-    return optax.chain(optax.clip_by_global_norm(c.clip_norm), optimizer) if c.clip_norm else optimizer, schedule
-
-
-def _kernels(params: Any) -> Any:
-    return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:
@@ -94,7 +70,8 @@ def device_episode(index: Array, kind: Array, raw: Episode, config: ConfigDict) 
         return to_device_floats(raw, config.image_size)
 
     def synthetic() -> Episode:
-        episode = synthesis.synthetic_episode(synthesis_key, config.image_size, config.support_size, config.synthesis)
+        support_size = raw.support_images.shape[0]
+        episode = synthesis.synthetic_episode(synthesis_key, config.image_size, support_size, config.synthesis)
         return episode._replace(support_mask=raw.support_mask.astype(jnp.float32))
 
     weights = config.kinds
@@ -116,6 +93,51 @@ def device_episodes(batch: Batch, config: ConfigDict) -> tuple[Episode, Array]:
     return jax.vmap(function)(*arguments)
 
 
+def every_image_as_query(episode: Episode) -> Episode:
+    """[B, ...] → [(S + 1) B, ...]: each image of an episode is the query once, with all others as its support."""
+    images = jnp.concatenate([episode.query_image[:, None], episode.support_images], 1)
+    labels = jnp.concatenate([episode.query_label[:, None], episode.support_labels], 1)
+    mask = jnp.concatenate([jnp.ones_like(episode.support_mask[:, :1]), episode.support_mask], 1)
+    count = images.shape[1]
+    others = np.array([[j for j in range(count) if j != i] for i in range(count)])
+    turned = Episode(images, labels, images[:, others], labels[:, others], mask[:, others])
+    return jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), turned)
+
+
+def loss_and_dice(params: Any, episode: Episode, model: UniverSeg, config: ConfigDict) -> tuple[Array, Array]:
+    """Loss and hard Dice [B] of each episode; with config.every_image_as_query, their means over its S + 1 queries."""
+    count = len(episode.query_image)
+    weights = jnp.ones((count, 1))
+    if config.every_image_as_query:
+        weights = jnp.concatenate([weights, episode.support_mask], 1)
+        episode = every_image_as_query(episode)
+    logits = model.apply({"params": params}, episode.query_image, *episode[2:])
+    each = losses.total(logits, episode.query_label, config.loss)
+    dice = metrics.dice_score(logits[..., 0] >= 0, episode.query_label[..., 0])
+    weights /= weights.sum(1, keepdims=True)
+    return (each.reshape(count, -1) * weights).sum(1), (dice.reshape(count, -1) * weights).sum(1)
+
+
+def accumulated_gradient(function: Callable[..., Any], params: Any, episode: Episode, parts: int) -> Any:
+    """(gradient of the mean loss, (losses [B], dice [B])), for `parts` parts of the batch one after another."""
+
+    def loss_fn(params: Any, part: Episode) -> tuple[Array, tuple[Array, Array]]:
+        each, dice = function(params, part)
+        return each.mean(), (each, dice)
+
+    gradient = jax.grad(loss_fn, has_aux=True)
+    if parts == 1:
+        return gradient(params, episode)
+
+    def body(total: Any, part: Episode) -> tuple[Any, Any]:
+        grads, scores = gradient(params, part)
+        return jax.tree.map(jnp.add, total, grads), scores
+
+    split = jax.tree.map(lambda x: x.reshape((parts, -1, *x.shape[1:])), episode)
+    total, scores = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, params), split)
+    return jax.tree.map(lambda g: g / parts, total), jax.tree.map(jnp.ravel, scores)
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -125,30 +147,30 @@ def train_step(
     schedule: optax.Schedule,
     config: ConfigDict,
     axis_name: str | None = "batch",
-) -> tuple[TrainState, dict[str, tuple[Array, Array]]]:
-    """One step on this device's share of the batch. Pure; metrics are (sum, count) over all devices."""
+) -> tuple[TrainState, dict[str, Any]]:
+    """One step on this device's share of the batch. Pure.
+
+    Metrics are (sum, count) over all devices, besides "episodes" and "losses" [B]: the global indices and each loss.
+    """
     episode, repaired = device_episodes(batch, config)
-
-    def loss_fn(params: Any) -> tuple[Array, tuple[Array, Array]]:
-        logits = model.apply({"params": params}, episode.query_image, *episode[2:])
-        each = losses.total(logits, episode.query_label, config.loss)
-        dice = metrics.dice_score(logits[..., 0] >= 0, episode.query_label[..., 0])
-        return each.mean(), (each, dice)
-
-    grads, (each, dice) = jax.grad(loss_fn, has_aux=True)(state.params)
+    scores = functools.partial(loss_and_dice, model=model, config=config)
+    grads, (each, dice) = accumulated_gradient(scores, state.params, episode, config.accumulation)
     sums = {name: metrics.masked_sum(x, jnp.ones_like(x, bool)) for name, x in (("loss", each), ("dice", dice))}
     sums["repaired"] = metrics.masked_sum(repaired.astype(jnp.float32), jnp.ones_like(repaired, bool))
+    per_episode = {"episodes": batch.index, "losses": each}
     if axis_name:
         grads, sums = jax.lax.pmean(grads, axis_name), jax.lax.psum(sums, axis_name)
+        per_episode = jax.lax.all_gather(per_episode, axis_name, tiled=True)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if ema is not None:
         decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))  # short memory at the start
         ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
-    sums["grad_norm"] = (optax.tree.norm(grads), jnp.float32(1))
-    sums["learning_rate"] = (jnp.asarray(schedule(state.step), jnp.float32), jnp.float32(1))
-    return TrainState(state.step + 1, params, opt_state, ema), sums
+    now = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
+    now["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
+    sums |= {name: (value, jnp.float32(1)) for name, value in now.items()}
+    return TrainState(state.step + 1, params, opt_state, ema), sums | per_episode
 
 
 def pmap_step(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -166,6 +188,27 @@ def shard_batch(batch: Batch, sharding: NamedSharding) -> Batch:
     """[B, ...] on the host → [devices, B / devices, ...] on the devices."""
     count = sharding.mesh.size
     return jax.device_put(jax.tree.map(lambda x: np.asarray(x).reshape((count, -1, *x.shape[1:])), batch), sharding)
+
+
+def support_size_of(step: int, config: ConfigDict) -> tuple[int, int]:
+    """(entries that count, entries compiled for) at a step: a pure function of (seed, step), the same on every host.
+
+    The second is the next power of two, so that a run compiles few sizes; what is too many is masked.
+    """
+    largest = config.support_size
+    if config.support_schedule == "fixed":
+        return largest, largest
+    u = np.random.default_rng([config.seed, step, 1]).random()
+    size = 1 + int(u * largest) if config.support_schedule == "uniform" else int((largest + 1) ** u)
+    return size, min(1 << (size - 1).bit_length(), largest)
+
+
+def trim_support(batch: Batch, size: int, slots: int) -> Batch:
+    """The first `size` support entries in arrays of `slots`."""
+    episode = batch.episode
+    mask = episode.support_mask[:, :slots] * (np.arange(slots) < size).astype(episode.support_mask.dtype)
+    images, labels = episode.support_images[:, :slots], episode.support_labels[:, :slots]
+    return batch._replace(episode=episode._replace(support_images=images, support_labels=labels, support_mask=mask))
 
 
 def open_data(config: ConfigDict) -> tuple[list[Dataset], list[Dataset]]:
@@ -192,6 +235,7 @@ def check_config(config: ConfigDict) -> None:
         "checkpoint_every",
         "eval_every",
         "log_every",
+        "accumulation",
     ):
         if config[name] < 1:
             raise ConfigError(f"config.{name}={config[name]}: at least 1 is needed")
@@ -200,63 +244,18 @@ def check_config(config: ConfigDict) -> None:
         raise ConfigError(
             f"config.kinds={weights}: non-negative weights of {', '.join(KINDS)}, one above 0, are needed"
         )
-    if config.batch_size % jax.device_count():
+    if config.batch_size % (jax.device_count() * config.accumulation):
         raise ConfigError(
-            f"config.batch_size={config.batch_size} is not a multiple of the {jax.device_count()} devices"
+            f"config.batch_size={config.batch_size} is not a multiple of the {jax.device_count()} devices times "
+            f"config.accumulation={config.accumulation}"
+        )
+    if config.support_schedule not in SUPPORT_SCHEDULES:
+        raise ConfigError(
+            f"config.support_schedule={config.support_schedule!r}: choose one of {', '.join(SUPPORT_SCHEDULES)}"
         )
     augment.validate(config.augment)
     if config.kinds.synthetic:
         synthesis.validate(config.synthesis, config.image_size)
-
-
-class Evaluator(NamedTuple):
-    """Scores of parameters on the validation datasets."""
-
-    datasets: Sequence[Dataset]
-    tasks: Sequence[Task]
-    settings: evaluation.Settings
-    method: evaluation.Method
-
-    def __call__(self, params: Any) -> dict[str, Any]:
-        params = jax.device_put(jax.device_get(params), jax.local_devices()[0])
-        methods = {"model": (self.method, params)}
-        rows = evaluation.evaluate(methods, self.datasets, self.tasks, self.settings, progress=False)
-        return evaluation.summarize(rows, "model", self.settings.support_sizes[0], self.settings.ensembles[0])
-
-
-def make_evaluator(config: ConfigDict, datasets: Sequence[Dataset], model: UniverSeg) -> Evaluator | None:
-    settings = evaluation.Settings(
-        support_sizes=(config.eval.support_size,),
-        ensembles=(config.eval.ensemble,),
-        max_cases=config.eval.max_cases,
-        batch_size=config.eval.batch_size,
-    )
-    if not datasets:
-        return None
-    method = evaluation.model_method(model, config.image_size)
-    return Evaluator(datasets, usable(task_table(datasets)), settings, method)
-
-
-def lineage(config: ConfigDict, train: Sequence[Dataset], validation: Sequence[Dataset]) -> dict[str, Any]:
-    """What a checkpoint says of its origin: every dataset that it was trained or selected on, and its parents."""
-    return {
-        "code_version": universeg_jax.__version__,
-        "trained_on": {
-            d.meta.name: {"role": d.meta.role, "licence": d.meta.licence, "fingerprint": d.fingerprint} for d in train
-        },
-        "synthetic": bool(config.kinds.synthetic),
-        "selected_on": {d.meta.name: {"role": d.meta.role, "fingerprint": d.fingerprint} for d in validation},
-        "parents": [],
-    }
-
-
-def inherit(path: Path, record: dict[str, Any], abstract_params: Any) -> tuple[Any, dict[str, Any]]:
-    """Parameters of a checkpoint, and the lineage `record` with all that it was trained or selected on."""
-    params = checkpoints.load_params(path, abstract_params)
-    before = checkpoints.read_metadata(path).get("lineage", {})
-    joined = {name: {**before.get(name, {}), **record[name]} for name in ("trained_on", "selected_on")}
-    parents = [*before.get("parents", []), checkpoints.params_hash(params)]
-    return params, {**record, **joined, "parents": parents, "synthetic": record["synthetic"] or before.get("synthetic")}
 
 
 class Run(NamedTuple):
@@ -291,7 +290,11 @@ def prepare(config: ConfigDict) -> Run:
     if config.init_from:
         params, record = inherit(checkpoints.resolve(config.init_from), record, params)
     count = sum(x.size for x in jax.tree.leaves(params))
-    print(f"{count:,} parameters; {len(sampler.tasks)} tasks of {len(train_data)} datasets")
+    print(
+        f"{count:,} parameters; {len(sampler.tasks)} tasks of {len(train_data)} datasets; "
+        f"{training_flops(model, config) / 1e9:,.0f} GFLOP a step; {jax.device_count()} {jax.devices()[0].device_kind} "
+        f"of {jax.process_count()} host(s)"
+    )
     step = functools.partial(train_step, model=model, optimizer=optimizer, schedule=schedule, config=config)
     return Run(
         step_fn=pmap_step(step),
@@ -305,9 +308,14 @@ def prepare(config: ConfigDict) -> Run:
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> TrainState:
     """Trains to config.num_steps, from the latest checkpoint of the workdir if there is one; returns the last state."""
     run, workdir = prepare(config), Path(workdir)
-    with lock(workdir), checkpoints.open_checkpointer(workdir, config.keep_every) as checkpointer:
-        write_config(config, workdir)
-        return train(run, config, workdir, checkpointer)
+    main = jax.process_index() == 0  # the first host alone writes, besides each one's share of a checkpoint
+    with lock(workdir if main else None), checkpoints.open_checkpointer(workdir, config.keep_every) as checkpointer:
+        if main:
+            write_config(config, workdir)
+        try:
+            return train(run, config, workdir, checkpointer)
+        except NotFinite as error:
+            raise explain(error, run, config, workdir) from None
 
 
 def train(run: Run, config: ConfigDict, workdir: Path, checkpointer: Any) -> TrainState:
@@ -328,8 +336,7 @@ def train(run: Run, config: ConfigDict, workdir: Path, checkpointer: Any) -> Tra
         threads=config.read_threads,
     )
     log = StepLog(workdir, config, first_step)
-    # The evaluation of the first step itself was written before its checkpoint: it stays.
-    eval_log = JsonLines(workdir / "eval" / "metrics.jsonl", first_step + 1)
+    validation = ValidationLog(workdir, config, first_step)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
 
@@ -341,10 +348,8 @@ def train(run: Run, config: ConfigDict, workdir: Path, checkpointer: Any) -> Tra
                     log.flush()
                     with jax.transfer_guard("allow"):
                         summary = run.evaluate(evaluated_params(state))
-                    scores = {checkpoints.METRIC: summary["mean_dice"]}
-                    by_dataset = {name: d["dice"] for name, d in summary["datasets"].items()}
-                    eval_log.write({"step": step, **scores, "datasets": by_dataset})
-                    write_json(workdir / "eval" / "summary.json", {"step": step, "role": config.val_role, **summary})
+                        scores = validation.write(step, summary)
+                        log.evaluated(step, summary)
                 if scores or step % config.checkpoint_every == 0 or last:
                     log.flush()
                     with jax.transfer_guard("allow"):
@@ -352,12 +357,12 @@ def train(run: Run, config: ConfigDict, workdir: Path, checkpointer: Any) -> Tra
             if last:
                 break
             waiting = time.time()
-            batch = shard_batch(next(stream), split)
+            batch = shard_batch(trim_support(next(stream), *support_size_of(step, config)), split)
             waited = time.time() - waiting
             state, sums = run.step_fn(state, batch)
             log.dispatched(step, sums, waited)
     log.close()
-    eval_log.close()
+    validation.close()
     if stop.is_set():
         checkpointer.close()
         print(f"stopped by SIGTERM at step {step}; the same command continues")
@@ -365,39 +370,16 @@ def train(run: Run, config: ConfigDict, workdir: Path, checkpointer: Any) -> Tra
     return state
 
 
-class StepLog:
-    """metrics.jsonl and the progress line. Metrics of step t-1 are fetched once step t is dispatched: no waiting."""
-
-    def __init__(self, workdir: Path, config: ConfigDict, first_step: int):
-        self.config = config
-        self.lines = JsonLines(workdir / "metrics.jsonl", first_step)
-        self.progress = tqdm(total=config.num_steps, initial=first_step, desc="train", unit="step", mininterval=1.0)
-        self.started = time.time()
-        self.pending: tuple[int, Any, float] | None = None
-
-    def dispatched(self, step: int, sums: Any, waited: float) -> None:
-        self.flush()
-        self.pending = step, sums, waited
-        self.progress.update()
-
-    def flush(self) -> None:
-        """Writes what is pending; raises FloatingPointError where it is not finite."""
-        if self.pending is None:
-            return
-        (step, sums, waited), self.pending = self.pending, None
-        values = {name: float(total / count) for name, (total, count) in jax.device_get(sums).items()}
-        if not np.isfinite([values["loss"], values["grad_norm"]]).all():
-            first = step * self.config.batch_size
-            raise FloatingPointError(
-                f"loss {values['loss']}, gradient norm {values['grad_norm']} at step {step}, episodes {first} to "
-                f"{first + self.config.batch_size - 1}; lower config.optimizer.learning_rate or set clip_norm"
-            )
-        self.progress.set_postfix(loss=f"{values['loss']:.3f}", dice=f"{values['dice']:.3f}", refresh=False)
-        if step % self.config.log_every == 0:
-            seconds = {"seconds_waiting": round(waited, 6), "time": round(time.time() - self.started, 3)}
-            self.lines.write({"step": step, **values, **seconds})
-
-    def close(self) -> None:
-        self.flush()
-        self.lines.close()
-        self.progress.close()
+def explain(error: NotFinite, run: Run, config: ConfigDict, workdir: Path) -> NotFinite:
+    """The error with the tasks of the episodes it may come from, and a picture of the first beside the logs."""
+    step = error.episodes[0] // config.batch_size
+    drawn = [run.sampler(i) for i in error.episodes]
+    names = [run.sampler.tasks[b.task].name if b.kind != SYNTHETIC else "synthetic" for b in drawn]
+    batch = trim_support(jax.tree.map(lambda x: np.asarray(x)[None], drawn[0]), *support_size_of(step, config))
+    episode, _ = jax.device_get(jax.jit(functools.partial(device_episodes, config=config))(batch))
+    images = jax.tree.map(lambda x: x[0, ..., 0], episode._replace(support_mask=episode.support_mask[..., None]))
+    path = workdir / f"episode_{error.episodes[0]}.png"
+    case = {**images._asdict(), "probabilities": np.zeros_like(images.query_image), "dice": np.nan, "task": names[0]}
+    plot_sheet([case], f"episode {error.episodes[0]} of seed {config.seed}", path)
+    error.args = (f"{error.args[0]}. Tasks: {', '.join(sorted(set(names)))}; the first is drawn in {path}",)
+    return error

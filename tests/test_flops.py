@@ -1,0 +1,32 @@
+"""The formula against what XLA counts in the program."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tests.fixtures import tiny_config
+from universeg_jax.flops import forward_flops, training_flops
+from universeg_jax.model import UniverSeg, build_model, init_params
+
+
+@pytest.mark.parametrize("form", ["plain", "fast"])
+@pytest.mark.parametrize("cross_activation", ["none", "leaky_relu"])
+def test_convolutions_are_nearly_all_of_the_program(form, cross_activation):
+    model = build_model(
+        {"encoder_blocks": ((32, 48), (48, 64), 64)}, form=form, cross_activation=cross_activation, support_chunk=0
+    )
+    params = init_params(model, 0)
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, 64, 64, 1), (1, 5, 64, 64, 1), (1, 5, 64, 64, 1))]
+    counted = jax.jit(model.apply).lower({"params": params}, *shapes).cost_analysis()["flops"]
+    formula, published = forward_flops(model, 64, 5)
+    assert formula == pytest.approx(counted, rel=0.06)
+    assert formula < published
+
+
+def test_released_architecture_and_a_training_step():
+    fast, published = forward_flops(UniverSeg(), 128, 64)
+    assert published / 1e9 == pytest.approx(674, rel=0.02)
+    assert 4.2 < published / fast < 4.3
+    config = tiny_config(batch_size=4, every_image_as_query=True)
+    model = build_model(config.model)
+    assert training_flops(model, config) == 3 * 4 * 4 * forward_flops(model, 16, 3)[0]

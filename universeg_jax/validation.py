@@ -1,0 +1,65 @@
+"""Scores of parameters on the validation datasets while a training goes on; they choose its best checkpoint."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from universeg_jax import checkpoints, evaluation
+from universeg_jax.data.builder import Dataset
+from universeg_jax.data.tasks import Task, task_table, usable
+from universeg_jax.model import UniverSeg
+from universeg_jax.reporting import JsonLines, write_json
+
+
+class Evaluator(NamedTuple):
+    """Scores of parameters on the validation datasets."""
+
+    datasets: Sequence[Dataset]
+    tasks: Sequence[Task]
+    settings: evaluation.Settings
+    method: evaluation.Method
+
+    def __call__(self, params: Any) -> dict[str, Any]:
+        params = jax.device_put(jax.device_get(params), jax.local_devices()[0])
+        methods = {"model": (self.method, params)}
+        rows = evaluation.evaluate(methods, self.datasets, self.tasks, self.settings, progress=False)
+        return evaluation.summarize(rows, "model", self.settings.support_sizes[0], self.settings.ensembles[0])
+
+
+def make_evaluator(config: ConfigDict, datasets: Sequence[Dataset], model: UniverSeg) -> Evaluator | None:
+    settings = evaluation.Settings(
+        support_sizes=(config.eval.support_size,),
+        ensembles=(config.eval.ensemble,),
+        max_cases=config.eval.max_cases,
+        batch_size=config.eval.batch_size,
+    )
+    if not datasets:
+        return None
+    method = evaluation.model_method(model, config.image_size)
+    return Evaluator(datasets, usable(task_table(datasets)), settings, method)
+
+
+class ValidationLog:
+    """eval/metrics.jsonl, a line an evaluation, and eval/summary.json, the latest one; written by the first host."""
+
+    def __init__(self, workdir: Path, config: ConfigDict, first_step: int):
+        self.directory, self.role = workdir / "eval", config.val_role
+        # The evaluation of the first step itself was written before its checkpoint: it stays.
+        writes = jax.process_index() == 0
+        self.lines = JsonLines(self.directory / "metrics.jsonl", first_step + 1) if writes else None
+
+    def write(self, step: int, summary: dict[str, Any]) -> dict[str, float]:
+        """The metrics that the checkpoint of this step is chosen by."""
+        scores = {checkpoints.METRIC: summary["mean_dice"]}
+        if self.lines:
+            by_dataset = {name: d["dice"] for name, d in summary["datasets"].items()}
+            self.lines.write({"step": step, **scores, "datasets": by_dataset})
+            write_json(self.directory / "summary.json", {"step": step, "role": self.role, **summary})
+        return scores
+
+    def close(self) -> None:
+        if self.lines:
+            self.lines.close()
