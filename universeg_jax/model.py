@@ -28,6 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from universeg_jax.convolution import convolve
+
 Array = jax.Array
 Block = int | tuple[int, int]  # features, or (cross_features, conv_features)
 MapSum = Callable[[Callable[[Any], tuple[Any, Any]], Any], tuple[Any, Any]]  # as map_sum
@@ -46,15 +48,22 @@ def activate(x: Array) -> Array:
 
 def conv(x: Array, kernel: Array, bias: Array | None = None) -> Array:
     """Zero-padded convolution of x [..., H, W, C] by kernel [k, k, C, F], in x's dtype."""
-    y = lax.conv_general_dilated(
-        x.reshape((-1, *x.shape[-3:])),
-        kernel.astype(x.dtype),
-        (1, 1),
-        "SAME",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    y = y.reshape((*x.shape[:-1], kernel.shape[-1]))
+    y = convolve(x.reshape((-1, *x.shape[-3:])), kernel).reshape((*x.shape[:-1], kernel.shape[-1]))
     return y if bias is None else y + jnp.expand_dims(bias.astype(x.dtype), range(y.ndim - 1))
+
+
+@jax.custom_vjp
+def add_to_each(once: Array, each: Array) -> Array:
+    """once [B, ...] + each [B, S, ...] for every entry."""
+    return once[:, None] + each
+
+
+def _add_to_each_backward(_: None, d: Array) -> tuple[Array, Array]:
+    # A product with ones: XLA:CPU's reduction over an inner axis takes ten times as long.
+    return jnp.einsum("s,bs...->b...", jnp.ones(d.shape[1], d.dtype), d, preferred_element_type=d.dtype), d
+
+
+add_to_each.defvjp(lambda once, each: (add_to_each(once, each), None), _add_to_each_backward)
 
 
 def max_pool(x: Array) -> Array:
@@ -253,9 +262,9 @@ class CrossBlock(nn.Module):
             entry, weight = x
             v = join(entry)
             if compose:
-                out = out_query[:, None] + conv(patches(v), composed)
+                out = add_to_each(out_query, conv(patches(v), composed))
             else:
-                z = self.cross_activate(z_query[:, None] + conv(v, kernel_s))
+                z = self.cross_activate(add_to_each(z_query, conv(v, kernel_s)))
                 out = self.support(z) if keep else None
             averaged, stored = keep(self.support_out(v, out)) if keep else (None, None)
             return weighted_sum(weight, (entry if linear else z, averaged)), stored
