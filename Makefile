@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help quickstart test test-all clean
+.PHONY: help quickstart test test-all bench clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
@@ -20,6 +20,11 @@ test-all: $(VENV)/.installed  ## the slow ones too
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(RUN) -m pytest -m "not shared"
+
+bench: $(VENV)/.installed  ## the model against PyTorch on this machine, JSON lines to runs/bench.jsonl; RELEASE=FOLDER for the public code
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	@mkdir -p runs
+	$(RUN) -m benchmarks.model --out runs/bench.jsonl $(if $(RELEASE),--release=$(RELEASE))
 
 clean:  ## delete the virtual environment and the runs
 	rm -rf $(VENV) runs

@@ -1,15 +1,27 @@
-"""Trains a model: python train.py --config=configs/quickstart.py --workdir=runs/mine [--config.batch_size=8]"""
+"""Trains a model: python train.py --config=configs/quickstart.py --workdir=runs/mine [--config.batch_size=8]
 
+On several hosts start it on each with --distributed (TPU pods, Slurm, Open MPI, Kubernetes), or with --coordinator,
+--process_count and --process_index; the workdir must be a directory that all of them see. docs/training.md shows how.
+"""
+
+import os
 import sys
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from universeg_jax import startup
 from universeg_jax.errors import UserError
 from universeg_jax.training import train_and_evaluate
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File[:argument] of the configuration.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory for checkpoints and logs; a run there is continued.")
+PROFILE = flags.DEFINE_bool("profile", False, "Write a trace of five steps to <workdir>/profile.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several hosts, which the cluster's environment names.")
+COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, where nothing names the hosts.")
+COUNT = flags.DEFINE_integer("process_count", None, "How many processes, with --coordinator.")
+INDEX = flags.DEFINE_integer("process_index", None, "Which one this is, from 0, with --coordinator.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -18,17 +30,28 @@ def parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        sys.exit(f"train.py: {error}")
+        message = error.args[0] if isinstance(error, KeyError) else error
+        sys.exit(f"train.py: {' '.join(str(message).split())}")
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"train.py: unknown arguments {' '.join(argv[1:])}; flags begin with --")
     logging.set_verbosity(logging.WARNING)  # the libraries tell every save and restore at INFO
+    startup.use_compilation_cache()
+    if CONFIG.value.deterministic:
+        startup.make_deterministic()
+    if DISTRIBUTED.value or COORDINATOR.value:
+        startup.join_hosts(COORDINATOR.value, COUNT.value, INDEX.value)
     try:
-        train_and_evaluate(CONFIG.value, WORKDIR.value)
-    except (UserError, FloatingPointError) as error:
+        train_and_evaluate(CONFIG.value, WORKDIR.value, PROFILE.value)
+    except (UserError, FloatingPointError, OSError) as error:
         sys.exit(f"train.py: {error}")
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        print(f"train.py: another host has gone ({error}); start all of them again with the same command", flush=True)
+        os._exit(1)  # an orderly end would wait for the host that is gone
 
 
 if __name__ == "__main__":

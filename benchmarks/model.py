@@ -2,12 +2,14 @@
 
     python -m benchmarks.model --out results.jsonl             # everything, about 10 minutes on 2 cores
     python -m benchmarks.model --only forward-16,grad-16
+    python -m benchmarks.model --release=FOLDER                # time the public code in FOLDER
 
 One JSON line a measurement: seconds are medians over rounds in which every candidate runs in turn, so that a machine
 that slows down slows all of them; `ratio` is PyTorch eager's median over the candidate's. Needs torch (extra `bench`).
 """
 
 import argparse
+import importlib
 import json
 import platform
 import statistics
@@ -26,6 +28,16 @@ from universeg_jax.losses import soft_dice
 from universeg_jax.model import build_model, init_params
 
 SIZE = 128
+
+
+def torch_model(release: str | None) -> torch.nn.Module:
+    """The released architecture: ours of benchmarks/torch_model.py, or that of the public code in a folder."""
+    if not release:
+        return TorchUniverSeg()
+    if not (Path(release) / "universeg" / "model.py").is_file():
+        raise SystemExit(f"--release={release}: no universeg/model.py there; give a checkout of the public repository")
+    sys.path.insert(0, release)
+    return importlib.import_module("universeg.model").UniverSeg(encoder_blocks=[64, 64, 64, 64])
 
 
 def inputs(batch: int, support: int) -> tuple[np.ndarray, ...]:
@@ -72,9 +84,14 @@ def torch_inputs(batch: int, support: int) -> list[torch.Tensor]:
 
 
 def torch_forward(
-    batch: int, support: int, channels_last: bool = False, bfloat16: bool = False, compiled: bool = False
+    model: torch.nn.Module,
+    batch: int,
+    support: int,
+    channels_last: bool = False,
+    bfloat16: bool = False,
+    compiled: bool = False,
 ) -> tuple[Callable[[], None], dict]:
-    model = TorchUniverSeg().eval()
+    model = model.eval()
     model = model.to(memory_format=torch.channels_last) if channels_last else model
     model = torch.compile(model) if compiled else model
     arrays = torch_inputs(batch, support)[:3]
@@ -86,8 +103,9 @@ def torch_forward(
     return run, {}
 
 
-def torch_grad(batch: int, support: int, channels_last: bool = False) -> tuple[Callable[[], None], dict]:
-    model = TorchUniverSeg()
+def torch_grad(
+    model: torch.nn.Module, batch: int, support: int, channels_last: bool = False
+) -> tuple[Callable[[], None], dict]:
     model = model.to(memory_format=torch.channels_last) if channels_last else model
     optimizer = torch.optim.SGD(model.parameters(), 1e-4)
     *arrays, truth = torch_inputs(batch, support)
@@ -102,30 +120,34 @@ def torch_grad(batch: int, support: int, channels_last: bool = False) -> tuple[C
     return run, {}
 
 
-def candidates(kind: str, support: int) -> dict[str, Callable]:
+def candidates(kind: str, support: int, release: str | None) -> dict[str, Callable]:
     """Names → makers; the first one is what ratios refer to."""
+
+    def net() -> torch.nn.Module:
+        return torch_model(release)
+
     if kind == "forward":
         return {
-            "torch eager": lambda: torch_forward(1, support),
-            "torch channels_last": lambda: torch_forward(1, support, channels_last=True),
-            "torch bfloat16": lambda: torch_forward(1, support, bfloat16=True),
-            "torch compile": lambda: torch_forward(1, support, compiled=True),
-            "torch compile bfloat16": lambda: torch_forward(1, support, bfloat16=True, compiled=True),
+            "torch eager": lambda: torch_forward(net(), 1, support),
+            "torch channels_last": lambda: torch_forward(net(), 1, support, channels_last=True),
+            "torch bfloat16": lambda: torch_forward(net(), 1, support, bfloat16=True),
+            "torch compile": lambda: torch_forward(net(), 1, support, compiled=True),
+            "torch compile bfloat16": lambda: torch_forward(net(), 1, support, bfloat16=True, compiled=True),
             "jax plain": lambda: jax_forward(1, support, form="plain"),
             "jax fast, all entries at once": lambda: jax_forward(1, support, support_chunk=0),
             "jax fast": lambda: jax_forward(1, support, support_chunk=1),
         }
     return {
-        "torch eager": lambda: torch_grad(1, support),
-        "torch channels_last": lambda: torch_grad(1, support, channels_last=True),
+        "torch eager": lambda: torch_grad(net(), 1, support),
+        "torch channels_last": lambda: torch_grad(net(), 1, support, channels_last=True),
         "jax fast": lambda: jax_grad(1, support, support_chunk=0),
         "jax fast, remat": lambda: jax_grad(1, support, support_chunk=0, remat=True),
     }
 
 
-def measure(kind: str, support: int, rounds: int) -> list[dict]:
+def measure(kind: str, support: int, rounds: int, release: str | None = None) -> list[dict]:
     runs, about = {}, {}
-    for name, make in candidates(kind, support).items():
+    for name, make in candidates(kind, support, release).items():
         runs[name], about[name] = make()
         runs[name]()  # warm-up; torch.compile compiles here
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -154,6 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="forward-1,forward-16,forward-64,grad-16", help="kind-S, comma-separated")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--release", help="folder of the public repository, to time its code in place of ours")
     parser.add_argument("--out", help="append the lines there too")
     args = parser.parse_args()
     machine = {
@@ -162,10 +185,11 @@ def main() -> None:
         "jax": jax.__version__,
         "torch": torch.__version__,
         "device": jax.devices()[0].device_kind,
+        "pytorch_code": "public" if args.release else "ours",
     }
     for each in args.only.split(","):
         kind, support = each.split("-")
-        for row in measure(kind, int(support), args.rounds):
+        for row in measure(kind, int(support), args.rounds, args.release):
             line = json.dumps({**row, **machine})
             print(line)
             sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from tests.fixtures import build_discs, tiny_config
-from universeg_jax import checkpoints, training
+from universeg_jax import checkpoints, evaluation, training
 from universeg_jax.configuration import ConfigError, to_dict
 from universeg_jax.data.episodes import Batch, batches, make_sampler
 from universeg_jax.data.tasks import task_table
-from universeg_jax.episode import Episode
+from universeg_jax.episode import Episode, to_device_floats
 from universeg_jax.errors import UserError
 from universeg_jax.model import build_model, init_params
 from universeg_jax.reporting import lock, read_json, read_json_lines, write_json
@@ -220,6 +222,54 @@ def test_sigterm_saves_and_ends_with_code_0(data_dir, tmp_path):
     assert process.wait(30) == 0
     logged = len(read_json_lines(tmp_path / "metrics.jsonl"))
     assert max(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == logged
+
+
+FULL_DISK = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))  # bytes a file: room for logs, none for a checkpoint
+"""
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(data_dir, tmp_path):
+    training.train_and_evaluate(tiny_config(data_dir, num_steps=2), tmp_path)
+    code = FULL_DISK + CHILD.format(root=str(ROOT), data=str(data_dir), workdir=str(tmp_path), steps=40)
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 1
+    assert re.search(r"CheckpointError: no checkpoint could be written.*the last good one is of step 2", ended.stderr)
+    again = training.train_and_evaluate(tiny_config(data_dir, num_steps=4), tmp_path)  # there is room again
+    assert int(again.step) == 4
+
+
+def test_profile_writes_a_trace(data_dir, tmp_path):
+    config = tiny_config(data_dir, num_steps=17, eval_every=100, checkpoint_every=100)
+    training.train_and_evaluate(config, tmp_path, profile=True)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_the_step_and_the_evaluation_lower_for_tpu(data_dir):
+    """No TPU has run them; that they lower shows that nothing in them belongs to a CPU."""
+    config = tiny_config(data_dir, ema_decay=0.9, kinds={"real": 0.5, "synthetic": 0.5})
+    config.model.dtype = "bfloat16"
+    model = build_model(config.model)
+    optimizer, schedule = training.make_optimizer(config)
+    step = functools.partial(
+        training.train_step, model=model, optimizer=optimizer, schedule=schedule, config=config, axis_name="batch"
+    )
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("batch",))
+    sharded = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(P(), P("batch")), out_specs=(P(), P()), check_vma=False))
+    state = training.init_state(init_params(model, 0), optimizer, ema=True)
+    dataset = training.open_data(config)[0][0]
+    sampler = make_sampler([dataset], task_table([dataset]), seed=0, support_size=3, synthetic=0.5, size=16)
+    batch = jax.tree.map(jnp.asarray, next(batches(sampler, batch_size=4, first_step=0, last_step=1)))
+    exported = jax.export.export(sharded, platforms=["tpu"])(state, batch)
+    assert exported.platforms == ("tpu",)
+    text = exported.mlir_module()
+    assert "bf16" in text
+    assert "all_reduce" in text
+    method = evaluation.model_method(model, config.image_size)
+    lowered = jax.export.export(jax.jit(method), platforms=["tpu"])(state.params, to_device_floats(batch.episode, 16))
+    assert "bf16" in lowered.mlir_module()
 
 
 def test_a_second_process_in_a_workdir_is_refused(tmp_path, data_dir):

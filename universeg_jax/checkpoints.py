@@ -5,7 +5,9 @@ resumes from. Its metadata holds the config and the lineage, so that it can be u
 A workdir keeps its latest and its best checkpoint in `<workdir>/checkpoints/<step>/`.
 """
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,12 @@ class CheckpointError(UserError):
     """A path that is no usable checkpoint; says why and what would be."""
 
 
-def open_checkpointer(workdir: str | Path, keep_every: int = 0) -> ocp.training.Checkpointer:
-    """Keeps the latest, the best by METRIC, and every `keep_every`-th step if that is not 0. Close it."""
+@contextlib.contextmanager
+def open_checkpointer(workdir: str | Path, keep_every: int = 0) -> Iterator[ocp.training.Checkpointer]:
+    """Keeps the latest, the best by METRIC, and every `keep_every`-th step if that is not 0.
+
+    Raises CheckpointError where one could not be written, as on a full disk; those written before stay.
+    """
     policies = ocp.training.preservation_policies
     keep = [
         policies.LatestN(1),
@@ -33,11 +39,22 @@ def open_checkpointer(workdir: str | Path, keep_every: int = 0) -> ocp.training.
     ]
     if keep_every:
         keep.append(policies.EveryNSteps(keep_every))
-    return ocp.training.Checkpointer(
-        (Path(workdir) / "checkpoints").resolve(),
-        preservation_policy=policies.AnyPreservationPolicy(keep),
-        cleanup_tmp_directories=True,  # what a kill in the middle of a save left
-    )
+    directory = (Path(workdir) / "checkpoints").resolve()
+    try:
+        with ocp.training.Checkpointer(
+            directory,
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=True,  # what a kill in the middle of a save left
+        ) as checkpointer:
+            yield checkpointer
+    except ValueError as error:  # TensorStore's way to report what the operating system said
+        if "os_error_code" not in str(error):
+            raise
+        written = sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())
+        raise CheckpointError(
+            f"no checkpoint could be written to {directory} ({str(error).splitlines()[-1]}); the last good one is of "
+            f"{f'step {written[-1]}' if written else 'no step yet'}: make room there and start the same command again"
+        ) from None
 
 
 def save(
@@ -48,7 +65,11 @@ def save(
     metadata: dict[str, Any],
     metrics: dict[str, float] | None,
 ) -> None:
-    """Copies the arrays to the host and returns; the writing goes on in the background."""
+    """Copies the arrays to the host and returns; the writing goes on in the background.
+
+    With several hosts each holds all of it, and Orbax lets the first one write.
+    """
+    params, state = jax.device_get((params, state))
     checkpointer.save_checkpointables_async(
         step,
         {"params": params, "state": state},
@@ -58,11 +79,11 @@ def save(
     )
 
 
-def restore_state(checkpointer: ocp.training.Checkpointer, abstract_state: Any) -> Any | None:
-    """The latest state in the shapes and shardings of `abstract_state`, or None where there is no checkpoint yet."""
+def restore_state(checkpointer: ocp.training.Checkpointer, state: Any) -> Any:
+    """The latest state, in host memory and with the shapes of `state`; or `state` where there is no checkpoint yet."""
     if checkpointer.latest is None:
-        return None
-    return checkpointer.load_checkpointables(checkpointer.latest.step, {"state": abstract_state})["state"]
+        return state
+    return checkpointer.load_checkpointables(checkpointer.latest.step, {"state": jax.device_get(state)})["state"]
 
 
 def write_params(path: str | Path, params: Any, metadata: dict[str, Any]) -> None:

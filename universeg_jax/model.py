@@ -281,11 +281,6 @@ class CrossBlock(nn.Module):
         kernel_q, kernel_s = self.split_kernel()
         return self.query_out(u, conv(u, kernel_q, self.cross.bias) + conv(mean, kernel_s))
 
-    def average(self, entries: Any, weights: Array, over: MapSum, dtype: Any) -> Any:
-        """mean_i of entries [n, B, chunk, ...]."""
-        partial, _ = over(lambda x: (weighted_sum(x[1], x[0]), None), (entries, weights))
-        return self.all_sum(partial, dtype)
-
 
 class UniverSeg(nn.Module):
     """Logits of the query's mask, given a support set.
@@ -386,30 +381,34 @@ class UniverSeg(nn.Module):
 
     def fast(self, u: Array, entries: Any, weights: Array, over: MapSum = map_sum) -> Array:
         linear = self.cross_activation == "none"
+        # A last block that is linear needs nothing of the support but the means of its two inputs: what comes from the
+        # block below it, and the full-resolution features of the first block, never exist for all entries at once.
+        below_last = [*self.encoder, *self.decoder][-2] if linear and self.decoder else None
         skips: list[tuple[Array, Any]] = []
+        mean_skip = None
         for level, block in enumerate(self.encoder):
-            if block is self.encoder[-1]:
+            if block is below_last and level:
+                keep = lambda out: (out, (None, None))  # noqa: E731
+            elif block is self.encoder[-1]:
                 keep = (lambda out: (None, (out, None))) if self.decoder else None
             elif level == 0 and linear:
-                # Full-resolution support features are needed by the next level through their pool and by the last
-                # block through their mean only: they never exist at once.
                 keep = lambda out: (out, (max_pool(out), None))  # noqa: E731
             else:
                 keep = lambda out: (None, (max_pool(out), out))  # noqa: E731
             u = max_pool(u) if level else u
-            u, averaged, stored = block.fast(u, entries, weights, keep, over, compose=level == 0)
-            if level == 0:
-                mean_skip = averaged
+            u, mean, stored = block.fast(u, entries, weights, keep, over, compose=level == 0)
+            mean_skip = mean if level == 0 else mean_skip
             if stored is not None:
                 entries, skip = stored
                 skips.append((u, skip))
         for block, (skip_u, skip_v) in zip(self.decoder, skips[-2::-1], strict=True):
             u, last = concat((u, skip_u)), block is self.decoder[-1]
             if last and linear:
-                u = block.from_mean(u, concat((block.average(entries, weights, over, u.dtype), mean_skip)))
+                u = block.from_mean(u, concat((mean, mean_skip)))
             else:
-                keep = None if last else lambda out: (None, out)
-                u, _, entries = block.fast(u, (entries, skip_v), weights, keep, over, join=concat)
+                store = lambda out: (None, out)  # noqa: E731
+                keep = None if last else (lambda out: (out, None)) if block is below_last else store
+                u, mean, entries = block.fast(u, (entries, skip_v), weights, keep, over, join=concat)
         return u
 
 

@@ -91,6 +91,21 @@ class StepLog:
                 writer.close()
 
 
+class Profile:
+    """A trace of five steps, once ten have passed: open it with TensorBoard or Perfetto."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+
+    def after(self, done: int) -> None:
+        """Called when `done` + 1 steps of this process were dispatched."""
+        if done == 10:
+            jax.profiler.start_trace(str(self.directory))
+        elif done == 15:
+            jax.profiler.stop_trace()
+            tqdm.write(f"trace of 5 steps in {self.directory}", file=sys.stderr)
+
+
 def _tensorboard(workdir: Path, first_step: int) -> Any:
     from tensorboardX import SummaryWriter  # slow to import, and only where it is asked for
 

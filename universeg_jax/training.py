@@ -6,8 +6,6 @@ killed and started again ends in the same bytes as one that never stopped.
 """
 
 import functools
-import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +30,8 @@ from universeg_jax.made_data import make_datasets
 from universeg_jax.model import UniverSeg, build_model, init_params
 from universeg_jax.optimizer import make_optimizer
 from universeg_jax.reporting import lock, plot_sheet
-from universeg_jax.step_log import NotFinite, StepLog
+from universeg_jax.startup import wait_for_all_hosts, when_to_stop
+from universeg_jax.step_log import NotFinite, Profile, StepLog
 from universeg_jax.validation import Evaluator, ValidationLog, make_evaluator
 
 Array = jax.Array
@@ -273,8 +272,10 @@ def prepare(config: ConfigDict) -> Run:
     check_config(config)
     model = build_model(config.model)
     optimizer, schedule = make_optimizer(config)
-    if config.make_data and not list_datasets(config.data_dir):
+    main = jax.process_index() == 0
+    if config.make_data and main and not list_datasets(config.data_dir):
         make_datasets(config.data_dir)
+    wait_for_all_hosts("data")
     train_data, validation_data = open_data(config)
     sampler = make_sampler(
         train_data,
@@ -290,11 +291,12 @@ def prepare(config: ConfigDict) -> Run:
     if config.init_from:
         params, record = inherit(checkpoints.resolve(config.init_from), record, params)
     count = sum(x.size for x in jax.tree.leaves(params))
-    print(
+    message = (
         f"{count:,} parameters; {len(sampler.tasks)} tasks of {len(train_data)} datasets; "
         f"{training_flops(model, config) / 1e9:,.0f} GFLOP a step; {jax.device_count()} {jax.devices()[0].device_kind} "
         f"of {jax.process_count()} host(s)"
     )
+    print(message if main else f"host {jax.process_index()}: the first one tells how it goes")
     step = functools.partial(train_step, model=model, optimizer=optimizer, schedule=schedule, config=config)
     return Run(
         step_fn=pmap_step(step),
@@ -305,26 +307,27 @@ def prepare(config: ConfigDict) -> Run:
     )
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> TrainState:
-    """Trains to config.num_steps, from the latest checkpoint of the workdir if there is one; returns the last state."""
+def train_and_evaluate(config: ConfigDict, workdir: str | Path, profile: bool = False) -> TrainState:
+    """Trains to config.num_steps, from the latest checkpoint of the workdir if there is one; returns the last state.
+
+    With several hosts each of them calls it, with one workdir that they share. `profile` writes a trace of five steps.
+    """
     run, workdir = prepare(config), Path(workdir)
     main = jax.process_index() == 0  # the first host alone writes, besides each one's share of a checkpoint
     with lock(workdir if main else None), checkpoints.open_checkpointer(workdir, config.keep_every) as checkpointer:
         if main:
             write_config(config, workdir)
         try:
-            return train(run, config, workdir, checkpointer)
+            return train(run, config, workdir, checkpointer, profile)
         except NotFinite as error:
             raise explain(error, run, config, workdir) from None
 
 
-def train(run: Run, config: ConfigDict, workdir: Path, checkpointer: Any) -> TrainState:
+def train(run: Run, config: ConfigDict, workdir: Path, checkpointer: Any, profile: bool = False) -> TrainState:
     """The loop."""
     replicated, split = local_shardings()
-    state = jax.device_put(run.state, replicated)
     # The workdir's latest checkpoint comes before config.init_from, which comes before a random start.
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), state)
-    state = checkpoints.restore_state(checkpointer, abstract) or state
+    state = jax.device_put(checkpoints.restore_state(checkpointer, run.state), replicated)
     first_step = int(jax.device_get(state.step))
     stream = batches(
         run.sampler,
@@ -337,12 +340,13 @@ def train(run: Run, config: ConfigDict, workdir: Path, checkpointer: Any) -> Tra
     )
     log = StepLog(workdir, config, first_step)
     validation = ValidationLog(workdir, config, first_step)
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    trace = Profile(workdir / "profile") if profile else None
+    must_stop, stopped, step = when_to_stop(), False, first_step
 
     with jax.transfer_guard("disallow"):
         for step in range(first_step, config.num_steps + 1):
-            last, scores = step == config.num_steps or stop.is_set(), None
+            stopped, scores = must_stop(step), None
+            last = stopped or step == config.num_steps
             if step > first_step:
                 if run.evaluate and (step % config.eval_every == 0 or step == config.num_steps):
                     log.flush()
@@ -361,9 +365,11 @@ def train(run: Run, config: ConfigDict, workdir: Path, checkpointer: Any) -> Tra
             waited = time.time() - waiting
             state, sums = run.step_fn(state, batch)
             log.dispatched(step, sums, waited)
+            if trace:
+                trace.after(step - first_step)
     log.close()
     validation.close()
-    if stop.is_set():
+    if stopped and step < config.num_steps:
         checkpointer.close()
         print(f"stopped by SIGTERM at step {step}; the same command continues")
         raise SystemExit(0)
