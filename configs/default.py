@@ -23,6 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.make_data = False  # build twelve small synthetic datasets first where data_dir is empty
     config.init_from = ""  # checkpoint whose parameters to start from, with a fresh optimizer; "" = at random
     config.train_roles = ("train_open", "train_research")  # roles of the datasets to train on
+    config.train_datasets = ()  # names of those among them; () = all
     config.val_role = "val"  # role of the datasets that select the best checkpoint
     config.min_label_density = 3e-3  # smallest share of an image that its label must cover to be trained on
     config.replacement = True  # support drawn with replacement, as published
@@ -79,5 +80,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval.support_size = 64  # entries, from the support split
     config.eval.ensemble = 1  # support draws averaged
     config.eval.max_cases = 20  # queries a task, chosen by hash; 0 = all
+    config.eval.pictures = 6  # datasets of which a case is drawn in <workdir>/eval/sheet.png; 0 = none
     config.eval.batch_size = 4  # queries evaluated at a time
     return config

@@ -3,6 +3,10 @@
 Expected: see the README's table; it comes from
 
     make quickstart DATA=FOLDER
+
+Training alone:
+
+    python train.py --config=configs/quickstart.py --workdir=runs/mine --config.data_dir=data
 """
 
 from ml_collections import ConfigDict

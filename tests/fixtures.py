@@ -23,6 +23,7 @@ def tiny_config(data_dir: str = "", **fields):
     config.checkpoint_every = 2
     config.eval.support_size = 2
     config.eval.max_cases = 2
+    config.eval.pictures = 0
     config.synthesis.weights = {"shapes": 1.0, "tubes": 0.0, "blobs": 0.0, "nests": 0.0}  # half the time to compile
     config.update(fields)
     return config

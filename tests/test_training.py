@@ -23,6 +23,7 @@ from universeg_jax.data.tasks import task_table
 from universeg_jax.episode import Episode, to_device_floats
 from universeg_jax.errors import UserError
 from universeg_jax.model import build_model, init_params
+from universeg_jax.report import write_report
 from universeg_jax.reporting import lock, read_json, read_json_lines, write_json
 
 ROOT = Path(__file__).parents[1]
@@ -292,6 +293,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_episodes(data_dir
         ({"support_size": 0}, "config.support_size=0"),
         ({"batch_size": 6}, "not a multiple of the 4 devices"),
         ({"train_roles": ("train_research",)}, "no dataset of roles"),
+        ({"train_datasets": ("test_discs",)}, "test_discs not among those to train on"),
         ({"kinds": {"real": 0.0, "synthetic": 0.0}}, "config.kinds"),
         ({"optimizer": {"name": "adamm"}}, "no such optimizer"),
         ({"optimizer": {"schedule": "sine"}}, "constant, cosine"),
@@ -382,6 +384,7 @@ def test_a_run_of_every_option_resumes_exactly(data_dir, tmp_path):
         "every_image_as_query": True,
         "accumulation": 1,
         "tensorboard": True,
+        "eval": {"pictures": 1},
         "kinds": {"real": 1.0, "synthetic": 0.0},
     }
     whole = training.train_and_evaluate(tiny_config(data_dir, **fields), tmp_path / "whole")
@@ -389,6 +392,16 @@ def test_a_run_of_every_option_resumes_exactly(data_dir, tmp_path):
     parts = training.train_and_evaluate(tiny_config(data_dir, **fields), tmp_path / "parts")
     assert_trees_equal(jax.device_get(whole), jax.device_get(parts), atol=0)
     assert list((tmp_path / "whole" / "tensorboard").glob("events*"))
+    assert (tmp_path / "whole" / "eval" / "sheet.png").stat().st_size > 1000
+
+    text = write_report(tmp_path / "whole").read_text()
+    assert "6 of 6" in text
+    assert text.count("data:image/png;base64,") == 2  # curves and masks
+    assert "train_discs" in text
+    assert "log_uniform" in text
+    assert "val_discs" in text
+    with pytest.raises(UserError, match="holds no run"):
+        write_report(tmp_path)
 
 
 def test_a_torn_last_line_and_later_steps_are_dropped(tmp_path):

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 
 from universeg_jax.errors import UserError
 
-COMMANDS = ("build", "tasks", "predict", "evaluate", "checkpoint", "convert")  # in the order of `universeg --help`
+COMMANDS = (
+    "build",
+    "tasks",
+    "predict",
+    "evaluate",
+    "report",
+    "checkpoint",
+    "convert",
+)  # in the order of `universeg --help`
 
 
 def make_parser() -> argparse.ArgumentParser:

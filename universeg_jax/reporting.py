@@ -103,6 +103,11 @@ def figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tupl
 def plot_curves(workdir: Path, path: Path) -> None:
     """Training loss and held-out Dice over steps, from the run's own lines."""
     train, held_out = read_json_lines(workdir / "metrics.jsonl"), read_json_lines(workdir / "eval" / "metrics.jsonl")
+    save_figure(curves_figure(train, held_out), path)
+
+
+def curves_figure(train: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]]) -> Figure:
+    """Lines of metrics.jsonl and of eval/metrics.jsonl."""
     fig, ((left, right),) = figure(10, 4, columns=2)
     steps, loss = [row["step"] for row in train], np.array([row["loss"] for row in train])
     window = max(1, len(loss) // 100)
@@ -116,7 +121,7 @@ def plot_curves(workdir: Path, path: Path) -> None:
     right.plot([r["step"] for r in held_out], [100 * r["mean_dice"] for r in held_out], "k", lw=2, label="mean")
     right.set(xlabel="step", ylabel="held-out Dice (%), val", ylim=(0, 100))
     right.legend(fontsize=6, ncols=2)
-    save_figure(fig, path)
+    return fig
 
 
 def plot_support_sizes(results: dict[str, dict[int, float]], path: Path) -> None:

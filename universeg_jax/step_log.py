@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 from tqdm import tqdm
 
 from universeg_jax.reporting import JsonLines
@@ -76,12 +77,14 @@ class StepLog:
         if step == self.first_step and self.writes:
             tqdm.write(f"first step after {passed:.0f} s; {peak_memory()}", file=sys.stderr)
 
-    def evaluated(self, step: int, summary: dict[str, Any]) -> None:
-        """Held-out Dice for TensorBoard."""
+    def evaluated(self, step: int, summary: dict[str, Any], sheet: Path | None) -> None:
+        """Held-out Dice and masks for TensorBoard."""
         if self.board:
             self.board.add_scalar("val/mean_dice", summary["mean_dice"], step)
             for name, dataset in summary["datasets"].items():
                 self.board.add_scalar(f"val/{name}", dataset["dice"], step)
+            if sheet:
+                self.board.add_image("val/masks", np.asarray(Image.open(sheet).convert("RGB")), step, dataformats="HWC")
 
     def close(self) -> None:
         self.flush()

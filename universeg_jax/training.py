@@ -214,6 +214,10 @@ def open_data(config: ConfigDict) -> tuple[list[Dataset], list[Dataset]]:
     """(training, validation) datasets of config.data_dir by role."""
     datasets = [open_dataset(config.data_dir, name) for name in list_datasets(config.data_dir)]
     train = [d for d in datasets if d.meta.role in tuple(config.train_roles) and config.kinds.real]
+    if missing := sorted(set(config.train_datasets) - {d.meta.name for d in train}):
+        found = ", ".join(d.meta.name for d in train) or "none"
+        raise ConfigError(f"config.train_datasets: {', '.join(missing)} not among those to train on ({found})")
+    train = [d for d in train if not config.train_datasets or d.meta.name in config.train_datasets]
     validation = [d for d in datasets if d.meta.role == config.val_role]
     if config.kinds.real and not train:
         found = ", ".join(f"{d.meta.name} ({d.meta.role})" for d in datasets) or "nothing"
@@ -353,7 +357,10 @@ def train(run: Run, config: ConfigDict, workdir: Path, checkpointer: Any, profil
                     with jax.transfer_guard("allow"):
                         summary = run.evaluate(evaluated_params(state))
                         scores = validation.write(step, summary)
-                        log.evaluated(step, summary)
+                        sheet = workdir / "eval" / "sheet.png"
+                        if config.eval.pictures and jax.process_index() == 0:
+                            run.evaluate.draw(evaluated_params(state), config.eval.pictures, sheet)
+                        log.evaluated(step, summary, sheet if config.eval.pictures else None)
                 if scores or step % config.checkpoint_every == 0 or last:
                     log.flush()
                     with jax.transfer_guard("allow"):

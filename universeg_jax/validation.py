@@ -11,7 +11,7 @@ from universeg_jax import checkpoints, evaluation
 from universeg_jax.data.builder import Dataset
 from universeg_jax.data.tasks import Task, task_table, usable
 from universeg_jax.model import UniverSeg
-from universeg_jax.reporting import JsonLines, write_json
+from universeg_jax.reporting import JsonLines, plot_sheet, write_json
 
 
 class Evaluator(NamedTuple):
@@ -27,6 +27,18 @@ class Evaluator(NamedTuple):
         methods = {"model": (self.method, params)}
         rows = evaluation.evaluate(methods, self.datasets, self.tasks, self.settings, progress=False)
         return evaluation.summarize(rows, "model", self.settings.support_sizes[0], self.settings.ensembles[0])
+
+    def draw(self, params: Any, count: int, path: Path) -> None:
+        """One case of each of the first `count` datasets: its support, its truth and the mask."""
+        params = jax.device_put(jax.device_get(params), jax.local_devices()[0])
+        scored = {task.dataset for task in self.tasks}
+        shown = [dataset for dataset in self.datasets if dataset.meta.name in scored][:count]
+        cases = [
+            {**case, "task": f"{dataset.meta.name}\n{case['task']}"}
+            for dataset in shown
+            for case in evaluation.example_cases(self.method, params, dataset, self.settings, 1)
+        ]
+        plot_sheet(cases, f"support size {self.settings.support_sizes[0]}", path)
 
 
 def make_evaluator(config: ConfigDict, datasets: Sequence[Dataset], model: UniverSeg) -> Evaluator | None:

@@ -123,22 +123,27 @@ def min_max(image: np.ndarray) -> np.ndarray:
     return (image - low) / (high - low) if high > low else np.zeros_like(image)
 
 
-def preprocess_image(image: np.ndarray, size: int, window: tuple[float, float] | None = None) -> np.ndarray:
-    """[H, W] of any intensities, clipped to `window` if given → float32 [size, size] in [0, 1]."""
+def preprocess_image(
+    image: np.ndarray, size: int, window: tuple[float, float] | None = None, side: int = 0, scale: bool = True
+) -> np.ndarray:
+    """[H, W] of any intensities, clipped to `window` if given → float32 [size, size] in [0, 1].
+
+    A slice of a volume is padded to the `side` of its cube and, being in [0, 1] already, not scaled by itself.
+    """
     if window is not None:
         image = np.clip(image, *window)
-    return np.clip(_to_size(min_max(image), size), 0, 1)
+    return np.clip(_to_size(min_max(image) if scale else image, size, side), 0, 1)
 
 
-def preprocess_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """Binary [H, W] → uint8 0/1 [size, size]."""
+def preprocess_mask(mask: np.ndarray, size: int, side: int = 0) -> np.ndarray:
+    """Binary [H, W] → uint8 0/1 [size, size]; `side` as for the image."""
     # Weights sum to 1 only up to rounding: without the tolerance an exact half would fall to either side.
-    return (_to_size(mask.astype(np.float32), size) >= 0.5 - 1e-6).astype(np.uint8)
+    return (_to_size(mask.astype(np.float32), size, side) >= 0.5 - 1e-6).astype(np.uint8)
 
 
-def restore(probabilities: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def restore(probabilities: np.ndarray, shape: tuple[int, int], side: int = 0) -> np.ndarray:
     """Inverse for predictions: [size, size] → float32 [H, W] of the original picture, linear."""
-    side, size = max(shape), probabilities.shape[0]
+    side, size = side or max(shape), probabilities.shape[0]
     square = _resizer(size, side, 0, size)
     rows, columns = (square[(side - n) // 2 :][:n] for n in shape)
     return _apply(rows, probabilities.astype(np.float32), columns)
@@ -149,9 +154,9 @@ def quantize(image: np.ndarray) -> np.ndarray:
     return np.round(image * 255).astype(np.uint8)
 
 
-def _to_size(image: np.ndarray, size: int) -> np.ndarray:
+def _to_size(image: np.ndarray, size: int, side: int = 0) -> np.ndarray:
     """Zero-pad to a centred square, blur, resize. Padding needs no copy: its part of the matrices drops out."""
-    side = max(image.shape)
+    side = side or max(image.shape)
     rows, columns = (_resizer(side, size, (side - n) // 2, n) for n in image.shape)
     return _apply(rows, image, columns)
 

@@ -1,0 +1,256 @@
+"""Volumes from files of every kind, and what is refused."""
+
+import gzip
+import warnings
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from universeg_jax.data import volume_files
+from universeg_jax.data.images import ImageError
+from universeg_jax.data.volume_files import (
+    extension,
+    is_volume,
+    read_dicom_picture,
+    read_label_volume,
+    read_volume,
+    write_volume,
+)
+
+DATA = np.random.default_rng(0).integers(-1000, 2000, (7, 6, 5)).astype(np.int16)
+AFFINE = np.array([[0, 0, 2.5, -30], [-0.8, 0, 0, 40], [0, -1.2, 0, 10], [0, 0, 0, 1]], float)
+
+
+def nifti(path, data=DATA, affine=AFFINE):
+    nib.save(nib.Nifti1Image(data, affine), path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "A.NII.GZ"])
+def test_nifti(tmp_path, name):
+    volume = read_volume(nifti(tmp_path / name))
+    assert volume.data.dtype == np.float32
+    np.testing.assert_array_equal(volume.file_data(), DATA)
+    np.testing.assert_allclose(volume.file_affine(), AFFINE, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["nrrd", "mha"])
+def test_itk_files_lie_where_nifti_lies(tmp_path, kind):
+    """SimpleITK writes one image in its LPS and as NIfTI: read back, both are one volume."""
+    image = sitk.GetImageFromArray(DATA)
+    image.SetSpacing((0.7, 1.3, 2.5))
+    image.SetOrigin((10, -20, 30))
+    turn = np.linalg.qr(np.array([[0.1, 1, 0], [1, 0, 0.05], [0, 0.02, -1]]))[0]
+    image.SetDirection(turn.ravel() * np.sign(np.linalg.det(turn)))
+    for name in (f"a.{kind}", "a.nii"):
+        sitk.WriteImage(image, tmp_path / name)
+    volume, expected = read_volume(tmp_path / f"a.{kind}"), read_volume(tmp_path / "a.nii")
+    np.testing.assert_array_equal(volume.data, expected.data)
+    np.testing.assert_allclose(volume.affine, expected.affine, atol=1e-4)
+    np.testing.assert_array_equal(volume.file_data(), DATA.T)
+
+
+def test_channels_are_asked_for(tmp_path):
+    nifti(tmp_path / "a.nii", np.stack([DATA, 2 * DATA], -1))
+    sitk.WriteImage(sitk.GetImageFromArray(np.stack([DATA, 2 * DATA], -1), isVector=True), tmp_path / "a.nrrd")
+    np.testing.assert_array_equal(read_volume(tmp_path / "a.nii", channel=1).file_data(), 2 * DATA)
+    np.testing.assert_array_equal(read_volume(tmp_path / "a.nrrd", channel=1).file_data(), 2 * DATA.T)
+    for name in ("a.nii", "a.nrrd"):
+        for channel in (None, 2, -1):
+            with pytest.raises(ImageError, match="several channels or times .2"):
+                read_volume(tmp_path / name, channel)
+    nifti(tmp_path / "one.nii", DATA[..., None])
+    assert read_volume(tmp_path / "one.nii").shape == read_volume(tmp_path / "one.nii", 0).shape
+
+
+def test_pages_of_a_tiff_are_slices_in_their_order(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", DATA.astype(np.uint16), photometric="minisblack")
+    volume = read_volume(tmp_path / "a.tif")
+    np.testing.assert_array_equal(volume.data[::-1, ::-1].transpose(2, 1, 0), DATA.astype(np.uint16))
+    assert volume.spacing == (1, 1, 1)
+    assert is_volume(tmp_path / "a.tif")
+    tifffile.imwrite(tmp_path / "one.tif", DATA[0])
+    assert not is_volume(tmp_path / "one.tif")
+    with tifffile.TiffWriter(tmp_path / "odd.tif") as writer:
+        writer.write(DATA[0])
+        writer.write(DATA[0, :3])
+    with pytest.raises(ImageError, match="pages differ in size"):
+        read_volume(tmp_path / "odd.tif")
+
+
+def test_a_volume_is_written_in_the_axes_of_another(tmp_path):
+    volume = read_volume(nifti(tmp_path / "a.nii.gz"))
+    write_volume(tmp_path / "b.nii.gz", (volume.data > 0).astype(np.uint8), volume)
+    written = nib.load(tmp_path / "b.nii.gz")
+    np.testing.assert_array_equal(written.get_fdata(), DATA > 0)
+    np.testing.assert_allclose(written.affine, AFFINE, atol=1e-5)
+
+
+def test_labels_are_whole_numbers(tmp_path):
+    ids = np.abs(DATA).astype(np.float32)
+    label = read_label_volume(nifti(tmp_path / "a.nii", ids))
+    assert label.data.dtype == np.int32
+    np.testing.assert_array_equal(label.file_data(), ids)
+    for wrong in (ids + 0.5, ids - 5000, np.where(ids > 10, np.nan, ids)):
+        with pytest.raises(ImageError, match="not class ids"):
+            read_label_volume(nifti(tmp_path / "b.nii", wrong))
+
+
+def series(path, count=5, **changes):
+    """A CT series from a file that pydicom ships, sliced along z in another order than its names."""
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.data import get_testdata_file
+
+    path.mkdir(exist_ok=True)
+    for i in range(count):
+        dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+        z = (3 * i) % 5
+        dataset.ImagePositionPatient = [-100, -80, 2.5 * z]
+        dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        dataset.PixelSpacing = [0.5, 0.75]
+        pixels = dataset.pixel_array.copy()
+        pixels[:8] = 100 * z
+        dataset.PixelData = pixels.tobytes()
+        dataset.RescaleSlope, dataset.RescaleIntercept = 2, -1000
+        for name, value in changes.items():
+            setattr(dataset, name, value(i) if callable(value) else value)
+        dataset.save_as(path / f"{i}.dcm")
+    return path
+
+
+def test_a_dicom_series_is_sorted_by_position_and_rescaled(tmp_path):
+    volume = read_volume(series(tmp_path / "scan"))
+    assert volume.shape == (128, 128, 5)
+    np.testing.assert_allclose(volume.spacing, [0.75, 0.5, 2.5])
+    # Rows begin at the back of y in LPS = the front in RAS: the last of the canonical axis.
+    np.testing.assert_array_equal(volume.data[0, -1], [200 * z - 1000 for z in range(5)])
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path / "scan")))
+    sitk.WriteImage(reader.Execute(), tmp_path / "itk.nii")
+    expected = read_volume(tmp_path / "itk.nii")
+    np.testing.assert_array_equal(volume.data, expected.data)
+    np.testing.assert_allclose(volume.affine, expected.affine, atol=1e-4)
+    assert is_volume(tmp_path / "scan")
+
+
+def test_a_dicom_picture_in_monochrome1_is_turned_round(tmp_path):
+    series(tmp_path / "a", 1)
+    series(tmp_path / "b", 1, PhotometricInterpretation="MONOCHROME1")
+    plain, turned = read_dicom_picture(tmp_path / "a" / "0.dcm"), read_dicom_picture(tmp_path / "b" / "0.dcm")
+    np.testing.assert_array_equal(turned, plain.max() + plain.min() - plain)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"ImagePositionPatient": lambda i: [0, 0, [0, 1, 2, 3, 5][i]]}, "not evenly spaced .1 to 2 mm"),
+        ({"ImagePositionPatient": lambda i: [0, 0, i // 2]}, "not evenly spaced"),
+        ({"SeriesInstanceUID": lambda i: f"1.2.{i}"}, "5; put each into a folder"),
+        ({"NumberOfFrames": 3}, "several frames"),
+        (
+            {"ImageOrientationPatient": lambda i: [1, 0, 0, 0, 1, 0] if i else [1, 0, 0, 0, 0, 1]},
+            "different directions",
+        ),
+        ({"Rows": 60_000, "Columns": 60_000}, "too many pixels"),
+    ],
+)
+def test_a_series_that_is_no_volume_is_refused(tmp_path, changes, word):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = series(tmp_path / "scan", **changes)
+    with pytest.raises(ImageError, match=word):
+        read_volume(path)
+
+
+def test_every_bad_file_is_an_image_error_that_names_it(tmp_path, monkeypatch):
+    whole = nifti(tmp_path / "whole.nii.gz").read_bytes()
+    plain = gzip.decompress(whole)
+    (tmp_path / "truncated.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "short.nii").write_bytes(plain[:500])
+    (tmp_path / "empty.nii").write_bytes(b"")
+    (tmp_path / "text.nrrd").write_text("no volume")
+    (tmp_path / "text.mha").write_text("no volume")
+    (tmp_path / "notes.txt").write_text("no volume")
+    (tmp_path / "folder").mkdir()
+    header = bytearray(plain)
+    header[40:56] = np.array([3, 30_000, 30_000, 30_000, 1, 1, 1, 1], "<i2").tobytes()
+    (tmp_path / "bomb.nii.gz").write_bytes(gzip.compress(bytes(header)))
+    (tmp_path / "detached.nrrd").write_text(
+        "NRRD0004\ntype: short\ndimension: 3\nsizes: 7 6 5\nencoding: raw\nendian: little\ndata file: /etc/passwd\n\n"
+    )
+    (tmp_path / "detached.mha").write_text(
+        "ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementDataFile = /etc/passwd\n"
+    )
+    (tmp_path / "bomb.nrrd").write_bytes(
+        b"NRRD0004\ntype: short\ndimension: 3\nsizes: 800 800 800\nencoding: gzip\nendian: little\n\n" + bytes(50)
+    )
+    nifti(tmp_path / "nan.nii", np.where(DATA > 0, np.nan, DATA).astype(np.float32))
+    nifti(tmp_path / "lowest.nii", np.where(DATA > 0, np.finfo(np.float32).min, 0).astype(np.float32))
+    nifti(tmp_path / "zero.nii", np.zeros_like(DATA))
+    nifti(tmp_path / "five.nii", np.zeros((2, 2, 2, 2, 2), np.int16))
+    for name, problem in {
+        "truncated.nii.gz": "cannot be read", "short.nii": "cannot be read", "empty.nii": "cannot be read",
+        "text.nrrd": "cannot be read", "text.mha": "points to another file", "notes.txt": "extension",
+        "folder": "no DICOM", "bomb.nii.gz": "too many voxels", "detached.nrrd": "points to another file",
+        "detached.mha": "points to another file", "bomb.nrrd": "more voxels than the file", "nan.nii": "NaN",
+        "lowest.nii": "missing data", "zero.nii": "every voxel is the same", "five.nii": "more than four axes",
+        "absent.nii": "cannot be read",
+    }.items():  # fmt: skip
+        with pytest.raises(ImageError, match=f"{name}: .*{problem}"):
+            read_volume(tmp_path / name)
+    monkeypatch.setattr(volume_files, "MAX_BYTES", 100)
+    with pytest.raises(ImageError, match="too large"):
+        read_volume(tmp_path / "whole.nii.gz")
+
+
+def test_extensions():
+    assert [extension(name) for name in ("a.nii.gz", "b.NII", "c.tar.gz", "d")] == [".nii.gz", ".nii", ".gz", ""]
+
+
+@pytest.fixture(scope="module")
+def small_files(tmp_path_factory):
+    """One small file of each kind, with room to damage a copy."""
+    path = tmp_path_factory.mktemp("flips")
+    small = DATA[:3, :3, :3]
+    image = sitk.GetImageFromArray(small)
+    for name in ("a.nii", "a.nii.gz"):
+        nifti(path / name, small)
+    for name in ("a.nrrd", "a.mha"):
+        sitk.WriteImage(image, path / name)
+    tifffile.imwrite(path / "a.tif", small.astype(np.uint16), photometric="minisblack")
+    series(path / "scan", 1)
+    return path, [(file.name, file.read_bytes()) for file in (*sorted(path.glob("a.*")), path / "scan" / "0.dcm")]
+
+
+@settings(max_examples=150)
+@given(seed=st.integers(0, 10**6))
+def test_flipped_bytes_never_end_in_another_error(small_files, seed):
+    flip(*small_files, seed)
+
+
+def flip(path, files, seed):
+    name, contents = files[seed % len(files)]
+    rng = np.random.default_rng(seed)
+    data = bytearray(contents)
+    for position in rng.integers(0, min(len(data), 2000), 3):
+        data[position] ^= 1 << rng.integers(8)
+    damaged = path / f"damaged{name}"
+    damaged.write_bytes(bytes(data))
+    for read in (read_volume, read_label_volume):
+        try:
+            outcome = read(damaged).data.ndim
+        except ImageError as error:
+            outcome = str(error)
+        assert outcome == 3 or damaged.name in outcome
+        assert outcome == 3 or "\n" not in outcome
+
+
+@pytest.mark.slow
+def test_a_thousand_flips_through_each_reader(small_files):
+    for seed in range(1000 * len(small_files[1])):
+        flip(*small_files, seed)

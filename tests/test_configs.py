@@ -1,0 +1,37 @@
+"""Every config has the default's fields, a docstring with its command, and a model that can be built."""
+
+import importlib
+from pathlib import Path
+
+import jax
+import pytest
+
+from configs import default
+from universeg_jax import training
+from universeg_jax.configuration import flatten, to_dict
+from universeg_jax.model import build_model, init_params
+from universeg_jax.optimizer import make_optimizer
+
+NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("[a-z]*.py"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config(name, monkeypatch):
+    module = importlib.import_module(f"configs.{name}")
+    assert f"python train.py --config=configs/{name}.py" in module.__doc__
+    assert "xpected" in module.__doc__
+    config = module.get_config()
+    assert flatten(to_dict(config)).keys() == flatten(to_dict(default.get_config())).keys()
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    training.check_config(config)
+    make_optimizer(config)
+    jax.eval_shape(lambda: init_params(build_model(config.model), 0))
+
+
+def test_arguments():
+    finetune = importlib.import_module("configs.finetune").get_config("my_scans")
+    assert finetune.train_datasets == ("my_scans",)
+    assert importlib.import_module("configs.small").get_config("128").image_size == 128
+    for name, wrong in (("small", "96"), ("default", "x"), ("release", "x")):
+        with pytest.raises(ValueError, match=wrong):
+            importlib.import_module(f"configs.{name}").get_config(wrong)

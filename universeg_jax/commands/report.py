@@ -1,0 +1,17 @@
+"""Write one HTML page about a training, finished or going on: curves, scores, masks, config."""
+
+import argparse
+from pathlib import Path
+
+EXAMPLE = "universeg report runs/mine"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workdir", help="the --workdir of train.py")
+
+
+def run(args: argparse.Namespace) -> int:
+    from universeg_jax.report import write_report
+
+    print(write_report(Path(args.workdir)))
+    return 0

@@ -1,0 +1,268 @@
+"""Volumes from files: NIfTI, NRRD, MetaImage, DICOM series and multi-page TIFF → `Volume`.
+
+Every way in which a file can be bad becomes an ImageError with its name. Sizes are checked from the header, before a
+voxel is read. Headers that point to other files are refused: a stranger's header must not choose what is opened.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from universeg_jax.data.images import MAX_BYTES, MAX_INTENSITY, MAX_PIXELS, ImageError, to_grey
+from universeg_jax.data.volumes import MAX_VOXELS, Volume, make_volume
+
+NIFTI = (".nii", ".nii.gz")
+ITK = (".nrrd", ".mha")
+TIFF = (".tif", ".tiff")
+DICOM = (".dcm", ".ima", ".dicom")
+VOLUME_EXTENSIONS = (*NIFTI, *ITK)  # always volumes; a TIFF may be one, a DICOM series is a folder
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK and DICOM point x to the left and y to the back
+
+
+def extension(path: str | Path) -> str:
+    """The ending of a file's name in lower case, ".nii.gz" as one."""
+    name = Path(path).name.lower()
+    return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
+
+
+def is_volume(path: str | Path) -> bool:
+    """Whether a path is read as a volume: NIfTI, NRRD, MetaImage, a TIFF of several pages, a folder of DICOM files."""
+    path = Path(path)
+    if path.is_dir():
+        return any(file.suffix.lower() in (*DICOM, "") and file.is_file() for file in path.iterdir())
+    return extension(path) in VOLUME_EXTENSIONS or (extension(path) in TIFF and _tiff_pages(path) > 1)
+
+
+def read_volume(path: str | Path, channel: int | None = None) -> Volume:
+    """Intensities, float32 [X, Y, Z] in canonical axes. Of a file with several channels or times `channel` is read.
+
+    Raises ImageError, also for a volume of one value.
+    """
+    volume = _read(Path(path), channel)
+    data = volume.data
+    if not np.isfinite(data).all():
+        raise ImageError(path, "holds NaN or infinite values", "set them to 0")
+    if np.abs(data).max() > MAX_INTENSITY:
+        raise ImageError(path, "holds values that mark missing data", f"up to {np.abs(data).max():g}; set them to 0")
+    if data.min() == data.max():
+        raise ImageError(path, "every voxel is the same", f"{data.flat[0]:g}; there is nothing to see in it")
+    return Volume(data.astype(np.float32, copy=False), volume.affine, volume.axes, volume.name)
+
+
+def read_label_volume(path: str | Path, channel: int | None = None) -> Volume:
+    """Class ids, int32 [X, Y, Z] in canonical axes; floats are read where they are whole. Raises ImageError."""
+    volume = _read(Path(path), channel)
+    data = volume.data
+    if not np.isfinite(data).all() or data.min() < 0 or data.max() >= 2**31 or (data != np.floor(data)).any():
+        raise ImageError(path, "values are not class ids", "whole numbers from 0")
+    return Volume(data.astype(np.int32), volume.affine, volume.axes, volume.name)
+
+
+def write_volume(path: str | Path, data: np.ndarray, like: Volume) -> None:
+    """Writes `data` [X, Y, Z] (canonical, on the grid of `like`) as NIfTI in the axes and place of like's file."""
+    out = Volume(data, like.affine, like.axes, str(path))
+    nib.save(nib.Nifti1Image(np.ascontiguousarray(out.file_data()), out.file_affine()), path)
+
+
+def _read(path: Path, channel: int | None) -> Volume:
+    kind = extension(path)
+    with _as_image_errors(path):
+        if path.is_dir() or kind in DICOM:
+            return _read_dicom(path)
+        if path.stat().st_size > MAX_BYTES:
+            raise ImageError(path, "the file is too large", f"{path.stat().st_size:,} bytes; at most {MAX_BYTES:,}")
+        if kind in NIFTI:
+            return _read_nifti(path, channel)
+        if kind in ITK:
+            return _read_itk(path, channel)
+        if kind in TIFF:
+            return _read_tiff(path)
+    raise ImageError(
+        path, "has an extension that is not read", f"volumes are {', '.join((*NIFTI, *ITK, *TIFF, *DICOM))}"
+    )
+
+
+@contextlib.contextmanager
+def _as_image_errors(path: Path) -> Iterator[None]:
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")  # of odd header fields; what counts is checked
+            yield
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file makes the four libraries raise almost anything
+        message = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
+        raise ImageError(path, "cannot be read", message[-160:]) from error
+
+
+def _check_size(path: Path, shape: tuple[int, ...]) -> None:
+    if any(n < 1 for n in shape) or np.prod(shape, dtype=float) > MAX_VOXELS:
+        sizes = "x".join(map(str, shape))
+        raise ImageError(path, "too many voxels or none", f"{sizes}; at most {MAX_VOXELS:,} are read")
+
+
+def _pick(path: Path, count: int, channel: int | None) -> int:
+    if count == 1 and channel is None:
+        return 0
+    if channel is None or not 0 <= channel < count:
+        asked = "" if channel is None else f"; number {channel} was asked for"
+        raise ImageError(path, "has several channels or times", f"{count}{asked}; save each as a file of its own")
+    return channel
+
+
+def _read_nifti(path: Path, channel: int | None) -> Volume:
+    image = nib.load(path)
+    shape = tuple(image.shape)
+    _check_size(path, shape)
+    if image.dataobj.dtype.fields or image.dataobj.dtype.kind == "c":
+        raise ImageError(path, "holds colours or complex numbers", str(image.dataobj.dtype))
+    shape = (*shape, 1, 1, 1)[: max(len(shape), 3)]
+    if np.prod(shape[3:], dtype=int) == 1 and channel in (None, 0):
+        data = np.asarray(image.dataobj).reshape(shape[:3])
+    else:
+        if len(shape) != 4:
+            raise ImageError(path, "has more than four axes", str(shape))
+        data = np.asarray(image.dataobj[..., _pick(path, shape[3], channel)])
+    return make_volume(_small(data), image.affine, str(path))
+
+
+def _small(data: np.ndarray) -> np.ndarray:
+    """float32 where that is exact enough; class ids above 2^24 need their own type."""
+    return data if data.dtype.kind in "iu" else data.astype(np.float32)
+
+
+def _read_itk(path: Path, channel: int | None) -> Volume:
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    with path.open("rb") as file:
+        head = file.read(1 << 16)
+    if extension(path) == ".mha" and b"ElementDataFile = LOCAL" not in head:
+        raise ImageError(path, "its header points to another file", "save it as one file")
+    header = head.split(b"\n\n")[0].lower().replace(b"datafile", b"data file")
+    if extension(path) == ".nrrd" and b"data file:" in header:
+        raise ImageError(path, "its header points to another file", "save it as one file")
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("MetaImageIO" if extension(path) == ".mha" else "NrrdImageIO")
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    size, channels = reader.GetSize(), reader.GetNumberOfComponents()
+    _check_size(path, (*size, channels))
+    if len(size) not in (2, 3):
+        raise ImageError(path, "is no volume of three axes", str(size))
+    if np.prod(size, dtype=float) * channels > 2000 * path.stat().st_size:  # gzip gives at most 1032 to 1
+        raise ImageError(
+            path, "its header promises more voxels than the file can hold", f"{size} in {path.stat().st_size} bytes"
+        )
+    image = reader.Execute()
+    data = sitk.GetArrayViewFromImage(image)  # [Z, Y, X] or [Z, Y, X, C]
+    data = data[..., _pick(path, channels, channel)] if channels > 1 else data
+    data = data.reshape((1, *data.shape)) if len(size) == 2 else data
+    spacing, origin = np.ones(3), np.zeros(3)
+    direction = np.eye(3)
+    count = len(size)
+    spacing[:count], origin[:count] = image.GetSpacing(), image.GetOrigin()
+    direction[:count, :count] = np.reshape(image.GetDirection(), (count, count))
+    return make_volume(_small(data.T.copy()), LPS_TO_RAS @ _affine(direction * spacing, origin), str(path))
+
+
+def _affine(matrix: np.ndarray, origin: np.ndarray) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = matrix, origin
+    return affine
+
+
+def _tiff_pages(path: Path) -> int:
+    """How many pages; 1 for a file that is none, which the reader of pictures then refuses."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            return len(file.pages)
+    except Exception:
+        return 1  # a damaged file is reported where it is read
+
+
+def _read_tiff(path: Path) -> Volume:
+    """Pages along the axial axis, as they are seen; the file says no place, so a voxel is 1 mm."""
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        first = file.pages[0]
+        _check_size(path, (len(file.pages), *first.shape))
+        if len({page.shape for page in file.pages}) > 1:
+            raise ImageError(path, "its pages differ in size", "save each as a file of its own")
+        data = np.stack([to_grey(page.asarray()) if len(first.shape) > 2 else page.asarray() for page in file.pages])
+    return make_volume(_small(data.T), LPS_TO_RAS, str(path))
+
+
+def read_dicom_picture(path: str | Path) -> np.ndarray:
+    """One DICOM file of one frame, such as an X-ray or ultrasound picture → float32 [H, W]."""
+    with _as_image_errors(Path(path)):
+        return _dicom_pixels(_dicom_file(Path(path)), Path(path))
+
+
+def _dicom_file(path: Path):
+    try:
+        import pydicom
+    except ImportError as error:
+        raise ImageError(path, "DICOM needs another package", "pip install 'universeg_jax[dicom]'") from error
+    if path.stat().st_size > MAX_BYTES:
+        raise ImageError(path, "the file is too large", f"at most {MAX_BYTES:,} bytes are read")
+    dataset = pydicom.dcmread(path)
+    if "PixelData" not in dataset:
+        raise ImageError(path, "holds no picture", str(dataset.get("SOPClassUID", "")))
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if frames > 1:
+        raise ImageError(path, "has several frames", f"{frames}; save each as a file of its own")
+    if int(dataset.Rows) * int(dataset.Columns) > MAX_PIXELS:
+        raise ImageError(path, "too many pixels", f"{dataset.Columns}x{dataset.Rows}; at most {MAX_PIXELS:,} are read")
+    return dataset
+
+
+def _dicom_pixels(dataset, path: Path) -> np.ndarray:
+    """float32 [H, W] in rescaled units (CT: HU); MONOCHROME1, where small means bright, is turned round."""
+    pixels = to_grey(dataset.pixel_array)
+    pixels = pixels * float(dataset.get("RescaleSlope", 1)) + float(dataset.get("RescaleIntercept", 0))
+    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
+        pixels = pixels.max() + pixels.min() - pixels
+    return pixels.astype(np.float32)
+
+
+def _read_dicom(path: Path) -> Volume:
+    """A folder that holds one series, or one file as a volume of one slice. Slices are sorted by their position."""
+    files = (
+        [path] if path.is_file() else sorted(f for f in path.iterdir() if f.is_file() and not f.name.startswith("."))
+    )
+    files = [file for file in files if file.name.upper() != "DICOMDIR"]
+    if not files:
+        raise ImageError(path, "holds no DICOM files")
+    slices = [(_dicom_file(file), file) for file in files]
+    series = {str(dataset.get("SeriesInstanceUID", "")) for dataset, _ in slices}
+    if len(series) > 1:
+        raise ImageError(path, "holds several DICOM series", f"{len(series)}; put each into a folder of its own")
+    for dataset, file in slices:
+        if "ImagePositionPatient" not in dataset or "ImageOrientationPatient" not in dataset:
+            raise ImageError(file, "says no position in the patient", "it is no slice of a volume")
+    across, down = np.array(slices[0][0].ImageOrientationPatient, float).reshape(2, 3)
+    if any(np.abs(np.array(d.ImageOrientationPatient, float) - [*across, *down]).max() > 1e-3 for d, _ in slices):
+        raise ImageError(path, "its slices lie in different directions")
+    normal = np.cross(across, down)
+    slices.sort(key=lambda pair: float(np.dot(normal, np.array(pair[0].ImagePositionPatient, float))))
+    _check_size(path, (int(slices[0][0].Columns), int(slices[0][0].Rows), len(slices)))
+    positions = np.array([dataset.ImagePositionPatient for dataset, _ in slices], float)
+    gaps = np.diff(positions @ normal)
+    if len(gaps) and (gaps.min() <= 0 or gaps.max() - gaps.min() > 0.1 * np.median(gaps) + 0.01):
+        raise ImageError(
+            path, "its slices are not evenly spaced", f"{gaps.min():g} to {gaps.max():g} mm; one is missing?"
+        )
+    data = np.stack([_dicom_pixels(dataset, file) for dataset, file in slices], -1)  # [rows, columns, slices]
+    thick = float(slices[0][0].get("SliceThickness") or 1)
+    step = (positions[-1] - positions[0]) / (len(slices) - 1) if len(gaps) else normal * thick
+    between_rows, between_columns = (float(s) for s in slices[0][0].PixelSpacing)
+    matrix = np.stack([across * between_columns, down * between_rows, step], 1)
+    return make_volume(data.transpose(1, 0, 2), LPS_TO_RAS @ _affine(matrix, positions[0]), str(path))
