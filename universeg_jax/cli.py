@@ -12,6 +12,7 @@ COMMANDS = (
     "tasks",
     "predict",
     "evaluate",
+    "compare",
     "report",
     "checkpoint",
     "convert",
