@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from universeg_jax import checkpoints, metrics
+from universeg_jax import checkpoints, metrics, weights
 from universeg_jax.data.builder import Dataset, list_datasets, open_dataset
 from universeg_jax.data.tasks import FIRST, SECOND, Examples, Task, dataset_tasks, subject_hash, usable
 from universeg_jax.episode import OFFICIAL_SIZE, Episode, resize, to_device_floats
@@ -304,7 +304,7 @@ def evaluate_checkpoint(
     methods = {"model": (model_method(predictor.model, predictor.config.image_size), predictor.params)}
     about = {
         "checkpoint": str(checkpoints.resolve(checkpoint)),
-        "params_hash": checkpoints.params_hash(predictor.params),
+        "params_hash": weights.params_hash(predictor.params),
         "role": role,
     }
     return evaluate_to(out, {**methods, **(baselines or {})}, datasets, settings, about)
