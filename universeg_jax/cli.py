@@ -11,6 +11,7 @@ COMMANDS = (
     "build",
     "tasks",
     "predict",
+    "check",
     "evaluate",
     "compare",
     "report",

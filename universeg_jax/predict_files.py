@@ -198,9 +198,11 @@ def draw_overlay(query: np.ndarray | Volume, prediction: Prediction, axis: int |
     grey = (255 * min_max(picture.clip(low, max(high, low + 1e-6)))).astype(np.uint8)
     canvas = np.repeat(grey[..., None], 3, -1)
     for mask, colour in zip(masks, COLOURS * (1 + len(masks) // len(COLOURS)), strict=False):
-        inner = mask.copy()
-        for ax in (0, 1):
-            for step in (1, -1):
-                inner &= np.roll(mask, step, ax)
-        canvas[mask & ~inner] = colour
+        canvas[outline(mask)] = colour
     return Image.fromarray(canvas)
+
+
+def outline(mask: np.ndarray) -> np.ndarray:
+    """The pixels of a boolean mask [H, W] that have a neighbour outside it."""
+    padded = np.pad(mask, 1)
+    return mask & ~(padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2])
