@@ -142,7 +142,7 @@ def find_odd(support: Support) -> list[Finding]:
     looks = appearance(support.images)
     apart = np.abs(looks[:, None] - looks[None]).mean((2, 3)) + np.eye(len(looks)) * 9
     nearest = apart.min(1)
-    limit = max(ODD * float(np.median(nearest)), 0.05)
+    limit = max(ODD * float(np.median(nearest)), 0.08)
     return [
         Finding(
             support.names[i], "odd intensities", f"grey values unlike all others ({nearest[i]:.3f} from the nearest)"
