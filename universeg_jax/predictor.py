@@ -63,7 +63,7 @@ class Options:
 
     support_size: int = 64  # examples taken at a time
     ensemble: int = 1  # draws averaged where the support holds more than `support_size`
-    choose: str = "random"  # which examples: "random" | "nearest" | "diverse"
+    choose: str = "nearest"  # which examples: "nearest" | "random" | "diverse"
     flips: bool = False  # average over the four flips of query and support
     overlap: bool = False  # labels may cover one another: each is cut at 0.5 by itself
     seed: int = 0

@@ -18,7 +18,7 @@ from universeg_jax.data.volumes import check_same_place, mask_slices, thickest_a
 from universeg_jax.episode import OFFICIAL_SIZE
 from universeg_jax.errors import UserError
 
-CHOICES = ("random", "nearest", "diverse")
+CHOICES = ("nearest", "random", "diverse")
 SLICES_A_VOLUME = 32  # of each labelled volume, evenly spaced
 THUMBNAIL = 16  # pixels a side of the picture by which likeness is judged
 
