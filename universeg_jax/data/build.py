@@ -22,8 +22,10 @@ from universeg_jax.data.builder import (
     worker_pool,
 )
 from universeg_jax.data.cases import make_examples
+from universeg_jax.data.download import fetch
 from universeg_jax.data.folder import read_folder
 from universeg_jax.data.meta import Folder
+from universeg_jax.data.source import Source, read_source
 from universeg_jax.reporting import markdown_table
 
 
@@ -43,6 +45,34 @@ def build_all(
     with worker_pool(workers or os.cpu_count() or 1) as pool:
         for each in tqdm(wanted, "build", unit="dataset", leave=False, disable=len(wanted) == 1):
             done.append(build_folder(*each, data_dir, size, pool, overwrite))
+    print_reports(done)
+
+
+def build_sources(
+    sources: Sequence[Source],
+    path: str | Path | None,
+    name: str | None,
+    role: str,
+    data_dir: str | Path,
+    size: int,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Builds public datasets from their publisher's files under `path`, downloaded where that is None, and prints a
+    table. Raises UserError, also for a role that a licence does not allow.
+    """
+    for source in sources:
+        if role == "train_open" and not source.open_licence:
+            raise BuildError(
+                f"{source.name}: its licence ({source.licence}) does not let trained weights be given away; "
+                "build it with --role train_research, val or test"
+            )
+    done: list[tuple[BuildReport, bool]] = []
+    with worker_pool(workers or os.cpu_count() or 1) as pool:
+        for source in sources:
+            contents = read_source(source, path or fetch(source, Path(data_dir) / "downloads"), size)
+            options = (name or source.name, role, source.source_group, data_dir, size, pool, overwrite)
+            done.append(build_contents(contents, *options))
     print_reports(done)
 
 
