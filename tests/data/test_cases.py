@@ -1,6 +1,9 @@
 """Volumes in the builder: which slices of them become examples, and what is dropped."""
 
 import json
+import os
+import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -242,3 +245,34 @@ def test_a_header_may_not_name_voxels_elsewhere(tmp_path):
     with pytest.raises(ImageError, match="a.raw: is a link out of its folder"):
         read_volume(tmp_path / "inner" / "b.mhd")
     assert list_datasets(tmp_path) == []
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(
+    "UNIVERSEG_SHARED" not in os.environ, reason="UNIVERSEG_SHARED does not name the real data's folder"
+)
+def test_real_volumes_become_slices_of_three_axes_with_the_head_up(tmp_path):
+    """Hippocampi of the Decathlon: whole, in every axis; NRRD files of another project beside them."""
+    volumes = Path(os.environ["UNIVERSEG_SHARED"]) / "data" / "volumes"
+    for file in sorted((volumes / "msd_hippocampus").glob("*_image.nii.gz")):
+        for part, path in (("images", file), ("labels", Path(str(file).replace("_image", "_label")))):
+            (tmp_path / "scans" / part).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, tmp_path / "scans" / part / file.name.replace("_image", ""))
+    for name in ("brain1", "brain2"):
+        for part, kind in (("images", "image"), ("labels", "label")):
+            path = volumes / "pyradiomics_nrrd" / "raw" / f"{name}_{kind}.nrrd"
+            shutil.copy(path, tmp_path / "scans" / part / f"{name}.nrrd")
+    (tmp_path / "scans" / "meta.json").write_text('{"modality": "MR", "subjects": "(.*)"}')
+    dataset = build(tmp_path / "scans", tmp_path / "data")
+    assert len(dataset.index.subjects) == 26
+    report = read_report(tmp_path / "data", "v")
+    assert report.dropped == {}
+    # Label 2 is the posterior hippocampus: in sagittal slices, with the face to the left, it lies right of label 1.
+    found = 0
+    for row in range(len(dataset)):
+        example = dataset[row]
+        if example["axis"] == 0 and example["labels"].tolist() == [1, 2]:
+            anterior, posterior = (np.nonzero(mask)[1].mean() for mask in example["masks"])
+            found += 1
+            assert posterior > anterior
+    assert found >= 20
