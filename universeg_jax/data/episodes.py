@@ -70,13 +70,13 @@ class EpisodeSampler:
 
     def __call__(self, index: int) -> Batch:
         draw = self.draw(index)
-        shape = (self.support_size + 1, self.size, self.size, 1)
-        images, labels = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
-        if draw.kind == REAL:
+        if draw.kind == SYNTHETIC:  # the device makes it
+            shape = (self.support_size + 1, self.size, self.size, 1)
+            images, labels = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+        else:
             dataset = self.datasets[self.tasks[draw.task].dataset]
-            for i, (row, position) in enumerate((draw.query, *draw.support)):
-                example = dataset[row]
-                images[i, ..., 0], labels[i, ..., 0] = example["image"], example["masks"][position]
+            rows, positions = np.array([draw.query, *draw.support]).T
+            images, labels = (pixels[..., None] for pixels in dataset.gather(rows, positions))
         episode = Episode(images[0], labels[0], images[1:], labels[1:], np.ones(self.support_size, np.uint8))
         return Batch(np.uint32(index), np.uint8(draw.kind), np.int32(draw.task), episode)
 

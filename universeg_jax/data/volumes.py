@@ -15,6 +15,9 @@ import numpy as np
 from universeg_jax.data.images import ImageError, min_max, preprocess_image, preprocess_mask, restore
 
 AXES = (0, 1, 2)  # sagittal, coronal, axial
+IN_PLANE = 3  # the planes that were acquired, whatever their direction (short axis of a heart)
+AXIS_NAMES = ("sagittal", "coronal", "axial", "in-plane")
+ISOTROPIC = 2.0  # longest voxel side : shortest; up to here every axis is looked at
 WINDOWS = ("auto", "ct", "mr", "none")
 CT_WINDOW = (-500.0, 1000.0)  # HU; MegaMedical's default (Butoi et al., 2023)
 MR_PERCENTILES = (0.5, 99.5)  # of the voxels above 0
@@ -225,6 +228,11 @@ def from_slices(slices: np.ndarray, place: Place) -> Volume:
 def middle_slice(data: np.ndarray, axis: int) -> int:
     """N // 2, MegaMedical's mid-slice."""
     return data.shape[axis] // 2
+
+
+def slice_axis(volume: Volume) -> int:
+    """The axis across the planes that were acquired: that of one voxel, else of the longest voxels, axial if equal."""
+    return max(AXES, key=lambda axis: (volume.shape[axis] == 1, round(volume.spacing[axis], 3), axis))
 
 
 def largest_slice(mask: np.ndarray, axis: int) -> int:
