@@ -15,6 +15,7 @@ COMMANDS = (
     "report",
     "checkpoint",
     "convert",
+    "export",
 )  # in the order of `universeg --help`
 
 
