@@ -16,6 +16,7 @@ COMMANDS = (
     "checkpoint",
     "convert",
     "export",
+    "demo",
 )  # in the order of `universeg --help`
 
 
