@@ -213,7 +213,7 @@ def editor_value(image: np.ndarray, mask: np.ndarray | None) -> dict[str, Any]:
     The editor's canvas is that square: where a picture changes its size, Gradio moves the layer against the picture.
     """
     height, width = view_shape(image.shape)
-    picture, ids = np.zeros((VIEW, VIEW, 3), np.uint8), np.zeros((VIEW, VIEW), np.uint8)
+    picture, ids = np.full((VIEW, VIEW, 3), 255, np.uint8), np.zeros((VIEW, VIEW), np.uint8)
     picture[:height, :width] = view(image)
     if mask is not None:
         ids[:height, :width] = nearest(mask, (height, width))

@@ -99,7 +99,7 @@ def build_page(predictor: Predictor, folder: Path) -> Any:
                 with gr.Row():
                     back, forward = gr.Button("Previous"), gr.Button("Next")
         gallery = {"fit_columns": False, "object_fit": "contain", "format": "png", "buttons": [], "interactive": False}
-        support = gr.Gallery(label="Examples", elem_id="support", columns=8, height=210, **gallery)
+        support = gr.Gallery(label="Examples", elem_id="support", columns=8, height=180, **gallery)
         status = gr.Markdown("No images yet.", elem_id="status")
         with gr.Row():
             with gr.Column(scale=2):
@@ -122,7 +122,7 @@ def build_page(predictor: Predictor, folder: Path) -> Any:
                 )
         take = gr.Button("4. Accept into the examples, next image", variant="primary", elem_id="accept")
         effects = gr.Gallery(
-            label="What each added example changes", elem_id="effects", columns=6, height=260, **gallery
+            label="What each added example changes", elem_id="effects", columns=6, height=220, **gallery
         )
         with gr.Row():
             save_support = gr.Button("Save examples as a support folder", elem_id="save_support")
