@@ -1,9 +1,11 @@
 """One file for every platform, run with and without the package."""
 
 import json
+import re
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from universeg_jax.errors import UserError
 from universeg_jax.export import load_exported
 from universeg_jax.model import build_model, init_params
 
+DOCS = Path(__file__).parent.parent / "docs"
 LINEAGE = {"trained_on": {"discs": {"role": "train_open"}}}
 
 
@@ -91,6 +94,23 @@ def test_the_file_runs_alone(checkpoint, exported, tmp_path):
     )
     np.testing.assert_array_equal(mask, expected.mask)
     assert "of 600 pixels" in done.stdout
+
+
+def test_the_documented_lines_run(checkpoint, exported, tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {"query": rng.random((20, 30)), "images": rng.random((3, 24, 40))}
+    arrays["labels"] = (arrays["images"] > 0.5).astype(np.uint8)
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    (tmp_path / "model.zip").write_bytes(exported.read_bytes())
+    with zipfile.ZipFile(exported) as archive:
+        archive.extract("run_exported.py", tmp_path)
+    lines = re.search("```python\n(.*?)```", (DOCS / "export.md").read_text(), re.DOTALL)[1]
+    lines += '\nnp.save("probabilities.npy", probabilities)\n'
+    done = subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected = Predictor.from_checkpoint(checkpoint).segment(arrays["query"], arrays["images"], arrays["labels"])
+    np.testing.assert_allclose(np.load(tmp_path / "probabilities.npy"), expected.probabilities, atol=1e-5)
 
 
 def test_the_runner_imports_jax_and_numpy_alone(exported):
