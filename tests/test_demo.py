@@ -138,8 +138,8 @@ def test_effects_are_the_predictions_with_ever_more_examples(predictor, cases):
     image = cases[-1].image
     masks = [predictor.segment(image, *_arrays(cases[:n])).mask for n in (1, 2, 3, 4)]
     pictures = demo.effects(predictor, session)
-    assert [caption for _, caption in pictures] == [f"p0_0: {np.count_nonzero(masks[0])}"] + [
-        f"+ p{n}_0: Δ {np.count_nonzero(masks[n] != masks[n - 1])}" for n in (1, 2, 3)
+    assert [caption for _, caption in pictures] == [f"{np.count_nonzero(masks[0])}: p0_0"] + [
+        f"Δ {np.count_nonzero(masks[n] != masks[n - 1])}: + p{n}_0" for n in (1, 2, 3)
     ]
     for (picture, _), mask in zip(pictures, masks, strict=True):
         np.testing.assert_array_equal(picture, demo.overlay(image, mask))

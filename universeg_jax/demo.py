@@ -146,10 +146,8 @@ def effects(predictor: Predictor, session: Session) -> list[tuple[np.ndarray, st
         if not any(e.label.any() for e in examples[:count]):
             continue
         mask = _segment(predictor, examples[:count], image).mask
-        name = examples[count - 1].name
-        caption = (
-            f"{name}: {np.count_nonzero(mask)}" if before is None else f"+ {name}: Δ {np.count_nonzero(mask != before)}"
-        )
+        pixels = f"{np.count_nonzero(mask)}" if before is None else f"Δ {np.count_nonzero(mask != before)}"
+        caption = f"{pixels}: {'' if before is None else '+ '}{examples[count - 1].name}"
         pictures.append((overlay(image, mask), caption))
         before = mask
     return pictures

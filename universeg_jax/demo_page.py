@@ -122,7 +122,7 @@ def build_page(predictor: Predictor, folder: Path) -> Any:
                 )
         take = gr.Button("4. Accept into the examples, next image", variant="primary", elem_id="accept")
         effects = gr.Gallery(
-            label="What each added example changes", elem_id="effects", columns=6, height=220, **gallery
+            label="What each added example changes (Δ: in pixels)", elem_id="effects", columns=6, height=220, **gallery
         )
         with gr.Row():
             save_support = gr.Button("Save examples as a support folder", elem_id="save_support")
