@@ -17,6 +17,8 @@ COMMANDS = (
     "report",
     "checkpoint",
     "convert",
+    "export",
+    "demo",
 )  # in the order of `universeg --help`
 
 
