@@ -12,6 +12,8 @@ COMMANDS = (
     "tasks",
     "predict",
     "evaluate",
+    "baseline",
+    "table",
     "report",
     "checkpoint",
     "convert",

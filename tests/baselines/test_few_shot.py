@@ -14,6 +14,7 @@ from configs import baselines as configs
 from tests.fixtures import build_discs, disc, tiny_config
 from universeg_jax import checkpoints, training
 from universeg_jax.baselines import alpnet, parts, senet
+from universeg_jax.cost import count_parameters
 from universeg_jax.evaluation import Settings, evaluate_checkpoint
 from universeg_jax.losses import soft_dice
 from universeg_jax.model import build_model, init_params, max_pool
@@ -117,9 +118,9 @@ def test_the_loop_trains_and_evaluation_restores(name, tmp_path):
 def test_the_published_sizes(name, parameters):
     """PANet and ALPNet as in the paper's table, 14.71 and 43.02 M; SENet as its own code, 0.87 (0.92 in the table)."""
     model = build_model(configs.get_config(f"{name}:paper").model)
-    assert parts.count_parameters(jax.eval_shape(lambda: init_params(model, 0))) == parameters
+    assert count_parameters(jax.eval_shape(lambda: init_params(model, 0))) == parameters
     small = build_model(configs.get_config(name).model)
-    assert 0.8e6 < parts.count_parameters(jax.eval_shape(lambda: init_params(small, 0))) < 1e6
+    assert 0.8e6 < count_parameters(jax.eval_shape(lambda: init_params(small, 0))) < 1e6
 
 
 def test_masked_mean_is_that_of_upsampled_features():

@@ -11,7 +11,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from universeg_jax.model import check_shapes, chunked, conv, map_sum
@@ -145,7 +144,3 @@ def masked_mean(features: Array, mask: Array) -> Array:
 def to_image(scores: Array, like: Array) -> Array:
     """Scores [B, h, w] → logits [B, H, W, 1] of the size of `like`, bilinearly."""
     return jax.image.resize(scores, like.shape[:3], "linear")[..., None]
-
-
-def count_parameters(params: Any) -> int:
-    return int(sum(np.size(x) for x in jax.tree.leaves(params)))
