@@ -72,7 +72,7 @@ class Labelled(NamedTuple):
 
 class Fitted(NamedTuple):
     params: Any
-    about: dict[str, float]  # seconds, best_step, start_score and best_score where something was scored
+    about: dict[str, float]  # seconds and compile_seconds, best_step; start_score and best_score where some were scored
 
 
 Loss = Callable[[Any, Array, Labelled], Array]  # (params, key, labelled) → []
@@ -189,12 +189,22 @@ def finetune_score(params: Any, data: Labelled, model: nn.Module, support_size: 
     return scored_mean(lax.map(one, data.scored), data)
 
 
-@functools.lru_cache(maxsize=16)  # compiled once, though every task is fitted
-def trainer(loss: Loss, score: Score, recipe: Recipe) -> tuple[optax.GradientTransformation, Callable, Callable]:
-    """(optimizer, jitted (state, key, labelled) → the state `score_every` steps later, jitted score)."""
-    optimizer = optax.adam(optax.cosine_decay_schedule(recipe.learning_rate, recipe.steps))
+class Programs(NamedTuple):
+    """What fits one task after another."""
 
-    @jax.jit
+    optimizer: optax.GradientTransformation
+    compiled: Callable[..., tuple[Callable, Callable]]  # as `programs` says
+
+
+@functools.lru_cache(maxsize=16)
+def programs(loss: Loss, score: Score, recipe: Recipe) -> Programs:
+    """Its compiled(state, key, labelled) gives (advance, score), compiled once for all tasks of one padded size.
+
+    advance(state, key, labelled) → the state `score_every` steps later.
+    """
+    optimizer = optax.adam(optax.cosine_decay_schedule(recipe.learning_rate, recipe.steps))
+    cache: dict[Any, tuple[Callable, Callable]] = {}
+
     def advance(state: Any, key: Array, data: Labelled) -> Any:
         def step(state: Any, key: Array) -> tuple[Any, None]:
             params, opt_state = state
@@ -204,17 +214,28 @@ def trainer(loss: Loss, score: Score, recipe: Recipe) -> tuple[optax.GradientTra
 
         return lax.scan(step, state, random.split(key, recipe.score_every))[0]
 
-    return optimizer, advance, jax.jit(score)
+    def compiled(state: Any, key: Array, data: Labelled) -> tuple[Callable, Callable]:
+        shapes = tuple(x.shape for x in jax.tree.leaves((state, data)))
+        if shapes not in cache:
+            cache[shapes] = (
+                jax.jit(advance).lower(state, key, data).compile(),
+                jax.jit(score).lower(state[0], data).compile(),
+            )
+        return cache[shapes]
+
+    return Programs(optimizer, compiled)
 
 
 def fit(params: Any, data: Labelled, loss: Loss, score: Score, recipe: Recipe, keep_start: bool) -> Fitted:
     """The parameters with the best score among those at every `score_every` steps, and those of the start if
     `keep_start`; the last where nothing is scored. Raises FloatingPointError where parameters are not finite."""
-    started = time.perf_counter()
-    optimizer, advance, score = trainer(loss, score, recipe)
+    optimizer, compiled = programs(loss, score, recipe)
     key = random.key(recipe.seed, impl="threefry2x32")
-    scored = bool(data.counts.sum())
     state = params, optimizer.init(params)
+    started = time.perf_counter()
+    advance, score = compiled(state, key, data)
+    compile_seconds, started = time.perf_counter() - started, time.perf_counter()
+    scored = bool(data.counts.sum())
     start_score = float(score(params, data)) if scored else 0.0
     best, best_score, best_step = (params, start_score, 0) if keep_start else (params, -1.0, 0)
     for i in range(recipe.steps // recipe.score_every):
@@ -224,7 +245,11 @@ def fit(params: Any, data: Labelled, loss: Loss, score: Score, recipe: Recipe, k
             best, best_score, best_step = state[0], value, (i + 1) * recipe.score_every
     if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(state[0])):
         raise FloatingPointError(f"training on one task gave NaN or inf; lower learning_rate={recipe.learning_rate}")
-    about: dict[str, float] = {"seconds": time.perf_counter() - started, "best_step": best_step}
+    about: dict[str, float] = {
+        "seconds": time.perf_counter() - started,
+        "compile_seconds": compile_seconds,
+        "best_step": best_step,
+    }
     return Fitted(best, about | ({"start_score": start_score, "best_score": best_score} if scored else {}))
 
 
@@ -260,7 +285,7 @@ def fit_finetuned(
 ) -> Fitted:
     """A checkpoint trained further on the labelled examples of a task; itself where there is but one example."""
     if len(examples) < 2:  # nothing to support the one with
-        return Fitted(start.params, {"seconds": 0.0, "best_step": 0})
+        return Fitted(start.params, {"seconds": 0.0, "compile_seconds": 0.0, "best_step": 0})
     data = read(dataset, task, examples, recipe.image_size, hold_back=False)
     size = min(support_size, len(data.images))
     loss, score = finetune_functions(start.config.model.to_json(), start.config.loss.to_json(), recipe.batch_size, size)
