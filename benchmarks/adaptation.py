@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from universeg_jax import checkpoints, evaluation, startup
+from universeg_jax import evaluation, startup, weights
 from universeg_jax.baselines.per_task import Fitted, Recipe
 from universeg_jax.baselines.workflow import Trainer, claim, finetune_trainer, unet_trainer
 from universeg_jax.data.builder import Dataset, list_datasets, open_dataset
@@ -154,7 +154,7 @@ def run(
 ) -> dict[str, list[dict[str, float]]]:
     """Does what is not in <out>/adaptation.jsonl yet, draws, and returns the points."""
     plan = {
-        "params_hash": checkpoints.params_hash(Predictor.from_checkpoint(checkpoint).params),
+        "params_hash": weights.params_hash(Predictor.from_checkpoint(checkpoint).params),
         "recipes": {name: asdict(recipe) for name, recipe in recipes.items()},
         "features": list(features),
         "max_cases": max_cases,

@@ -16,7 +16,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from tests.fixtures import build_discs, tiny_config
-from universeg_jax import checkpoints, evaluation, training
+from universeg_jax import checkpoints, evaluation, training, weights
 from universeg_jax.configuration import ConfigError, check_resumable, to_dict
 from universeg_jax.data.episodes import Batch, batches, make_sampler
 from universeg_jax.data.tasks import task_table
@@ -155,7 +155,7 @@ def test_starting_from_a_checkpoint_takes_its_parameters_and_lineage(data_dir, t
     parent = checkpoints.load_params(path, init_params(build_model(config.model), 0))
     assert_trees_equal(jax.device_get(child.params), parent, atol=0)
     record = checkpoints.read_metadata(checkpoints.resolve(tmp_path / "child"))["lineage"]
-    assert record["parents"] == [checkpoints.params_hash(parent)]
+    assert record["parents"] == [weights.params_hash(parent)]
 
 
 CHILD = """

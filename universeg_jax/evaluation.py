@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from universeg_jax import checkpoints, metrics
+from universeg_jax import checkpoints, metrics, weights
 from universeg_jax.cost import cost
 from universeg_jax.data.builder import Dataset, list_datasets, open_dataset
 from universeg_jax.data.tasks import FIRST, SECOND, Examples, Task, dataset_tasks, subject_hash, usable
@@ -305,7 +305,7 @@ def evaluate_checkpoint(
     methods = {"model": (model_method(predictor.model, predictor.config.image_size), predictor.params)}
     about = {
         "checkpoint": str(checkpoints.resolve(checkpoint)),
-        "params_hash": checkpoints.params_hash(predictor.params),
+        "params_hash": weights.params_hash(predictor.params),
         "role": role,
         "cost": cost(*methods["model"], max(settings.support_sizes)),
     }

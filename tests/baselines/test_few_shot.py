@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from configs import baselines as configs
 from tests.fixtures import build_discs, disc, tiny_config
-from universeg_jax import checkpoints, training
+from universeg_jax import training, weights
 from universeg_jax.baselines import alpnet, parts, senet
 from universeg_jax.cost import count_parameters
 from universeg_jax.evaluation import Settings, evaluate_checkpoint
@@ -110,7 +110,7 @@ def test_the_loop_trains_and_evaluation_restores(name, tmp_path):
     summary = evaluate_checkpoint(
         str(tmp_path / "run"), str(tmp_path), ("test_discs",), "", Settings((2,)), tmp_path / "out"
     )
-    assert summary["params_hash"] == checkpoints.params_hash(predictor.params)
+    assert summary["params_hash"] == weights.params_hash(predictor.params)
     assert 0 <= summary["mean_dice"] <= 1
 
 

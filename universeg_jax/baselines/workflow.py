@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from universeg_jax import checkpoints, evaluation
+from universeg_jax import evaluation, weights
 from universeg_jax.baselines.per_task import (
     Fitted,
     Recipe,
@@ -72,7 +72,7 @@ def finetune_trainer(checkpoint: str, support_size: int, recipe: Recipe) -> Trai
         evaluation.model_method(predictor.model, predictor.config.image_size),
         predictor.params,
         {
-            "params_hash": checkpoints.params_hash(predictor.params),
+            "params_hash": weights.params_hash(predictor.params),
             "support_size": support_size,
             **asdict(recipe),
         },
