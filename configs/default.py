@@ -41,6 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.num_steps = 500_000  # optimizer steps; not published
 
     config.model = ConfigDict()
+    config.model.name = "universeg"  # or a baseline: "senet" | "panet" | "alpnet"; see configs/baselines.py
     config.model.encoder_blocks = (64, 64, 64, 64)  # features of each level
     config.model.decoder_blocks = ()  # () mirrors the encoder
     config.model.cross_activation = "none"  # "none" as released, "leaky_relu" as in the paper's text
@@ -50,6 +51,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.remat = False  # recompute activations in the backward pass: less memory, a third more time
     config.model.form = "fast"  # "fast" | "plain": the same function
     config.model.support_chunk = 0  # entries streamed at a time: 0 = all at once (accelerators), 1 is best on a CPU
+    config.model.conditioner_features = 16  # of senet
+    config.model.stride = 8  # pixels between features of panet and alpnet
+    config.model.embedding = 256  # features that alpnet compares
+    config.model.prototype_grid = 8  # cells a side whose averages are alpnet's local prototypes
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adam"  # any optimizer of optax that takes learning_rate

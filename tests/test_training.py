@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests.fixtures import build_discs, tiny_config
 from universeg_jax import checkpoints, evaluation, training, weights
-from universeg_jax.configuration import ConfigError, to_dict
+from universeg_jax.configuration import ConfigError, check_resumable, to_dict
 from universeg_jax.data.episodes import Batch, batches, make_sampler
 from universeg_jax.data.tasks import task_table
 from universeg_jax.episode import Episode, to_device_floats
@@ -415,3 +415,13 @@ def test_a_torn_last_line_and_later_steps_are_dropped(tmp_path):
     assert read_json_lines(path) == [{"step": 0}, {"step": 1}, {"step": 2, "again": True}]
     write_json(tmp_path / "deep" / "x.json", {"a": 1})
     assert read_json(tmp_path / "deep" / "x.json") == {"a": 1}
+
+
+def test_a_run_from_before_a_field_was_added_is_resumed():
+    new = to_dict(tiny_config())
+    old = to_dict(tiny_config())
+    del old["model"]["name"], old["model"]["stride"]
+    check_resumable(old, new, Path("run"))
+    new["model"]["name"] = "senet"
+    with pytest.raises(ConfigError, match=r"config.model.name: 'universeg' there, 'senet' given"):
+        check_resumable(old, new, Path("run"))
