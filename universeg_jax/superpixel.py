@@ -9,10 +9,10 @@ difference of their intensities plus `compactness`, and a pixel belongs to the s
 by construction, and ends where intensity changes. Distances are integers, so that any device finds the same regions.
 
 A union is all that is reached from a seed through neighbours whose mean intensity is that of the seed within a
-`tolerance`. The label is drawn among those that fit `area`, are no dark background and differ by `contrast` from what is
-around them along a share `outline` of their border: a border through even tissue is seen in no image. If there is none,
-the one with the best outline is taken; if no union fits `area`, single superpixels are tried, and if none of them does,
-the largest is taken.
+`tolerance`. The label is drawn among those that fit `area`, are no dark background and differ by `contrast` from what
+is around them along a share `outline` of their border: a border through even tissue is seen in no image. If there is
+none, the one with the best outline is taken; if no union fits `area`, single superpixels are tried, and if none of them
+does, the largest is taken.
 """
 
 import jax
