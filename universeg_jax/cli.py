@@ -13,6 +13,7 @@ COMMANDS = (
     "predict",
     "evaluate",
     "report",
+    "sheet",
     "checkpoint",
     "convert",
 )  # in the order of `universeg --help`

@@ -10,9 +10,9 @@ by construction, and ends where intensity changes. Distances are integers, so th
 
 A union is all that is reached from a seed through neighbours whose mean intensity is that of the seed within a
 `tolerance`. The label is drawn among those that fit `area`, are no dark background and differ by `contrast` from what
-is around them along a share `outline` of their border: a border through even tissue is seen in no image. If there is
-none, the one with the best outline is taken; if no union fits `area`, single superpixels are tried, and if none of them
-does, the largest is taken.
+is around them along a share `outline` of their border: a border through even tissue is seen in no image, and neither is
+that which the frame of the image cuts. If there is none, the one with the best outline is taken; if no union fits
+`area`, single superpixels are tried, and if none of them does, the largest is taken.
 """
 
 import jax
@@ -40,12 +40,12 @@ def get_config() -> ConfigDict:
     config.cells = (4, 11)  # superpixels along a side, the upper bound excluded
     config.compactness = (0.005, 0.05)  # intensity that a step costs; more gives squares, less follows edges
     config.union = 0.7  # probability that the label is a union
-    config.tolerance = (0.03, 0.15)  # intensity; how far the means of a union may lie from that of its seed
+    config.tolerance = (0.05, 0.15)  # intensity; how far the means of a union may lie from that of its seed
     config.hops = (2, 9)  # superpixels from the seed of a union to its end, the upper bound excluded
     config.area = (0.004, 0.4)  # share of the image that the label covers
     config.darkest = 0.12  # mean intensity under which a label is background
     config.contrast = 0.06  # intensity; difference of means that makes a border
-    config.outline = 0.75  # of the label's border, at least so much has this contrast; less of it counts in part
+    config.outline = 0.8  # of the label's border, at least so much has this contrast
     config.gamma_std = 0.25  # of the log of gamma, of each view
     config.bias_std = 0.2  # log intensity; smooth shading of each view
     config.bias_nodes = 4  # along a side of the shading's grid
@@ -180,9 +180,9 @@ def choose_label(key: Array, regions: Array, levels: Array, config: ConfigDict) 
 
     members = jnp.where(fits(members).any(), members, single)
     intensity = total(members, areas * means) / jnp.maximum(total(members, areas), 1)
-    clear = borders * jnp.minimum(steps / max(config.contrast, 1e-6), 1)
+    clear = borders * (steps >= config.contrast)
     seen, whole = (jnp.where(members, 0, total(members, lengths)).sum(1) for lengths in (clear, borders))
-    outline = seen / jnp.maximum(whole, 1)
+    outline = seen / jnp.maximum(whole + total(members, frame_lengths(regions, most)), 1)
     good = fits(members) & (intensity >= config.darkest) & (outline >= config.outline)
     score = jnp.where(good, 3 + each, jnp.where(fits(members), 1 + outline, share(members)))
     return members[score.argmax()][regions]
@@ -194,6 +194,12 @@ def border_lengths(regions: Array, count: int) -> Array:
     flat = jnp.concatenate([(a * count + b).reshape(-1) for a, b in pairs])
     counts = jnp.zeros(count * count).at[flat].add(1).reshape(count, count)
     return (counts + counts.T) * (1 - jnp.eye(count))
+
+
+def frame_lengths(regions: Array, count: int) -> Array:
+    """How many pixels of each region lie at the image's frame, those in corners twice: float32 [count]."""
+    frame = jnp.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
+    return jnp.zeros(count).at[frame].add(1)
 
 
 def shaded(key: Array, images: Array, config: ConfigDict) -> Array:

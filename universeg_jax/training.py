@@ -258,11 +258,6 @@ def check_config(config: ConfigDict) -> None:
     ):
         if config[name] < 1:
             raise ConfigError(f"config.{name}={config[name]}: at least 1 is needed")
-    weights = config.kinds.to_dict()
-    if set(weights) != set(KINDS) or min(weights.values()) < 0 or not sum(weights.values()):
-        raise ConfigError(
-            f"config.kinds={weights}: non-negative weights of {', '.join(KINDS)}, one above 0, are needed"
-        )
     if config.batch_size % (jax.device_count() * config.accumulation):
         raise ConfigError(
             f"config.batch_size={config.batch_size} is not a multiple of the {jax.device_count()} devices times "
@@ -271,6 +266,16 @@ def check_config(config: ConfigDict) -> None:
     if config.support_schedule not in SUPPORT_SCHEDULES:
         raise ConfigError(
             f"config.support_schedule={config.support_schedule!r}: choose one of {', '.join(SUPPORT_SCHEDULES)}"
+        )
+    check_parts(config)
+
+
+def check_parts(config: ConfigDict) -> None:
+    """The part of `check_config` that is about how an episode is made."""
+    weights = config.kinds.to_dict()
+    if set(weights) != set(KINDS) or min(weights.values()) < 0 or not sum(weights.values()):
+        raise ConfigError(
+            f"config.kinds={weights}: non-negative weights of {', '.join(KINDS)}, one above 0, are needed"
         )
     augment.validate(config.augment)
     if config.kinds.synthetic:
