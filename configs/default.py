@@ -8,7 +8,7 @@ end with the data at hand yet.
 
 from ml_collections import ConfigDict
 
-from universeg_jax import augment, synthesis
+from universeg_jax import augment, superpixel, synthesis
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -30,6 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.kinds = ConfigDict()  # weights of the kinds of episode, any scale
     config.kinds.real = 1.0  # from the datasets
     config.kinds.synthetic = 0.0  # from synthesis.py; the paper mixes both but gives no ratio
+    config.kinds.superpixel = 0.0  # from superpixel.py: labels made from the training images
     config.read_threads = 4  # threads that read episodes ahead
 
     config.image_size = 128  # pixels, model input; datasets larger than it are resized on the device
@@ -75,6 +76,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.augment = augment.get_config()
     config.synthesis = synthesis.get_config()
+    config.superpixel = superpixel.get_config()
 
     config.log_every = 1  # steps between lines of metrics.jsonl
     config.tensorboard = False  # write <workdir>/tensorboard too

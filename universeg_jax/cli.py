@@ -17,6 +17,7 @@ COMMANDS = (
     "compare",
     "table",
     "report",
+    "sheet",
     "checkpoint",
     "convert",
     "export",
