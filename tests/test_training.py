@@ -137,14 +137,14 @@ def test_a_kind_without_weight_is_not_even_traced(data_dir, monkeypatch):
     for name, (module, function) in makers.items():
         original = getattr(module, function)
         monkeypatch.setattr(module, function, lambda *x, n=name, f=original: made.append(n) or f(*x))
-    for weights, expected in (
+    for kinds, expected in (
         ({"real": 1.0, "synthetic": 0.0, "superpixel": 0.0}, set()),
         ({"real": 1.0, "synthetic": 0.0, "superpixel": 0.1}, {"superpixel"}),
         ({"real": 1.0, "synthetic": 0.1, "superpixel": 0.0}, {"synthetic"}),
         ({"real": 0.0, "synthetic": 0.1, "superpixel": 0.1}, {"synthetic", "superpixel"}),
     ):
         made.clear()
-        config = tiny_config(data_dir, kinds=weights)
+        config = tiny_config(data_dir, kinds=kinds)
         jax.eval_shape(functools.partial(training.device_episodes, config=config), batch)
         assert set(made) == expected
 

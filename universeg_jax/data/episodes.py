@@ -88,15 +88,17 @@ class EpisodeSampler:
 
     def __call__(self, index: int) -> Batch:
         draw = self.draw(index)
-        if draw.kind == SYNTHETIC:  # the device makes it
+        if draw.kind == REAL:
+            rows, positions = np.array([draw.query, *draw.support]).T
+            images, labels = (
+                x[..., None] for x in self.datasets[self.tasks[draw.task].dataset].gather(rows, positions)
+            )
+        else:  # the device makes them, or what is missing beside one picture
             shape = (self.support_size + 1, self.size, self.size, 1)
             images, labels = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
-        else:
-            dataset = self.datasets[self.tasks[draw.task].dataset]
-            rows, positions = np.array([draw.query, *draw.support]).T
-            images, labels = (pixels[..., None] for pixels in dataset.gather(rows, positions))
-            if draw.kind != REAL:  # the device makes labels of its own
-                labels = np.zeros_like(labels)
+            if draw.kind == SUPERPIXEL:
+                dataset = self.datasets[self.tasks[draw.task].dataset]
+                images[0, ..., 0] = dataset.gather(np.array([draw.query[0]]), np.zeros(1, np.int64))[0][0]
         episode = Episode(images[0], labels[0], images[1:], labels[1:], np.ones(self.support_size, np.uint8))
         return Batch(np.uint32(index), np.uint8(draw.kind), np.int32(draw.task), episode)
 
