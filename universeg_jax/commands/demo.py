@@ -6,7 +6,7 @@ EXAMPLE = "universeg demo --checkpoint runs/mine --port 7860"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", required=True, help="a workdir of train.py, or one of its checkpoints")
+    parser.add_argument("--checkpoint", default="small", help="a workdir of train.py, or one of its checkpoints")
     parser.add_argument("--port", type=int, default=0, help="of 127.0.0.1 (default: the first free one from 7860 on)")
 
 

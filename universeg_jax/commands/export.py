@@ -6,7 +6,7 @@ EXAMPLE = "universeg export --checkpoint runs/mine --out model.zip"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", required=True, help="a workdir of train.py, or one of its checkpoints")
+    parser.add_argument("--checkpoint", default="small", help="a workdir of train.py, or one of its checkpoints")
     parser.add_argument("--out", required=True, help="a new file")
 
 

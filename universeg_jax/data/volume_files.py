@@ -94,12 +94,6 @@ def mask_extension(source: str | Path) -> str:
     return extension(source) if extension(source) in ITK else ".nii.gz"
 
 
-def stem(path: str | Path) -> str:
-    """The name without its ending."""
-    name = Path(path).name
-    return name[: len(name) - len(extension(path))]
-
-
 def _read(path: Path, channel: int | None) -> Volume:
     kind = extension(path)
     with _as_image_errors(path):

@@ -176,21 +176,15 @@ class Place:
     side: int  # of its cube
 
 
-def thickest_axis(volume: Volume) -> int:
-    """The axis with the largest spacing, along which slices were taken; the axial one where they are about equal."""
-    spacing = np.array(volume.spacing)
-    return int(spacing.argmax()) if spacing.max() > 1.2 * np.median(spacing) else 2
-
-
 def volume_slices(
     volume: Volume, size: int, axis: int | None = None, window: str | tuple[float, float] = "auto"
 ) -> tuple[np.ndarray, np.ndarray, Place]:
     """(slices float32 [N, size, size], their relative positions [N] in [0, 1], where they belong) of intensities.
 
-    In the plane 1 mm; along `axis` (default: `thickest_axis`) the volume's own slices, or one a mm where there are
+    In the plane 1 mm; along `axis` (default: `slice_axis`) the volume's own slices, or one a mm where there are
     more. Window "auto": "ct" where anything is below -500, as only Hounsfield units are, else "mr".
     """
-    axis = thickest_axis(volume) if axis is None else axis
+    axis = slice_axis(volume) if axis is None else axis
     fine = tuple(max(1, round(n * s)) for n, s in zip(volume.shape, volume.spacing, strict=True))
     shape = tuple(min(n, fine[a]) if a == axis else fine[a] for a, n in enumerate(volume.shape))
     if np.prod(shape, dtype=float) > MAX_VOXELS:
