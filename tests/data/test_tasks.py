@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fixtures import memory_dataset
-from universeg_jax.data.builder import ROLES, DatasetMeta
+from universeg_jax.data import ROLES
+from universeg_jax.data.builder import DatasetMeta
 from universeg_jax.data.tasks import (
     FIRST,
     SECOND,
