@@ -3,6 +3,7 @@
 import importlib
 import io
 import shutil
+import sys
 import urllib.error
 import urllib.request
 import zipfile
@@ -215,7 +216,8 @@ def test_what_is_saved_is_a_support_folder(tmp_path, cases):
 
 
 def test_the_page_without_gradio_says_what_to_install(tmp_path, predictor, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "gradio", None)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
     with pytest.raises(UserError, match=r"pip install 'universeg_jax\[demo\]'"):
         demo_page.launch(predictor, tmp_path)
 
@@ -224,10 +226,18 @@ def test_the_page_without_gradio_says_what_to_install(tmp_path, predictor, monke
 def page(predictor, tmp_path, monkeypatch):
     pytest.importorskip("gradio", reason="gradio is not installed (extra `demo`)")
     monkeypatch.setattr(demo_page, "MAX_FILE_SIZE", 4_000_000)
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):  # which the page sets
+        monkeypatch.setenv(name, "")
     (tmp_path / "kept").mkdir()
     page = demo_page.launch(predictor, tmp_path / "kept")
     yield page, f"http://{demo_page.HOST}:{page.server_port}", tmp_path / "kept"
     page.close()
+
+
+def test_a_port_that_is_taken_is_named(page, predictor, tmp_path):
+    blocks, _, _ = page
+    with pytest.raises(UserError, match=f"port {blocks.server_port} of 127.0.0.1 is taken; choose another by --port"):
+        demo_page.launch(predictor, tmp_path, blocks.server_port)
 
 
 def _status(url, data=None, headers=None):

@@ -69,7 +69,8 @@ def launch(predictor: Predictor, folder: Path, port: int = 0) -> Any:
             theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
         )
     except OSError as error:
-        raise UserError(f"port {port}: {error}; take another --port") from error
+        where = f"port {port} of {HOST} is taken" if port else f"no port of {HOST} from 7860 on is free"
+        raise UserError(f"{where}; choose another by --port") from error
     return page
 
 
