@@ -12,8 +12,8 @@ SOURCES = (
         axes=(0,),  # sagittal slices 4 mm apart
         licence="CC BY 4.0",
         open_licence=True,
-        citation="Chu et al., Fully Automatic Localization and Segmentation of 3D Vertebral Bodies from CT/MR Images via "
-        "a Learning-Based Method. PLoS ONE 2015.",
+        citation="Chu et al., Fully Automatic Localization and Segmentation of 3D Vertebral Bodies from CT/MR Images "
+        "via a Learning-Based Method. PLoS ONE 2015.",
         page="https://zenodo.org/record/22304",
     ),
 )
