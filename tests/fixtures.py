@@ -26,6 +26,7 @@ def tiny_config(data_dir: str = "", **fields):
     config.eval.max_cases = 2
     config.eval.pictures = 0
     config.synthesis.weights = {"shapes": 1.0, "tubes": 0.0, "blobs": 0.0, "nests": 0.0}  # half the time to compile
+    config.superpixel.cells = (3, 6)
     config.update(fields)
     return config
 

@@ -20,6 +20,17 @@ def test_dice_and_false_positives_by_counting(seed):
     )
 
 
+@given(seed=st.integers(0, 1000))
+def test_sensitivity_and_precision_by_counting(seed):
+    rng = np.random.default_rng(seed)
+    p, t = rng.random((2, 4, 6, 5)) > rng.choice([0.3, 0.9, 1.0], (2, 4, 1, 1))
+    both, both_empty = (p & t).sum((1, 2)), (~p.any((1, 2)) & ~t.any((1, 2))).astype(float)
+    for name, whole in (("sensitivity", t), ("precision", p)):
+        size = whole.sum((1, 2))
+        expected = np.where(size > 0, both / np.maximum(size, 1), both_empty)
+        np.testing.assert_allclose(getattr(metrics, name)(jnp.asarray(p), jnp.asarray(t)), expected, rtol=1e-6)
+
+
 def test_masked_sums_leave_out_what_is_not_asked_for():
     total, count = metrics.masked_sum(jnp.array([1.0, jnp.nan, 3.0]), jnp.array([True, False, True]))
     assert (float(total), float(count)) == (4.0, 2.0)

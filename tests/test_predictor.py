@@ -1,17 +1,22 @@
 """Prediction from files of any size, by library and by command."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
-from tests.fixtures import tiny_config, write_folder
+from tests.fixtures import tiny_config
 from universeg_jax import Predictor, checkpoints
 from universeg_jax.cli import main
 from universeg_jax.configuration import to_dict
+from universeg_jax.data.images import preprocess_image
+from universeg_jax.episode import resize
 from universeg_jax.errors import UserError
 from universeg_jax.model import build_model, init_params
-from universeg_jax.predictor import combine, support_draws
+from universeg_jax.predictor import Options, among, combine
+from universeg_jax.support import choose, make_support
 
 
 @pytest.fixture(scope="module")
@@ -65,21 +70,73 @@ def test_intensities_and_colour_channels_do_not_matter(predictor):
         np.testing.assert_allclose(other.probabilities, first.probabilities, atol=1e-4)
 
 
-def test_support_draws():
-    np.testing.assert_array_equal(support_draws(3, 8, 5, 0), [[0, 1, 2]])
-    draws = support_draws(20, 8, 5, 0)
-    assert draws.shape == (5, 8)
-    assert all(len(set(draw)) == 8 for draw in draws.tolist())
-    assert len({tuple(draw) for draw in draws.tolist()}) == 5
+def test_a_prepared_support_gives_what_the_model_gives(predictor):
+    """Two labels and three draws in one batched pass, against the model called for each."""
+    rng = np.random.default_rng(2)
+    images = [rng.random((128, 128), np.float32) for _ in range(7)]
+    labels = [1 * (image > 0.4) + 4 * (image > 0.7) for image in images]
+    query = rng.random((128, 128), np.float32)
+    support = make_support(images, labels)
+    assert support.labels == (1, 5)
+    segment = predictor.segmenter(support, Options(support_size=4, ensemble=3, choose="random", seed=5))
+    expected = 0
+    for rows in choose(support, query, None, 4, 3, "random", 5):
+        stack, masks = (resize(jnp.asarray(x, jnp.float32)[..., None], 16) for x in (support.images, support.masks))
+        at_size = preprocess_image(query, 128)[None, ..., None]
+        logits = [predictor.logits(resize(at_size, 16), stack[rows][None], (m[rows][None] >= 0.5) * 1.0) for m in masks]
+        expected += among(jnp.stack([resize(x, 128)[0, ..., 0] for x in logits])) / 3
+    found = segment(query)
+    np.testing.assert_allclose(found.probabilities, expected, atol=1e-5)
+    batch = segment.probabilities(np.stack([preprocess_image(query, 128)] * 11))
+    np.testing.assert_allclose(batch, np.repeat(np.asarray(expected)[None], 11, 0), atol=1e-5)
 
 
-def test_the_most_probable_label_above_a_half_wins():
-    probabilities = np.array([[[0.6, 0.7, 0.2]], [[0.8, 0.6, 0.4]]], np.float32)
-    prediction = combine(probabilities, (3, 300))
-    np.testing.assert_array_equal(prediction.mask, [[300, 3, 0]])
+def test_flips_of_query_and_support_are_averaged(predictor):
+    rng = np.random.default_rng(3)
+    images = [rng.random((128, 128), np.float32) for _ in range(3)]
+    labels = [image > 0.5 for image in images]
+    query = rng.random((128, 128), np.float32)
+    expected = 0
+    for axes in ((), (0,), (1,), (0, 1)):
+        turned = [np.flip(x, axes) for x in (query, *images, *labels)]
+        expected += np.flip(predictor.segment(turned[0], turned[1:4], turned[4:]).probabilities, axes) / 4
+    np.testing.assert_allclose(predictor.segment(query, images, labels, flips=True).probabilities, expected, atol=1e-5)
+
+
+def test_labels_that_exclude_one_another(predictor):
+    """One label is the sigmoid; of several the one with the largest logit above 0 wins."""
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 40)) * 3)
+    np.testing.assert_allclose(among(logits[:1]), jax.nn.sigmoid(logits[:1]), atol=1e-6)
+    prediction = combine(np.asarray(among(logits)), (3, 7, 300))
+    best = np.asarray([3, 7, 300])[np.argmax(logits, 0)]
+    np.testing.assert_array_equal(prediction.mask, np.where(logits.max(0) >= 0, best, 0))
     assert prediction.mask.dtype == np.uint16
-    p = np.array([0.8, 0.7, 0.4])
+    assert 0 <= prediction.uncertainty.min() <= prediction.uncertainty.max() <= 1
+
+
+def test_labels_that_may_overlap():
+    probabilities = np.array([[[0.6, 0.7, 0.2]], [[0.8, 0.6, 0.4]]], np.float32)
+    prediction = combine(probabilities, (3, 300), overlap=True)
+    np.testing.assert_array_equal(prediction.mask, [[[1, 1, 0]], [[1, 1, 0]]])
+    p = np.array([0.6, 0.6, 0.4])  # the less certain one of the two
     np.testing.assert_allclose(prediction.uncertainty[0], -(p * np.log2(p) + (1 - p) * np.log2(1 - p)), rtol=1e-5)
+    np.testing.assert_array_equal(prediction.of(300)[0], [[True, True, False]])
+
+
+def test_confidence_is_the_expected_dice():
+    prediction = combine(np.array([[[0.9, 0.6, 0.2, 0.0]]], np.float32), (2,))
+    np.testing.assert_allclose(prediction.confidence(2), 2 * 1.5 / (1.7 + 2), rtol=1e-5)
+    assert combine(np.full((1, 2, 2), 0.1, np.float32), (2,)).confidence(2) == 0
+
+
+def test_threads_share_a_predictor(predictor):
+    rng = np.random.default_rng(4)
+    queries = rng.random((8, 40, 30))
+    segment = predictor.for_support(queries[:3], queries[:3] > 0.5)
+    alone = [segment(query).probabilities for query in queries]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda query: segment(query).probabilities, queries))
+    np.testing.assert_array_equal(together, alone)
 
 
 @pytest.mark.parametrize(
@@ -95,31 +152,10 @@ def test_a_wrong_support_is_named(predictor, images, labels, word):
         predictor.segment(np.eye(4), images, labels)
 
 
-def test_no_support_size_of_zero(predictor):
-    with pytest.raises(UserError, match="support_size=0"):
-        predictor.segment(np.eye(8), [np.eye(8)], [np.eye(8)], support_size=0)
-
-
-def test_the_command_writes_a_mask_for_every_query(checkpoint, tmp_path, capsys):
-    support = write_folder(tmp_path / "support", count=4, ids=(1, 2))
-    queries = write_folder(tmp_path / "new", count=3, shape=(31, 17)) / "images"
-    arguments = ["predict", "--checkpoint", str(checkpoint), "--support", str(support), "--queries", str(queries)]
-    assert main([*arguments, "--out", str(tmp_path / "masks")]) == 0
-    assert sorted(p.name for p in (tmp_path / "masks").iterdir()) == ["p0_0.png", "p1_0.png", "p2_0.png"]
-    mask = np.asarray(Image.open(tmp_path / "masks" / "p0_0.png"))
-    assert mask.shape == (31, 17)
-    assert set(np.unique(mask)) <= {0, 1, 2}
-    (queries / "p1_0.png").write_bytes(b"broken")
-    assert main([*arguments, "--out", str(tmp_path / "again")]) == 1
-    assert len(list((tmp_path / "again").iterdir())) == 2
-    assert "p1_0.png" in capsys.readouterr().err
-    before = (queries / "p0_0.png").read_bytes()
-    assert main([*arguments, "--out", str(queries)]) == 1
-    assert "would overwrite" in capsys.readouterr().err
-    assert (queries / "p0_0.png").read_bytes() == before
-    assert main([*arguments, "--out", str(tmp_path / "x"), "--label", "9"]) == 1
-    assert "label 9 never occurs" in capsys.readouterr().err
-    assert not (tmp_path / "x").exists()
+@pytest.mark.parametrize(("options", "word"), [({"support_size": 0}, "support_size=0"), ({"choose": "x"}, "nearest")])
+def test_wrong_options_are_named(predictor, options, word):
+    with pytest.raises(UserError, match=word):
+        predictor.segment(np.eye(8), [np.eye(8)], [np.eye(8)], **options)
 
 
 def test_a_path_that_is_no_checkpoint_says_what_would_be(tmp_path, capsys):

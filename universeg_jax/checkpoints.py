@@ -2,28 +2,26 @@
 
 A checkpoint is a directory with two parts: `params`, what evaluation and prediction use, and `state`, what training
 resumes from. Its metadata holds the config and the lineage, so that it can be used without anything beside it.
-A workdir keeps its latest and its best checkpoint in `<workdir>/checkpoints/<step>/`.
+A workdir keeps its latest and its best checkpoint in `<workdir>/checkpoints/<step>/`. Wherever one is read, a name or
+file of packaged weights (weights.py) will do.
 """
 
 import contextlib
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
-import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from universeg_jax.errors import UserError
+from universeg_jax import weights
+from universeg_jax.model import build_model, init_params
+from universeg_jax.weights import CheckpointError
 
 METRIC = "mean_dice"
 FORMAT = "universeg_jax checkpoint 1"
-
-
-class CheckpointError(UserError):
-    """A path that is no usable checkpoint; says why and what would be."""
 
 
 @contextlib.contextmanager
@@ -75,7 +73,7 @@ def save(
         {"params": params, "state": state},
         force=True,
         metrics=metrics,
-        custom_metadata={"format": FORMAT, "metrics": metrics, **metadata},
+        custom_metadata={"format": FORMAT, "step": step, "metrics": metrics, **metadata},
     )
 
 
@@ -94,8 +92,12 @@ def write_params(path: str | Path, params: Any, metadata: dict[str, Any]) -> Non
 
 
 def resolve(path: str | Path) -> Path:
-    """The checkpoint directory that a path means: itself, or the best (else the latest) one of a workdir."""
+    """The checkpoint that is meant: a path itself, the best (else the latest) of a workdir, or weights by name."""
+    if str(path) in weights.packaged() and not Path(path).exists():
+        return weights.packaged()[str(path)]
     path = Path(path).resolve()
+    if path.is_file() and path.suffix == weights.SUFFIX:
+        return path
     if (path / "checkpoints").is_dir():
         steps = {int(p.name): p for p in (path / "checkpoints").iterdir() if p.name.isdigit()}
         if not steps:
@@ -105,7 +107,11 @@ def resolve(path: str | Path) -> Path:
         scores = {step: metrics[METRIC] for step, p in steps.items() if (metrics := read_metadata(p)["metrics"])}
         return steps[max(scores, key=lambda step: (scores[step], step)) if scores else max(steps)]
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist; a checkpoint is a workdir of train.py or a directory inside it")
+        names = ", ".join(weights.packaged()) or "none yet"
+        raise CheckpointError(
+            f"{path} does not exist; a checkpoint is a workdir of train.py, a directory inside it, or the name of "
+            f"packaged weights ({names})"
+        )
     if not (path / "params").is_dir():
         raise CheckpointError(
             f"{path} holds no checkpoint; give a workdir of train.py, or one <workdir>/checkpoints/<step>"
@@ -114,7 +120,9 @@ def resolve(path: str | Path) -> Path:
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """{"config": …, "lineage": …, …} of a checkpoint directory."""
+    """{"config": …, "lineage": …, …} of a resolved checkpoint."""
+    if Path(path).is_file():
+        return weights.read_header(Path(path))
     metadata = ocp.checkpointables_metadata(Path(path).resolve()).custom_metadata or {}
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} was written by another program; give a workdir of train.py")
@@ -122,19 +130,26 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
 
 def load_params(path: str | Path, abstract_params: Any) -> Any:
-    """Parameters of a checkpoint directory in the shapes and shardings of `abstract_params`."""
+    """Parameters of a resolved checkpoint in the shapes and shardings of `abstract_params`."""
+    if Path(path).is_file():
+        params = weights.read_file(Path(path))
+        if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, abstract_params):
+            raise CheckpointError(
+                f"{path} holds a model of another shape; its config is shown by `universeg checkpoint`"
+            )
+        return params
     return ocp.load_checkpointables(Path(path).resolve(), {"params": abstract_params})["params"]
 
 
-def config_of(metadata: dict[str, Any]) -> ml_collections.ConfigDict:
-    return ml_collections.ConfigDict(metadata["config"])
+def load(path: str | Path) -> tuple[Any, ml_collections.ConfigDict]:
+    """(parameters on one device, config) of whatever `resolve` takes."""
+    path = resolve(path)
+    config = ml_collections.ConfigDict(read_metadata(path)["config"])
+    return load_params(path, abstract_params(config)), config
 
 
-def params_hash(params: Any) -> str:
-    """sha256 over names, shapes and float32 values: the identity of a set of weights."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        array = np.asarray(leaf, np.float32)
-        digest.update(f"{jax.tree_util.keystr(path)}{array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+def abstract_params(config: ml_collections.ConfigDict) -> Any:
+    """Shapes, dtypes and a single-device sharding of the parameters of a config."""
+    shapes = jax.eval_shape(lambda: init_params(build_model(config.model), 0))
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)

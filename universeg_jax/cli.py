@@ -11,10 +11,17 @@ COMMANDS = (
     "build",
     "tasks",
     "predict",
+    "check",
     "evaluate",
+    "baseline",
+    "compare",
+    "table",
     "report",
+    "sheet",
     "checkpoint",
     "convert",
+    "export",
+    "demo",
 )  # in the order of `universeg --help`
 
 

@@ -17,7 +17,6 @@ from safetensors import SafetensorError
 from universeg_jax import checkpoints
 from universeg_jax.configuration import to_dict
 from universeg_jax.errors import UserError
-from universeg_jax.predictor import abstract_params
 
 PARTS = {"encoder": "enc_blocks", "decoder": "dec_blocks"}
 CONVS = {"cross": "cross.cross_conv", "query": "target.vmapped.conv", "support": "support.vmapped.conv"}
@@ -42,7 +41,9 @@ def to_release(params: Any) -> dict[str, np.ndarray]:
 
 def from_release(state: dict[str, np.ndarray], config: ConfigDict) -> Any:
     """Released names → the tree of a config. Raises UserError naming a missing, unknown or misshapen tensor."""
-    wanted = {release_name(path): (path, x.shape) for path, x in flatten_dict(abstract_params(config)).items()}
+    wanted = {
+        release_name(path): (path, x.shape) for path, x in flatten_dict(checkpoints.abstract_params(config)).items()
+    }
     for name in [*sorted(wanted.keys() - state.keys())][:1]:
         raise UserError(f"tensor {name} is missing")
     for name in [*sorted(state.keys() - wanted.keys())][:1]:
@@ -63,10 +64,8 @@ def convert(source: str | Path, out: str | Path) -> str:
     """
     source, out = Path(source), Path(out)
     if out.suffix in (".pt", ".pth", ".safetensors"):
-        path = checkpoints.resolve(source)
-        config = checkpoints.config_of(checkpoints.read_metadata(path))
-        _write(out, to_release(checkpoints.load_params(path, abstract_params(config))))
-        return f"{path} → {out}, with the released parameter names"
+        _write(out, to_release(checkpoints.load(source)[0]))
+        return f"{checkpoints.resolve(source)} → {out}, with the released parameter names"
     if out.exists():
         raise UserError(f"{out} exists already; take another name")
     state = read_weights(source)

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from universeg_jax import checkpoints, metrics
+from universeg_jax import checkpoints, metrics, weights
+from universeg_jax.cost import cost
 from universeg_jax.data.builder import Dataset, list_datasets, open_dataset
 from universeg_jax.data.tasks import FIRST, SECOND, Examples, Task, dataset_tasks, subject_hash, usable
 from universeg_jax.episode import OFFICIAL_SIZE, Episode, resize, to_device_floats
@@ -304,8 +305,9 @@ def evaluate_checkpoint(
     methods = {"model": (model_method(predictor.model, predictor.config.image_size), predictor.params)}
     about = {
         "checkpoint": str(checkpoints.resolve(checkpoint)),
-        "params_hash": checkpoints.params_hash(predictor.params),
+        "params_hash": weights.params_hash(predictor.params),
         "role": role,
+        "cost": cost(*methods["model"], max(settings.support_sizes)),
     }
     return evaluate_to(out, {**methods, **(baselines or {})}, datasets, settings, about)
 
@@ -322,13 +324,25 @@ def evaluate_to(
     The summary is that of the first method at the largest support size and ensemble; all are under "settings".
     Datasets whose tasks are all unusable are listed under "skipped".
     """
+    tasks = usable([task for dataset in datasets for task in dataset_tasks(dataset)])
+    return write_results(out, evaluate(methods, datasets, tasks, settings), list(methods), datasets, settings, about)
+
+
+def write_results(
+    out: Path,
+    rows: Sequence[dict[str, Any]],
+    methods: Sequence[str],
+    datasets: Sequence[Dataset],
+    settings: Settings,
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """The two files of `evaluate_to` from rows that were evaluated in any way."""
     tasks = {d.meta.name: dataset_tasks(d) for d in datasets}
     skipped = {
         name: "; ".join(f"{t.name}: {t.unusable}" for t in of)
         for name, of in tasks.items()
         if all(t.unusable for t in of)
     }
-    rows = evaluate(methods, datasets, usable([t for of in tasks.values() for t in of]), settings)
     summaries = [
         {"method": method, **summarize(rows, method, size, ensemble)}
         for method in methods

@@ -7,8 +7,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import universeg_jax
-from universeg_jax import checkpoints
+from universeg_jax import checkpoints, weights
 from universeg_jax.data.builder import Dataset
+from universeg_jax.errors import UserError
+
+TRAIN_ROLE, SELECT_ROLE = "train_open", "val"  # of weights that may be given away
 
 
 def lineage(config: ConfigDict, train: Sequence[Dataset], validation: Sequence[Dataset]) -> dict[str, Any]:
@@ -29,5 +32,29 @@ def inherit(path: Path, record: dict[str, Any], abstract_params: Any) -> tuple[A
     params = checkpoints.load_params(path, abstract_params)
     before = checkpoints.read_metadata(path).get("lineage", {})
     joined = {name: {**before.get(name, {}), **record[name]} for name in ("trained_on", "selected_on")}
-    parents = [*before.get("parents", []), checkpoints.params_hash(params)]
+    parents = [*before.get("parents", []), weights.params_hash(params)]
     return params, {**record, **joined, "parents": parents, "synthetic": record["synthetic"] or before.get("synthetic")}
+
+
+def check_open(record: dict[str, Any]) -> None:
+    """Raises UserError unless all that weights of this lineage saw is open, and `val` alone selected them."""
+    if "trained_on" not in record or "selected_on" not in record:
+        raise UserError(f"weights of unknown origin ({record}) are not packaged; train them by train.py")
+    for what, role in (("trained_on", TRAIN_ROLE), ("selected_on", SELECT_ROLE)):
+        if wrong := {name: d["role"] for name, d in record[what].items() if d["role"] != role}:
+            names = ", ".join(f"{name} ({found})" for name, found in wrong.items())
+            raise UserError(f"{what.replace('_', ' ')} {names}: weights that are packaged may see {role} alone")
+    if unlicensed := [name for name, d in record["trained_on"].items() if not d["licence"]]:
+        raise UserError(f"trained on {', '.join(unlicensed)}, whose licence is not known: write it into meta.json")
+
+
+def package(checkpoint: str | Path, out: str | Path) -> dict[str, Any]:
+    """Writes the parameters of a checkpoint to one file, with config and lineage. Raises UserError."""
+    out, path = Path(out), checkpoints.resolve(checkpoint)
+    if out.suffix != weights.SUFFIX:
+        raise UserError(f"{out}: the name of packaged weights ends in {weights.SUFFIX}")
+    metadata = checkpoints.read_metadata(path)
+    check_open(metadata.get("lineage", {}))
+    header = {key: metadata.get(key) for key in ("format", "step", "config", "lineage")}
+    weights.write_file(out, checkpoints.load(path)[0], header)
+    return weights.read_header(out)

@@ -17,6 +17,22 @@ def dice_score(prediction: Array, truth: Array) -> Array:
     return jnp.where(size > 0, 2 * jnp.sum(p * t, (-2, -1)) / jnp.maximum(size, 1), 1.0)
 
 
+def sensitivity(prediction: Array, truth: Array) -> Array:
+    """|P∩T| / |T|, the share of the truth that was found, float32 [...]; where T is empty 1 if P is too, else 0."""
+    return _share(truth, prediction)
+
+
+def precision(prediction: Array, truth: Array) -> Array:
+    """|P∩T| / |P|, the share of the prediction that is true, float32 [...]; where P is empty 1 if T is too, else 0."""
+    return _share(prediction, truth)
+
+
+def _share(whole: Array, other: Array) -> Array:
+    w, o = whole.astype(jnp.float32), other.astype(jnp.float32)
+    size, empty = jnp.sum(w, (-2, -1)), jnp.sum(o, (-2, -1)) == 0
+    return jnp.where(size > 0, jnp.sum(w * o, (-2, -1)) / jnp.maximum(size, 1), empty.astype(jnp.float32))
+
+
 def false_positive_area(prediction: Array, truth: Array) -> Array:
     """Share of the image wrongly marked, float32 [...] in [0, 1]; the figure for episodes with empty truth."""
     return jnp.mean(prediction.astype(jnp.float32) * (1 - truth.astype(jnp.float32)), (-2, -1))

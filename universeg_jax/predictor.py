@@ -1,13 +1,13 @@
 """From a checkpoint and a support set to masks of images of any size.
 
-predictor = Predictor.from_checkpoint("runs/quickstart")
-prediction = predictor.segment("query.png", support_images, support_labels)
-prediction.mask  # in the query's own geometry
+predictor = Predictor.from_pretrained("small")
+segment = predictor.for_support(images, labels)  # prepared once
+segment("query.png").mask  # in the query's own geometry
 """
 
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +15,68 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 from tqdm import tqdm
 
 from universeg_jax import checkpoints
-from universeg_jax.data.folder import list_images, read_support
-from universeg_jax.data.images import ImageError, preprocess_image, preprocess_mask, read_image, restore, to_grey
+from universeg_jax.data.images import preprocess_image, restore
+from universeg_jax.data.volumes import Volume, from_slices, volume_slices
 from universeg_jax.episode import OFFICIAL_SIZE, resize
 from universeg_jax.errors import UserError
-from universeg_jax.model import build_model, init_params
+from universeg_jax.model import build_model
+from universeg_jax.quality import doubts, reference
+from universeg_jax.support import CHOICES, Support, as_grey, choose, make_support
 
 Array = jax.Array | np.ndarray
+FLIPS = ((False, False), (False, True), (True, False), (True, True))  # of rows, of columns
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A query's segmentation in the query's own geometry [H, W]."""
+    """A query's segmentation in the query's own geometry: [H, W] of a picture, [X, Y, Z] of a volume.
 
-    mask: np.ndarray  # label ids, 0 is background; uint8, or uint16 where an id needs it
-    probabilities: np.ndarray  # float32 [H, W]; [L, H, W] where the support has L > 1 labels, in order of `labels`
-    uncertainty: np.ndarray  # float32 [H, W] in [0, 1]: entropy in bits of the (averaged) probabilities
+    `mask` holds label ids, 0 is background (uint8, or wider where an id needs it); with overlapping labels it is
+    [L, ...] of 0/1. `probabilities` is float32, [L, ...] where the support has L > 1 labels. `uncertainty` is the
+    entropy of the averaged probabilities in bits, over one bit where there are several labels.
+    """
+
+    mask: np.ndarray
+    probabilities: np.ndarray
+    uncertainty: np.ndarray
     labels: tuple[int, ...]
+    warnings: tuple[str, ...] = ()  # why not to trust it, as in quality.py
+
+    def of(self, label: int) -> tuple[np.ndarray, np.ndarray]:
+        """(boolean mask, probabilities) of one label."""
+        i = self.labels.index(label)
+        probabilities = self.probabilities if len(self.labels) == 1 else self.probabilities[i]
+        return (self.mask[i] > 0 if self.mask.ndim > probabilities.ndim else self.mask == label), probabilities
+
+    def confidence(self, label: int) -> float:
+        """The Dice that the model itself expects, 2 Σ p m / (Σ p + Σ m); 0 where the mask is empty."""
+        mask, p = self.of(label)
+        return float(2 * p[mask].sum() / (p.sum() + mask.sum())) if mask.any() else 0.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a support set is used."""
+
+    support_size: int = 64  # examples taken at a time
+    ensemble: int = 1  # draws averaged where the support holds more than `support_size`
+    choose: str = "nearest"  # which examples: "nearest" | "random" | "diverse"
+    flips: bool = False  # average over the four flips of query and support
+    overlap: bool = False  # labels may cover one another: each is cut at 0.5 by itself
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.support_size < 1 or self.ensemble < 1:
+            raise UserError(f"support_size={self.support_size}, ensemble={self.ensemble}: both must be at least 1")
+        if self.choose not in CHOICES:
+            raise UserError(f"choose={self.choose!r}: one of {', '.join(CHOICES)} is needed")
 
 
 class Predictor:
-    """Parameters with a jitted forward pass."""
+    """Parameters with a jitted forward pass. Thread-safe."""
 
     def __init__(self, params: Any, config: ConfigDict):
         self.config = config
@@ -47,14 +84,15 @@ class Predictor:
         self.model = build_model(config.model, support_chunk=1 if jax.default_backend() == "cpu" else 0)
         self.params = jax.tree.map(jnp.asarray, params)
         self._logits = jax.jit(lambda params, *inputs: self.model.apply({"params": params}, *inputs))
-        self._probabilities = jax.jit(self._forward)
+        self._resize = jax.jit(functools.partial(resize, size=config.image_size))
+        self._probabilities = jax.jit(self._forward, static_argnames=("flips", "overlap"))
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "Predictor":
-        """From a workdir (its best checkpoint) or one checkpoint directory. Raises CheckpointError."""
-        path = checkpoints.resolve(path)
-        config = checkpoints.config_of(checkpoints.read_metadata(path))
-        return cls(checkpoints.load_params(path, abstract_params(config)), config)
+        """From a workdir (its best checkpoint), one checkpoint, or packaged weights by name. Raises CheckpointError."""
+        return cls(*checkpoints.load(path))
+
+    from_pretrained = from_checkpoint
 
     def logits(
         self, query_image: Array, support_images: Array, support_labels: Array, support_mask: Array | None = None
@@ -69,139 +107,126 @@ class Predictor:
         return jax.nn.sigmoid(self.logits(query_image, support_images, support_labels, support_mask))
 
     def segment(
-        self,
-        query: str | Path | Array,
-        support_images: Sequence[str | Path | Array],
-        support_labels: Sequence[Array],
-        **options: Any,
+        self, query: object, support_images: Sequence[object], support_labels: Sequence[object], **options: Any
     ) -> Prediction:
-        """Segments one image [H, W] or [H, W, 3], or a file of one, by example; options as `for_support`."""
+        """Segments one picture by example; see `for_support`."""
         return self.for_support(support_images, support_labels, **options)(query)
 
-    def for_support(
-        self,
-        images: Sequence[str | Path | Array],
-        labels: Sequence[Array],
-        support_size: int = 64,
-        ensemble: int = 1,
-        seed: int = 0,
-    ) -> Callable[[str | Path | Array], Prediction]:
-        """A function of queries, with the support set prepared once.
+    def for_support(self, images: Sequence[object], labels: Sequence[object], **options: Any) -> "Segmenter":
+        """A function of queries, with the support set prepared once; options are the fields of `Options`.
 
-        images [H, W] or [H, W, 3] of any size and intensity, or files; labels [H, W] integer maps, 0 is background.
-        Each id is segmented on its own and the most probable one above 0.5 wins. A support set larger than
-        `support_size` is drawn from, `ensemble` times, and the probabilities are averaged.
+        images: arrays [H, W] or [H, W, 3] of any size and intensity, PIL images or files; labels: integer maps of
+        their sizes, or files, 0 is background.
         """
-        if len(images) == 0 or len(images) != len(labels):
-            raise UserError(
-                f"{len(images)} support images and {len(labels)} labels: one label for each image is needed"
-            )
-        if support_size < 1 or ensemble < 1:
-            raise UserError(f"support_size={support_size}, ensemble={ensemble}: both must be at least 1")
-        images = [as_grey(image) for image in images]
-        labels = [np.asarray(label) for label in labels]
-        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-            if image.shape != label.shape:
-                raise UserError(f"support {i}: the image is {image.shape}, its label {label.shape}; they must be equal")
-        ids = sorted({int(value) for label in labels for value in np.unique(label)} - {0})
-        if not ids:
-            raise UserError("every support label is empty: at least one must mark something (ids above 0)")
-        stack = np.stack([preprocess_image(image, OFFICIAL_SIZE) for image in images])[..., None]
-        masks = np.stack([[preprocess_mask(label == i, OFFICIAL_SIZE) for label in labels] for i in ids])[..., None]
-        draws = support_draws(len(images), support_size, ensemble, seed)
-        support_images, support_labels = jnp.asarray(stack[draws]), jnp.asarray(masks[:, draws], jnp.float32)
+        return self.segmenter(make_support(images, labels), Options(**options))
 
-        def segment(query: str | Path | Array) -> Prediction:
-            grey = as_grey(query)
-            at_size = jnp.asarray(preprocess_image(grey, OFFICIAL_SIZE))[None, ..., None]
-            averaged = jax.device_get(
-                jnp.stack(
-                    [self._probabilities(self.params, at_size, support_images, masks) for masks in support_labels]
-                )
-            )
-            return combine(np.stack([restore(p, grey.shape) for p in averaged]), tuple(ids))
+    def segmenter(self, support: Support, options: Options | None = None) -> "Segmenter":
+        """The same for a support set that is prepared already, of volumes too."""
+        return Segmenter(self, support, options or Options())
 
-        return segment
+    def _forward(
+        self, params: Any, queries: Array, images: Array, masks: Array, rows: Array, flips: bool, overlap: bool
+    ) -> jax.Array:
+        """Probabilities [Q, L, 128, 128] of queries [Q, 128, 128, 1], averaged over K draws and flips.
 
-    def _forward(self, params: Any, query: jax.Array, images: jax.Array, labels: jax.Array) -> jax.Array:
-        """query [1, 128, 128, 1], support [K, S, 128, 128, 1] → probabilities [128, 128] averaged over K draws."""
-        size = self.config.image_size
-        logits = self.model.apply(
-            {"params": params},
-            resize(jnp.repeat(query, len(images), 0), size),
-            resize(images, size),
-            (resize(labels, size) >= 0.5).astype(jnp.float32),
-        )
-        return jax.nn.sigmoid(resize(logits, OFFICIAL_SIZE)).mean(0)[..., 0]
+        images [N, H, W, 1] and masks [L, N, H, W, 1] at the model's size; rows int32 [Q, K, S] chooses from them.
+        """
+        size, count = self.config.image_size, len(masks)
+
+        def one(query: jax.Array, rows: jax.Array) -> jax.Array:
+            draws = len(rows)
+            query = jnp.broadcast_to(resize(query, size), (draws * count, size, size, 1))
+            support = jnp.tile(images[rows], (count, 1, 1, 1, 1))  # label by label
+            labels = masks[:, rows].astype(jnp.float32).reshape(support.shape)
+            total = jnp.zeros((count, OFFICIAL_SIZE, OFFICIAL_SIZE))
+            for flip in FLIPS if flips else FLIPS[:1]:
+                axes = tuple(axis for axis, turned in zip((-3, -2), flip, strict=True) if turned)
+                inputs = [jnp.flip(x, axes) if axes else x for x in (query, support, labels)]
+                logits = self.model.apply({"params": params}, *inputs)
+                logits = resize(jnp.flip(logits, axes) if axes else logits, OFFICIAL_SIZE)
+                logits = logits.reshape((count, draws, OFFICIAL_SIZE, OFFICIAL_SIZE))
+                total += (jax.nn.sigmoid(logits) if overlap else among(logits)).mean(1)
+            return total / (4 if flips else 1)
+
+        if jax.default_backend() == "cpu":
+            return jax.lax.map(lambda x: one(*x), (queries, rows))
+        return jax.vmap(one)(queries, rows)
 
 
-def abstract_params(config: ConfigDict) -> Any:
-    """Shapes, dtypes and a single-device sharding of the parameters of a config."""
-    shapes = jax.eval_shape(lambda: init_params(build_model(config.model), 0))
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+def among(logits: jax.Array) -> jax.Array:
+    """Probabilities of L labels [L, ...] that exclude one another: softmax with a background of logit 0.
 
-
-def as_grey(image: str | Path | Array) -> np.ndarray:
-    """float32 [H, W] from a file, [H, W] or [H, W, 3]."""
-    if isinstance(image, str | Path):
-        return read_image(image)
-    return to_grey(np.asarray(image))
-
-
-def support_draws(available: int, support_size: int, ensemble: int, seed: int) -> np.ndarray:
-    """Indices [K, S]: everything once where it fits into S, else K draws without replacement."""
-    if available <= support_size:
-        return np.arange(available)[None]
-    rng = np.random.default_rng(seed)
-    return np.stack([np.sort(rng.choice(available, support_size, replace=False)) for _ in range(ensemble)])
-
-
-def combine(probabilities: np.ndarray, labels: tuple[int, ...]) -> Prediction:
-    """[L, H, W] → one map: the most probable label where it reaches 0.5, else background."""
-    best = probabilities.argmax(0)
-    ids = np.asarray(labels, np.uint8 if max(labels) < 256 else np.uint16)
-    mask = np.where(probabilities.max(0) >= 0.5, ids[best], ids.dtype.type(0))
-    p = np.clip(probabilities.max(0), 1e-7, 1 - 1e-7)
-    entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
-    return Prediction(mask, probabilities[0] if len(labels) == 1 else probabilities, entropy.astype(np.float32), labels)
-
-
-def predict_files(
-    predictor: Predictor,
-    support: Path,
-    queries: Sequence[Path],
-    out: Path,
-    label: int | None = None,
-    support_size: int = 64,
-    ensemble: int = 1,
-) -> int:
-    """Writes <out>/<name>.png for every query file, or file of a query folder; the exit code says if all were read.
-
-    A mask appears whole or not at all. Raises UserError where a mask would overwrite an input.
+    For one label it is the sigmoid, and the most probable of all is the one whose own logit is the largest above 0.
     """
-    images, labels, _ = read_support(support, label)
-    segment = predictor.for_support(images, labels, support_size, ensemble)
-    files = [file for path in queries for file in (list_images(path) if path.is_dir() else [path])]
-    if not files:
-        raise UserError(f"no pictures in {', '.join(map(str, queries))}")
-    targets = {file: out / f"{file.stem}.png" for file in files}
-    if len(set(targets.values())) < len(files):
-        raise UserError(f"two of the queries have one name, so that their masks in {out} would too; rename one")
-    for file, target in targets.items():
-        if target.exists() and target.resolve() in {file.resolve() for file in files}:
-            raise UserError(f"the mask {target} would overwrite a query; take another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    failed = 0
-    for file in tqdm(files, desc="predict", unit="image", disable=len(files) < 4):
-        try:
-            prediction = segment(file)
-        except ImageError as error:
-            print(f"skipped: {error}", file=sys.stderr)
-            failed += 1
-            continue
-        temporary = targets[file].with_suffix(".tmp")
-        Image.fromarray(prediction.mask).save(temporary, format="PNG")
-        temporary.replace(targets[file])
-    print(f"{len(files) - failed} masks in {out}" + (f", {failed} files could not be read" if failed else ""))
-    return int(failed > 0)
+    return jax.nn.softmax(jnp.concatenate([logits, jnp.zeros_like(logits[:1])]), 0)[:-1]
+
+
+class Segmenter:
+    """A function of queries for one support set. Compiles once for each number of queries at a time."""
+
+    def __init__(self, predictor: Predictor, support: Support, options: Options):
+        self.predictor, self.support, self.options = predictor, support, options
+        self.images = predictor._resize(support.images[..., None])
+        at_size = predictor._resize(support.masks[..., None].astype(np.float32))
+        self.masks = (at_size >= 0.5).astype(jnp.uint8)
+        self.known = reference(support)
+
+    def __call__(self, query: object) -> Prediction:
+        """Segments a picture [H, W] or [H, W, 3], PIL image or file, or a `Volume` along its thickest axis."""
+        if isinstance(query, Volume):
+            return self.volume(query)
+        grey = as_grey(query)
+        slices = preprocess_image(grey, OFFICIAL_SIZE)[None]
+        at_size = self.probabilities(slices)
+        return self._prediction(slices, at_size, np.stack([restore(p, grey.shape) for p in at_size[0]]))
+
+    def volume(
+        self, volume: Volume, axis: int | None = None, window: str = "auto", progress: bool = False
+    ) -> Prediction:
+        """Segments a volume slice by slice; the mask is on its own grid. `axis` and `window` as in `volume_slices`."""
+        slices, positions, place = volume_slices(volume, OFFICIAL_SIZE, axis, window)
+        at_size = self.probabilities(slices, positions, progress)  # [N, L, 128, 128]
+        whole = np.stack([from_slices(at_size[:, i], place).data for i in range(at_size.shape[1])])
+        return self._prediction(slices, at_size, whole)
+
+    def _prediction(self, slices: np.ndarray, at_size: np.ndarray, restored: np.ndarray) -> Prediction:
+        prediction = combine(restored, self.support.labels, self.options.overlap)
+        return replace(prediction, warnings=doubts(self.known, slices, at_size, self.support.labels))
+
+    def probabilities(
+        self, queries: np.ndarray, positions: np.ndarray | None = None, progress: bool = False
+    ) -> np.ndarray:
+        """[Q, L, 128, 128] of preprocessed queries [Q, 128, 128], by the examples that `Options` choose for each."""
+        o, at = self.options, [None] * len(queries) if positions is None else positions.tolist()
+        rows = [
+            choose(self.support, query, position, o.support_size, o.ensemble, o.choose, o.seed)
+            for query, position in zip(queries, at, strict=True)
+        ]
+        return self.by_rows(queries, np.stack(rows), progress)
+
+    def by_rows(self, queries: np.ndarray, rows: np.ndarray, progress: bool = False) -> np.ndarray:
+        """The same by the examples `rows` [Q, K, S]; eight queries at a time where there are more than one."""
+        o, size, parts = self.options, 8 if len(queries) > 1 else 1, []
+        for start in tqdm(range(0, len(queries), size), "segment", unit="batch", leave=False, disable=not progress):
+            part = np.arange(start, start + size).clip(max=len(queries) - 1)  # the last one is padded
+            inputs = (self.predictor.params, queries[part][..., None], self.images, self.masks, rows[part])
+            parts.append(self.predictor._probabilities(*inputs, flips=o.flips, overlap=o.overlap))
+        return np.concatenate(jax.device_get(parts))[: len(queries)]
+
+
+def combine(probabilities: np.ndarray, labels: tuple[int, ...], overlap: bool = False) -> Prediction:
+    """[L, ...] → masks: the most probable of labels and background, labels first; with `overlap` each from 0.5 on."""
+    p = np.clip(probabilities, 1e-7, 1 - 1e-7)
+    background = np.clip(1 - probabilities.sum(0), 1e-7, 1)
+    if overlap or len(labels) == 1:
+        entropy = (-p * np.log2(p) - (1 - p) * np.log2(1 - p)).max(0)
+    else:
+        entropy = -(p * np.log2(p)).sum(0) - background * np.log2(background)
+    entropy = np.minimum(entropy, 1).astype(np.float32)
+    if len(labels) == 1:
+        probabilities = probabilities[0]
+    if overlap and len(labels) > 1:
+        return Prediction((probabilities >= 0.5).astype(np.uint8), probabilities, entropy, labels)
+    ids = np.asarray(labels, np.uint8 if max(labels) < 256 else np.uint16 if max(labels) < 65536 else np.int32)
+    best, chance = (probabilities.argmax(0), probabilities.max(0)) if len(labels) > 1 else (0, probabilities)
+    return Prediction(np.where(chance >= background, ids[best], ids.dtype.type(0)), probabilities, entropy, labels)

@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from universeg_jax import evaluation, training
 from universeg_jax.baselines import trivial
-from universeg_jax.checkpoints import params_hash
 from universeg_jax.data.build import build_all, read_collection
 from universeg_jax.data.builder import list_datasets, open_dataset
 from universeg_jax.episode import OFFICIAL_SIZE
@@ -28,6 +27,7 @@ from universeg_jax.reporting import (
     read_json,
     read_json_lines,
 )
+from universeg_jax.weights import params_hash
 
 ROLES = ("train_open", "val", "test")
 SETTINGS = evaluation.Settings(support_sizes=(1, 4, 16), ensembles=(1,), batch_size=16)

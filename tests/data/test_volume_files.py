@@ -19,7 +19,7 @@ from universeg_jax.data.volume_files import (
     read_dicom_picture,
     read_label_volume,
     read_volume,
-    write_volume,
+    write_like,
 )
 
 DATA = np.random.default_rng(0).integers(-1000, 2000, (7, 6, 5)).astype(np.int16)
@@ -83,12 +83,44 @@ def test_pages_of_a_tiff_are_slices_in_their_order(tmp_path):
         read_volume(tmp_path / "odd.tif")
 
 
-def test_a_volume_is_written_in_the_axes_of_another(tmp_path):
-    volume = read_volume(nifti(tmp_path / "a.nii.gz"))
-    write_volume(tmp_path / "b.nii.gz", (volume.data > 0).astype(np.uint8), volume)
-    written = nib.load(tmp_path / "b.nii.gz")
-    np.testing.assert_array_equal(written.get_fdata(), DATA > 0)
-    np.testing.assert_allclose(written.affine, AFFINE, atol=1e-5)
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])
+def test_a_mask_is_written_on_the_grid_of_its_image(tmp_path, ending):
+    """Anisotropic, flipped and oblique; what differs from the image's header is the type alone."""
+    source, target = tmp_path / f"a{ending}", tmp_path / f"b{ending}"
+    nifti(tmp_path / "a.nii.gz")
+    if ending in (".nrrd", ".mha"):
+        sitk.WriteImage(sitk.ReadImage(tmp_path / "a.nii.gz"), source)
+    elif ending == ".nii":
+        image = nib.load(tmp_path / "a.nii.gz")
+        image.header.set_xyzt_units("mm")
+        image.header["descrip"] = b"of a scanner"
+        image.set_qform(AFFINE, 1)
+        image.set_sform(AFFINE, 2)
+        nib.save(image, source)
+    volume = read_volume(source)
+    write_like(target, (volume.data > 0).astype(np.uint8), source, volume)
+    again = read_label_volume(target)
+    np.testing.assert_array_equal(again.data, volume.data > 0)
+    np.testing.assert_array_equal(again.affine, volume.affine)
+    if ending in (".nrrd", ".mha"):
+        first, second = sitk.ReadImage(source), sitk.ReadImage(target)
+        assert first.GetDirection() == second.GetDirection()
+        assert (first.GetOrigin(), first.GetSpacing()) == (second.GetOrigin(), second.GetSpacing())
+        assert second.GetPixelIDTypeAsString() == "8-bit unsigned integer"
+    else:
+        first, second = nib.load(source), nib.load(target)
+        assert second.get_data_dtype() == np.uint8
+        for field in (
+            "qform_code",
+            "sform_code",
+            "pixdim",
+            "xyzt_units",
+            "descrip",
+            "srow_x",
+            "quatern_b",
+            "qoffset_x",
+        ):
+            np.testing.assert_array_equal(first.header[field], second.header[field], err_msg=field)
 
 
 def test_labels_are_whole_numbers(tmp_path):

@@ -12,15 +12,16 @@ from universeg_jax.data.volumes import (
     check_same_place,
     choose_window,
     from_planes,
+    from_slices,
     largest_slice,
     make_volume,
+    mask_slices,
     middle_slice,
     on_grid,
     plane,
-    restore_volume,
     slice_image,
-    slice_mask,
     to_spacing,
+    volume_slices,
     window_volume,
 )
 
@@ -103,13 +104,27 @@ def test_a_mask_goes_through_all_steps_and_back_in_its_own_geometry(spacing, see
     shape = np.round(40 / np.array(spacing)).astype(int) + np.random.default_rng(seed).integers(0, 12, 3)
     grid = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
     mask = sum(g**2 for g in grid) < 0.7
-    volume = make_volume(mask.astype(np.int32), any_affine(seed, spacing))
-    fine = to_spacing(volume).data
-    slices = np.stack([slice_mask(fine == 1, axis, i, 64) for i in range(fine.shape[axis])])
-    back = restore_volume(slices.astype(np.float32), volume, axis)
+    affine = any_affine(seed, spacing)
+    volume, label = make_volume(mask.astype(np.float32), affine), make_volume(5 * mask.astype(np.int32), affine)
+    slices, positions, place = volume_slices(volume, 64, axis, "none")
+    masks = mask_slices(label, 64, place, 5)
+    assert masks.shape == slices.shape
+    assert len(slices) <= volume.shape[axis]  # no slice is computed that the file does not have
+    assert (np.diff(positions) > 0).all()
+    assert 0 < positions[0] < positions[-1] < 1
+    assert np.abs(slices - masks).mean() < 0.03  # the image is the mask here
+    back = from_slices(masks.astype(np.float32), place)
     assert back.file_data().shape == mask.shape
     found = back.file_data() >= 0.5
     assert 2 * (found & mask).sum() / (found.sum() + mask.sum()) > 0.93
+
+
+def test_slices_are_the_volumes_own_or_one_a_millimetre():
+    def volume(*spacing):
+        return make_volume(np.random.default_rng(0).random((6, 6, 6), np.float32), np.diag([*spacing, 1.0]))
+
+    assert volume_slices(volume(5, 1, 1), 8)[0].shape == (6, 8, 8)
+    assert volume_slices(volume(1, 1, 0.5), 8, axis=2)[0].shape == (3, 8, 8)
 
 
 def test_slices_are_padded_to_the_cube_of_the_volume():

@@ -7,12 +7,16 @@ EXAMPLE = "universeg checkpoint runs/mine"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", help="a workdir or one checkpoint")
+    parser.add_argument("path", help="a workdir, one checkpoint, or the name of packaged weights")
+    parser.add_argument("--package", metavar="FILE", help="write its weights, if their lineage is open, to one file")
 
 
 def run(args: argparse.Namespace) -> int:
-    from universeg_jax import checkpoints
+    from universeg_jax import checkpoints, lineage
 
     path = checkpoints.resolve(args.path)
     print(json.dumps({"path": str(path), **checkpoints.read_metadata(path)}, indent=2))
+    if args.package:
+        header = lineage.package(path, args.package)
+        print(f"{args.package}: parameters {header['params_hash']}")
     return 0

@@ -1,30 +1,47 @@
-"""Segment images by example: PNG masks of label ids, each in its query's own size."""
+"""Segment pictures and volumes by example: masks of label ids in each query's own format and geometry."""
 
 import argparse
-from pathlib import Path
 
-EXAMPLE = "universeg predict --checkpoint runs/quickstart --support my_scans --queries new_scans --out masks"
+EXAMPLE = "universeg predict --support my_scans --queries new_scans --out masks --overlay"
+AXES = ("sagittal", "coronal", "axial")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", required=True, help="a workdir of train.py, or one of its checkpoints")
-    parser.add_argument("--support", required=True, help="folder with images/ and labels/")
-    parser.add_argument("--queries", required=True, nargs="+", help="images, or folders of them")
-    parser.add_argument("--out", required=True, help="folder for the masks")
-    parser.add_argument("--label", type=int, help="segment this id alone, as 1; default: all ids of the support")
-    parser.add_argument("--support_size", type=int, default=64, help="entries used at a time (default: %(default)s)")
+    parser.add_argument("--support", required=True, help="folder with images/ and labels/, of pictures or of volumes")
+    parser.add_argument("--queries", required=True, nargs="+", help="files, or folders of them")
+    parser.add_argument("--out", required=True, help="folder for the masks and predictions.csv")
+    parser.add_argument(
+        "--checkpoint", default="small", help="packaged weights, a workdir or checkpoint (default: %(default)s)"
+    )
+    parser.add_argument("--label", type=int, help="segment this id alone; default: all ids of the support")
+    parser.add_argument("--support_size", type=int, default=64, help="examples used at a time (default: %(default)s)")
     parser.add_argument("--ensemble", type=int, default=1, help="draws averaged where the support holds more")
+    parser.add_argument(
+        "--choose",
+        default="nearest",
+        choices=("nearest", "random", "diverse"),
+        help="which examples, where the support holds more (default: %(default)s)",
+    )
+    parser.add_argument("--flips", action="store_true", help="average over flips: four times the time")
+    parser.add_argument("--overlap", action="store_true", help="labels may cover one another: a mask file each")
+    parser.add_argument("--axis", choices=AXES, help="of volumes, along which they are cut (default: the thickest)")
+    parser.add_argument("--overlay", action="store_true", help="also draw the outlines, <name>_overlay.png")
+    parser.add_argument("--overwrite", action="store_true", help="make again what is there")
 
 
 def run(args: argparse.Namespace) -> int:
-    from universeg_jax.predictor import Predictor, predict_files
+    from universeg_jax.predict_files import predict_files
+    from universeg_jax.predictor import Options, Predictor
+    from universeg_jax.startup import use_compilation_cache
+    from universeg_jax.support import read_support_folder
 
-    return predict_files(
-        Predictor.from_checkpoint(args.checkpoint),
-        Path(args.support),
-        [Path(q) for q in args.queries],
-        Path(args.out),
-        label=args.label,
-        support_size=args.support_size,
-        ensemble=args.ensemble,
-    )
+    use_compilation_cache()
+    axis = AXES.index(args.axis) if args.axis else None
+    options = Options(args.support_size, args.ensemble, args.choose, args.flips, args.overlap)
+    support = read_support_folder(args.support, args.label, axis)
+    segmenter = Predictor.from_checkpoint(args.checkpoint).segmenter(support, options)
+    try:
+        return predict_files(segmenter, args.queries, args.out, axis, args.overlay, args.overwrite)
+    except KeyboardInterrupt:
+        print(f"stopped; finished masks are in {args.out}, and the same command goes on from there")
+        return 130

@@ -200,7 +200,7 @@ def _of_volume(case: Case) -> list[Example]:
     shape = to_spacing(image).shape
     axes = wanted_axes(case, image)
     found: dict[tuple[int, str, int], dict[int, np.ndarray]] = {}  # (axis, slicing, index) → masks
-    for i, mask in class_masks(case, lambda file: _read_label_on(case, file, image, shape)):
+    for i, mask in class_masks(case, lambda file: read_label_on(case, file, image, shape)):
         for axis in axes:
             across = slice_axis(image) if axis == IN_PLANE else axis
             slices = {"mid": middle_slice(mask, across), "max": largest_slice(mask, across)}
@@ -230,7 +230,7 @@ def wanted_axes(case: Case, image: Volume) -> tuple[int, ...]:
     return (slice_axis(image),) if thick or extension(case.image) in TIFF else AXES
 
 
-def _read_label_on(case: Case, file: LabelFile, image: Volume, shape: tuple[int, int, int]) -> np.ndarray:
+def read_label_on(case: Case, file: LabelFile, image: Volume, shape: tuple[int, int, int]) -> np.ndarray:
     """int32 class values on the grid that the image was resampled to."""
     if Path(file.path).is_dir() and Path(case.image).is_dir() and not is_volume(file.path):
         label = read_label_stack(file.path, case.image)

@@ -8,6 +8,7 @@ a .mhd may name the one file of voxels that lies beside it.
 import contextlib
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,38 @@ def read_label_volume(path: str | Path, channel: int | None = None) -> Volume:
     return Volume(data.astype(np.int32), volume.affine, volume.axes, volume.name)
 
 
-def write_volume(path: str | Path, data: np.ndarray, like: Volume) -> None:
-    """Writes `data` [X, Y, Z] (canonical, on the grid of `like`) as NIfTI in the axes and place of like's file."""
-    out = Volume(data, like.affine, like.axes, str(path))
-    nib.save(nib.Nifti1Image(np.ascontiguousarray(out.file_data()), out.file_affine()), path)
+def write_like(path: str | Path, data: np.ndarray, source: str | Path, volume: Volume) -> None:
+    """Writes a mask [X, Y, Z] (canonical, on the grid of `volume`, which was read from `source`) in the source's grid.
+
+    NIfTI keeps the source's header but for the type; NRRD and MetaImage keep place and direction; a mask for any
+    other source is NIfTI with its affine. `path` must end accordingly: see `mask_extension`.
+    """
+    source, data = Path(source), replace(volume, data=data).file_data()
+    kind = extension(source)
+    if kind in ITK:
+        import SimpleITK as sitk
+
+        reference = sitk.ReadImage(str(source))
+        image = sitk.GetImageFromArray(np.ascontiguousarray(data.T.reshape(reference.GetSize()[::-1])))
+        image.CopyInformation(reference)
+        sitk.WriteImage(image, str(path), True)
+        return
+    if kind in NIFTI:
+        like = nib.load(source)
+        header = like.header.copy()
+        header.set_data_dtype(data.dtype)
+        header.set_slope_inter(1, 0)
+        header["cal_max"] = header["cal_min"] = 0
+        shape = (*like.shape, 1, 1, 1)[:3]
+        image = nib.Nifti1Image(np.ascontiguousarray(data.reshape(shape)), None, header)
+    else:
+        image = nib.Nifti1Image(np.ascontiguousarray(data), volume.file_affine())
+    nib.save(image, path)
+
+
+def mask_extension(source: str | Path) -> str:
+    """The ending of a mask's file for a volume."""
+    return extension(source) if extension(source) in ITK else ".nii.gz"
 
 
 def _read(path: Path, channel: int | None) -> Volume:

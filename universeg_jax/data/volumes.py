@@ -166,21 +166,57 @@ def slice_mask(mask: np.ndarray, axis: int, index: int, size: int) -> np.ndarray
     return preprocess_mask(plane(mask, axis, index), size, side=max(mask.shape))
 
 
-def restore_volume(probabilities: np.ndarray, volume: Volume, axis: int, spacing: float | None = 1.0) -> Volume:
-    """Predictions of all slices → probabilities float32 on the grid of `volume` (cut at 0.5 for a mask).
+@dataclass(frozen=True)
+class Place:
+    """Where the slices of `volume_slices` come from, so that `from_slices` can put them back."""
 
-    `probabilities` [N, size, size] are those of the N slices along `axis` of `to_spacing(volume, spacing)`, or of
-    `volume` itself with spacing None, each made by `slice_image`.
+    volume: Volume
+    axis: int
+    shape: tuple[int, int, int]  # of the grid that was cut
+    side: int  # of its cube
+
+
+def volume_slices(
+    volume: Volume, size: int, axis: int | None = None, window: str | tuple[float, float] = "auto"
+) -> tuple[np.ndarray, np.ndarray, Place]:
+    """(slices float32 [N, size, size], their relative positions [N] in [0, 1], where they belong) of intensities.
+
+    In the plane 1 mm; along `axis` (default: `slice_axis`) the volume's own slices, or one a mm where there are
+    more. Window "auto": "ct" where anything is below -500, as only Hounsfield units are, else "mr".
     """
-    shape = volume.shape
-    if spacing is not None:
-        shape = tuple(max(1, round(n * s / spacing)) for n, s in zip(volume.shape, volume.spacing, strict=True))
-    if len(probabilities) != shape[axis]:
-        raise ValueError(f"{len(probabilities)} slices for an axis of {shape[axis]}")
-    rest = [n for a, n in enumerate(shape) if a != axis]
-    planes = np.stack([restore(p, (rest[1], rest[0]), side=max(shape)) for p in probabilities])
-    fine = replace(volume, data=from_planes(planes, axis))
-    return replace(volume, data=on_grid(fine, volume.shape).data)
+    axis = slice_axis(volume) if axis is None else axis
+    fine = tuple(max(1, round(n * s)) for n, s in zip(volume.shape, volume.spacing, strict=True))
+    shape = tuple(min(n, fine[a]) if a == axis else fine[a] for a, n in enumerate(volume.shape))
+    if np.prod(shape, dtype=float) > MAX_VOXELS:
+        sizes = "x".join(map(str, shape))
+        raise ImageError(volume.name, "too many voxels", f"{sizes} at 1 mm; at most {MAX_VOXELS:,}")
+    if window == "auto":
+        window = "ct" if volume.data.min() < -500 else "mr"
+    place = Place(volume, axis, shape, max(fine))
+    data = window_volume(on_grid(volume, shape).data, window)
+    slices = [preprocess_image(plane(data, axis, i), size, side=place.side, scale=False) for i in range(shape[axis])]
+    return np.stack(slices), _positions(shape[axis]), place
+
+
+def mask_slices(volume: Volume, size: int, place: Place, label: int) -> np.ndarray:
+    """Masks uint8 0/1 [N, size, size] of one label, cut as `volume_slices` cut the image at `place`."""
+    data = on_grid(replace(volume, data=(volume.data == label).astype(np.uint8)), place.shape).data
+    count = place.shape[place.axis]
+    return np.stack([preprocess_mask(plane(data, place.axis, i), size, side=place.side) for i in range(count)])
+
+
+def _positions(count: int) -> np.ndarray:
+    return ((np.arange(count) + 0.5) / count).astype(np.float32)
+
+
+def from_slices(slices: np.ndarray, place: Place) -> Volume:
+    """Predictions [N, size, size] of all slices → float32 on the grid of the volume that they were cut from."""
+    if len(slices) != place.shape[place.axis]:
+        raise ValueError(f"{len(slices)} slices for an axis of {place.shape[place.axis]}")
+    rest = [n for a, n in enumerate(place.shape) if a != place.axis]
+    planes = np.stack([restore(s, (rest[1], rest[0]), side=place.side) for s in slices])
+    cut = replace(place.volume, data=from_planes(planes, place.axis))
+    return replace(place.volume, data=on_grid(cut, place.volume.shape).data)
 
 
 def middle_slice(data: np.ndarray, axis: int) -> int:

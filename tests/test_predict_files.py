@@ -1,0 +1,234 @@
+"""`universeg predict`: any file in, a mask in its geometry out; nothing lost, nothing overwritten."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.fixtures import tiny_config, write_folder
+from tests.test_support import write_volumes
+from universeg_jax import checkpoints
+from universeg_jax.cli import main
+from universeg_jax.configuration import to_dict
+from universeg_jax.data.images import ImageError
+from universeg_jax.data.volume_files import read_label_volume, read_volume
+from universeg_jax.model import build_model, init_params
+from universeg_jax.predict_files import draw_overlay, find_queries, predict_files, whole
+from universeg_jax.predictor import Options, Predictor, combine
+from universeg_jax.support import read_support_folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "tiny"
+    config = tiny_config()
+    checkpoints.write_params(
+        path, init_params(build_model(config.model), 0), {"config": to_dict(config), "lineage": {}}
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def predictor(checkpoint):
+    return Predictor.from_checkpoint(checkpoint)
+
+
+def names(path):
+    return sorted(p.name for p in path.iterdir() if p.name not in ("predictions.csv", "predict.json"))
+
+
+def test_the_command_writes_a_mask_for_every_query(checkpoint, tmp_path, capsys):
+    support = write_folder(tmp_path / "support", count=4, ids=(1, 2))
+    queries = write_folder(tmp_path / "new", count=3, shape=(31, 17)) / "images"
+    arguments = ["predict", "--checkpoint", str(checkpoint), "--support", str(support), "--queries", str(queries)]
+    out = tmp_path / "masks"
+    assert main([*arguments, "--out", str(out), "--overlay"]) == 0
+    assert names(out) == sorted(f"p{i}_0{end}.png" for i in range(3) for end in ("", "_overlay"))
+    mask = np.asarray(Image.open(out / "p0_0.png"))
+    assert mask.shape == (31, 17)
+    assert set(np.unique(mask)) <= {0, 1, 2}
+    rows = list(csv.DictReader((out / "predictions.csv").open()))
+    assert [(row["mask"], row["label"]) for row in rows] == [(f"p{i}_0.png", j) for i in range(3) for j in "12"]
+    assert float(rows[1]["size"]) == (mask == 2).sum()
+
+    first = (out / "p1_0.png").stat().st_mtime_ns
+    (out / "p2_0.png").unlink()
+    capsys.readouterr()
+    assert main([*arguments, "--out", str(out)]) == 0  # goes on where it was
+    assert "1 masks" in (said := capsys.readouterr().out)
+    assert "2 were there already" in said
+    assert (out / "p1_0.png").stat().st_mtime_ns == first
+    assert main([*arguments, "--out", str(out), "--support_size", "2"]) == 1
+    assert "other weights or options" in capsys.readouterr().err
+    assert main([*arguments, "--out", str(out), "--support_size", "2", "--overwrite"]) == 0
+
+    (queries / "p1_0.png").write_bytes(b"broken")
+    assert main([*arguments, "--out", str(tmp_path / "again")]) == 1
+    assert names(tmp_path / "again") == ["p0_0.png", "p2_0.png"]
+    assert "p1_0.png" in capsys.readouterr().err
+    before = (queries / "p0_0.png").read_bytes()
+    assert main([*arguments, "--out", str(queries)]) == 1
+    assert "would overwrite" in capsys.readouterr().err
+    assert (queries / "p0_0.png").read_bytes() == before
+    assert main([*arguments, "--out", str(tmp_path / "x"), "--label", "9"]) == 1
+    assert "label 9 never occurs" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_overlapping_labels_have_a_file_each(predictor, tmp_path):
+    support = read_support_folder(write_folder(tmp_path / "s", count=3, ids=(1, 200)))
+    segmenter = predictor.segmenter(support, Options(overlap=True))
+    assert predict_files(segmenter, [tmp_path / "s" / "images"], tmp_path / "out", overlay=True) == 0
+    masks = [f"p{i}_0_{j}.png" for i in range(3) for j in (1, 200)]
+    assert names(tmp_path / "out") == sorted([*masks, *(f"p{i}_0_overlay.png" for i in range(3))])
+
+
+def random_affine(seed):
+    """Oblique, flipped, anisotropic."""
+    rng = np.random.default_rng(seed)
+    turn = np.linalg.qr(np.eye(3)[rng.permutation(3)] + rng.uniform(-0.2, 0.2, (3, 3)))[0]
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = turn * rng.uniform(0.8, 3, 3), rng.uniform(-50, 50, 3)
+    return affine
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_volumes_mask_has_its_grid(predictor, tmp_path, seed):
+    support = read_support_folder(write_volumes(tmp_path / "support"))
+    affine = random_affine(seed)
+    queries = write_volumes(tmp_path / "new", radii=(0.6,), affine=affine) / "images"
+    assert predict_files(predictor.segmenter(support), [queries], tmp_path / "out", overlay=True) == 0
+    assert names(tmp_path / "out") == ["case0.nii.gz", "case0_overlay.png"]
+    image, mask = nib.load(queries / "case0.nii.gz"), nib.load(tmp_path / "out" / "case0.nii.gz")
+    assert mask.shape == image.shape
+    np.testing.assert_array_equal(mask.affine, image.affine)
+    assert mask.get_data_dtype() == np.uint8
+    query = read_volume(queries / "case0.nii.gz")
+    expected = predictor.segmenter(support)(query)
+    np.testing.assert_array_equal(read_label_volume(tmp_path / "out" / "case0.nii.gz").data, expected.mask)
+    row = next(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
+    assert row["unit"] == "ml"
+    np.testing.assert_allclose(
+        float(row["size"]), (expected.mask > 0).sum() * abs(np.linalg.det(affine[:3, :3])) / 1000, atol=2e-3
+    )
+
+
+def test_pictures_may_support_volumes(predictor, tmp_path):
+    support = read_support_folder(write_folder(tmp_path / "s", count=3))
+    queries = write_volumes(tmp_path / "v", radii=(0.6,)) / "images"
+    assert predict_files(predictor.segmenter(support), [queries], tmp_path / "out", axis=0) == 0
+    assert read_label_volume(tmp_path / "out" / "case0.nii.gz").shape == (24, 24, 8)
+
+
+def test_wrong_places_are_known_before_the_first_prediction(predictor, tmp_path, capsys):
+    folder = write_folder(tmp_path / "s", count=2)
+    segmenter = predictor.segmenter(read_support_folder(folder))
+
+    def refused(queries, out, word):
+        with pytest.raises(Exception, match=word):
+            predict_files(segmenter, queries, out)
+
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    refused([tmp_path / "absent"], tmp_path / "o", "does not exist")
+    refused([tmp_path / "empty"], tmp_path / "o", "no pictures or volumes")
+    refused([folder / "images"], tmp_path / "file", "cannot be written")
+    refused([folder / "images", folder / "labels"], tmp_path / "o", "would both have the mask")
+    assert not (tmp_path / "o").exists()
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4, 3), np.float32), np.eye(4)), tmp_path / "time.nii")
+    assert predict_files(segmenter, [tmp_path / "time.nii"], tmp_path / "o") == 1
+    assert "several channels or times" in capsys.readouterr().err
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "a.nii.gz"
+
+    def interrupted():
+        with whole(target) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+    with whole(target) as temporary:
+        assert temporary.name.endswith(".nii.gz")
+        temporary.write_text("all")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
+
+
+def test_queries_are_found_in_natural_order(tmp_path):
+    write_volumes(tmp_path / "v", radii=(0.5,))
+    for name in ("b10.png", "b2.png", ".hidden.png", "notes.txt"):
+        (tmp_path / "v" / "images" / name).write_bytes(b"")
+    found = find_queries([tmp_path / "v" / "images"])
+    assert [p.name for p in found] == ["b2.png", "b10.png", "case0.nii.gz"]
+
+
+def test_overlays_show_the_outline_alone():
+    probabilities = np.zeros((1, 9, 9), np.float32)
+    probabilities[0, 2:7, 2:7] = 1
+    drawn = np.asarray(draw_overlay(np.eye(9, dtype=np.float32), combine(probabilities, (1,))))
+    red = (drawn == (230, 60, 60)).all(-1)
+    assert red.sum() == 16
+    assert not red[3:6, 3:6].any()
+
+
+@pytest.mark.slow
+def test_any_damage_to_files_is_told_in_one_line_each(predictor, tmp_path, capsys):
+    """1,000 files with random bytes changed, one call: no traceback, no other shape, no input overwritten."""
+    source = write_folder(tmp_path / "s", count=2)
+    segmenter = predictor.segmenter(read_support_folder(source))
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "fuzzed"
+    folder.mkdir()
+    whole_file = (source / "images" / "p0_0.png").read_bytes()
+    volume = (write_volumes(tmp_path / "v", radii=(0.5,)) / "images" / "case0.nii.gz").read_bytes()
+    for i in range(1000):
+        data, ending = (whole_file, "png") if i % 10 else (volume, "nii.gz")
+        changed = bytearray(data[: rng.integers(1, len(data) + 1)] if i % 3 == 0 else data)
+        for place in rng.integers(0, len(changed), 3):
+            changed[place] = rng.integers(256)
+        (folder / f"f{i}.{ending}").write_bytes(changed)
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    assert predict_files(segmenter, [folder], tmp_path / "out") == 1
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    said = capsys.readouterr().err
+    skipped = [line for line in said.splitlines() if line.startswith("skipped: ")]
+    masks = [p for p in (tmp_path / "out").iterdir() if p.name[0] == "f"]
+    assert len(skipped) + len(masks) == 1000
+    assert "Traceback" not in said
+    for mask in masks:
+        if mask.suffix == ".png":
+            assert Image.open(mask).size == Image.open(folder / mask.name).size
+
+
+def test_ctrl_c_leaves_whole_files_and_says_how_to_go_on(checkpoint, tmp_path):
+    support = write_folder(tmp_path / "support", count=2)
+    queries = write_folder(tmp_path / "new", count=300, shape=(64, 64)) / "images"
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "universeg_jax.cli", "predict", "--checkpoint", checkpoint]
+    process = subprocess.Popen(
+        [*map(str, command), "--support", support, "--queries", queries, "--out", out],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    while not (out / "p3_0.png").exists():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "goes on from there" in said
+    assert all(name.endswith(".png") and not name.startswith(".") for name in names(out))
+    for name in names(out):
+        Image.open(out / name).load()
+
+
+def test_image_errors_are_those_of_the_readers(predictor, tmp_path):
+    with pytest.raises(ImageError):
+        predictor.segmenter(read_support_folder(write_folder(tmp_path / "s", count=2)))(tmp_path / "absent.png")

@@ -1,0 +1,207 @@
+"""Files in, masks out: queries in any format that is read, masks in their geometry, a line in predictions.csv each.
+
+A mask appears whole or not at all, an input is never overwritten, and a job that stopped goes on where it was.
+"""
+
+import contextlib
+import csv
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from universeg_jax.data.files import extension, natural_order, stem
+from universeg_jax.data.folder import list_images
+from universeg_jax.data.images import EXTENSIONS, ImageError, min_max, read_image
+from universeg_jax.data.volume_files import (
+    VOLUME_EXTENSIONS,
+    is_volume,
+    mask_extension,
+    read_volume,
+    write_like,
+)
+from universeg_jax.data.volumes import Volume, plane, slice_axis
+from universeg_jax.errors import UserError
+from universeg_jax.predictor import Prediction, Segmenter
+from universeg_jax.reporting import read_json, write_json
+from universeg_jax.weights import params_hash
+
+COLUMNS = ("query", "mask", "label", "size", "unit", "confidence", "warnings")
+COLOURS = ((230, 60, 60), (60, 160, 240), (70, 200, 90), (240, 190, 40), (190, 90, 220), (60, 210, 210))
+
+
+def find_queries(queries: Iterable[str | Path]) -> list[Path]:
+    """Files, and the pictures and volumes of folders; a folder of DICOM files is one volume. Raises UserError."""
+    files: list[Path] = []
+    for path in map(Path, queries):
+        if not path.exists():
+            raise UserError(f"{path} does not exist")
+        if not path.is_dir() or _is_dicom(path):
+            files.append(path)
+            continue
+        inside = [f for f in path.iterdir() if not f.name.startswith(".")]
+        found = {f.name: f for f in inside if (_is_dicom(f) if f.is_dir() else extension(f) in VOLUME_EXTENSIONS)}
+        found |= {f.name: f for f in list_images(path)}
+        files += [found[name] for name in natural_order(found)]
+    if not files:
+        wanted = ", ".join((*EXTENSIONS, *VOLUME_EXTENSIONS))
+        raise UserError(f"no pictures or volumes ({wanted}, DICOM folders) in {', '.join(map(str, queries))}")
+    return files
+
+
+def _is_dicom(path: Path) -> bool:
+    return is_volume(path) and not any(extension(f) in EXTENSIONS for f in path.iterdir())
+
+
+def targets_of(query: Path, out: Path, labels: Sequence[int], overlap: bool) -> list[Path]:
+    """Where masks go: one file, or one a label where labels may overlap."""
+    kind = mask_extension(query) if is_volume(query) else ".png"
+    names = [f"{stem(query)}_{label}" for label in labels] if overlap and len(labels) > 1 else [stem(query)]
+    return [out / (name + kind) for name in names]
+
+
+def predict_files(
+    segmenter: Segmenter,
+    queries: Sequence[str | Path],
+    out: str | Path,
+    axis: int | None = None,
+    overlay: bool = False,
+    overwrite: bool = False,
+) -> int:
+    """Writes <out>/<name>.* for every query, and <out>/predictions.csv; the exit code says if all were read.
+
+    Masks of an earlier call with the same support, weights and options stay and are not made again. Raises UserError
+    before the first prediction where a mask would overwrite an input, or `out` cannot be written or holds others.
+    """
+    out, files = Path(out), find_queries(queries)
+    labels, overlap = segmenter.support.labels, segmenter.options.overlap
+    targets = {file: targets_of(file, out, labels, overlap) for file in files}
+    _check_targets(targets)
+    _open_out(out, segmenter, axis, overwrite)
+    todo = [file for file in files if overwrite or not all(t.exists() for t in targets[file])]
+    failed = 0
+    for file in tqdm(todo, desc="predict", unit="file", disable=len(todo) < 4):
+        try:
+            rows = predict_file(segmenter, file, targets[file], axis, overlay)
+        except ImageError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        _append(out / "predictions.csv", rows)
+        for warning in sorted({row["warnings"] for row in rows} - {""}):
+            print(f"{file}: {warning}", file=sys.stderr)
+    there = f", {len(files) - len(todo)} were there already" if len(todo) < len(files) else ""
+    print(f"{len(todo) - failed} masks in {out}{there}" + (f", {failed} files could not be read" if failed else ""))
+    return int(failed > 0)
+
+
+def _check_targets(targets: dict[Path, list[Path]]) -> None:
+    inputs = {file.resolve() for file in targets}
+    seen: dict[Path, Path] = {}
+    for file, of_file in targets.items():
+        for target in of_file:
+            if target.resolve() in inputs:
+                raise UserError(f"the mask {target} would overwrite a query; take another --out")
+            if target in seen:
+                raise UserError(f"{seen[target]} and {file} would both have the mask {target}; rename one")
+            seen[target] = file
+
+
+def _open_out(out: Path, segmenter: Segmenter, axis: int | None, overwrite: bool) -> None:
+    """Makes the folder, or refuses it: now, not after an hour."""
+    record = {
+        "support": segmenter.support.digest(),
+        "weights": params_hash(segmenter.predictor.params),
+        "options": {**asdict(segmenter.options), "axis": axis},
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}); take another --out") from error
+    settings = out / "predict.json"
+    if settings.exists() and not overwrite and read_json(settings) != record:
+        raise UserError(
+            f"{out} holds masks of another support set, other weights or options; take another --out, or --overwrite"
+        )
+    write_json(settings, record)
+
+
+def predict_file(
+    segmenter: Segmenter, file: Path, targets: Sequence[Path], axis: int | None, overlay: bool
+) -> list[dict[str, Any]]:
+    """Segments one file and writes its masks; rows for predictions.csv, one a label. Raises ImageError."""
+    query = read_volume(file) if is_volume(file) else read_image(file)
+    volume = isinstance(query, Volume)
+    prediction = segmenter.volume(query, axis, progress=True) if volume else segmenter(query)
+    for target, mask in zip(targets, prediction.mask if len(targets) > 1 else [prediction.mask], strict=True):
+        with whole(target) as temporary:
+            if volume:
+                write_like(temporary, mask, file, query)
+            else:
+                Image.fromarray(mask).save(temporary, format="PNG")
+    if overlay:
+        with whole(targets[0].with_name(f"{stem(file)}_overlay.png")) as temporary:
+            draw_overlay(query, prediction, axis).save(temporary, format="PNG")
+    size, unit = (float(np.prod(query.spacing)) / 1000, "ml") if volume else (1, "pixels")
+    rows = []
+    for i, label in enumerate(prediction.labels):
+        name = targets[i if len(targets) > 1 else 0].name
+        about = [w for w in prediction.warnings if not w.startswith("label ") or w.startswith(f"label {label}:")]
+        amount = round(float(prediction.of(label)[0].sum()) * size, 3)
+        confidence = round(prediction.confidence(label), 3)
+        rows.append(
+            dict(zip(COLUMNS, (str(file), name, label, amount, unit, confidence, "; ".join(about)), strict=True))
+        )
+    return rows
+
+
+@contextlib.contextmanager
+def whole(target: Path) -> Iterator[Path]:
+    """A temporary file beside `target` that takes its place at the end, and goes if there is none."""
+    temporary = target.with_name(f".{stem(target)}.tmp{extension(target)}")
+    try:
+        yield temporary
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def draw_overlay(query: np.ndarray | Volume, prediction: Prediction, axis: int | None = None) -> Image.Image:
+    """The picture, or the slice of a volume with most foreground, with each label's outline in its colour."""
+    masks = [prediction.of(label)[0] for label in prediction.labels]
+    if isinstance(query, Volume):
+        axis = slice_axis(query) if axis is None else axis
+        rest = tuple(a for a in range(3) if a != axis)
+        index = int(np.argmax(sum(m.sum(rest) for m in masks)))
+        picture, masks = plane(query.data, axis, index), [plane(m, axis, index) for m in masks]
+    else:
+        picture = query
+    low, high = np.percentile(picture, (0.5, 99.5))
+    grey = (255 * min_max(picture.clip(low, max(high, low + 1e-6)))).astype(np.uint8)
+    canvas = np.repeat(grey[..., None], 3, -1)
+    for mask, colour in zip(masks, COLOURS * (1 + len(masks) // len(COLOURS)), strict=False):
+        canvas[outline(mask)] = colour
+    return Image.fromarray(canvas)
+
+
+def outline(mask: np.ndarray) -> np.ndarray:
+    """The pixels of a boolean mask [H, W] that have a neighbour outside it."""
+    padded = np.pad(mask, 1)
+    return mask & ~(padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2])

@@ -1,0 +1,189 @@
+"""A support set at the network's doorstep: preprocessed once, with what is needed to choose from it.
+
+Pictures and slices of volumes become [N, 128, 128] by the preprocessing of training; a slice keeps its relative
+position in its volume, so that a query's slice can be shown examples from about the same height.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from universeg_jax.data.cases import Case, check_inside, class_masks, read_label_on
+from universeg_jax.data.folder import read_folder, read_support
+from universeg_jax.data.images import preprocess_image, preprocess_mask, read_image, read_label, to_grey
+from universeg_jax.data.volume_files import read_volume
+from universeg_jax.data.volumes import Volume, mask_slices, slice_axis, volume_slices
+from universeg_jax.episode import OFFICIAL_SIZE
+from universeg_jax.errors import UserError
+
+CHOICES = ("nearest", "random", "diverse")
+SLICES_A_VOLUME = 32  # of each labelled volume, evenly spaced
+THUMBNAIL = 16  # pixels a side of the picture by which likeness is judged
+
+
+@dataclass(frozen=True)
+class Support:
+    """N labelled examples of L labels."""
+
+    images: np.ndarray  # float32 [N, 128, 128] in [0, 1]
+    masks: np.ndarray  # uint8 0/1 [L, N, 128, 128]
+    labels: tuple[int, ...]  # ids
+    names: tuple[str, ...]
+    subjects: tuple[str, ...]
+    positions: np.ndarray | None = None  # float32 [N] in [0, 1] along the axis of volumes; None for pictures
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, rows: Sequence[int]) -> "Support":
+        """The same with these examples alone."""
+        return Support(
+            self.images[rows],
+            self.masks[:, rows],
+            self.labels,
+            tuple(self.names[i] for i in rows),
+            tuple(self.subjects[i] for i in rows),
+            None if self.positions is None else self.positions[rows],
+        )
+
+    def digest(self) -> str:
+        """Identity of all that a prediction depends on."""
+        digest = hashlib.sha256(repr((self.labels, self.images.shape)).encode())
+        for array in (self.images, self.masks, self.positions):
+            digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+def make_support(
+    images: Sequence[object],
+    labels: Sequence[object],
+    names: Sequence[str] = (),
+    subjects: Sequence[str] = (),
+) -> Support:
+    """From pictures [H, W] or [H, W, 3] of any size, or files, and label maps of their sizes, 0 = background.
+
+    Raises UserError, and ImageError for a file.
+    """
+    if len(images) == 0 or len(images) != len(labels):
+        raise UserError(f"{len(images)} support images and {len(labels)} labels: one label for each image is needed")
+    greys = [as_grey(image) for image in images]
+    maps = [read_label(label) if isinstance(label, str | Path) else np.asarray(label) for label in labels]
+    for i, (grey, label) in enumerate(zip(greys, maps, strict=True)):
+        if grey.shape != label.shape:
+            raise UserError(f"support {i}: the image is {grey.shape}, its label {label.shape}; they must be equal")
+    ids = sorted({int(value) for label in maps for value in np.unique(label)} - {0})
+    if not ids:
+        raise UserError("every support label is empty: at least one must mark something (ids above 0)")
+    names = tuple(names) or tuple(str(i) for i in range(len(greys)))
+    return Support(
+        np.stack([preprocess_image(grey, OFFICIAL_SIZE) for grey in greys]),
+        np.stack([[preprocess_mask(label == i, OFFICIAL_SIZE) for label in maps] for i in ids]),
+        tuple(ids),
+        names,
+        tuple(subjects) or names,
+    )
+
+
+def read_support_folder(path: str | Path, label: int | None = None, axis: int | None = None) -> Support:
+    """A folder as data/folder.py reads it, of pictures or of volumes, of which slices are taken. Raises UserError.
+
+    `label`: this id alone. `axis`: of volumes; default: the acquired planes of the first.
+    """
+    cases = read_folder(path).cases
+    if not any(case.volume for case in cases):
+        images, labels, names = read_support(path, label)
+        support = make_support(images, labels, names, [case.subject for case in cases])
+        return support if label is None else replace(support, labels=(label,))
+    if pictures := [case.image for case in cases if not case.volume]:
+        raise UserError(f"{pictures[0]} is a picture among volumes: keep one kind in a support folder")
+    pairs = [_volume_with_label(case) for case in cases]
+    axis = slice_axis(pairs[0][0]) if axis is None else axis
+    ids = sorted({int(i) for _, ids in pairs for i in np.unique(ids.data)} - {0})
+    if label not in (None, *ids):
+        raise UserError(f"{path}: label {label} never occurs; the ids there are {ids}")
+    ids = ids if label is None else [label]
+    parts = [_slices_of(case, *pair, axis, ids) for case, pair in zip(cases, pairs, strict=True)]
+    return Support(
+        np.concatenate([p.images for p in parts]),
+        np.concatenate([p.masks for p in parts], 1),
+        tuple(ids),
+        sum((p.names for p in parts), ()),
+        sum((p.subjects for p in parts), ()),
+        np.concatenate([p.positions for p in parts]),
+    )
+
+
+def _volume_with_label(case: Case) -> tuple[Volume, Volume]:
+    check_inside(case)
+    image = read_volume(case.image, case.channel)
+    ids = np.zeros(image.shape, np.int32)
+    for i, mask in class_masks(case, lambda file: read_label_on(case, file, image, image.shape)):
+        ids[mask] = i
+    return image, replace(image, data=ids)
+
+
+def _slices_of(case: Case, image: Volume, label: Volume, axis: int, ids: Sequence[int]) -> Support:
+    slices, positions, place = volume_slices(image, OFFICIAL_SIZE, axis, case.window)
+    rows = np.unique(np.linspace(0, len(slices) - 1, min(len(slices), SLICES_A_VOLUME)).round().astype(int))
+    masks = np.stack([mask_slices(label, OFFICIAL_SIZE, place, i)[rows] for i in ids])
+    names = tuple(f"{case.name}, slice {row}" for row in rows)
+    return Support(slices[rows], masks, tuple(ids), names, (case.subject,) * len(rows), positions[rows])
+
+
+def as_grey(image: object) -> np.ndarray:
+    """float32 [H, W] from a file, a PIL image, [H, W] or [H, W, 3]."""
+    if isinstance(image, str | Path):
+        return read_image(image)
+    if getattr(image, "mode", None) in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
+        image = image.convert("RGB")
+    return to_grey(np.asarray(image))
+
+
+def thumbnails(images: np.ndarray) -> np.ndarray:
+    """[N, 128, 128] → [N, 256] of mean 0 and length 1: products of them are correlations."""
+    cell = images.shape[-1] // THUMBNAIL
+    small = images.reshape(len(images), THUMBNAIL, cell, THUMBNAIL, cell).mean((2, 4)).reshape(len(images), -1)
+    small = small - small.mean(1, keepdims=True)
+    return small / np.maximum(np.linalg.norm(small, axis=1, keepdims=True), 1e-6)
+
+
+def choose(
+    support: Support, query: np.ndarray, position: float | None, size: int, draws: int, how: str, seed: int
+) -> np.ndarray:
+    """Examples [K, S] for one query [128, 128]: all of them where they fit into S, else K draws without replacement.
+
+    Where both have positions, from those nearest to the query's, three times what a draw takes. "random" draws
+    anew by seed; "nearest" takes those that look most like the query; "diverse" those that together are nearest to
+    all (k-centre). The last two have one best choice, so each further draw is taken from twice as many at random.
+    """
+    everything = np.arange(len(support))
+    if len(support) <= size:
+        return everything[None]
+    rows = everything
+    if position is not None and support.positions is not None:
+        rows = np.argsort(np.abs(support.positions - position), kind="stable")[: max(3 * size, size)]
+    rng = np.random.default_rng(seed)
+    if how == "random" or len(rows) <= size:
+        return np.stack([np.sort(rng.choice(rows, size, replace=False)) for _ in range(draws)])
+    features = thumbnails(support.images[rows])
+    if how == "nearest":
+        order = np.argsort(-(features @ thumbnails(query[None])[0]), kind="stable")
+    else:
+        order = k_centre(features, min(2 * size, len(rows)))
+    best, wider = np.sort(rows[order[:size]]), rows[order[: 2 * size]]
+    others = [np.sort(rng.choice(wider, size, replace=False)) for _ in range(draws - 1)]
+    return np.stack([best, *others])
+
+
+def k_centre(features: np.ndarray, count: int) -> np.ndarray:
+    """Rows [count], greedily each the farthest from those before it; begins with the one nearest to the mean."""
+    chosen = [int(np.argmax(features @ features.mean(0)))]
+    apart = 1 - features @ features[chosen[0]]
+    while len(chosen) < count:
+        apart[chosen] = -np.inf
+        chosen.append(int(np.argmax(apart)))
+        apart = np.minimum(apart, 1 - features @ features[chosen[-1]])
+    return np.array(chosen)
