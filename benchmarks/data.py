@@ -162,7 +162,8 @@ def index_size(report: Reporter, examples: int = 1_000_000, labels: int = 3) -> 
     sampler = make_sampler([dataset], tasks, seed=0, support_size=SUPPORT)
     seconds = time.perf_counter() - start
     kept = sum(a.nbytes for task in tasks for a in (task.rows, task.positions, task.subjects, task.sides))
-    kept += sum(a.nbytes for pool in sampler.pools for a in (pool.rows, pool.positions, pool.subjects))
+    pools = (a for pool in sampler.pools for a in (pool.rows, pool.positions, pool.subjects))
+    kept += sum(a.nbytes for a in pools if a.base is None)  # the others are views
     report("task table and pools", kept / examples, "bytes/example", examples=examples, masks=examples * labels)
     report("making them", seconds, "s", examples=examples, peak_megabytes=round((peak_bytes() - before) / 1e6))
 

@@ -210,6 +210,17 @@ def test_a_source_is_built_from_its_layout(tmp_path, name):
                 assert example["image"][mask > 0].mean() > example["image"][mask == 0].mean()
 
 
+def test_both_layouts_of_isles_are_read(tmp_path):
+    make_layout("isles", tmp_path)
+    old = tmp_path / "ISLES-2022" / "sub-strokecase0002" / "ses-0001" / "dwi"
+    new = tmp_path / "ISLES-2022" / "rawdata" / "sub-strokecase0002" / "ses-0001"
+    new.parent.mkdir(parents=True)
+    old.rename(new)
+    cases = read_source(find_sources("isles")[0], tmp_path, 16).cases
+    assert {case.subject[-1] for case in cases} == {"1", "2", "3"}
+    assert len(cases) == 3
+
+
 def test_labels_of_a_series_lie_on_the_slices_of_the_files_they_belong_to(tmp_path):
     make_layout("chaos_ct", tmp_path)
     case = read_source(find_sources("chaos_ct")[0], tmp_path, 32).cases[0]

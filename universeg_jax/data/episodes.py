@@ -186,9 +186,16 @@ def batches(
     threads: int = 4,
 ) -> Iterator[Batch]:
     """This host's share [batch_size / process_count, ...] of the global batch of each step in [first, last)."""
-    episodes = (
-        grain.MapDataset.range(first_step * batch_size, last_step * batch_size)
-        .map(sampler)[process_index::process_count]
-        .batch(batch_size // process_count)
-    )
-    return iter(episodes.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
+
+    def read(step: int) -> Batch:
+        start = step * batch_size
+        return stack([sampler(i) for i in range(start + process_index, start + batch_size, process_count)])
+
+    steps = grain.MapDataset.range(first_step, last_step).map(read)
+    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
+
+
+def stack(episodes: Sequence[Batch]) -> Batch:
+    """Along a new first axis."""
+    numbers = (np.stack([each[k] for each in episodes]) for k in range(3))
+    return Batch(*numbers, Episode(*map(np.stack, zip(*(each.episode for each in episodes), strict=True))))

@@ -31,7 +31,7 @@ class TaskError(UserError):
 
 @dataclass(frozen=True)
 class Task:
-    """One binary segmentation task; arrays run over its examples, sorted by subject."""
+    """One binary segmentation task; arrays run over its examples, sorted by side, then by subject."""
 
     dataset: str
     role: str
@@ -53,7 +53,7 @@ class Task:
         return "/".join(part for part in parts if part)
 
     def side(self, side: int) -> "Examples":
-        on = self.sides == side
+        on = slice(*np.searchsorted(self.sides, [side, side + 1]))  # views: a pool takes no memory of its own
         return Examples(self.rows[on], self.positions[on], self.subjects[on])
 
 
@@ -110,12 +110,12 @@ def dataset_tasks(dataset: Dataset, min_label_density: float = 0.0) -> list[Task
     sides = split_subjects(meta, index.subjects)
     counts = index.mask_area > min_label_density * meta.size**2
     rows = index.mask_row
-    # One sort brings the masks of a task together, by subject and then by row: O(M log M) whatever the number of tasks.
+    # One sort brings the masks of a task together, by side, subject and row: O(M log M) whatever their number.
     tables = (len(index.subsets), len(index.modalities), len(AXIS_NAMES), len(index.slicings))
     fields = (index.subset, index.modality, index.axis, index.slicing)
     kind = np.ravel_multi_index([field.astype(np.int64) for field in fields], tables)
     keys = (kind[rows] << 32) | index.mask_label
-    order = np.lexsort(((index.subject[rows].astype(np.int64) << 32) | rows, keys))
+    order = np.lexsort(((index.subject[rows].astype(np.int64) << 32) | rows, sides[index.subject[rows]], keys))
     keys = keys[order]
     tasks = []
     for of_task in np.split(order, np.flatnonzero(np.diff(keys)) + 1) if len(order) else ():

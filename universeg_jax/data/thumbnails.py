@@ -74,6 +74,7 @@ def _some(task: Task) -> tuple[np.ndarray, np.ndarray]:
     """(rows, positions) of a few examples, from the first subject to the last."""
     count = len(task.rows)
     chosen = np.unique(np.linspace(0, max(count - 1, 0), min(EXAMPLES, count)).round().astype(int))
+    chosen = np.argsort(task.subjects, kind="stable")[chosen]
     return task.rows[chosen], task.positions[chosen]
 
 

@@ -3,7 +3,8 @@
 from universeg_jax.data.source import Part, Source
 from universeg_jax.data.volumes import IN_PLANE
 
-SUBJECT = "{subject:sub-strokecase\\d+}"
+SUBJECT = "{subject:sub-strokecase\\d+}/ses-0001"
+PLACES = (f"{SUBJECT}/dwi", f"rawdata/{SUBJECT}")  # on Zenodo, and as the challenge gave it
 
 SOURCES = (
     Source(
@@ -13,11 +14,12 @@ SOURCES = (
         labels={1: "stroke lesion"},
         parts=tuple(
             Part(
-                f"{SUBJECT}/ses-0001/dwi/{{subject}}_ses-0001_{kind}.nii.gz",
+                f"{place}/{{subject}}_ses-0001_{kind}.nii.gz",
                 "derivatives/{subject}/ses-0001/{subject}_ses-0001_msk.nii.gz",
                 f"brain MR {kind.upper()}",
             )
             for kind in ("dwi", "adc")
+            for place in PLACES
         ),
         axes=(IN_PLANE,),
         licence="CC BY 4.0",

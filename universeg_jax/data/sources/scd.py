@@ -1,6 +1,7 @@
 """SCD: the 15 training patients of the Sunnybrook Cardiac Data, contours of the MICCAI 2009 challenge.
 
-A contour is a text file of points on one frame of the short-axis series; most frames have none and are passed over.
+The layout is that of the challenge's archives; the page gives the same images as SCD_IMAGES too, under other names,
+which are not read. A contour is a text file of points on one frame of the short-axis series; most frames have none.
 """
 
 from universeg_jax.data.source import Part, Source

@@ -1,4 +1,4 @@
-"""SpineWeb: T2 MR of the lower spine with vertebral bodies, as on Zenodo."""
+"""SpineWeb: T2 MR of the lower spine of 23 people with their vertebral bodies, as on Zenodo."""
 
 from universeg_jax.data.source import Part, Source
 
@@ -12,8 +12,8 @@ SOURCES = (
         axes=(0,),  # sagittal slices 4 mm apart
         licence="CC BY 4.0",
         open_licence=True,
-        citation="Zukić et al., Robust Detection and Segmentation for Diagnosis of Vertebral Diseases Using Routine MR "
-        "Images. Computer Graphics Forum 2014; Chu et al., PLoS ONE 2015.",
+        citation="Chu et al., Fully Automatic Localization and Segmentation of 3D Vertebral Bodies from CT/MR Images "
+        "via a Learning-Based Method. PLoS ONE 2015.",
         page="https://zenodo.org/record/22304",
     ),
 )
