@@ -1,14 +1,18 @@
 """How fast episodes are made, and which share of a training step that is: one JSON object a line.
 
-    python benchmarks/episodes.py [--only=synthesis,augmentation,share,host] [--repeats=7]
+    python -m benchmarks.episodes [--only=synthesis,superpixel,augmentation,kinds,share,host] [--repeats=7]
 
-`share` times the model's gradient and the making of its episode in turn, so that a busy machine slows both. `host` does
-the in-task operations also with albumentations, on one core, if that is installed.
+`kinds` is the price of one step that serves every kind: a batch of one kind made by the program of that kind alone and
+by the program of all three. `share` times the model's gradient and the making of its episode in turn, so that a busy
+machine slows both. `host` does the in-task operations also with albumentations, on one core, if that is installed; for
+ours on one core too, start it under `taskset -c 0`. A line tells the cores it had and the machine's load average.
 """
 
 import argparse
+import functools
 import importlib.util
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from universeg_jax import augment, synthesis
+from configs import default
+from universeg_jax import augment, superpixel, synthesis, training
+from universeg_jax.data.episodes import KINDS, Batch
 from universeg_jax.episode import Episode
 from universeg_jax.losses import soft_dice
 from universeg_jax.model import UniverSeg
@@ -28,7 +34,9 @@ BATCH = 8  # episodes a call, one after another on a CPU as in training
 def report(name: str, seconds: list[float], amount: float, unit: str) -> None:
     """Prints `amount` per median second."""
     line = {"name": name, "median": round(amount / float(np.median(seconds)), 2), "unit": unit}
-    print(json.dumps(line | {"command": " ".join(["python", *sys.argv])}), flush=True)
+    line |= {"best": round(amount / min(seconds), 2), "load": round(os.getloadavg()[0], 1)}
+    line |= {"device": jax.devices()[0].device_kind, "cores": len(os.sched_getaffinity(0))}
+    print(json.dumps(line | {"command": " ".join(["python -m benchmarks.episodes", *sys.argv[1:]])}), flush=True)
 
 
 def times(functions: list[Callable[[], object]], repeats: int) -> list[list[float]]:
@@ -61,6 +69,47 @@ def makers(size: int, support_size: int) -> tuple[jax.Array, Callable, Callable]
     return keys, synthesise, change
 
 
+def superpixels(size: int, support_size: int, repeats: int) -> None:
+    """Episodes a second from images that a synthetic task made."""
+    config = superpixel.get_config()
+    keys, synthesise, _ = makers(size, 1)
+    images = synthesise(keys).query_image[..., 0]
+
+    def label(key, image):
+        levels = superpixel.whole_levels(image)
+        return superpixel.choose_label(key, superpixel.superpixels(key, levels, config), levels, config)
+
+    find = over_batch(label)
+    make = over_batch(lambda key, image: superpixel.superpixel_episode(key, image, support_size, config))
+    found, made = times([lambda: find(keys, images), lambda: make(keys, images)], repeats)
+    report(f"superpixels, the label alone, {size}px", found, BATCH, "episodes/s")
+    report(f"superpixels, S={support_size} {size}px", made, BATCH, "episodes/s")
+
+
+def kinds(size: int, support_size: int, repeats: int) -> None:
+    """Batches of one kind by the program of that kind alone and by that of all kinds, augmentation included."""
+    config = default.get_config()
+    config.image_size, config.support_size = size, support_size
+    shape = (BATCH, support_size + 1, size, size, 1)
+    pictures = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    labels = (pictures > 99).astype(np.uint8)
+    raw = Episode(
+        pictures[:, 0], labels[:, 0], pictures[:, 1:], labels[:, 1:], np.ones((BATCH, support_size), np.uint8)
+    )
+
+    def program(weights):
+        config.kinds.update(weights)
+        return jax.jit(functools.partial(training.device_episodes, config=config.copy_and_resolve_references()))
+
+    every = program(dict.fromkeys(KINDS, 1.0))
+    for place, kind in enumerate(KINDS):
+        batch = Batch(np.arange(BATCH, dtype=np.uint32), np.full(BATCH, place, np.uint8), np.zeros(BATCH), raw)
+        alone = program(dict.fromkeys(KINDS, 0.0) | {kind: 1.0})
+        one, all_ = times([lambda: alone(batch), lambda: every(batch)], repeats)  # noqa: B023
+        report(f"{kind} batch by its own program, S={support_size} {size}px", one, BATCH, "episodes/s")
+        report(f"{kind} batch by the program of all kinds, S={support_size} {size}px", all_, BATCH, "episodes/s")
+
+
 def share(size: int, support_size: int, features: int, dtype: str, repeats: int) -> None:
     """The making of episodes as a share of it and the model's gradient."""
     keys, synthesise, change = makers(size, support_size)
@@ -75,7 +124,7 @@ def share(size: int, support_size: int, features: int, dtype: str, repeats: int)
     gradient = jax.jit(jax.grad(loss))
     runs = [lambda: gradient(params, one), lambda: synthesise(keys), lambda: change(keys, episodes)]
     step, made, changed = (float(np.median(t)) for t in times(runs, repeats))
-    name = f"{size}px S={support_size} {features} features {dtype}"
+    name = f"S={support_size} {size}px {features} features {dtype}"
     made, changed = made / BATCH, changed / BATCH
     for what, part in (("synthesis", made), ("augmentation", changed), ("both", made + changed)):
         report(f"share of a step, {what}, {name}", [1.0], 100 * part / (step + made + changed), "%")
@@ -115,12 +164,12 @@ def host(size: int, repeats: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="synthesis,augmentation,share,host")
+    parser.add_argument("--only", default="synthesis,superpixel,augmentation,kinds,share,host")
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
     only, repeats = arguments.only.split(","), arguments.repeats
     accelerator = jax.default_backend() != "cpu"
-    for size, support_size in ((64, 16), (128, 16)):
+    for size, support_size in ((64, 16), (128, 16)) if set(only) & {"synthesis", "superpixel", "augmentation"} else ():
         keys, synthesise, change = makers(size, support_size)
         name = f"S={support_size} {size}px"
         if "synthesis" in only:
@@ -130,6 +179,10 @@ def main() -> None:
             seconds = times([lambda: change(keys, episodes)], repeats)[0]  # noqa: B023
             report(f"augmentation, {name}", seconds, BATCH, "episodes/s")
             report(f"augmentation, {name}", seconds, BATCH * (support_size + 1), "images/s")
+        if "superpixel" in only:
+            superpixels(size, support_size, repeats)
+    if "kinds" in only:
+        kinds(64, 8, repeats)
     if "share" in only:
         share(128, 16, 64, "float32", repeats)
         share(64, 8, 32, "float32", repeats)
