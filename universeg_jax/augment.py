@@ -126,6 +126,7 @@ def validate(config: ConfigDict, name: str = "config.augment") -> None:
                     continue
                 check(len(value) == 2, field, f"must be (lowest, highest), got {value}")
                 check(value[0] <= value[1], field, f"must be lowest ≤ highest, got {value}")
+                check(np.isfinite(value).all(), field, f"must be finite, got {value}")
                 check(part in signed or value[0] >= 0, field, f"must be at least 0, got {value}")
                 check(part not in positive or value[0] > 0, field, f"must be above 0, got {value}")
         for op in ("zoom", "low_resolution"):

@@ -273,9 +273,9 @@ def check_config(config: ConfigDict) -> None:
 def check_parts(config: ConfigDict) -> None:
     """The part of `check_config` that is about how an episode is made."""
     weights = config.kinds.to_dict()
-    if set(weights) != set(KINDS) or min(weights.values()) < 0 or not sum(weights.values()):
+    if set(weights) != set(KINDS) or min(weights.values()) < 0 or not 0 < sum(weights.values()) < np.inf:
         raise ConfigError(
-            f"config.kinds={weights}: non-negative weights of {', '.join(KINDS)}, one above 0, are needed"
+            f"config.kinds={weights}: finite, non-negative weights of {', '.join(KINDS)}, one above 0, are needed"
         )
     augment.validate(config.augment)
     if config.kinds.synthetic:
