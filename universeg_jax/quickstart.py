@@ -79,7 +79,7 @@ def print_plan(workdir: Path, config: ConfigDict, data: str) -> None:
     print(f"{workdir}: about 10 minutes on 2 cores in all")
     print(f"  1 data, 1 min: {f'folders of {data}' if data else 'twelve made datasets'}; {len(there)} built so far")
     print(f"  2 training, 5 min: {config.num_steps} steps; {f'step {saved[-1]} reached' if saved else 'not begun'}")
-    print("  3 evaluation, 4 min: on the test datasets, at support sizes 1, 4 and 16, beside packaged weights and baselines")
+    print("  3 evaluation, 4 min: on the test datasets, support sizes 1, 4 and 16, beside packaged weights and baselines")
 
 
 def build_data(data_dir: str, data: str) -> None:
