@@ -27,6 +27,7 @@ from universeg_jax.reporting import (
     read_json,
     read_json_lines,
 )
+from universeg_jax.summary import interval_text
 from universeg_jax.weights import params_hash
 
 ROLES = ("train_open", "val", "test")
@@ -104,8 +105,8 @@ def evaluate(workdir: Path, data_dir: str) -> None:
             print(f"{summary_path} is there for these parameters")
             return
     summary = evaluation.evaluate_checkpoint(
-        str(workdir), data_dir, (), "test", SETTINGS, workdir / "eval", baselines=BASELINES
-    )
+        str(workdir), data_dir, (), "test", SETTINGS, workdir / "eval", BASELINES, overwrite=True, report=False
+    )  # overwrites the summary of the training's last validation; the report is that of the quickstart
     method = evaluation.model_method(predictor.model, predictor.config.image_size)
     figures = workdir / "figures"
     plot_curves(workdir, figures / "curves.png")
@@ -127,7 +128,7 @@ def report(workdir: Path, summary: dict, by_size: dict[str, dict[int, float]]) -
     rows = [
         [
             name,
-            f"{percent(d['dice'])} ({percent(d['ci_low'])} to {percent(d['ci_high'])})",
+            f"{percent(d['dice'])} ({interval_text(d['ci_low'], d['ci_high'])})",
             *(percent(by_method[baseline][name]["dice"]) for baseline in BASELINES),
             d["n_cases"],
             d["n_subjects"],
