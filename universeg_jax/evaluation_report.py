@@ -14,22 +14,28 @@ Drawer = Callable[[Sequence[Row]], list[dict[str, Any]]]  # rows → pictures fo
 Table = tuple[Sequence[Any], Sequence[Sequence[Any]]]
 
 
-def write(out: Path, summary: dict[str, Any], rows: Sequence[Row], draw: Drawer) -> None:
-    """Writes <out>/report.md, which shows <out>/figures/, and <out>/report.html, which holds them."""
+def write(out: Path, summary: dict[str, Any], rows: Sequence[Row], draw: Drawer | None = None) -> None:
+    """Writes <out>/report.md, which shows <out>/figures/, and <out>/report.html, which holds them.
+
+    Without `draw` no case is drawn.
+    """
     tables = [("By dataset", table(summary))]
     if len(summary["settings"]) > 1:
         tables.append(("All settings", settings_table(summary["settings"])))
     tables.append(("By task", task_table(summary)))
     figures = {}
-    for name in summary["datasets"]:
+    for name in summary["datasets"] if draw else ():
         shown = best_median_worst(main_rows(summary, rows), name)
         pictures = draw(list(shown.values()))
         labelled = [{**p, "task": f"{which}\n{p['task']}"} for which, p in zip(shown, pictures, strict=True)]
         cases = "; ".join(f"{which}: {row['slice']}" for which, row in shown.items())
         figures[name] = cases, png_of(sheet_figure(labelled, f"{name}: {', '.join(shown)} case"))
-    title = f"{summary['method']}, support size {summary['support_size']}, {summary['ensemble']} draws"
+    title = summary["method"]
+    if summary["support_size"]:  # 0 for masks of other tools
+        title += f", support size {summary['support_size']}, draws {summary['ensemble']}"
     lines = about(summary)
-    (out / "figures").mkdir(exist_ok=True)
+    if figures:
+        (out / "figures").mkdir(exist_ok=True)
     for name, (_, png) in figures.items():
         (out / "figures" / f"{name}.png").write_bytes(png)
     (out / "report.md").write_text(as_markdown(title, lines, tables, figures))
@@ -63,11 +69,12 @@ def best_median_worst(rows: Sequence[Row], dataset: str) -> dict[str, Row]:
 def about(summary: dict[str, Any]) -> list[str]:
     """What the numbers are, and what to beware of."""
     lines = [
-        "Dice at 128x128 on masks cut at 0.5, averaged over the slices of a subject, subjects, tasks and datasets; "
-        "queries with an empty truth are left out. Intervals resample subjects (95 %, bootstrap); that for other "
-        "datasets resamples these too. The oracle cuts each case at the threshold that its own truth likes best, which "
-        "is no result but a bound.",
+        f"{summary['measured']}, averaged over the slices of a subject, subjects, tasks and datasets; queries with an "
+        "empty truth are left out. Intervals resample subjects (95 %, bootstrap); that for other datasets resamples "
+        "these too.",
     ]
+    if "mean_oracle_dice" in summary:
+        lines.append("The oracle cuts each case at the threshold that its own truth likes best: a bound, not a result.")
     for name, d in summary["datasets"].items():
         if d["effective_support"] is not None and d["effective_support"] < summary["support_size"]:
             lines.append(
