@@ -13,6 +13,7 @@ COMMANDS = (
     "predict",
     "evaluate",
     "compare",
+    "ablate",
     "report",
     "checkpoint",
     "convert",

@@ -20,6 +20,11 @@ RESUMABLE = (
     "tensorboard",
 )
 
+# Fields that configs got after the first runs, with the value that those runs had: they can be resumed.
+ADDED = {
+    "train_tasks": 0,
+}
+
 
 class ConfigError(UserError):
     """A config that cannot be run, or not in this workdir."""
@@ -45,7 +50,8 @@ def check_resumable(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> 
     allowed = RESUMABLE
     if old["optimizer"]["schedule"] == new["optimizer"]["schedule"] == "constant":
         allowed += ("num_steps",)  # the schedule does not depend on it, so a longer run begins with the shorter one
-    before, after = flatten(old), flatten(new)
+    after = flatten(new)
+    before = {name: value for name, value in ADDED.items() if name in after} | flatten(old)
     differing = [
         f"config.{name}: {before.get(name, 'absent')!r} there, {after.get(name, 'absent')!r} given"
         for name in sorted(before.keys() | after.keys())
