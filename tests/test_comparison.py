@@ -74,6 +74,15 @@ def test_the_score_on_empty_truths_takes_those_alone(tmp_path):
     assert "| d | 1.0 | 1.0 | +0.0 |  |  | 1 subjects |" in as_markdown(result)
 
 
+def test_distances_have_one_unit(tmp_path):
+    far = [{**r, "hd95": 3.5, "distance_unit": "pixels"} for r in rows(sizes=(4,))]
+    a = write(tmp_path / "a", far)
+    assert "; hd95 (pixels), " in as_markdown(compare(a, a, score="hd95", resamples=100))
+    b = write(tmp_path / "b", [{**r, "distance_unit": "mm"} for r in far])
+    with pytest.raises(UserError, match="hd95 is in mm and in pixels"):
+        compare(a, b, score="hd95", resamples=100)
+
+
 def test_the_command_prints_and_writes_the_same_table(tmp_path, capsys):
     a = write(tmp_path / "a", rows(), ["image-level split, interval optimistic: d"])
     b = write(tmp_path / "b", rows(-0.01), ["image-level split, interval optimistic: d"])

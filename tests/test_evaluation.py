@@ -1,12 +1,15 @@
 """The evaluation protocol: who supports whom, what is averaged over what, and how sure it is."""
 
+import csv
 import json
+import re
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from tests.fixtures import build_discs, memory_dataset
 from universeg_jax import evaluation
@@ -15,16 +18,19 @@ from universeg_jax.data.tasks import FIRST, SECOND, dataset_tasks
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation import (
     Settings,
-    bootstrap,
     cases_of,
     draw_support,
     evaluate,
     evaluate_to,
+    over_flips,
     select,
-    subject_means,
     summarize,
     support_pool,
 )
+from universeg_jax.intervals import Cases, interval
+from universeg_jax.reporting import percent
+from universeg_jax.summary import as_markdown
+from universeg_jax.surfaces import surface_scores
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +127,9 @@ def test_a_prediction_that_is_not_finite_is_named(dataset):
 
 
 def row(subject, task, dice, empty=False):
-    return {"subject": subject, "task": task, "dice": dice, "single_dice": dice, "empty": empty}
+    scores = {"dice": dice, "single_dice": dice, "oracle_dice": dice, "sensitivity": 1.0, "precision": 0.5}
+    of = {"method": "m", "dataset": "d", "task": task, "subject": subject, "support_size": 1, "ensemble": 1}
+    return {**of, **scores, "empty": empty, "effective_support": 1, "false_positive_area": 0.1}
 
 
 def test_slices_are_averaged_by_subject_then_task_and_empty_truths_left_out():
@@ -132,24 +140,146 @@ def test_slices_are_averaged_by_subject_then_task_and_empty_truths_left_out():
         row("b", "t", 0.0, empty=True),
         row("b", "u", 0.2),
     ]
-    means, subjects, tasks = subject_means(rows)
-    assert (subjects, tasks) == (["a", "b"], ["t", "u"])
-    np.testing.assert_array_equal(means, [[0.5, np.nan], [0.8, 0.2]])
-    extra = {"method": "m", "dataset": "d", "support_size": 1, "ensemble": 1, "effective_support": 1}
-    summary = summarize([{**r, **extra, "false_positive_area": 0.1} for r in rows], "m", 1, 1)
-    assert summary["mean_dice"] == pytest.approx(np.mean([0.65, 0.2]))
-    assert summary["datasets"]["d"]["n_empty"] == 1
-    assert summary["datasets"]["d"]["false_positive_area_on_empty"] == pytest.approx(0.1)
-    assert summary["datasets"]["d"]["n_subjects"] == 2
+    summary = summarize(rows, "m", 1, 1, resamples=200)
+    of = summary["datasets"]["d"]
+    assert summary["mean_dice"] == of["dice"] == pytest.approx(np.mean([0.65, 0.2]))
+    assert of["tasks"] == pytest.approx({"t": 0.65, "u": 0.2})
+    assert (of["n_cases"], of["n_empty"], of["n_subjects"]) == (5, 1, 2)
+    assert of["false_positive_area_on_empty"] == pytest.approx(0.1)
+    assert summary["mean_ci_low"] <= summary["mean_dice"] < summary["mean_ci_high"]
+    assert summary["mean_ci_low_over_datasets"] is None  # one dataset tells nothing of others
+    assert "mean_hd95" not in summary
+    with pytest.raises(UserError, match="no case with a non-empty truth"):
+        summarize([row("a", "t", 0.0, empty=True)], "m", 1, 1)
 
 
-def test_the_bootstrap_has_the_spread_of_a_mean():
-    means = np.random.default_rng(0).normal(0.7, 0.1, (200, 1))
-    spread = bootstrap(means, 5000)
-    np.testing.assert_allclose(spread.mean(), means.mean(), atol=0.002)
-    np.testing.assert_allclose(spread.std(), means.std() / np.sqrt(200), rtol=0.1)
-    # A subject is drawn once for all its tasks: copies of one task add no certainty.
-    np.testing.assert_allclose(bootstrap(np.repeat(means, 5, 1), 5000).std(), spread.std(), rtol=0.1)
+def test_intervals_are_those_of_the_bootstrap_and_other_datasets_widen_them():
+    rng = np.random.default_rng(0)
+    rows = [
+        {**row(f"s{i}", "t", value), "dataset": name}
+        for name, centre in (("d", 0.3), ("e", 0.8))
+        for i, value in enumerate(rng.normal(centre, 0.1, 20))
+    ]
+    summary = summarize(rows, "m", 1, 1)
+    result = interval(Cases(*([r[c] for r in rows] for c in ("dataset", "task", "subject", "dice"))))
+    assert (summary["datasets"]["d"]["ci_low"], summary["mean_ci_high"]) == (
+        result.by_dataset["d"].low,
+        result.overall.high,
+    )
+    assert summary["mean_ci_low_over_datasets"] == result.over_datasets.low < summary["mean_ci_low"]
+    text = as_markdown(summary)
+    assert text.count(" to ") == 4
+    assert "mean, for other datasets" in text
+
+
+def test_scores_of_a_case_by_hand(dataset):
+    """Half of the truth's lines and a column of noise: every score from the masks themselves."""
+
+    def method(params, episode):
+        size = episode.query_label.shape[1]
+        column = (jnp.arange(size) == 0)[None, None, :, None]
+        return jnp.maximum(0.6 * half(params, episode), jnp.where(column, 0.55, 0.0))
+
+    task = dataset_tasks(dataset)[0]
+    settings = Settings((1,), surfaces=True, tolerance=1.0)
+    got = evaluate({"m": (method, None)}, [dataset], [task], settings, progress=False)[0]
+    case = cases_of(task)[0]
+    episode, _ = evaluation.gather([case], {"discs": dataset}, settings, 1, 1)
+    target = np.asarray(evaluation.to_device_floats(episode, 128).query_label)[0, ..., 0] > 0
+    found = target & (np.arange(128) % 2 == 0)[:, None]
+    mask = found | (np.arange(128) == 0)[None]
+    assert not target[:, 0].any()
+    expected = {
+        "dice": 2 * found.sum() / (mask.sum() + target.sum()),
+        "oracle_dice": 2 * found.sum() / (found.sum() + target.sum()),  # a threshold above the column
+        "sensitivity": found.sum() / target.sum(),
+        "precision": found.sum() / mask.sum(),
+        "false_positive_area": 128 / 128**2,
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-6, err_msg=name)
+    assert (got["hd95"], got["nsd"]) == surface_scores(mask, target, (1, 1), 1.0)
+    assert (got["row"], got["slice"]) == (case.row, got["subject"])  # named so by the fixture
+    without = evaluate({"m": (method, None)}, [dataset], [task], Settings((1,)), progress=False)[0]
+    assert (without["hd95"], without["nsd"]) == (None, None)
+    assert {**without, "hd95": got["hd95"], "nsd": got["nsd"]} == got
+
+
+def test_flips_average_what_the_method_says_of_each_turned_picture(dataset):
+    """Of a method that follows its pictures all flips agree; one that looks at a place sees four places."""
+
+    def corner(params, episode):
+        size = episode.query_image.shape[1]
+        first = jnp.arange(size) < size // 2
+        quarter = (first[:, None] & first[None])[None, :, :, None]
+        return jnp.broadcast_to(quarter.astype(jnp.float32), episode.query_image.shape)
+
+    case = cases_of(dataset_tasks(dataset)[0])[0]
+    episode, _ = evaluation.gather([case], {"discs": dataset}, Settings(), 2, 1)
+    floats = evaluation.to_device_floats(evaluation.Episode(*episode[:2], *(x[:, 0] for x in episode[2:])), 128)
+    for follows in (truth, trivial.mean_mask, trivial.nearest_label):
+        np.testing.assert_allclose(over_flips(follows)(None, floats), follows(None, floats), atol=1e-6)
+    np.testing.assert_allclose(over_flips(corner)(None, floats), 0.25)
+
+
+def test_datasets_of_two_sizes_are_refused(dataset):
+    other = memory_dataset("other", "test", ["a", "b", "c"], [1] * 3, size=32)
+    with pytest.raises(UserError, match=r"different sizes: .*'other': 32.*one --size"):
+        evaluate({"m": (truth, None)}, [dataset, other], dataset_tasks(dataset), Settings((1,)), progress=False)
+
+
+def test_more_supports_than_the_pool_are_drawn_again_and_said(dataset, tmp_path):
+    (task,) = dataset_tasks(dataset)
+    rows = evaluate({"m": (truth, None)}, [dataset], [task], Settings((9,), pool_size=3), progress=False)
+    assert {r["effective_support"] for r in rows} <= {1, 2, 3}
+    summary = evaluate_to(tmp_path, {"m": (truth, None)}, [dataset], Settings((9,), pool_size=3), {})
+    assert summary["datasets"]["discs"]["effective_support"] <= 3
+    assert "different examples among 9" in (tmp_path / "report.md").read_text()
+
+
+def test_a_folder_of_another_run_is_refused_and_left_alone(dataset, tmp_path):
+    first = evaluate_to(tmp_path, {"m": (truth, None)}, [dataset], Settings((1,)), {"params_hash": "a"})
+    for about, settings in (({"params_hash": "b"}, Settings((1,))), ({"params_hash": "a"}, Settings((2,)))):
+        with pytest.raises(UserError, match="holds cases.csv, summary.json, report.md, report.html of another run"):
+            evaluate_to(tmp_path, {"m": (half, None)}, [dataset], settings, about)
+    assert json.loads((tmp_path / "summary.json").read_text()) == first
+    again = evaluate_to(tmp_path, {"m": (truth, None)}, [dataset], Settings((1,), batch_size=3), {"params_hash": "a"})
+    assert again == first
+    evaluate_to(tmp_path, {"m": (half, None)}, [dataset], Settings((2,)), {}, overwrite=True)
+    assert json.loads((tmp_path / "summary.json").read_text())["support_size"] == 2
+
+
+def test_the_report_shows_tables_and_the_best_median_and_worst_case(dataset, tmp_path):
+    methods = {"mean": (trivial.mean_mask, None), "nearest": (trivial.nearest_label, None)}
+    summary = evaluate_to(tmp_path, methods, [dataset], Settings((1, 3), (1, 2), surfaces=True), {})
+    with (tmp_path / "cases.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows = [r for r in rows if (r["method"], r["support_size"], r["ensemble"]) == ("mean", "3", "2")]
+    scores = sorted(float(r["dice"]) for r in rows)
+    picture = Image.open(tmp_path / "figures" / "discs.png")
+    assert np.asarray(picture).std() > 5
+    text = (tmp_path / "report.md").read_text()
+    for which, score in (("best", scores[-1]), ("worst", scores[0])):
+        name = re.search(rf"{which}: ([^;\n]+)", text).group(1)
+        assert score in [float(r["dice"]) for r in rows if r["slice"] == name]
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 1
+    assert 'src="data:' in page
+    assert "http" not in page
+    for shown in (percent(summary["mean_dice"]), "HD95 (pixels)", "nearest"):
+        assert shown in text
+        assert shown in page
+    of = summary["datasets"]["discs"]
+    assert f"{percent(of['ci_low'])} to {percent(of['ci_high'])}" in page
+
+
+def test_the_case_that_is_drawn_is_the_one_that_was_scored(dataset):
+    settings = Settings((2,), (3,), flips=True)
+    (task,) = dataset_tasks(dataset)
+    rows = evaluate({"m": (trivial.mean_mask, None)}, [dataset], [task], settings, progress=False)
+    for case, of in zip(cases_of(task), rows, strict=True):
+        drawn = evaluation.picture(trivial.mean_mask, None, dataset, case, settings)
+        np.testing.assert_allclose(drawn["dice"], of["dice"], rtol=1e-6)
 
 
 def test_files_and_what_is_skipped(dataset, tmp_path):
@@ -171,5 +301,12 @@ def test_what_is_not_built_is_named_with_what_is(dataset):
         select([dataset], "D", ("other",))
     with pytest.raises(UserError, match="no dataset with role 'val'"):
         select([dataset], "D", role="val")
-    with pytest.raises(UserError, match="support_size"):
-        Settings((0,))
+    for options in (
+        {"support_sizes": (0,)},
+        {"ensembles": ()},
+        {"pool_size": -1},
+        {"batch_size": 0},
+        {"tolerance": -1},
+    ):
+        with pytest.raises(UserError, match=f"{next(iter(options)).rstrip('s')}.*=.* (is|are) needed"):
+            Settings(**options)

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from universeg_jax.errors import UserError
-from universeg_jax.evaluation import summarize
 from universeg_jax.intervals import (
     Cases,
     _mean_of_tasks,
@@ -77,21 +76,6 @@ def test_a_resample_is_the_mean_of_the_drawn_subjects_with_all_their_tasks(seed)
     (table,) = subject_tables(cases).values()
     counts = np.bincount(drawn, minlength=5)[None].astype(float)
     np.testing.assert_allclose(_mean_of_tasks(table, counts)[0], mean_by_loops(literally), rtol=1e-12)
-
-
-def test_the_mean_is_that_of_an_evaluation():
-    cases = made_cases(0)
-    common = {"method": "m", "support_size": 1, "ensemble": 1, "effective_support": 1, "empty": False}
-    rows = [
-        {**common, "dataset": d, "task": t, "subject": s, "dice": v, "single_dice": v, "false_positive_area": 0.0}
-        for d, t, s, v in zip(*cases, strict=True)
-    ]
-    summary, result = summarize(rows, "m", 1, 1), interval(cases)
-    np.testing.assert_allclose(summary["mean_dice"], result.overall.mean, rtol=1e-12)
-    for name, of in summary["datasets"].items():
-        estimate = result.by_dataset[name]
-        assert of["n_subjects"] == estimate.count
-        np.testing.assert_allclose((of["ci_low"], of["ci_high"]), (estimate.low, estimate.high), atol=0.01)
 
 
 def test_the_spread_is_that_of_a_mean_and_copies_of_a_task_add_no_certainty():

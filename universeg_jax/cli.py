@@ -16,6 +16,7 @@ COMMANDS = (
     "baseline",
     "compare",
     "table",
+    "ablate",
     "report",
     "sheet",
     "checkpoint",

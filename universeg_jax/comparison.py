@@ -56,6 +56,7 @@ def compare(
         "method_a": methods[0],
         "method_b": methods[1],
         "score": score,
+        "unit": _unit(sides, score),
         **chosen,
         "matched": len(both),
         "left_out": len(both) - len(counted),
@@ -71,7 +72,7 @@ def compare(
 def as_markdown(comparison: dict[str, Any]) -> str:
     """The comparison as a table, with what was not compared below."""
     c = comparison
-    unit, shown = ("%", percent) if not c["score"].startswith("hd95") else ("mm", "{:.2f}".format)
+    unit, shown = c["unit"], percent if c["unit"] == "%" else "{:.2f}".format
     rows = [_cells(name, row, shown, "subjects") for name, row in (*c["datasets"].items(), ("mean", c["all"]))]
     rows.append(_cells("mean, for other datasets", c["all_datasets_resampled"], shown, "datasets"))
     setting = ", ".join(f"{key.replace('_', ' ')} {c[key]}" for key in ("support_size", "ensemble") if key in c)
@@ -103,6 +104,16 @@ def read_cases(folder: Path, score: str) -> list[dict[str, str]]:
     if not rows:
         raise UserError(f"{path} holds no case; evaluate again")
     return rows
+
+
+def _unit(sides: Sequence[list[dict[str, str]]], score: str) -> str:
+    """Of the score: % but for distances, which must be in one unit to be compared."""
+    if not score.startswith("hd95"):
+        return "%"
+    units = sorted({row.get("distance_unit", "mm") for side in sides for row in side})
+    if len(units) > 1:
+        raise UserError(f"{score} is in {' and in '.join(units)}: compare cases of one unit")
+    return units[0]
 
 
 def _only(rows: list[dict[str, str]], column: str, value: str, folder: Path) -> list[dict[str, str]]:

@@ -29,6 +29,7 @@ ADDED = {
     "model.stride": 8,
     "model.embedding": 256,
     "model.prototype_grid": 8,
+    "train_tasks": 0,
 }
 
 

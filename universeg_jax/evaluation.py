@@ -1,15 +1,17 @@
 """Evaluation as published: support from the support split, masks cut at 0.5, Dice at 128x128, draws averaged.
 
-Scores are averaged over the slices of a subject, the subjects of a task, the tasks of a dataset, and the datasets.
-Every case draws its own supports as a pure function of (seed, task, row, draw), so a subset of the cases, another
-batch size or another order gives the same numbers.
+Scores are averaged over the slices of a subject, the subjects of a task, the tasks of a dataset, and the datasets
+(summary.py). Every case draws its own supports as a pure function of (seed, task, row, draw), so a subset of the
+cases, another batch size or another order gives the same numbers. A support size is compiled once; the device works on
+one batch while the host reads the next and measures distances in the one before.
 """
 
 import functools
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+import json
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +20,24 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from universeg_jax import checkpoints, metrics, weights
+from universeg_jax import checkpoints, evaluation_report, metrics, weights
 from universeg_jax.cost import cost
 from universeg_jax.data.builder import Dataset, list_datasets, open_dataset
-from universeg_jax.data.tasks import FIRST, SECOND, Examples, Task, dataset_tasks, subject_hash, usable
+from universeg_jax.data.tasks import Task, dataset_tasks, usable
 from universeg_jax.episode import OFFICIAL_SIZE, Episode, resize, to_device_floats
 from universeg_jax.errors import UserError
-from universeg_jax.predictor import Predictor
+from universeg_jax.evaluation_cases import Batch, Case, Settings, cases_of, gather, prefetched
+from universeg_jax.evaluation_cases import draw_support as draw_support  # callers find the protocol in one place
+from universeg_jax.evaluation_cases import support_pool as support_pool
+from universeg_jax.predictor import FLIPS, Predictor
 from universeg_jax.reporting import write_csv, write_json
+from universeg_jax.summary import open_results, summarize
+from universeg_jax.surfaces import surface_scores
 
-SCORES = ("dice", "single_dice", "false_positive_area")  # per case and ensemble
+SCORES = ("dice", "single_dice", "oracle_dice", "sensitivity", "precision", "false_positive_area")
+THRESHOLDS = np.linspace(0.05, 0.95, 19, dtype=np.float32)  # of the oracle
+AHEAD = 2  # batches whose scores are still being measured
 Method = Callable[[Any, Episode], jax.Array]  # (params, episode) → probabilities [B, H, W, 1] at the episode's size
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is evaluated. Several support sizes and ensembles share one pass over the cases each."""
-
-    support_sizes: tuple[int, ...] = (16,)
-    ensembles: tuple[int, ...] = (1,)  # support draws whose probabilities are averaged
-    pool_size: int = 0  # examples of the support split that may be drawn, chosen by hash; 0 = all
-    max_cases: int = 0  # queries a task, chosen by hash; 0 = all
-    batch_size: int = 8  # cases at a time
-    seed: int = 0
-
-    def __post_init__(self):
-        for name, values in (("support_size", self.support_sizes), ("ensemble", self.ensembles)):
-            if not values or min(values) < 1:
-                raise UserError(f"{name}={values}: numbers of at least 1 are needed")
 
 
 def model_method(model: Any, image_size: int) -> Method:
@@ -65,41 +57,22 @@ def model_method(model: Any, image_size: int) -> Method:
     return method
 
 
-@dataclass(frozen=True)
-class Case:
-    """One query of one task."""
+def over_flips(method: Method) -> Method:
+    """Test-time augmentation: the mean over the four flips of query and support."""
 
-    task: Task
-    row: int
-    position: int
-    subject: int
+    def turned(x: jax.Array, flip: jax.Array) -> jax.Array:
+        for axis, on in zip((-3, -2), flip, strict=True):
+            x = jnp.where(on, jnp.flip(x, axis), x)
+        return x
 
+    def averaged(params: Any, episode: Episode) -> jax.Array:
+        def one(flip: jax.Array) -> jax.Array:
+            pictures = [turned(x, flip) for x in episode[:4]]
+            return turned(method(params, Episode(*pictures, episode.support_mask)), flip)
 
-def cases_of(task: Task, max_cases: int = 0) -> list[Case]:
-    """The queries of a task; with `max_cases` a subset by hash, the same whatever else is evaluated."""
-    query = task.side(SECOND)
-    order = np.arange(len(query))
-    if max_cases and len(query) > max_cases:
-        order = np.sort(np.argsort([subject_hash(task.name, f"query {row}") for row in query.rows])[:max_cases])
-    return [Case(task, int(query.rows[i]), int(query.positions[i]), int(query.subjects[i])) for i in order]
+        return jax.lax.map(one, jnp.array(FLIPS)).mean(0)  # one program for all four
 
-
-def support_pool(task: Task, pool_size: int = 0) -> Examples:
-    """The support split of a task, or `pool_size` of it by hash: smaller pools are subsets of larger ones."""
-    pool = task.side(FIRST)
-    if not pool_size or pool_size >= len(pool):
-        return pool
-    chosen = np.sort(np.argsort([subject_hash(task.name, f"support {row}") for row in pool.rows])[:pool_size])
-    return Examples(pool.rows[chosen], pool.positions[chosen], pool.subjects[chosen])
-
-
-def draw_support(case: Case, pool: Examples, support_size: int, draw: int, seed: int) -> np.ndarray:
-    """Positions in the pool [support_size]: without replacement, or with it where S exceeds the pool."""
-    if case.subject in pool.subjects:
-        raise ValueError(f"{case.task.name}: subject {case.subject} of the query is in the support pool")
-    key = int.from_bytes(hashlib.sha256(f"{case.task.name}\0{case.row}".encode()).digest()[:8], "big")
-    rng = np.random.default_rng([seed, key, draw])
-    return rng.choice(len(pool), size=support_size, replace=support_size > len(pool))
+    return averaged
 
 
 def evaluate(
@@ -114,168 +87,122 @@ def evaluate(
     All methods see the same episodes. `tasks` must be usable ones of `datasets`. Raises FloatingPointError naming
     the case where a prediction is not finite.
     """
+    sizes = {dataset.meta.name: dataset.meta.size for dataset in datasets}
+    if len(set(sizes.values())) > 1:
+        raise UserError(f"datasets were built at different sizes: {sizes}; build them again with one --size")
     by_name = {dataset.meta.name: dataset for dataset in datasets}
     cases = [case for task in tasks for case in cases_of(task, settings.max_cases)]
     rows: list[dict[str, Any]] = []
+    waiting: deque[tuple[int, Future]] = deque()
     bar = tqdm(total=len(cases) * len(settings.support_sizes), desc="evaluate", unit="case", disable=not progress)
-    for support_size in settings.support_sizes:
-        for batch, episode, effective in _prefetched(cases, by_name, settings, support_size):
-            episode = jax.device_put(episode)
-            for name, (method, params) in methods.items():
-                scores = jax.device_get(_scorer(method, settings.ensembles)(params, episode))
-                for i, case in enumerate(batch):
-                    if not scores["finite"][i]:
-                        raise FloatingPointError(f"{name} predicts NaN or inf: task {case.task.name}, row {case.row}")
-                    common = {
+
+    def collect() -> None:
+        count, future = waiting.popleft()
+        rows.extend(future.result())
+        bar.update(count)
+
+    with bar, ThreadPoolExecutor(AHEAD) as pool:
+        for support_size in settings.support_sizes:
+            for batch in prefetched(cases, by_name, settings, support_size):
+                episode = jax.device_put(batch.episode)
+                scores = {name: _scorer(m, settings)(params, episode) for name, (m, params) in methods.items()}
+                # The scores are on their way: a thread waits for them, and this one dispatches the next batch.
+                waiting.append((len(batch.cases), pool.submit(_rows, batch, scores, by_name, settings, support_size)))
+                if len(waiting) > AHEAD:
+                    collect()
+        while waiting:
+            collect()
+    return rows
+
+
+def _rows(
+    batch: Batch,
+    scores: dict[str, dict[str, jax.Array]],
+    datasets: dict[str, Dataset],
+    settings: Settings,
+    support_size: int,
+) -> list[dict[str, Any]]:
+    rows = []
+    for name, on_device in scores.items():
+        of_method = jax.device_get(on_device)
+        for i, case in enumerate(batch.cases):
+            if not of_method["finite"][i]:
+                raise FloatingPointError(
+                    f"{name} predicts NaN or inf: task {case.task.name}, row {case.row} ({batch.about[i]['slice']})"
+                )
+            for k, ensemble in enumerate(settings.ensembles):
+                empty = bool(of_method["empty"][i])
+                distances: tuple[float | None, float | None] = (None, None)
+                if settings.surfaces and not empty:
+                    pair = (np.unpackbits(of_method[x][i], axis=-1) for x in ("masks", "truth"))
+                    mask, truth = (x[k] if x.ndim == 3 else x for x in pair)
+                    distances = surface_scores(mask, truth, (1, 1), settings.tolerance)
+                values = {field: float(of_method[field][i, k]) for field in SCORES}
+                rows.append(
+                    {
                         "method": name,
                         "dataset": case.task.dataset,
                         "task": case.task.name,
                         "label": case.task.label_name,
-                        "subject": by_name[case.task.dataset].index.subjects[case.subject],
+                        "subject": datasets[case.task.dataset].index.subjects[case.subject],
                         "row": case.row,
+                        "slice": batch.about[i]["slice"],
                         "support_size": support_size,
-                        "effective_support": int(effective[i]),
-                        "empty": bool(scores["empty"][i]),
+                        "ensemble": ensemble,
+                        **dict(zip(("hd95", "nsd"), distances, strict=True)),
+                        **values,
+                        "empty": empty,
+                        "effective_support": batch.about[i]["effective_support"],
+                        "distance_unit": "pixels",
                     }
-                    for k, ensemble in enumerate(settings.ensembles):
-                        values = {field: float(scores[field][k, i]) for field in SCORES}
-                        rows.append({**common, "ensemble": ensemble, **values})
-            bar.update(len(batch))
-    bar.close()
+                )
     return rows
 
 
+def _scorer(method: Method, settings: Settings) -> Callable[[Any, Episode], dict[str, jax.Array]]:
+    return _compiled_scorer(method, settings.ensembles, settings.flips, settings.surfaces)
+
+
 @functools.lru_cache(maxsize=16)  # compiled once, though training evaluates many times
-def _scorer(method: Method, ensembles: tuple[int, ...]) -> Callable[[Any, Episode], dict[str, jax.Array]]:
-    """Scores of a batch of cases, whose episode has a further axis of support draws: support_* [N, K, S, H, W, 1]."""
+def _compiled_scorer(
+    method: Method, ensembles: tuple[int, ...], flips: bool, with_masks: bool
+) -> Callable[[Any, Episode], dict[str, jax.Array]]:
+    """Scores [N, ensembles] of a batch of cases, whose support_* have an axis of draws: [N, K, S, H, W, 1]."""
 
     def score(params: Any, episode: Episode) -> dict[str, jax.Array]:
-        episode = to_device_floats(episode, OFFICIAL_SIZE)
-        cases, draws = episode.support_mask.shape[:2]
-        flat = Episode(
-            jnp.repeat(episode.query_image, draws, axis=0),
-            jnp.repeat(episode.query_label, draws, axis=0),
-            *(x.reshape((cases * draws, *x.shape[2:])) for x in episode[2:]),
-        )
-        probabilities = method(params, flat)[..., 0].reshape((cases, draws, OFFICIAL_SIZE, OFFICIAL_SIZE))
-        truth = episode.query_label[..., 0]
-        single = metrics.dice_score(probabilities >= 0.5, truth[:, None])
-        masks = jnp.stack([probabilities[:, :k].mean(1) >= 0.5 for k in ensembles])
-        return {
-            "dice": metrics.dice_score(masks, truth[None]),
-            "single_dice": jnp.stack([single[:, :k].mean(1) for k in ensembles]),
-            "false_positive_area": metrics.false_positive_area(masks, truth[None]),
+        floats = to_device_floats(episode, OFFICIAL_SIZE)
+        probabilities = _probabilities(over_flips(method) if flips else method, params, floats)
+        truth = floats.query_label[..., 0]
+        means = jnp.stack([probabilities[:, :k].mean(1) for k in ensembles], 1)  # [N, ensembles, H, W]
+        masks, against = means >= 0.5, truth[:, None]
+        single = metrics.dice_score(probabilities >= 0.5, against)
+        at_thresholds = jax.lax.map(lambda t: metrics.dice_score(means >= t, against), jnp.asarray(THRESHOLDS))
+        scores = {
+            "dice": metrics.dice_score(masks, against),
+            "single_dice": jnp.stack([single[:, :k].mean(1) for k in ensembles], 1),
+            "oracle_dice": at_thresholds.max(0),
+            "sensitivity": metrics.sensitivity(masks, against),
+            "precision": metrics.precision(masks, against),
+            "false_positive_area": metrics.false_positive_area(masks, against),
             "empty": truth.sum((1, 2)) == 0,
             "finite": jnp.isfinite(probabilities).all((1, 2, 3)),
         }
+        if with_masks:  # eight pixels a byte
+            scores |= {"masks": jnp.packbits(masks, axis=-1), "truth": jnp.packbits(truth > 0, axis=-1)}
+        return scores
 
     return jax.jit(score)
 
 
-def gather(
-    cases: Sequence[Case], datasets: dict[str, Dataset], settings: Settings, support_size: int, pad_to: int
-) -> tuple[Episode, np.ndarray]:
-    """Host episodes uint8 of some cases, padded by repeating the last one; and the number of distinct supports [N]."""
-    draws = max(settings.ensembles)
-    size = datasets[cases[0].task.dataset].meta.size
-    query = np.zeros((2, pad_to, size, size, 1), np.uint8)
-    support = np.zeros((2, pad_to, draws, support_size, size, size, 1), np.uint8)
-    effective = np.zeros(pad_to, np.int32)
-    for n, case in enumerate(cases):
-        dataset, pool = datasets[case.task.dataset], support_pool(case.task, settings.pool_size)
-        read: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        example = dataset[case.row]
-        query[0, n, ..., 0], query[1, n, ..., 0] = example["image"], example["masks"][case.position]
-        for k in range(draws):
-            chosen = draw_support(case, pool, support_size, k, settings.seed)
-            effective[n] = max(effective[n], len(np.unique(chosen)))
-            for s, i in enumerate(chosen):
-                if i not in read:
-                    example = dataset[int(pool.rows[i])]
-                    read[i] = example["image"], example["masks"][pool.positions[i]]
-                support[0, n, k, s, ..., 0], support[1, n, k, s, ..., 0] = read[i]
-    for array in (query, support):
-        array[:, len(cases) :] = array[:, len(cases) - 1 : len(cases)]
-    return Episode(*query, *support, np.ones((pad_to, draws, support_size), np.uint8)), effective
-
-
-def _prefetched(
-    cases: Sequence[Case], datasets: dict[str, Dataset], settings: Settings, support_size: int
-) -> Iterator[tuple[Sequence[Case], Episode, np.ndarray]]:
-    """Batches of cases, the next one read while the present one is computed."""
-    batches = [cases[i : i + settings.batch_size] for i in range(0, len(cases), settings.batch_size)]
-    with ThreadPoolExecutor(1) as pool:
-        ahead = None
-        for batch in batches:
-            future = pool.submit(gather, batch, datasets, settings, support_size, settings.batch_size)
-            if ahead is not None:
-                yield ahead[0], *ahead[1].result()
-            ahead = batch, future
-        if ahead is not None:
-            yield ahead[0], *ahead[1].result()
-
-
-def subject_means(rows: Sequence[dict[str, Any]], field: str = "dice") -> tuple[np.ndarray, list[str], list[str]]:
-    """[subjects, tasks] means over slices, NaN where a subject has no case of a task; empty truths are left out."""
-    rows = [row for row in rows if not row["empty"]]
-    subjects = sorted({row["subject"] for row in rows})
-    tasks = sorted({row["task"] for row in rows})
-    at = {name: i for names in (subjects, tasks) for i, name in enumerate(names)}
-    total, count = np.zeros((2, len(subjects), len(tasks)))
-    for row in rows:
-        total[at[row["subject"]], at[row["task"]]] += row[field]
-        count[at[row["subject"]], at[row["task"]]] += 1
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan), subjects, tasks
-
-
-def bootstrap(means: np.ndarray, resamples: int = 2000, seed: int = 0) -> np.ndarray:
-    """Dataset means [resamples] with subjects resampled and tasks fixed; a subject is drawn once for all its tasks."""
-    weights = np.random.default_rng(seed).multinomial(len(means), np.full(len(means), 1 / len(means)), resamples)
-    present = ~np.isnan(means)
-    count = weights @ present
-    task_means = np.divide(
-        weights @ np.where(present, means, 0), count, out=np.full(count.shape, np.nan), where=count > 0
+def _probabilities(method: Method, params: Any, floats: Episode) -> jax.Array:
+    """[N, K, H, W] of the K draws of each case."""
+    cases, draws = floats.support_mask.shape[:2]
+    flat = Episode(
+        jnp.repeat(floats.query_image, draws, axis=0),
+        jnp.repeat(floats.query_label, draws, axis=0),
+        *(x.reshape((cases * draws, *x.shape[2:])) for x in floats[2:]),
     )
-    return np.nanmean(task_means, axis=1)
-
-
-def summarize(rows: Sequence[dict[str, Any]], method: str, support_size: int, ensemble: int) -> dict[str, Any]:
-    """{"mean_dice", "mean_single_dice", "datasets": {name: {dice, ci_low, ci_high, n_cases, n_subjects, …}}}."""
-    wanted = [
-        row for row in rows if (row["method"], row["support_size"], row["ensemble"]) == (method, support_size, ensemble)
-    ]
-    datasets: dict[str, dict[str, Any]] = {}
-    for name in sorted({row["dataset"] for row in wanted}):
-        of_dataset = [row for row in wanted if row["dataset"] == name]
-        empty = [row["false_positive_area"] for row in of_dataset if row["empty"]]
-        means, subjects, _ = subject_means(of_dataset)
-        if not len(means):
-            continue
-        low, high = np.quantile(bootstrap(means), [0.025, 0.975])
-        datasets[name] = {
-            "dice": float(np.nanmean(np.nanmean(means, 0))),
-            "single_dice": float(np.nanmean(np.nanmean(subject_means(of_dataset, "single_dice")[0], 0))),
-            "ci_low": float(low),
-            "ci_high": float(high),
-            "n_cases": len(of_dataset),
-            "n_subjects": len(subjects),
-            "n_empty": len(empty),
-            "false_positive_area_on_empty": float(np.mean(empty)) if empty else None,
-            "effective_support": float(np.mean([row["effective_support"] for row in of_dataset])),
-            "tasks": {
-                task: float(np.nanmean(means_t))
-                for task, means_t in zip(subject_means(of_dataset)[2], means.T, strict=True)
-            },
-        }
-    if not datasets:
-        raise UserError("no case with a non-empty truth was evaluated")
-    return {
-        "mean_dice": float(np.mean([d["dice"] for d in datasets.values()])),
-        "mean_single_dice": float(np.mean([d["single_dice"] for d in datasets.values()])),
-        "support_size": support_size,
-        "ensemble": ensemble,
-        "datasets": datasets,
-    }
+    return method(params, flat)[..., 0].reshape((cases, draws, OFFICIAL_SIZE, OFFICIAL_SIZE))
 
 
 def select(datasets: Sequence[Dataset], data_dir: str, names: Sequence[str] = (), role: str = "") -> list[Dataset]:
@@ -298,6 +225,8 @@ def evaluate_checkpoint(
     settings: Settings,
     out: Path,
     baselines: dict[str, tuple[Method, Any]] | None = None,
+    overwrite: bool = False,
+    report: bool = True,
 ) -> dict[str, Any]:
     """A checkpoint, and perhaps baselines, on built datasets by name or role; see `evaluate_to`."""
     predictor = Predictor.from_checkpoint(checkpoint)
@@ -309,7 +238,7 @@ def evaluate_checkpoint(
         "role": role,
         "cost": cost(*methods["model"], max(settings.support_sizes)),
     }
-    return evaluate_to(out, {**methods, **(baselines or {})}, datasets, settings, about)
+    return evaluate_to(out, {**methods, **(baselines or {})}, datasets, settings, about, overwrite, report)
 
 
 def evaluate_to(
@@ -318,14 +247,37 @@ def evaluate_to(
     datasets: Sequence[Dataset],
     settings: Settings,
     about: dict[str, Any],
+    overwrite: bool = False,
+    report: bool = True,
 ) -> dict[str, Any]:
-    """Evaluates, and writes <out>/cases.csv and <out>/summary.json; returns the summary.
+    """Evaluates, and writes <out>/cases.csv, summary.json and, with `report`, report.md and report.html.
 
-    The summary is that of the first method at the largest support size and ensemble; all are under "settings".
-    Datasets whose tasks are all unusable are listed under "skipped".
+    The summary, which is returned, is that of the first method at the largest support size and ensemble; all are under
+    "settings". Datasets whose tasks are all unusable are listed under "skipped". Raises UserError where `out` holds
+    another run's results.
     """
     tasks = usable([task for dataset in datasets for task in dataset_tasks(dataset)])
-    return write_results(out, evaluate(methods, datasets, tasks, settings), list(methods), datasets, settings, about)
+    options = {name: value for name, value in asdict(settings).items() if name != "batch_size"}  # which changes nothing
+    fingerprints = {d.meta.name: d.fingerprint for d in datasets}
+    record = {**about, "methods": list(methods), "datasets": fingerprints, "options": options}
+    record.pop("cost", None)  # a time, never twice the same
+    open_results(out, json_value(record), overwrite)
+    rows = evaluate(methods, datasets, tasks, settings)
+    summary = write_results(out, rows, list(methods), datasets, settings, about)
+    if report:
+        by_name, by_task = {d.meta.name: d for d in datasets}, {t.name: t for t in tasks}
+        method, params = methods[summary["method"]]
+
+        def draw(shown: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+            return [
+                picture(method, params, by_name[row["dataset"]], case, settings)
+                for row in shown
+                for case in cases_of(by_task[row["task"]])
+                if case.row == row["row"]
+            ]
+
+        evaluation_report.write(out, summary, rows, draw)
+    return summary
 
 
 def write_results(
@@ -336,7 +288,7 @@ def write_results(
     settings: Settings,
     about: dict[str, Any],
 ) -> dict[str, Any]:
-    """The two files of `evaluate_to` from rows that were evaluated in any way."""
+    """cases.csv and summary.json of rows that were evaluated in any way; returns the summary."""
     tasks = {d.meta.name: dataset_tasks(d) for d in datasets}
     skipped = {
         name: "; ".join(f"{t.name}: {t.unusable}" for t in of)
@@ -349,17 +301,46 @@ def write_results(
         for size in settings.support_sizes
         for ensemble in settings.ensembles
     ]
-    main = next(
-        s
-        for s in summaries
-        if (s["support_size"], s["ensemble"]) == (max(settings.support_sizes), max(settings.ensembles))
-    )
+    largest = max(settings.support_sizes), max(settings.ensembles)
+    main = next(s for s in summaries if (s["support_size"], s["ensemble"]) == largest)
     image_level = [d.meta.name for d in datasets if not d.meta.subjects_identifiable]
     notes = [f"image-level split, interval optimistic: {', '.join(image_level)}"] if image_level else []
-    summary = {**about, **main, "skipped": skipped, "notes": notes, "settings": summaries}
+    measured = {"distance_unit": "pixels", "tolerance": settings.tolerance} if settings.surfaces else {}
+    summary = {**about, **main, **measured, "flips": settings.flips, "skipped": skipped, "notes": notes}
+    summary |= {"measured": "Dice at 128x128 on masks cut at 0.5", "settings": summaries}
     write_csv(out / "cases.csv", rows)
     write_json(out / "summary.json", summary)
     return summary
+
+
+def json_value(value: Any) -> Any:
+    """As it is read again from a file: tuples become lists."""
+    return json.loads(json.dumps(value))
+
+
+@functools.lru_cache(maxsize=16)
+def _mean_probabilities(method: Method, flips: bool) -> Callable[[Any, Episode], tuple[jax.Array, jax.Array, Episode]]:
+    def function(params: Any, episode: Episode) -> tuple[jax.Array, jax.Array, Episode]:
+        floats = to_device_floats(episode, OFFICIAL_SIZE)
+        mean = _probabilities(over_flips(method) if flips else method, params, floats).mean(1)
+        return mean, metrics.dice_score(mean >= 0.5, floats.query_label[..., 0]), floats
+
+    return jax.jit(function)
+
+
+def picture(method: Method, params: Any, dataset: Dataset, case: Case, settings: Settings) -> dict[str, Any]:
+    """A case at the largest support size and ensemble, with the supports of its first draw, for `plot_sheet`."""
+    episode, _ = gather([case], {dataset.meta.name: dataset}, settings, max(settings.support_sizes), 1)
+    mean, dice, floats = jax.device_get(_mean_probabilities(method, settings.flips)(params, episode))
+    return {
+        "query_image": floats.query_image[0, ..., 0],
+        "query_label": floats.query_label[0, ..., 0],
+        "support_images": floats.support_images[0, 0, ..., 0],
+        "support_labels": floats.support_labels[0, 0, ..., 0],
+        "probabilities": mean[0],
+        "dice": float(dice[0]),
+        "task": case.task.label_name,
+    }
 
 
 def example_cases(
@@ -368,22 +349,5 @@ def example_cases(
     """A few cases of a dataset with their supports and predictions, to draw: spread over its tasks, chosen by hash."""
     tasks = [task for task in dataset_tasks(dataset) if not task.unusable]
     cases = [case for task in tasks for case in cases_of(task, max_cases=-(-count // len(tasks)))][:count]
-    size = max(settings.support_sizes)
     one_draw = replace(settings, ensembles=(1,))
-    episode, _ = gather(cases, {dataset.meta.name: dataset}, one_draw, size, len(cases))
-    floats = to_device_floats(Episode(*episode[:2], *(x[:, 0] for x in episode[2:])), OFFICIAL_SIZE)
-    probabilities = jax.jit(method)(params, floats)[..., 0]
-    dice = metrics.dice_score(probabilities >= 0.5, floats.query_label[..., 0])
-    arrays = jax.device_get((*floats[:4], probabilities, dice))
-    return [
-        {
-            "query_image": arrays[0][i, ..., 0],
-            "query_label": arrays[1][i, ..., 0],
-            "support_images": arrays[2][i, ..., 0],
-            "support_labels": arrays[3][i, ..., 0],
-            "probabilities": arrays[4][i],
-            "dice": float(arrays[5][i]),
-            "task": case.task.label_name,
-        }
-        for i, case in enumerate(cases)
-    ]
+    return [picture(method, params, dataset, case, one_draw) for case in cases]

@@ -28,6 +28,7 @@ from universeg_jax.reporting import (
     read_json,
     read_json_lines,
 )
+from universeg_jax.summary import interval_text
 from universeg_jax.weights import packaged, params_hash
 
 ROLES = ("train_open", "val", "test")
@@ -79,7 +80,9 @@ def print_plan(workdir: Path, config: ConfigDict, data: str) -> None:
     print(f"{workdir}: about 10 minutes on 2 cores in all")
     print(f"  1 data, 1 min: {f'folders of {data}' if data else 'twelve made datasets'}; {len(there)} built so far")
     print(f"  2 training, 5 min: {config.num_steps} steps; {f'step {saved[-1]} reached' if saved else 'not begun'}")
-    print("  3 evaluation, 4 min: on the test datasets, support sizes 1, 4 and 16, beside packaged weights and baselines")
+    print(
+        "  3 evaluation, 4 min: on the test datasets, support sizes 1, 4 and 16, beside packaged weights and baselines"
+    )
 
 
 def build_data(data_dir: str, data: str) -> None:
@@ -114,8 +117,16 @@ def evaluate(workdir: Path, data_dir: str) -> None:
             print(f"{summary_path} is there for these parameters")
             return
     summary = evaluation.evaluate_checkpoint(
-        str(workdir), data_dir, (), "test", SETTINGS, workdir / "eval", baselines=packaged_methods() | BASELINES
-    )
+        str(workdir),
+        data_dir,
+        (),
+        "test",
+        SETTINGS,
+        workdir / "eval",
+        packaged_methods() | BASELINES,
+        overwrite=True,
+        report=False,
+    )  # overwrites the summary of the training's last validation; the report is that of the quickstart
     method = evaluation.model_method(predictor.model, predictor.config.image_size)
     figures = workdir / "figures"
     plot_curves(workdir, figures / "curves.png")
@@ -138,7 +149,7 @@ def report(workdir: Path, summary: dict, by_size: dict[str, dict[int, float]]) -
     rows = [
         [
             name,
-            f"{percent(d['dice'])} ({percent(d['ci_low'])} to {percent(d['ci_high'])})",
+            f"{percent(d['dice'])} ({interval_text(d['ci_low'], d['ci_high'])})",
             *(percent(by_method[method][name]["dice"]) for method in others),
             d["n_cases"],
             d["n_subjects"],

@@ -3,7 +3,6 @@
 import base64
 import html
 import importlib
-import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from universeg_jax import checkpoints
 from universeg_jax.configuration import flatten, to_dict
 from universeg_jax.errors import UserError
-from universeg_jax.reporting import curves_figure, percent, read_json, read_json_lines
+from universeg_jax.reporting import curves_figure, percent, png_of, read_json, read_json_lines
 
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em}"
@@ -28,14 +27,12 @@ def write_report(workdir: Path) -> Path:
         raise UserError(f"{workdir} holds no run with a step done; give the --workdir of train.py")
     config = read_json(workdir / "config.json")
     evaluations = read_json_lines(workdir / "eval" / "metrics.jsonl")
-    curves = io.BytesIO()
-    curves_figure(lines, evaluations).savefig(curves, format="png", dpi=110)
     sheet = workdir / "eval" / "sheet.png"
     parts = [
         f"<h1>{html.escape(str(workdir))}</h1>",
         table(["", ""], progress(lines, evaluations, config)),
         "<h2>Curves</h2>",
-        image(curves.getvalue()),
+        image(png_of(curves_figure(lines, evaluations))),
         *scores(evaluations),
         *(["<h2>Masks at the last evaluation</h2>", image(sheet.read_bytes())] if sheet.exists() else []),
         "<h2>Config, where it differs from configs/default.py</h2>",
@@ -43,8 +40,12 @@ def write_report(workdir: Path) -> Path:
         "<h2>Data</h2>",
         table(["dataset", "role", "licence"], datasets(workdir)),
     ]
-    page = f"<!doctype html><meta charset=utf-8><title>{html.escape(workdir.name)}</title><style>{STYLE}</style>"
-    path = workdir / "report.html"
+    return write_page(workdir / "report.html", workdir.name, parts)
+
+
+def write_page(path: Path, title: str, parts: Sequence[str]) -> Path:
+    """One static file, whole or not at all."""
+    page = f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
     temporary = path.with_suffix(".tmp")
     temporary.write_text(page + "\n".join(parts) + "\n")
     temporary.replace(path)

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import fcntl
+import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -137,6 +138,11 @@ def plot_support_sizes(results: dict[str, dict[int, float]], path: Path) -> None
 
 
 def plot_sheet(cases: Sequence[dict[str, Any]], title: str, path: Path) -> None:
+    """`sheet_figure` as a file."""
+    save_figure(sheet_figure(cases, title), path)
+
+
+def sheet_figure(cases: Sequence[dict[str, Any]], title: str) -> Figure:
     """One row a case: four support entries with their label's outline, the query, its truth, the prediction.
 
     A case is {"support_images" [S, H, W], "support_labels", "query_image" [H, W], "query_label", "probabilities",
@@ -152,7 +158,7 @@ def plot_sheet(cases: Sequence[dict[str, Any]], title: str, path: Path) -> None:
         _picture(row[shown + 2], case["query_image"], case["probabilities"] >= 0.5, "red", f"Dice {case['dice']:.2f}")
         row[0].set_ylabel(case["task"], fontsize=6)
     fig.suptitle(title, fontsize=9)
-    save_figure(fig, path)
+    return fig
 
 
 def plot_rows(rows: Sequence[tuple[str, np.ndarray, np.ndarray]], path: Path) -> None:
@@ -175,6 +181,12 @@ def _picture(
         axes.contour(mask, levels=[0.5], colors=colour, linewidths=0.8)
     axes.set_title(title, fontsize=7)
     axes.set(xticks=[], yticks=[])
+
+
+def png_of(fig: Figure) -> bytes:
+    file = io.BytesIO()
+    fig.savefig(file, format="png", dpi=110)
+    return file.getvalue()
 
 
 def save_figure(fig: Figure, path: Path) -> None:

@@ -20,10 +20,7 @@ def hd95(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) ->
 
     0 where both masks are empty; the diagonal of the image where one is, which is more than any distance in it.
     """
-    prediction, truth = _checked(prediction, truth, spacing)
-    if not (prediction.any() and truth.any()):
-        return 0.0 if prediction.any() == truth.any() else diagonal(truth.shape, spacing)
-    return max(_percentile95(distances) for distances in _boundary_distances(prediction, truth, spacing))
+    return surface_scores(prediction, truth, spacing, 0)[0]
 
 
 def surface_dice(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], tolerance: float) -> float:
@@ -31,14 +28,23 @@ def surface_dice(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[fl
 
     1 where both masks are empty, 0 where one is.
     """
+    return surface_scores(prediction, truth, spacing, tolerance)[1]
+
+
+def surface_scores(
+    prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], tolerance: float
+) -> tuple[float, float]:
+    """(hd95, surface Dice) from one measurement of the distances."""
     if not tolerance >= 0:
         raise UserError(f"tolerance={tolerance}: a distance of at least 0, in the unit of spacing, is needed")
     prediction, truth = _checked(prediction, truth, spacing)
     if not (prediction.any() and truth.any()):
-        return float(prediction.any() == truth.any())
+        both = prediction.any() == truth.any()
+        return (0.0, 1.0) if both else (diagonal(truth.shape, spacing), 0.0)
+    distances = _boundary_distances(prediction, truth, spacing)
     # The slack is for rounding: three pixels of 0.1 mm are within 0.3 mm.
-    distances = np.concatenate(_boundary_distances(prediction, truth, spacing))
-    return float(np.mean(distances <= tolerance * (1 + 1e-9)))
+    close = float(np.mean(np.concatenate(distances) <= tolerance * (1 + 1e-9)))
+    return max(_percentile95(directed) for directed in distances), close
 
 
 def boundary(mask: np.ndarray) -> np.ndarray:

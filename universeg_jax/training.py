@@ -7,7 +7,7 @@ killed and started again ends in the same bytes as one that never stopped.
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from universeg_jax import augment, checkpoints, losses, metrics, superpixel, syn
 from universeg_jax.configuration import ConfigError, to_dict, write_config
 from universeg_jax.data.builder import Dataset, list_datasets, open_dataset
 from universeg_jax.data.episodes import KINDS, REAL, SYNTHETIC, Batch, EpisodeSampler, batches, make_sampler
-from universeg_jax.data.tasks import task_table, usable
+from universeg_jax.data.tasks import Task, subject_hash, task_table, usable
 from universeg_jax.episode import Episode, to_device_floats
 from universeg_jax.flops import training_flops
 from universeg_jax.lineage import inherit, lineage
@@ -244,6 +244,16 @@ def open_data(config: ConfigDict) -> tuple[list[Dataset], list[Dataset]]:
     return train, validation
 
 
+def open_tasks(config: ConfigDict, datasets: Sequence[Dataset]) -> list[Task]:
+    """The usable training tasks, or config.train_tasks of them."""
+    tasks = usable(task_table(datasets, config.min_label_density)) if datasets else []
+    if config.train_tasks > len(tasks):
+        raise ConfigError(f"config.train_tasks={config.train_tasks}: there are {len(tasks)} usable training tasks")
+    names = sorted((task.name for task in tasks), key=lambda name: subject_hash("train_tasks", name))
+    kept = set(names[: config.train_tasks or None])
+    return [task for task in tasks if task.name in kept]
+
+
 def check_config(config: ConfigDict) -> None:
     """Raises ConfigError, or ValueError of the part concerned, naming the field; before anything is computed."""
     for name in (
@@ -312,7 +322,7 @@ def prepare(config: ConfigDict) -> Run:
     train_data, validation_data = open_data(config)
     sampler = make_sampler(
         train_data,
-        usable(task_table(train_data, config.min_label_density)) if train_data else [],
+        open_tasks(config, train_data),
         seed=config.seed,
         support_size=config.support_size,
         **kind_shares(config),

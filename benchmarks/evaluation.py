@@ -1,0 +1,189 @@
+"""An evaluation as `universeg evaluate` runs it, against a loop of one episode at a time in PyTorch.
+
+    python -m benchmarks.evaluation --data_dir data --role test --out results.jsonl
+    python -m benchmarks.evaluation --data_dir data --only torch,batched --max_cases 4 --support_size 16 --ensemble 5
+
+One JSON line a measurement; compilation is left out of all of them (a first run warms up). `torch` needs torch (extra
+`bench`) and runs the released architecture, ours of the same size; both read the same cases and supports from disk.
+
+- torch: one episode a call, the next one read when the last is done.
+- batched: all cases in batches, with all that `cases.csv` holds but distances; `ratio` is PyTorch's time over it.
+- compiled: the compiled function alone, on a batch that is on the device already, times the number of batches; `share`
+  of the batched run.
+- surfaces: the batched run with HD95 and surface Dice; `cost` is what it takes longer, relative to the run without.
+- memory: peak memory of new processes that evaluate few and more cases in one pass.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from universeg_jax import evaluation
+from universeg_jax.data.builder import Dataset, list_datasets, open_dataset
+from universeg_jax.data.tasks import Task, dataset_tasks
+from universeg_jax.evaluation import Settings, evaluate, model_method
+from universeg_jax.evaluation_cases import cases_of, gather
+from universeg_jax.model import build_model, init_params
+
+PARTS = ("torch", "batched", "compiled", "surfaces", "memory")
+
+
+def make_model(features: int) -> tuple[evaluation.Method, Any]:
+    """The released architecture at random, at 128x128."""
+    chunk = 1 if jax.default_backend() == "cpu" else 0
+    model = build_model({"encoder_blocks": (features,) * 4}, support_chunk=chunk)
+    return model_method(model, 128), init_params(model, 0)
+
+
+def open_data(data_dir: str, role: str) -> tuple[list[Dataset], list[Task]]:
+    there = [open_dataset(data_dir, name) for name in list_datasets(data_dir)]
+    datasets = evaluation.select(there, data_dir, role=role)
+    return datasets, [task for dataset in datasets for task in dataset_tasks(dataset) if not task.unusable]
+
+
+def seconds_of(function) -> float:
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+def time_batched(method, datasets: Sequence[Dataset], tasks: Sequence[Task], settings: Settings) -> float:
+    """Seconds of a whole pass, once compiled."""
+    run_one(method, datasets, tasks, settings)
+    return seconds_of(lambda: evaluate({"model": method}, datasets, tasks, settings, progress=False))
+
+
+def run_one(method, datasets: Sequence[Dataset], tasks: Sequence[Task], settings: Settings) -> None:
+    """Compiles: one case of one task."""
+    evaluate({"model": method}, datasets, tasks[:1], replace(settings, max_cases=1), progress=False)
+
+
+def time_compiled(method, datasets: Sequence[Dataset], tasks: Sequence[Task], settings: Settings, rounds: int) -> float:
+    """Seconds of the compiled function for one batch, the median of `rounds`."""
+    cases = [case for task in tasks for case in cases_of(task, settings.max_cases)][: settings.batch_size]
+    by_name = {dataset.meta.name: dataset for dataset in datasets}
+    episode, _ = gather(cases, by_name, settings, settings.support_sizes[0], settings.batch_size)
+    episode = jax.device_put(episode)
+    scorer = evaluation._scorer(method[0], settings)
+    jax.block_until_ready(scorer(method[1], episode))
+    return float(
+        np.median([seconds_of(lambda: jax.block_until_ready(scorer(method[1], episode))) for _ in range(rounds)])
+    )
+
+
+def time_torch(features: int, datasets: Sequence[Dataset], tasks: Sequence[Task], settings: Settings) -> float:
+    """Seconds of a loop over episodes, one draw a call; Dice of the averaged draws at the end of each case."""
+    import torch
+
+    from benchmarks.torch_model import UniverSeg
+
+    model = UniverSeg(((features, features),) * 4).eval()
+    by_name = {dataset.meta.name: dataset for dataset in datasets}
+    cases = [case for task in tasks for case in cases_of(task, settings.max_cases)]
+
+    def channels_first(x: np.ndarray, scale: float = 1.0) -> torch.Tensor:
+        return torch.from_numpy(np.moveaxis(x, -1, -3).astype(np.float32) / scale)
+
+    def loop(cases) -> None:
+        for case in cases:
+            episode, _ = gather([case], by_name, settings, settings.support_sizes[0], 1)
+            total = 0.0
+            for k in range(episode.support_images.shape[1]):
+                inputs = channels_first(episode.query_image, 255), channels_first(episode.support_images[:, k], 255)
+                with torch.inference_mode():
+                    total = total + torch.sigmoid(model(*inputs, channels_first(episode.support_labels[:, k])))
+            mask = total / episode.support_images.shape[1] >= 0.5
+            truth = channels_first(episode.query_label) > 0
+            float(2 * (mask & truth).sum() / torch.clamp(mask.sum() + truth.sum(), min=1))
+
+    loop(cases[:1])
+    return seconds_of(lambda: loop(cases))
+
+
+def peak_mb(arguments: Sequence[str], repeat: int) -> float:
+    """Of a new process that makes `repeat` passes; each pass holds all its rows."""
+    command = [sys.executable, "-m", "benchmarks.evaluation", *arguments, f"--passes={repeat}"]
+    root = Path(__file__).parents[1]
+    output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root).stdout
+    return float(output.split()[-1])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", default="data")
+    parser.add_argument("--role", default="test")
+    parser.add_argument("--only", default=",".join(PARTS), help="comma-separated")
+    parser.add_argument("--support_size", type=int, default=16)
+    parser.add_argument("--ensemble", type=int, default=5)
+    parser.add_argument("--max_cases", type=int, default=0, help="queries a task; 0 = all")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--features", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5, help="of the compiled function")
+    parser.add_argument("--repeat", type=int, default=8, help="of the larger memory measurement, times the cases")
+    parser.add_argument("--passes", type=int, default=0, help=argparse.SUPPRESS)  # prints the peak memory
+    parser.add_argument("--out", type=Path, help="append the lines there too")
+    args = parser.parse_args(argv)
+    if wrong := set(args.only.split(",")) - set(PARTS):
+        raise SystemExit(f"--only={args.only}: {', '.join(sorted(wrong))} is none of {', '.join(PARTS)}")
+    settings = Settings((args.support_size,), (args.ensemble,), max_cases=args.max_cases, batch_size=args.batch_size)
+    datasets, tasks = open_data(args.data_dir, args.role)
+    method = make_model(args.features)
+    if args.passes:
+        evaluate({"model": method}, datasets, tasks * args.passes, settings, progress=False)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
+    count = sum(len(cases_of(task, args.max_cases)) for task in tasks)
+    about = {
+        "cases": count,
+        "support_size": args.support_size,
+        "ensemble": args.ensemble,
+        "batch_size": args.batch_size,
+        "features": args.features,
+        "machine": platform.processor() or platform.machine(),
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+    }
+
+    def tell(benchmark: str, **values: Any) -> None:
+        line = json.dumps({"benchmark": benchmark, **values, **about})
+        print(line, flush=True)
+        if args.out:
+            with args.out.open("a") as file:
+                file.write(line + "\n")
+
+    wanted = args.only.split(",")
+    seconds: dict[str, float] = {}
+    if "torch" in wanted:
+        seconds["torch"] = time_torch(args.features, datasets, tasks, settings)
+        tell("torch", seconds=round(seconds["torch"], 3))
+    if {"batched", "compiled", "surfaces"} & set(wanted):
+        seconds["batched"] = time_batched(method, datasets, tasks, settings)
+        ratio = {"ratio": round(seconds["torch"] / seconds["batched"], 2)} if "torch" in seconds else {}
+        tell("batched", seconds=round(seconds["batched"], 3), **ratio)
+    if "compiled" in wanted:
+        one = time_compiled(method, datasets, tasks, settings, args.rounds)
+        total = one * -(-count // args.batch_size)
+        tell("compiled", seconds=round(total, 3), share=round(total / seconds["batched"], 3))
+    if "surfaces" in wanted:
+        measured = time_batched(method, datasets, tasks, replace(settings, surfaces=True))
+        tell("surfaces", seconds=round(measured, 3), cost=round(measured / seconds["batched"] - 1, 3))
+    if "memory" in wanted:
+        same = ("data_dir", "role", "support_size", "ensemble", "max_cases", "batch_size", "features")
+        flags = [f"--{name}={getattr(args, name)}" for name in same]
+        few, more = (peak_mb(flags, repeat) for repeat in (1, args.repeat))
+        tell("memory", peak_mb=round(few), peak_mb_more=round(more), times=args.repeat)
+
+
+if __name__ == "__main__":
+    main()

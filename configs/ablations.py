@@ -1,0 +1,134 @@
+r"""The paper's ablations, small enough for two CPU cores: configs/small.py at 64x64 with equal, few steps.
+
+Expected: one table and figure a sweep in its --workdir; a run of 600 steps takes about five minutes. Nobody has run
+them at the paper's size with the data at hand yet; there give --base=configs/release.py.
+
+    universeg ablate --sweep=support_size --workdir=runs/ablations --data_dir=data
+
+The base alone:
+
+    python train.py --config=configs/ablations.py --workdir=runs/base --config.data_dir=data
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import small
+
+Add = Callable[..., None]  # add(value, train={field: value}, evaluate={flag: value}); both may be left out
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`arg` is not used."""
+    if arg:
+        raise ValueError(f"configs/ablations.py takes no argument, got {arg!r}")
+    config = small.get_config("64")
+    config.num_steps = 600
+    config.model.encoder_blocks = (32, 32, 32, 32)
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 50
+    config.ema_decay = 0.99  # over about 100 steps
+    config.eval_every = 300
+    config.checkpoint_every = 100
+    config.eval.support_size = 8
+    config.eval.max_cases = 3
+    config.eval.pictures = 0
+    return config
+
+
+def support_size(add: Add, config: ConfigDict, datasets: list[str], tasks: int) -> None:
+    """One model for each size, which is evaluated at that size."""
+    for size in (1, 2, 4, 8, 16):
+        add(size, train={"support_size": size}, evaluate={"support_size": size})
+
+
+def num_datasets(add: Add, config: ConfigDict, datasets: list[str], tasks: int) -> None:
+    """Nested subsets, by hash of the name; without synthetic tasks, which would fill the gap."""
+    for count in doubling(len(datasets)):
+        chosen = {"train_datasets": tuple(datasets[:count])} if count < len(datasets) else {}
+        add(count, train={**chosen, "kinds.real": 1.0, "kinds.synthetic": 0.0})
+
+
+def num_tasks(add: Add, config: ConfigDict, datasets: list[str], tasks: int) -> None:
+    """Nested subsets, by hash of the task's name, over all datasets."""
+    for count in doubling(tasks):
+        chosen = {"train_tasks": count} if count < tasks else {}
+        add(count, train={**chosen, "kinds.real": 1.0, "kinds.synthetic": 0.0})
+
+
+def augmentation(add: Add, config: ConfigDict, datasets: list[str], tasks: int) -> None:
+    for name, kept in (("none", ()), ("in-task", ("in_task",)), ("task", ("task",)), ("both", ("in_task", "task"))):
+        off = [level for level in ("in_task", "task") if level not in kept]
+        changes = {f"augment.{level}.{op}.p": 0.0 for level in off for op in config.augment[level]}
+        add(name, train={field: p for field, p in changes.items() if get(config, field)})
+
+
+def real_synthetic(add: Add, config: ConfigDict, datasets: list[str], tasks: int) -> None:
+    for name, real, synthetic in (("synthetic", 0.0, 1.0), ("real", 1.0, 0.0), ("both", 0.5, 0.5)):
+        add(name, train={"kinds.real": real, "kinds.synthetic": synthetic})
+
+
+def ensemble(add: Add, config: ConfigDict, datasets: list[str], tasks: int) -> None:
+    """One model, several numbers of support draws."""
+    for draws in (1, 2, 5, 10):
+        add(draws, evaluate={"ensemble": draws})
+
+
+def pool_size(add: Add, config: ConfigDict, datasets: list[str], tasks: int) -> None:
+    """One model, with fewer labelled examples to draw its supports from."""
+    for size in (1, 4, 16, 64):
+        add(size, evaluate={"pool_size": size})
+    add("all")
+
+
+def cross_activation(add: Add, config: ConfigDict, datasets: list[str], tasks: int) -> None:
+    """As released, and as in the paper's text."""
+    for name in ("none", "leaky_relu"):
+        add(name, train={"model.cross_activation": name})
+
+
+def support_schedule(add: Add, config: ConfigDict, datasets: list[str], tasks: int) -> None:
+    for name in ("fixed", "uniform", "log_uniform"):
+        add(name, train={"support_schedule": name})
+
+
+def width(add: Add, config: ConfigDict, datasets: list[str], tasks: int) -> None:
+    for factor in (0.25, 0.5, 1, 2):
+        blocks = tuple(int(factor * features) for features in config.model.encoder_blocks)
+        add("x".join(map(str, sorted(set(blocks)))), train={"model.encoder_blocks": blocks})
+
+
+SWEEPS = {
+    function.__name__: function
+    for function in (
+        support_size,
+        num_datasets,
+        num_tasks,
+        augmentation,
+        real_synthetic,
+        ensemble,
+        pool_size,
+        cross_activation,
+        support_schedule,
+        width,
+    )
+}
+
+
+def sweep(add: Add, name: str, config: ConfigDict, datasets: list[str], tasks: int) -> None:
+    """Calls `add` for each point of a sweep; `datasets` (by hash) and `tasks` are what there is to train on."""
+    SWEEPS[name](add, config, datasets, tasks)
+
+
+def doubling(largest: int) -> list[int]:
+    """1, 2, 4, …, and the largest."""
+    return [*(1 << i for i in range(largest.bit_length()) if 1 << i < largest), largest]
+
+
+def get(config: ConfigDict, field: str) -> Any:
+    """config["a"]["b"] for "a.b"."""
+    for part in field.split("."):
+        config = config[part]
+    return config

@@ -1,0 +1,189 @@
+"""Sweeps: what they run, that they go on where they stopped, and what is gathered."""
+
+import csv
+import itertools
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import ablations
+from tests.fixtures import build_discs, tiny_config
+from universeg_jax import ablate
+from universeg_jax.ablate import Options, Point, gather, plan, run_job, run_local, run_slurm
+from universeg_jax.cli import main
+from universeg_jax.configuration import flatten, to_dict
+from universeg_jax.data.builder import open_dataset
+from universeg_jax.errors import UserError
+from universeg_jax.intervals import Cases, interval
+from universeg_jax.reporting import read_json, write_csv, write_json
+from universeg_jax.training import open_tasks
+
+TINY = ["image_size=16", "batch_size=4", "num_steps=2", "model.encoder_blocks=(4,4)", "support_size=2",
+        "kinds.synthetic=0.0", "kinds.real=1.0", "eval_every=2", "checkpoint_every=2", "eval.max_cases=1"]  # fmt: skip
+TINY += [
+    f"augment.{level}.{op}.p=0.0"  # which takes longest to compile
+    for level in ("task", "in_task")
+    for op in ablations.get_config().augment[level]
+]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data")
+    for i in range(5):
+        build_discs(path, f"train_{i}", "train_open", count=6, seed=i)
+    for name in ("test_a", "test_b"):
+        build_discs(path, name, "test", count=8)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ablations.SWEEPS)
+def test_every_sweep_changes_fields_that_are_there_and_lists_its_commands(data_dir, tmp_path, capsys, name):
+    points, jobs = plan(name, Options(data_dir, tmp_path / "out"))
+    assert len(points) >= 2
+    assert len({point.value for point in points}) == len(points)
+    assert {out for point in points for out in point.results} == {out for job in jobs for out, _ in job.evaluations}
+    fields = flatten(to_dict(ablations.get_config()))
+    for job in jobs:
+        given = [flag.removeprefix("--config.").split("=")[0] for flag in job.train if flag.startswith("--config.")]
+        assert set(given) <= fields.keys()
+    assert main(["ablate", f"--sweep={name}", f"--workdir={tmp_path / 'out'}", f"--data_dir={data_dir}", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("train.py" in line for line in lines) == len(jobs) >= 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_subsets_of_datasets_and_tasks_are_nested(data_dir, tmp_path):
+    points = []
+    names = sorted(f"train_{i}" for i in range(5))
+    ablations.sweep(lambda value, train: points.append((value, train)), "num_datasets", None, names, 5)
+    assert [value for value, _ in points] == [1, 2, 4, 5]
+    chosen = [train.get("train_datasets", tuple(names)) for _, train in points]
+    assert all(set(a) < set(b) for a, b in itertools.pairwise(chosen))
+    datasets = [open_dataset(data_dir, name) for name in names]
+    kept = [{t.name for t in open_tasks(tiny_config(train_tasks=n), datasets)} for n in (1, 2, 4, 0)]
+    assert [len(k) for k in kept] == [1, 2, 4, 5]
+    assert kept[0] < kept[1] < kept[2] < kept[3]
+    with pytest.raises(UserError, match="train_tasks=9: there are 5 usable"):
+        open_tasks(tiny_config(train_tasks=9), datasets)
+
+
+def test_augmentation_is_switched_off_level_by_level():
+    points = {}
+    config = ablations.get_config()
+    ablations.sweep(lambda value, train: points.update({value: train}), "augmentation", config, [], 0)
+    assert points["both"] == {}
+    assert all(field.startswith("augment.task.") for field in points["in-task"])
+    assert points["none"] == points["in-task"] | points["task"]
+    off = config.copy_and_resolve_references()
+    off.update_from_flattened_dict(points["none"])
+    assert not any(off.augment[level][op].p for level in ("task", "in_task") for op in off.augment[level])
+
+
+def test_runs_that_differ_in_nothing_are_trained_once(data_dir, tmp_path):
+    _, jobs = plan("ensemble", Options(data_dir, tmp_path, seeds=(3,)))
+    assert [job.name for job in jobs] == ["base_seed3"]
+    assert len(jobs[0].evaluations) == 4
+    assert {"--ensemble=10", "--support_size=8"} < set(jobs[0].evaluations[-1][1])
+
+
+def test_a_sweep_of_two_runs_from_start_to_figure_and_again(data_dir, tmp_path, capsys, monkeypatch):
+    """One of two runs fails; the other one is kept, and what is done is not done again."""
+
+    def two(add, config, datasets, tasks):
+        add("one", train={"support_size": 1}, evaluate={"support_size": 1})
+        add("two", train={"support_size": 0})
+
+    monkeypatch.setitem(ablations.SWEEPS, "two", two)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    arguments = ["ablate", "--sweep=two", f"--workdir={tmp_path}", f"--data_dir={data_dir}", "--seeds=0"]
+    arguments += ["--max_cases=2", *(f"--set={change}" for change in TINY)]
+    assert main(arguments) == 1
+    text = capsys.readouterr().out
+    assert text == (tmp_path / "two.md").read_text()
+    assert "| one |" in text
+    assert "config.support_size=0" in text
+    with (tmp_path / "two.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    (result,) = tmp_path.glob("runs/*/results_*support_size-1*")
+    summary = read_json(result / "summary.json")
+    np.testing.assert_allclose(float(row["mean_dice"]), summary["mean_dice"])
+    np.testing.assert_allclose(float(row["ci_high"]), summary["mean_ci_high"])
+    assert np.asarray(Image.open(tmp_path / "two.png")).std() > 5
+    monkeypatch.setattr(ablate.subprocess, "run", lambda *a, **k: pytest.fail("nothing is left to run"))
+    _, jobs = plan("two", Options(data_dir, tmp_path, seeds=(0,), changes=tuple(TINY), max_cases=2))
+    assert run_job(jobs[0]) == ""
+
+
+def write_point(folder, values):
+    rows = [
+        {"dataset": "d", "task": "t", "subject": f"s{i}", "dice": v, "empty": v is None} for i, v in enumerate(values)
+    ]
+    write_csv(folder / "cases.csv", rows)
+    write_json(folder / "evaluated.json", [])
+    return folder
+
+
+def test_seeds_are_averaged_within_a_case(tmp_path):
+    values = np.random.default_rng(0).uniform(0.3, 0.9, (2, 12))
+    results = tuple(write_point(tmp_path / str(seed), [*values[seed].tolist(), None]) for seed in (0, 1))
+    rows = gather("x", [Point("1", results), Point("2", (tmp_path / "absent",))], Options("", tmp_path), {"r": "why"})
+    names = [f"s{i}" for i in range(12)]
+    expected = interval(Cases(["d"] * 12, ["t"] * 12, names, values.mean(0))).overall
+    assert len(rows) == 1
+    got = [rows[0][k] for k in ("mean_dice", "ci_low", "ci_high", "seeds")]
+    np.testing.assert_allclose(got, [expected.mean, expected.low, expected.high, 2])
+    assert "- failed: r: why" in (tmp_path / "x.md").read_text()
+    with pytest.raises(UserError, match="no run of the sweep x has a result: why"):
+        gather("x", [Point("2", (tmp_path / "absent",))], Options("", tmp_path), {"r": "why"})
+
+
+def command_job(folder, code):
+    """A job whose training is a line of Python."""
+    return ablate.Job(folder, (sys.executable, "-c", code), ())
+
+
+def test_submitit_runs_jobs_and_one_that_dies_loses_no_other(tmp_path):
+    pytest.importorskip("submitit", reason="submitit is not installed (extra slurm)")
+    kill = "import os, signal; os.kill(os.getppid(), signal.SIGKILL)"
+    jobs = [command_job(tmp_path / n, code) for n, code in (("a", "print(1)"), ("b", "1/0"), ("c", kill))]
+    problems = run_slurm(jobs, tmp_path / "slurm", {"timeout_min": 1}, cluster="local")
+    assert (tmp_path / "a" / "trained.json").exists()
+    assert problems.keys() == {"b", "c"}
+    assert "division by zero" in problems["b"]
+    with pytest.raises(UserError, match="--slurm"):
+        run_slurm(jobs, tmp_path / "slurm", {"no_such": 1}, cluster="local")
+
+
+def test_a_failed_run_is_done_again_and_a_done_one_is_not(tmp_path, capsys):
+    count = f"open({str(tmp_path / 'count')!r}, 'a').write('x')"
+    jobs = [command_job(tmp_path / "good", count), command_job(tmp_path / "bad", f"{count}; 1/0")]
+    for _ in range(2):
+        assert run_local(jobs).keys() == {"bad"}
+    assert (tmp_path / "count").read_text() == "xxx"
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "good")
+    assert run_local(jobs[:1]) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sweep=colour"], "--sweep=colour: one of support_size, num_datasets"),
+        (["--sweep=width", "--base=absent.py"], "--base=absent.py: there is no such file"),
+        (["--sweep=width", "--set=nothing=1"], "--set nothing=1: write FIELD=VALUE of a field"),
+        (["--sweep=width", "--set=num_steps"], "--set num_steps: write FIELD=VALUE"),
+        (["--sweep=width", "--set=num_steps=many"], "--set num_steps=many: not the field's type"),
+        (["--sweep=width", "--role=val"], "one of role val is needed; there: test_a (test)"),
+        (["--sweep=width", "--seeds="], "--seeds: at least one"),
+    ],
+)
+def test_what_cannot_be_run_ends_with_one_line(data_dir, tmp_path, capsys, arguments, message):
+    assert main(["ablate", f"--workdir={tmp_path / 'out'}", f"--data_dir={data_dir}", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()

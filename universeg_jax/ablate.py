@@ -1,0 +1,292 @@
+"""Runs a sweep of configs/ablations.py: trains, evaluates, and gathers a table and a figure with intervals.
+
+Every run is train.py and then eval.py as processes of their own, in <workdir>/runs/<what differs>_seed<n>/. A run that
+is done is not done again, one that stopped goes on, and one that fails is told of at the end and holds up no other.
+Runs that differ in nothing, such as the points of `ensemble`, or one point of two sweeps, are trained once.
+"""
+
+import ast
+import csv
+import hashlib
+import importlib
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from universeg_jax.configuration import flatten, to_dict
+from universeg_jax.data.builder import list_datasets, open_dataset
+from universeg_jax.data.tasks import subject_hash, task_table
+from universeg_jax.errors import UserError
+from universeg_jax.intervals import Cases, interval, mean_of_means
+from universeg_jax.reporting import figure, markdown_table, percent, read_json, save_figure, write_csv, write_json
+from universeg_jax.summary import interval_text
+
+ROOT = Path(__file__).parents[1]  # of the checkout: train.py, eval.py and configs/ are not in the package
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all runs of a sweep share."""
+
+    data_dir: str
+    workdir: Path
+    base: str = "configs/ablations.py"
+    role: str = "test"
+    seeds: tuple[int, ...] = (0, 1)
+    changes: tuple[str, ...] = ()  # "num_steps=100": fields of the base
+    max_cases: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training and what is evaluated of it."""
+
+    workdir: Path
+    train: tuple[str, ...]
+    evaluations: tuple[tuple[Path, tuple[str, ...]], ...]  # (folder of the results, command)
+
+    @property
+    def name(self) -> str:
+        return self.workdir.name
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of what is varied, with its results, one folder a seed."""
+
+    value: str
+    results: tuple[Path, ...]
+
+
+def plan(name: str, options: Options) -> tuple[list[Point], list[Job]]:
+    """The points of a sweep and the jobs that they need. Raises UserError for a sweep or data that are not there."""
+    ablations = importlib.import_module("configs.ablations")
+    if name not in ablations.SWEEPS:
+        raise UserError(f"--sweep={name}: one of {', '.join(ablations.SWEEPS)} is needed")
+    if not options.seeds:
+        raise UserError("--seeds: at least one number is needed")
+    config = base_config(options)
+    datasets = [open_dataset(options.data_dir, n) for n in list_datasets(options.data_dir)]
+    training = [d for d in datasets if d.meta.role in tuple(config.train_roles)]
+    if not training or not any(d.meta.role == options.role for d in datasets):
+        there = ", ".join(f"{d.meta.name} ({d.meta.role})" for d in datasets) or "none"
+        wanted = f"of a role among {', '.join(config.train_roles)} and one of role {options.role}"
+        raise UserError(f"--data_dir={options.data_dir}: a dataset {wanted} is needed; there: {there}")
+    tasks = [task for task in task_table(training, config.min_label_density) if not task.unusable]
+    names = sorted((d.meta.name for d in training), key=lambda n: subject_hash("train_datasets", n))
+    points: list[Point] = []
+    trainings: dict[Path, tuple[tuple[str, ...], dict[Path, tuple[str, ...]]]] = {}
+
+    def add(value: Any, train: dict[str, Any] | None = None, evaluate: dict[str, Any] | None = None) -> None:
+        results = []
+        for seed in options.seeds:
+            folder = options.workdir / "runs" / f"{slug(train or {})}_seed{seed}"
+            size = (train or {}).get("support_size", config.support_size)
+            flags = {"support_size": size, "ensemble": 1, "pool_size": 0, **(evaluate or {})}
+            flags |= {"role": options.role, "max_cases": options.max_cases}
+            out = folder / ("results_" + "_".join(f"{k}-{v}" for k, v in flags.items()))
+            _, evaluations = trainings.setdefault(folder, (train_command(folder, seed, train or {}, options), {}))
+            evaluations[out] = eval_command(folder, out, flags, options)
+            results.append(out)
+        points.append(Point(str(value), tuple(results)))
+
+    ablations.sweep(add, name, config, names, len(tasks))
+    jobs = [Job(folder, train, tuple(todo.items())) for folder, (train, todo) in trainings.items()]
+    return points, jobs
+
+
+def base_config(options: Options) -> ConfigDict:
+    """The base with its changes. Raises UserError for a file or a field that is not there."""
+    file, _, argument = options.base.partition(":")
+    path = ROOT / file if not Path(file).exists() else Path(file)
+    if not path.is_file():
+        raise UserError(f"--base={options.base}: there is no such file")
+    spec = importlib.util.spec_from_file_location("base_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(argument) if argument else module.get_config()
+    for change in options.changes:
+        field, equals, text = change.partition("=")
+        if not equals or field not in flatten(to_dict(config)):
+            raise UserError(f"--set {change}: write FIELD=VALUE of a field of {options.base}")
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text  # a word without quotation marks
+        try:
+            config.update_from_flattened_dict({field: value})
+        except TypeError as error:
+            raise UserError(f"--set {change}: not the field's type ({error})") from None
+    return config
+
+
+def slug(changes: dict[str, Any]) -> str:
+    """A folder's name for what differs from the base: readable, and never that of other changes."""
+    if not changes:
+        return "base"
+    digest = hashlib.sha256(repr(sorted(changes.items())).encode()).hexdigest()[:6]
+    text = "_".join(f"{field.split('.')[-1]}-{value}" for field, value in changes.items())
+    return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', text)[:40]}_{digest}"
+
+
+def train_command(folder: Path, seed: int, changes: dict[str, Any], options: Options) -> tuple[str, ...]:
+    given = dict(change.split("=", 1) for change in options.changes if "=" in change)
+    fields = {**given, **changes, "seed": seed, "data_dir": str(Path(options.data_dir).resolve())}
+    flags = [f"--config.{field}={value}" for field, value in fields.items()]
+    return sys.executable, "train.py", f"--config={options.base}", f"--workdir={folder.resolve()}", *flags
+
+
+def eval_command(folder: Path, out: Path, flags: dict[str, Any], options: Options) -> tuple[str, ...]:
+    places = [f"--checkpoint={folder.resolve()}", f"--data_dir={Path(options.data_dir).resolve()}"]
+    # What a killed evaluation left is replaced.
+    return (
+        sys.executable, "eval.py", *places, *(f"--{flag}={value}" for flag, value in flags.items()),
+        f"--out={out.resolve()}", "--overwrite",
+    )  # fmt: skip
+
+
+def run_job(job: Job) -> str:
+    """Trains and evaluates what is not done yet; "" or what went wrong."""
+    for command, folder, what in (
+        (job.train, job.workdir, "trained"),
+        *((command, out, "evaluated") for out, command in job.evaluations),
+    ):
+        done, log = folder / f"{what}.json", folder / "log.txt"
+        if done.exists() and read_json(done) == list(command[1:]):
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as file:
+            code = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+        if code:
+            lines = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines() or ["no output"]
+            return f"not {what}, exit code {code}: {lines[-1]} ({log})"
+        write_json(done, list(command[1:]))
+    return ""
+
+
+def run_local(jobs: Sequence[Job]) -> dict[str, str]:
+    """One after another in this machine; what went wrong by the name of the job."""
+    problems = {}
+    for job in tqdm(jobs, desc="ablate", unit="run"):
+        if problem := run_job(job):
+            problems[job.name] = problem
+            tqdm.write(f"{job.name}: {problem}", file=sys.stderr)
+    return problems
+
+
+def run_slurm(jobs: Sequence[Job], folder: Path, parameters: dict[str, Any], cluster: str = "slurm") -> dict[str, str]:
+    """All at once through submitit, waiting for the last; `parameters` are those of its AutoExecutor."""
+    try:
+        import submitit
+    except ImportError:
+        raise UserError("--launcher=slurm needs another package: pip install 'universeg_jax[slurm]'") from None
+    executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+    try:
+        executor.update_parameters(**parameters)
+    except (NameError, TypeError, ValueError) as error:
+        raise UserError(f"--slurm: {error}") from None
+    submitted = [(job, executor.submit(run_job, job)) for job in jobs]
+    print(f"{len(submitted)} jobs submitted: {', '.join(handle.job_id for _, handle in submitted)}", flush=True)
+    problems = {}
+    for job, handle in tqdm(submitted, desc="ablate", unit="run"):
+        error = handle.exception()  # of a job that died; it waits
+        if problem := str(error).strip().splitlines()[-1] if error else handle.result():
+            problems[job.name] = problem
+    return problems
+
+
+def listing(jobs: Sequence[Job]) -> str:
+    """All commands, to be typed by hand."""
+    return "\n".join(shlex.join(c) for job in jobs for c in (job.train, *(command for _, command in job.evaluations)))
+
+
+def gather(name: str, points: Sequence[Point], options: Options, problems: dict[str, str]) -> list[dict[str, Any]]:
+    """Writes <workdir>/<sweep>.csv, .md and .png of all points with a result, and returns their rows.
+
+    Seeds are averaged within a case before subjects are resampled: the interval is of these runs on other subjects.
+    """
+    rows = [row for point in points if (row := point_row(point))]
+    if not rows:
+        raise UserError(f"no run of the sweep {name} has a result: {'; '.join(problems.values())}")
+    write_csv(options.workdir / f"{name}.csv", rows)
+    datasets = [column.removeprefix("dice_") for column in rows[0] if column.startswith("dice_")]
+    head = [name.replace("_", " "), "mean Dice (%)", "95 % interval", "by seed", *datasets]
+    table = [
+        [
+            row["value"],
+            percent(row["mean_dice"]),
+            interval_text(row["ci_low"], row["ci_high"]),
+            ", ".join(percent(float(x)) for x in row["by_seed"].split()),
+            *(percent(row[f"dice_{d}"]) for d in datasets),
+        ]
+        for row in rows
+    ]
+    lines = [
+        f"# {name.replace('_', ' ')}",
+        "",
+        f"Base {options.base}{''.join(f', {change}' for change in options.changes)}; datasets of role {options.role}; "
+        f"seeds {', '.join(map(str, options.seeds))}. Official Dice, mean over the datasets and seeds; the interval "
+        "resamples subjects, with datasets and seeds fixed.",
+        "",
+        markdown_table(head, table),
+        "",
+        f"![{name}]({name}.png)",
+        *(f"\n- failed: {run}: {problem}" for run, problem in problems.items()),
+    ]
+    (options.workdir / f"{name}.md").write_text("\n".join(lines) + "\n")
+    draw(name, rows, options.workdir / f"{name}.png")
+    return rows
+
+
+def point_row(point: Point) -> dict[str, Any] | None:
+    """The mean over the seeds that have a result, with its interval; None where none has."""
+    of_seeds = [read_cases(out / "cases.csv") for out in point.results if (out / "evaluated.json").exists()]
+    if not of_seeds:
+        return None
+    joined = Cases(*(np.concatenate(columns) for columns in zip(*of_seeds, strict=True)))
+    result = interval(joined)
+    ends = (result.overall.low, result.overall.high, result.over_datasets.low, result.over_datasets.high)
+    low, high, low_over, high_over = (None if value != value else value for value in ends)
+    return {
+        "value": point.value,
+        "seeds": len(of_seeds),
+        "mean_dice": result.overall.mean,
+        "ci_low": low,
+        "ci_high": high,
+        "ci_low_over_datasets": low_over,
+        "ci_high_over_datasets": high_over,
+        "by_seed": " ".join(f"{mean_of_means(cases)[0]:.6f}" for cases in of_seeds),
+        **{f"dice_{name}": estimate.mean for name, estimate in result.by_dataset.items()},
+    }
+
+
+def read_cases(path: Path) -> Cases:
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["empty"] == "False"]
+    values = [float(row["dice"]) for row in rows]
+    return Cases(*([row[column] for row in rows] for column in ("dataset", "task", "subject")), values)
+
+
+def draw(name: str, rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Means with their intervals; a dot a seed."""
+    fig, ((axes,),) = figure(1.5 + 0.9 * len(rows), 3.5)
+    for x, row in enumerate(rows):
+        mean = 100 * row["mean_dice"]
+        if row["ci_low"] is not None:
+            below, above = mean - 100 * row["ci_low"], 100 * row["ci_high"] - mean
+            axes.errorbar(x, mean, [[max(below, 0)], [max(above, 0)]], fmt="none", color="tab:blue", capsize=4)
+        axes.plot([x] * row["seeds"], [100 * float(v) for v in row["by_seed"].split()], ".", color="tab:orange")
+    axes.plot(range(len(rows)), [100 * row["mean_dice"] for row in rows], "o-", color="tab:blue", lw=0.8)
+    axes.set_xticks(range(len(rows)), [row["value"] for row in rows])
+    axes.set(xlabel=name.replace("_", " "), ylabel="mean Dice (%)", ylim=(0, 100))
+    save_figure(fig, path)

@@ -1,0 +1,131 @@
+"""The cases of an evaluation and the supports that each draws, read from datasets into batches."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from universeg_jax.data.builder import Dataset
+from universeg_jax.data.tasks import FIRST, SECOND, Examples, Task, subject_hash
+from universeg_jax.episode import Episode
+from universeg_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is evaluated. Several support sizes and ensembles share one pass over the cases each."""
+
+    support_sizes: tuple[int, ...] = (16,)
+    ensembles: tuple[int, ...] = (1,)  # support draws whose probabilities are averaged
+    pool_size: int = 0  # examples of the support split that may be drawn, chosen by hash; 0 = all
+    max_cases: int = 0  # queries a task, chosen by hash; 0 = all
+    batch_size: int = 8  # cases at a time
+    seed: int = 0
+    flips: bool = False  # probabilities averaged over the four flips of query and support
+    surfaces: bool = False  # measure hd95 and surface Dice, in pixels of 128x128
+    tolerance: float = 2.0  # pixels, of the surface Dice
+
+    def __post_init__(self):
+        for name, values in (("support_size", self.support_sizes), ("ensemble", self.ensembles)):
+            if not values or min(values) < 1:
+                raise UserError(f"{name}={values}: numbers of at least 1 are needed")
+        for name, least in (("pool_size", 0), ("max_cases", 0), ("batch_size", 1), ("tolerance", 0)):
+            if not getattr(self, name) >= least:
+                raise UserError(f"{name}={getattr(self, name)}: at least {least} is needed")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One query of one task."""
+
+    task: Task
+    row: int
+    position: int
+    subject: int
+
+
+def cases_of(task: Task, max_cases: int = 0) -> list[Case]:
+    """The queries of a task; with `max_cases` a subset by hash, the same whatever else is evaluated."""
+    query = task.side(SECOND)
+    order = np.arange(len(query))
+    if max_cases and len(query) > max_cases:
+        order = np.sort(np.argsort([subject_hash(task.name, f"query {row}") for row in query.rows])[:max_cases])
+    return [Case(task, int(query.rows[i]), int(query.positions[i]), int(query.subjects[i])) for i in order]
+
+
+def support_pool(task: Task, pool_size: int = 0) -> Examples:
+    """The support split of a task, or `pool_size` of it by hash: smaller pools are subsets of larger ones."""
+    pool = task.side(FIRST)
+    if not pool_size or pool_size >= len(pool):
+        return pool
+    chosen = np.sort(np.argsort([subject_hash(task.name, f"support {row}") for row in pool.rows])[:pool_size])
+    return Examples(pool.rows[chosen], pool.positions[chosen], pool.subjects[chosen])
+
+
+def draw_support(case: Case, pool: Examples, support_size: int, draw: int, seed: int) -> np.ndarray:
+    """Positions in the pool [support_size]: without replacement, or with it where S exceeds the pool."""
+    if case.subject in pool.subjects:
+        raise ValueError(f"{case.task.name}: subject {case.subject} of the query is in the support pool")
+    key = int.from_bytes(hashlib.sha256(f"{case.task.name}\0{case.row}".encode()).digest()[:8], "big")
+    rng = np.random.default_rng([seed, key, draw])
+    return rng.choice(len(pool), size=support_size, replace=support_size > len(pool))
+
+
+class Batch(NamedTuple):
+    """Some cases and what was gathered for them."""
+
+    cases: Sequence[Case]
+    episode: Episode
+    about: list[dict[str, Any]]  # "slice" and "effective_support" of each
+
+
+def gather(
+    cases: Sequence[Case], datasets: dict[str, Dataset], settings: Settings, support_size: int, pad_to: int
+) -> tuple[Episode, list[dict[str, Any]]]:
+    """Host episodes uint8 of some cases, padded by repeating the last one.
+
+    Also of each case its name ("slice") and the number of distinct supports ("effective_support").
+    """
+    draws = max(settings.ensembles)
+    size = datasets[cases[0].task.dataset].meta.size
+    query = np.zeros((2, pad_to, size, size, 1), np.uint8)
+    support = np.zeros((2, pad_to, draws, support_size, size, size, 1), np.uint8)
+    pools = {case.task.name: support_pool(case.task, settings.pool_size) for case in cases}
+    about = []
+    for n, case in enumerate(cases):
+        dataset, pool = datasets[case.task.dataset], pools[case.task.name]
+        read: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        example = dataset[case.row]
+        query[0, n, ..., 0], query[1, n, ..., 0] = example["image"], example["masks"][case.position]
+        effective = 0
+        for k in range(draws):
+            chosen = draw_support(case, pool, support_size, k, settings.seed)
+            effective = max(effective, len(np.unique(chosen)))
+            for s, i in enumerate(chosen):
+                if i not in read:
+                    entry = dataset[int(pool.rows[i])]
+                    read[i] = entry["image"], entry["masks"][pool.positions[i]]
+                support[0, n, k, s, ..., 0], support[1, n, k, s, ..., 0] = read[i]
+        about.append({"slice": example["name"].decode(), "effective_support": effective})
+    for array in (query, support):
+        array[:, len(cases) :] = array[:, len(cases) - 1 : len(cases)]
+    return Episode(*query, *support, np.ones((pad_to, draws, support_size), np.uint8)), about
+
+
+def prefetched(
+    cases: Sequence[Case], datasets: dict[str, Dataset], settings: Settings, support_size: int
+) -> Iterator[Batch]:
+    """Batches of cases, the next one read while the present one is computed."""
+    batches = [cases[i : i + settings.batch_size] for i in range(0, len(cases), settings.batch_size)]
+    with ThreadPoolExecutor(1) as pool:
+        ahead = None
+        for batch in batches:
+            future = pool.submit(gather, batch, datasets, settings, support_size, settings.batch_size)
+            if ahead is not None:
+                yield Batch(ahead[0], *ahead[1].result())
+            ahead = batch, future
+        if ahead is not None:
+            yield Batch(ahead[0], *ahead[1].result())
