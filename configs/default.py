@@ -8,7 +8,7 @@ end with the data at hand yet.
 
 from ml_collections import ConfigDict
 
-from universeg_jax import augment, synthesis
+from universeg_jax import augment, superpixel, synthesis
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -31,6 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.kinds = ConfigDict()  # weights of the kinds of episode, any scale
     config.kinds.real = 1.0  # from the datasets
     config.kinds.synthetic = 0.0  # from synthesis.py; the paper mixes both but gives no ratio
+    config.kinds.superpixel = 0.0  # from superpixel.py: labels made from the training images
     config.read_threads = 4  # threads that read episodes ahead
 
     config.image_size = 128  # pixels, model input; datasets larger than it are resized on the device
@@ -42,6 +43,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.num_steps = 500_000  # optimizer steps; not published
 
     config.model = ConfigDict()
+    config.model.name = "universeg"  # or a baseline: "senet" | "panet" | "alpnet"; see configs/baselines.py
     config.model.encoder_blocks = (64, 64, 64, 64)  # features of each level
     config.model.decoder_blocks = ()  # () mirrors the encoder
     config.model.cross_activation = "none"  # "none" as released, "leaky_relu" as in the paper's text
@@ -51,6 +53,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.remat = False  # recompute activations in the backward pass: less memory, a third more time
     config.model.form = "fast"  # "fast" | "plain": the same function
     config.model.support_chunk = 0  # entries streamed at a time: 0 = all at once (accelerators), 1 is best on a CPU
+    config.model.conditioner_features = 16  # of senet
+    config.model.stride = 8  # pixels between features of panet and alpnet
+    config.model.embedding = 256  # features that alpnet compares
+    config.model.prototype_grid = 8  # cells a side whose averages are alpnet's local prototypes
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adam"  # any optimizer of optax that takes learning_rate
@@ -71,6 +77,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.augment = augment.get_config()
     config.synthesis = synthesis.get_config()
+    config.superpixel = superpixel.get_config()
 
     config.log_every = 1  # steps between lines of metrics.jsonl
     config.tensorboard = False  # write <workdir>/tensorboard too

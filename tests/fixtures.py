@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 from PIL import Image
 
@@ -25,6 +26,7 @@ def tiny_config(data_dir: str = "", **fields):
     config.eval.max_cases = 2
     config.eval.pictures = 0
     config.synthesis.weights = {"shapes": 1.0, "tubes": 0.0, "blobs": 0.0, "nests": 0.0}  # half the time to compile
+    config.superpixel.cells = (3, 6)
     config.update(fields)
     return config
 
@@ -82,4 +84,22 @@ def write_folder(path: Path, count: int = 6, shape: tuple[int, int] = (20, 30), 
         image = (20 * rng.random(shape) + 60 * np.searchsorted((0, *ids), label)).astype(np.uint8)
         Image.fromarray(image).save(path / "images" / f"p{i}_0.png")
         Image.fromarray(label).save(path / "labels" / f"p{i}_0.png")
+    return path
+
+
+def block_volume(
+    shape: tuple[int, int, int], ids: tuple[int, ...] = (1,), seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """(image int16, label uint8) [I, J, K]: a bright block an id on noise, along the first axis."""
+    rng = np.random.default_rng(seed)
+    label = np.zeros(shape, np.uint8)
+    edges = np.linspace(0, shape[0], len(ids) + 1).astype(int)
+    for value, start, stop in zip(ids, edges[:-1], edges[1:], strict=True):
+        label[start + 1 : max(stop - 1, start + 2), shape[1] // 4 : -(shape[1] // 4), : max(shape[2] - 1, 1)] = value
+    return (rng.integers(0, 50, shape) + 200 * (label > 0) + 10 * label).astype(np.int16), label
+
+
+def write_nifti(path: Path, data: np.ndarray, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(data, np.diag([*spacing, 1.0])), path)
     return path

@@ -408,15 +408,18 @@ def test_any_number_of_devices_by_vmap_or_map_gives_the_same_pixels(devices):
     def by_index(i):
         return augment.augment_episode(random.fold_in(key(), i), episode, config)
 
+    def by_map(indices):
+        return jax.lax.map(by_index, indices)
+
     indices = jnp.arange(100, 104)
-    expected = jit(jax.vmap(by_index))(indices)
+    expected = jit(by_map)(indices)
     mesh = Mesh(np.array(jax.devices()[:devices]), "batch")
     split = PartitionSpec("batch")
-    mapped = jax.shard_map(
-        lambda i: jax.lax.map(by_index, i), mesh=mesh, in_specs=split, out_specs=split, check_vma=False
-    )
-    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(jit(mapped)(indices)), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+    mapped = jax.shard_map(by_map, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
+    # By vmap, which an accelerator does, images are sums in another order; it takes long to compile here.
+    for run, tolerance in ((mapped, 1e-6), (jax.vmap(by_index), 1e-5))[: 1 if devices == 4 else 2]:
+        for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(jit(run)(indices)), strict=True):
+            np.testing.assert_allclose(a, b, atol=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -429,6 +432,9 @@ def test_any_number_of_devices_by_vmap_or_map_gives_the_same_pixels(devices):
         ("task.affine.scale", (0.0, 1.0)),
         ("task.elastic.sigma", (0.0, 8.0)),
         ("task.elastic.alpha", (2.0, 1.0)),
+        ("in_task.affine.degrees", (0.0, float("inf"))),
+        ("task.brightness_contrast.brightness", (float("nan"), 0.1)),
+        ("task.blur.sigma", (0.1, 0.5, 1.1)),
         ("in_task.noise.variance", (-0.1, 0.1)),
         ("in_task.zoom.factor", (0.5, 2.0)),
         ("task.low_resolution.factor", (0.5, 2.0)),

@@ -32,6 +32,9 @@ def test_arguments():
     finetune = importlib.import_module("configs.finetune").get_config("my_scans")
     assert finetune.train_datasets == ("my_scans",)
     assert importlib.import_module("configs.small").get_config("128").image_size == 128
-    for name, wrong in (("small", "96"), ("default", "x"), ("release", "x")):
+    for name in ("senet", "panet", "alpnet"):
+        config = importlib.import_module("configs.baselines").get_config(f"{name}:paper")
+        assert (config.model.name, config.image_size, config.support_size) == (name, 128, 64)
+    for name, wrong in (("small", "96"), ("default", "x"), ("release", "x"), ("baselines", "unet")):
         with pytest.raises(ValueError, match=wrong):
             importlib.import_module(f"configs.{name}").get_config(wrong)

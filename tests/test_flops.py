@@ -30,3 +30,13 @@ def test_released_architecture_and_a_training_step():
     config = tiny_config(batch_size=4, every_image_as_query=True)
     model = build_model(config.model)
     assert training_flops(model, config) == 3 * 4 * 4 * forward_flops(model, 16, 3)[0]
+
+
+def test_a_baseline_is_counted():
+    config = tiny_config(batch_size=2, support_size=3, image_size=32)
+    config.model.update({"name": "senet", "encoder_blocks": (32,), "conditioner_features": 16})
+    large, small = ((5 * side - 6) ** 2 for side in (32, 16))  # taps of 5x5 convolutions that meet no padding
+    segmenter = large * (32 + 32 * 32) + small * 32 * 32  # one pooling: encoder and decoder, bottleneck
+    conditioner = large * (2 * 16 + 16 * 16) + small * 16 * 16
+    expected = 3 * 2 * 2 * (segmenter + 3 * conditioner)
+    assert training_flops(build_model(config.model), config) == pytest.approx(expected, rel=0.03)

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests.fixtures import build_discs, tiny_config
 from universeg_jax import checkpoints, evaluation, training, weights
-from universeg_jax.configuration import ConfigError, to_dict
+from universeg_jax.configuration import ConfigError, check_resumable, to_dict
 from universeg_jax.data.episodes import Batch, batches, make_sampler
 from universeg_jax.data.tasks import task_table
 from universeg_jax.episode import Episode, to_device_floats
@@ -27,6 +27,7 @@ from universeg_jax.report import write_report
 from universeg_jax.reporting import lock, read_json, read_json_lines, write_json
 
 ROOT = Path(__file__).parents[1]
+MIXED = {"real": 1.0, "synthetic": 1.0, "superpixel": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def steps(config, data_dir, devices, count=5):
     """Parameters after `count` steps on some of the fake devices."""
     dataset = training.open_data(config)[0][0]
     sampler = make_sampler(
-        [dataset], task_table([dataset]), seed=0, support_size=3, synthetic=config.kinds.synthetic, size=16
+        [dataset], task_table([dataset]), seed=0, support_size=3, **training.kind_shares(config), size=16
     )
     model = build_model(config.model)
     optimizer, schedule = training.make_optimizer(config)
@@ -96,19 +97,67 @@ def test_one_step_of_sgd_is_the_gradient_of_the_mean_loss(data_dir):
     assert_trees_equal(state.params, expected, atol=1e-5)
 
 
-def test_device_episodes_depend_on_seed_and_index_alone(data_dir):
-    config = tiny_config(data_dir, kinds={"real": 0.5, "synthetic": 0.5})
+def mixed_batch(config, count=8):
     dataset = training.open_data(config)[0][0]
-    sampler = make_sampler([dataset], task_table([dataset]), seed=0, support_size=3, synthetic=0.5, size=16)
-    batch = next(batches(sampler, batch_size=4, first_step=0, last_step=1))
-    assert set(batch.kind.tolist()) == {0, 1}
-    run = jax.jit(functools.partial(training.device_episodes, config=config))
+    shares = training.kind_shares(config)
+    sampler = make_sampler([dataset], task_table([dataset]), seed=0, support_size=3, **shares, size=16)
+    return next(batches(sampler, batch_size=count, first_step=0, last_step=1))
+
+
+def test_device_episodes_depend_on_seed_and_index_alone(data_dir):
+    config = tiny_config(data_dir, kinds=MIXED)
+    batch = mixed_batch(config)
+    assert set(batch.kind.tolist()) == {0, 1, 2}
+    # Compiling takes most of the time here; a program that runs slower compiles three times as fast.
+    jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    run = jit(functools.partial(training.device_episodes, config=config))
     together, _ = run(batch)
-    order = np.array([2, 0, 3, 1])
+    order = np.array([2, 0, 7, 3, 1, 6, 5, 4])
     shuffled, _ = run(jax.tree.map(lambda x: x[order], batch))
     assert_trees_equal(shuffled, jax.tree.map(lambda x: x[order], together), atol=1e-6)
-    later, _ = run(batch._replace(index=batch.index + 4))
+    later, _ = run(batch._replace(index=batch.index + 8))
     assert np.abs(later.query_image - together.query_image).max((1, 2, 3)).min() > 0.05
+    assert run._cache_size() == 1  # one program for all kinds
+    # Each is what its kind alone would have made of it.
+    for kind, name in enumerate(MIXED):
+        alone = tiny_config(data_dir, kinds=dict.fromkeys(MIXED, 0.0) | {name: 1.0})
+        chosen = np.flatnonzero(batch.kind == kind)
+        part, _ = jit(functools.partial(training.device_episodes, config=alone))(
+            jax.tree.map(lambda x, chosen=chosen: x[chosen], batch)
+        )
+        expected = jax.tree.map(lambda x, chosen=chosen: x[chosen], together)
+        assert_trees_equal(part, expected, atol=1e-5)
+
+
+def test_a_kind_without_weight_is_not_even_traced(data_dir, monkeypatch):
+    batch = mixed_batch(tiny_config(data_dir, kinds=MIXED))
+    made = []
+    makers = {"synthetic": (training.synthesis, "synthetic_episode")}
+    makers["superpixel"] = (training.superpixel, "superpixel_episode")
+    for name, (module, function) in makers.items():
+        original = getattr(module, function)
+        monkeypatch.setattr(module, function, lambda *x, n=name, f=original: made.append(n) or f(*x))
+    for kinds, expected in (
+        ({"real": 1.0, "synthetic": 0.0, "superpixel": 0.0}, set()),
+        ({"real": 1.0, "synthetic": 0.0, "superpixel": 0.1}, {"superpixel"}),
+        ({"real": 1.0, "synthetic": 0.1, "superpixel": 0.0}, {"synthetic"}),
+        ({"real": 0.0, "synthetic": 0.1, "superpixel": 0.1}, {"synthetic", "superpixel"}),
+    ):
+        made.clear()
+        config = tiny_config(data_dir, kinds=kinds)
+        jax.eval_shape(functools.partial(training.device_episodes, config=config), batch)
+        assert set(made) == expected
+
+
+def test_a_run_of_superpixels_alone_needs_no_label_but_data(data_dir, tmp_path):
+    config = tiny_config(data_dir, num_steps=2, kinds={"real": 0.0, "synthetic": 0.0, "superpixel": 1.0})
+    training.train_and_evaluate(config, tmp_path / "run")
+    rows = read_json_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [np.isfinite(row["loss"]) for row in rows] == [True, True]
+    record = checkpoints.read_metadata(checkpoints.resolve(tmp_path / "run"))["lineage"]
+    assert set(record["trained_on"]) == {"train_discs"}  # its images count
+    with pytest.raises(UserError, match="no dataset of roles"):
+        training.train_and_evaluate(tiny_config(tmp_path / "empty", kinds=config.kinds), tmp_path / "none")
 
 
 def rows_without_times(workdir):
@@ -250,7 +299,7 @@ def test_profile_writes_a_trace(data_dir, tmp_path):
 
 def test_the_step_and_the_evaluation_lower_for_tpu(data_dir):
     """No TPU has run them; that they lower shows that nothing in them belongs to a CPU."""
-    config = tiny_config(data_dir, ema_decay=0.9, kinds={"real": 0.5, "synthetic": 0.5})
+    config = tiny_config(data_dir, ema_decay=0.9, kinds=MIXED)
     config.model.dtype = "bfloat16"
     model = build_model(config.model)
     optimizer, schedule = training.make_optimizer(config)
@@ -260,9 +309,7 @@ def test_the_step_and_the_evaluation_lower_for_tpu(data_dir):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("batch",))
     sharded = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(P(), P("batch")), out_specs=(P(), P()), check_vma=False))
     state = training.init_state(init_params(model, 0), optimizer, ema=True)
-    dataset = training.open_data(config)[0][0]
-    sampler = make_sampler([dataset], task_table([dataset]), seed=0, support_size=3, synthetic=0.5, size=16)
-    batch = jax.tree.map(jnp.asarray, next(batches(sampler, batch_size=4, first_step=0, last_step=1)))
+    batch = jax.tree.map(jnp.asarray, mixed_batch(config, 4))
     exported = jax.export.export(sharded, platforms=["tpu"])(state, batch)
     assert exported.platforms == ("tpu",)
     text = exported.mlir_module()
@@ -295,6 +342,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_episodes(data_dir
         ({"train_roles": ("train_research",)}, "no dataset of roles"),
         ({"train_datasets": ("test_discs",)}, "test_discs not among those to train on"),
         ({"kinds": {"real": 0.0, "synthetic": 0.0}}, "config.kinds"),
+        ({"kinds": {"superpixel": -1.0}}, "config.kinds"),
+        ({"kinds": {"real": float("nan")}}, "config.kinds"),
+        ({"augment": {"task": {"edge": {"p": 1.5}}}}, "config.augment.task.edge.p must lie in"),
+        ({"augment": {"in_task": {"blur": {"sigma": (2.0, 1.0)}}}}, "config.augment.in_task.blur.sigma must be lowest"),
+        ({"kinds": {"synthetic": 1.0}, "synthesis": {"blur_std": (5.0, 0.5)}}, "config.synthesis.blur_std must be"),
+        ({"kinds": {"synthetic": 1.0}, "image_size": 8}, "config.synthesis.*_scales .* needs a size of"),
+        ({"kinds": {"synthetic": 1.0}, "synthesis": {"weights": {"shapes": 0.0}}}, "config.synthesis.weights must not"),
+        ({"kinds": {"superpixel": 1.0}, "image_size": 8}, "config.superpixel.cells .* needs a size of 10, not 8"),
         ({"optimizer": {"name": "adamm"}}, "no such optimizer"),
         ({"optimizer": {"schedule": "sine"}}, "constant, cosine"),
         ({"optimizer": {"weight_decay": 0.1}}, "does not take"),
@@ -415,3 +470,13 @@ def test_a_torn_last_line_and_later_steps_are_dropped(tmp_path):
     assert read_json_lines(path) == [{"step": 0}, {"step": 1}, {"step": 2, "again": True}]
     write_json(tmp_path / "deep" / "x.json", {"a": 1})
     assert read_json(tmp_path / "deep" / "x.json") == {"a": 1}
+
+
+def test_a_run_from_before_a_field_was_added_is_resumed():
+    new = to_dict(tiny_config())
+    old = to_dict(tiny_config())
+    del old["model"]["name"], old["model"]["stride"]
+    check_resumable(old, new, Path("run"))
+    new["model"]["name"] = "senet"
+    with pytest.raises(ConfigError, match=r"config.model.name: 'universeg' there, 'senet' given"):
+        check_resumable(old, new, Path("run"))

@@ -106,12 +106,12 @@ def get_config() -> ConfigDict:
     return config
 
 
-def validate(config: ConfigDict) -> None:
-    """Raises UserError (a ValueError) that names the field if `config` cannot be drawn from."""
+def validate(config: ConfigDict, name: str = "config.augment") -> None:
+    """Raises UserError (a ValueError) that names the field if `config`, called `name`, cannot be drawn from."""
 
     def check(good: bool, field: str, why: str) -> None:
         if not good:
-            raise UserError(f"config.augment.{field} {why}")
+            raise UserError(f"{name}.{field} {why}")
 
     choices = ("nearest", "linear")
     check(config.label_interpolation in choices, "label_interpolation", f"must be one of {', '.join(choices)}")
@@ -119,15 +119,16 @@ def validate(config: ConfigDict) -> None:
     positive = ("scale", "sigma")
     for level in ("task", "in_task"):
         for op, section in config[level].items():
-            for name, value in section.items():
-                field = f"{level}.{op}.{name}"
-                if name == "p":
+            for part, value in section.items():
+                field = f"{level}.{op}.{part}"
+                if part == "p":
                     check(0 <= value <= 1, field, f"must lie in [0, 1], got {value}")
                     continue
                 check(len(value) == 2, field, f"must be (lowest, highest), got {value}")
                 check(value[0] <= value[1], field, f"must be lowest ≤ highest, got {value}")
-                check(name in signed or value[0] >= 0, field, f"must be at least 0, got {value}")
-                check(name not in positive or value[0] > 0, field, f"must be above 0, got {value}")
+                check(np.isfinite(value).all(), field, f"must be finite, got {value}")
+                check(part in signed or value[0] >= 0, field, f"must be at least 0, got {value}")
+                check(part not in positive or value[0] > 0, field, f"must be above 0, got {value}")
         for op in ("zoom", "low_resolution"):
             low, high = config[level][op].factor
             check(low >= 1, f"{level}.{op}.factor", f"must be at least 1, got {(low, high)}")

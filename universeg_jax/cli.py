@@ -11,12 +11,18 @@ COMMANDS = (
     "build",
     "tasks",
     "predict",
+    "check",
     "evaluate",
+    "baseline",
     "compare",
     "ablate",
+    "table",
     "report",
+    "sheet",
     "checkpoint",
     "convert",
+    "export",
+    "demo",
 )  # in the order of `universeg --help`
 
 

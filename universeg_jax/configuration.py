@@ -1,6 +1,8 @@
 """A run's config on disk, and which of its fields may change when the run is resumed."""
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,34 @@ RESUMABLE = (
 # Fields that configs got after the first runs, with the value that those runs had: they can be resumed.
 ADDED = {
     "train_tasks": 0,
+    "model.name": "universeg",
+    "model.conditioner_features": 16,
+    "model.stride": 8,
+    "model.embedding": 256,
+    "model.prototype_grid": 8,
 }
 
 
 class ConfigError(UserError):
     """A config that cannot be run, or not in this workdir."""
+
+
+def load_config(spec: str) -> ConfigDict:
+    """The config of "FILE.py[:argument]", as train.py's --config takes it."""
+    name, _, argument = spec.partition(":")
+    path = Path(name).resolve()
+    if not path.is_file() or path.suffix != ".py":
+        raise ConfigError(f"--config={spec}: {name} is no Python file; give one such as configs/default.py")
+    module = importlib.util.module_from_spec(found := importlib.util.spec_from_file_location(path.stem, path))
+    root = str(path.parents[1])  # configs import each other as `configs.default`
+    sys.path.insert(0, root)
+    try:
+        found.loader.exec_module(module)
+        return module.get_config(argument) if argument else module.get_config()
+    except ValueError as error:
+        raise ConfigError(f"--config={spec}: {error}") from error
+    finally:
+        sys.path.remove(root)
 
 
 def to_dict(config: ConfigDict | FrozenConfigDict) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from universeg_jax import checkpoints, evaluation_report, metrics, weights
+from universeg_jax.cost import cost
 from universeg_jax.data.builder import Dataset, list_datasets, open_dataset
 from universeg_jax.data.tasks import Task, dataset_tasks, usable
 from universeg_jax.episode import OFFICIAL_SIZE, Episode, resize, to_device_floats
@@ -235,6 +236,7 @@ def evaluate_checkpoint(
         "checkpoint": str(checkpoints.resolve(checkpoint)),
         "params_hash": weights.params_hash(predictor.params),
         "role": role,
+        "cost": cost(*methods["model"], max(settings.support_sizes)),
     }
     return evaluate_to(out, {**methods, **(baselines or {})}, datasets, settings, about, overwrite, report)
 
@@ -254,18 +256,45 @@ def evaluate_to(
     "settings". Datasets whose tasks are all unusable are listed under "skipped". Raises UserError where `out` holds
     another run's results.
     """
+    tasks = usable([task for dataset in datasets for task in dataset_tasks(dataset)])
+    options = {name: value for name, value in asdict(settings).items() if name != "batch_size"}  # which changes nothing
+    fingerprints = {d.meta.name: d.fingerprint for d in datasets}
+    whose = {name: value for name, value in about.items() if name != "cost"}  # which is measured anew each time
+    record = {**whose, "methods": list(methods), "datasets": fingerprints, "options": options}
+    open_results(out, json_value(record), overwrite)
+    rows = evaluate(methods, datasets, tasks, settings)
+    summary = write_results(out, rows, list(methods), datasets, settings, about)
+    if report:
+        by_name, by_task = {d.meta.name: d for d in datasets}, {task.name: task for task in tasks}
+        method, params = methods[summary["method"]]
+
+        def draw(shown: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+            return [
+                picture(method, params, by_name[row["dataset"]], case, settings)
+                for row in shown
+                for case in cases_of(by_task[row["task"]])
+                if case.row == row["row"]
+            ]
+
+        evaluation_report.write(out, summary, rows, draw)
+    return summary
+
+
+def write_results(
+    out: Path,
+    rows: Sequence[dict[str, Any]],
+    methods: Sequence[str],
+    datasets: Sequence[Dataset],
+    settings: Settings,
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """cases.csv and summary.json of `evaluate_to` from rows that were evaluated in any way."""
     tasks = {d.meta.name: dataset_tasks(d) for d in datasets}
     skipped = {
         name: "; ".join(f"{t.name}: {t.unusable}" for t in of)
         for name, of in tasks.items()
         if all(t.unusable for t in of)
     }
-    to_do = usable([t for of in tasks.values() for t in of])
-    options = {name: value for name, value in asdict(settings).items() if name != "batch_size"}  # which changes nothing
-    fingerprints = {d.meta.name: d.fingerprint for d in datasets}
-    record = {**about, "methods": list(methods), "datasets": fingerprints, "options": options}
-    open_results(out, json_value(record), overwrite)
-    rows = evaluate(methods, datasets, to_do, settings)
     summaries = [
         {"method": method, **summarize(rows, method, size, ensemble)}
         for method in methods
@@ -281,19 +310,6 @@ def evaluate_to(
     summary |= {"measured": "Dice at 128x128 on masks cut at 0.5", "settings": summaries}
     write_csv(out / "cases.csv", rows)
     write_json(out / "summary.json", summary)
-    if report:
-        by_name, usable_tasks = {d.meta.name: d for d in datasets}, {t.name: t for t in to_do}
-        method, params = methods[main["method"]]
-
-        def draw(shown: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-            return [
-                picture(method, params, by_name[row["dataset"]], case, settings)
-                for row in shown
-                for case in cases_of(usable_tasks[row["task"]])
-                if case.row == row["row"]
-            ]
-
-        evaluation_report.write(out, summary, rows, draw)
     return summary
 
 

@@ -1,8 +1,10 @@
 """How much arithmetic the model takes: multiplications and additions of its convolutions."""
 
+import flax.linen as nn
+import jax
 from ml_collections import ConfigDict
 
-from universeg_jax.model import UniverSeg
+from universeg_jax.model import UniverSeg, init_params
 
 
 def forward_flops(model: UniverSeg, size: int, support_size: int) -> tuple[int, int]:
@@ -43,7 +45,18 @@ def forward_flops(model: UniverSeg, size: int, support_size: int) -> tuple[int, 
     return (fast if model.form == "fast" else plain) + out, published + out
 
 
-def training_flops(model: UniverSeg, config: ConfigDict) -> int:
+def counted_flops(model: nn.Module, size: int, support_size: int) -> int:
+    """Of any model's forward pass for one query with its support, as the compiler counts what it is given."""
+    query = jax.ShapeDtypeStruct((1, size, size, 1), "float32")
+    support = jax.ShapeDtypeStruct((1, support_size, size, size, 1), "float32")
+    whole = model.clone(support_chunk=0)  # a loop's body would count once
+    params = jax.eval_shape(lambda: init_params(whole, 0))
+    return int(jax.jit(whole.apply).lower({"params": params}, query, support, support).cost_analysis()["flops"])
+
+
+def training_flops(model: nn.Module, config: ConfigDict) -> int:
     """Of one step over all devices: three times the forward pass; recomputation and augmentation not counted."""
     queries = config.batch_size * (config.support_size + 1 if config.every_image_as_query else 1)
-    return 3 * queries * forward_flops(model, config.image_size, config.support_size)[0]
+    if isinstance(model, UniverSeg):
+        return 3 * queries * forward_flops(model, config.image_size, config.support_size)[0]
+    return 3 * queries * counted_flops(model, config.image_size, config.support_size)

@@ -19,6 +19,8 @@ One set of parameters, two forms that compute the same function:
 Arrays are channels last: query [B, H, W, C], support [B, S, H, W, C].
 """
 
+import dataclasses
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -430,15 +432,48 @@ def check_shapes(query: Array, images: Array, labels: Array, mask: Array | None,
         raise ValueError(f"support_mask has shape {mask.shape}; [B, S] = {images.shape[:2]} is needed")
 
 
-def build_model(config: Any, **overrides: Any) -> UniverSeg:
-    """UniverSeg from `config.model` (a mapping of its fields); overrides are for fields that change no parameter."""
+MODELS = {  # config.model.name → its class; imported when asked for, since the baselines build on this module
+    "universeg": "universeg_jax.model:UniverSeg",
+    "senet": "universeg_jax.baselines.senet:SENet",
+    "panet": "universeg_jax.baselines.panet:PANet",
+    "alpnet": "universeg_jax.baselines.alpnet:ALPNet",
+}
+
+
+def model_class(name: str) -> type[nn.Module]:
+    if name not in MODELS:
+        raise ValueError(f"config.model.name={name!r}: choose one of {', '.join(MODELS)}")
+    module, attribute = MODELS[name].split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def fields_of(model: type[nn.Module]) -> dict[str, Any]:
+    """Its fields and their defaults."""
+    return {f.name: f.default for f in dataclasses.fields(model) if f.name not in ("parent", "name")}
+
+
+def build_model(config: Any, **overrides: Any) -> nn.Module:
+    """The model `config.model` (a mapping) names, UniverSeg by default; overrides are for fields that change no
+    parameter.
+
+    A config has the fields of all models; raises ValueError for one that no model has, or that this one has not and
+    that was set nevertheless.
+    """
     fields = {**config, **overrides}
-    for name in ("encoder_blocks", "decoder_blocks"):  # JSON and ConfigDict give lists; flax needs hashable fields
-        fields[name] = tuple(b if isinstance(b, int) else tuple(b) for b in fields.get(name, getattr(UniverSeg, name)))
-    return UniverSeg(**fields)
+    name = fields.pop("name", "universeg")
+    model = model_class(name)
+    own, every = fields_of(model), [fields_of(model_class(each)) for each in MODELS]
+    for field, value in fields.items():  # JSON and ConfigDict give lists; flax needs hashable fields
+        if field in ("encoder_blocks", "decoder_blocks"):
+            value = fields[field] = tuple(b if isinstance(b, int) else tuple(b) for b in value)
+        if not any(field in fields for fields in every):
+            raise ValueError(f"config.model.{field}: no model has this field; {name} has {', '.join(own)}")
+        if field not in own and value not in [fields[field] for fields in every if field in fields]:
+            raise ValueError(f"config.model.{field}={value!r}: {name} has no such field; it has {', '.join(own)}")
+    return model(**{field: value for field, value in fields.items() if field in own})
 
 
-def init_params(model: UniverSeg, seed: int) -> Any:
+def init_params(model: nn.Module, seed: int) -> Any:
     """Kaiming-normal kernels and zero biases, a pure function of the seed."""
     image = jnp.zeros((1, 2 ** len(model.encoder_blocks), 2 ** len(model.encoder_blocks), 1))
     key = jax.random.key(seed, impl="threefry2x32")

@@ -16,18 +16,17 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from universeg_jax.data.folder import list_images, natural_order
+from universeg_jax.data.files import extension, natural_order, stem
+from universeg_jax.data.folder import list_images
 from universeg_jax.data.images import EXTENSIONS, ImageError, min_max, read_image
 from universeg_jax.data.volume_files import (
     VOLUME_EXTENSIONS,
-    extension,
     is_volume,
     mask_extension,
     read_volume,
-    stem,
     write_like,
 )
-from universeg_jax.data.volumes import Volume, plane, thickest_axis
+from universeg_jax.data.volumes import Volume, plane, slice_axis
 from universeg_jax.errors import UserError
 from universeg_jax.predictor import Prediction, Segmenter
 from universeg_jax.reporting import read_json, write_json
@@ -188,7 +187,7 @@ def draw_overlay(query: np.ndarray | Volume, prediction: Prediction, axis: int |
     """The picture, or the slice of a volume with most foreground, with each label's outline in its colour."""
     masks = [prediction.of(label)[0] for label in prediction.labels]
     if isinstance(query, Volume):
-        axis = thickest_axis(query) if axis is None else axis
+        axis = slice_axis(query) if axis is None else axis
         rest = tuple(a for a in range(3) if a != axis)
         index = int(np.argmax(sum(m.sum(rest) for m in masks)))
         picture, masks = plane(query.data, axis, index), [plane(m, axis, index) for m in masks]
@@ -198,9 +197,11 @@ def draw_overlay(query: np.ndarray | Volume, prediction: Prediction, axis: int |
     grey = (255 * min_max(picture.clip(low, max(high, low + 1e-6)))).astype(np.uint8)
     canvas = np.repeat(grey[..., None], 3, -1)
     for mask, colour in zip(masks, COLOURS * (1 + len(masks) // len(COLOURS)), strict=False):
-        inner = mask.copy()
-        for ax in (0, 1):
-            for step in (1, -1):
-                inner &= np.roll(mask, step, ax)
-        canvas[mask & ~inner] = colour
+        canvas[outline(mask)] = colour
     return Image.fromarray(canvas)
+
+
+def outline(mask: np.ndarray) -> np.ndarray:
+    """The pixels of a boolean mask [H, W] that have a neighbour outside it."""
+    padded = np.pad(mask, 1)
+    return mask & ~(padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2])

@@ -63,7 +63,7 @@ class Options:
 
     support_size: int = 64  # examples taken at a time
     ensemble: int = 1  # draws averaged where the support holds more than `support_size`
-    choose: str = "random"  # which examples: "random" | "nearest" | "diverse"
+    choose: str = "nearest"  # which examples: "nearest" | "random" | "diverse"
     flips: bool = False  # average over the four flips of query and support
     overlap: bool = False  # labels may cover one another: each is cut at 0.5 by itself
     seed: int = 0
@@ -196,19 +196,20 @@ class Segmenter:
     def probabilities(
         self, queries: np.ndarray, positions: np.ndarray | None = None, progress: bool = False
     ) -> np.ndarray:
-        """[Q, L, 128, 128] of preprocessed queries [Q, 128, 128], eight at a time where there are more than one."""
-        o, size = self.options, 8 if len(queries) > 1 else 1
-        parts = []
+        """[Q, L, 128, 128] of preprocessed queries [Q, 128, 128], by the examples that `Options` choose for each."""
+        o, at = self.options, [None] * len(queries) if positions is None else positions.tolist()
+        rows = [
+            choose(self.support, query, position, o.support_size, o.ensemble, o.choose, o.seed)
+            for query, position in zip(queries, at, strict=True)
+        ]
+        return self.by_rows(queries, np.stack(rows), progress)
+
+    def by_rows(self, queries: np.ndarray, rows: np.ndarray, progress: bool = False) -> np.ndarray:
+        """The same by the examples `rows` [Q, K, S]; eight queries at a time where there are more than one."""
+        o, size, parts = self.options, 8 if len(queries) > 1 else 1, []
         for start in tqdm(range(0, len(queries), size), "segment", unit="batch", leave=False, disable=not progress):
             part = np.arange(start, start + size).clip(max=len(queries) - 1)  # the last one is padded
-            at = [None if positions is None else float(positions[i]) for i in part]
-            rows = np.stack(
-                [
-                    choose(self.support, queries[i], position, o.support_size, o.ensemble, o.choose, o.seed)
-                    for i, position in zip(part, at, strict=True)
-                ]
-            )
-            inputs = (self.predictor.params, queries[part][..., None], self.images, self.masks, rows)
+            inputs = (self.predictor.params, queries[part][..., None], self.images, self.masks, rows[part])
             parts.append(self.predictor._probabilities(*inputs, flips=o.flips, overlap=o.overlap))
         return np.concatenate(jax.device_get(parts))[: len(queries)]
 

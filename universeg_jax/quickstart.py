@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -28,7 +29,7 @@ from universeg_jax.reporting import (
     read_json_lines,
 )
 from universeg_jax.summary import interval_text
-from universeg_jax.weights import params_hash
+from universeg_jax.weights import packaged, params_hash
 
 ROLES = ("train_open", "val", "test")
 SETTINGS = evaluation.Settings(support_sizes=(1, 4, 16), ensembles=(1,), batch_size=16)
@@ -76,10 +77,12 @@ def default_config() -> ConfigDict:
 def print_plan(workdir: Path, config: ConfigDict, data: str) -> None:
     saved = sorted(int(p.name) for p in (workdir / "checkpoints").glob("[0-9]*") if p.name.isdigit())
     there = list_datasets(config.data_dir)
-    print(f"{workdir}: about 8 minutes on 2 cores in all")
+    print(f"{workdir}: about 10 minutes on 2 cores in all")
     print(f"  1 data, 1 min: {f'folders of {data}' if data else 'twelve made datasets'}; {len(there)} built so far")
     print(f"  2 training, 5 min: {config.num_steps} steps; {f'step {saved[-1]} reached' if saved else 'not begun'}")
-    print("  3 evaluation, 2 min: on the test datasets, at support sizes 1, 4 and 16, beside two trivial baselines")
+    print(
+        "  3 evaluation, 4 min: on the test datasets, support sizes 1, 4 and 16, beside packaged weights and baselines"
+    )
 
 
 def build_data(data_dir: str, data: str) -> None:
@@ -95,6 +98,15 @@ def build_data(data_dir: str, data: str) -> None:
         make_datasets(data_dir)
 
 
+def packaged_methods() -> dict[str, tuple[evaluation.Method, Any]]:
+    """The weights that came with the project, beside what was just trained."""
+    predictors = {name: Predictor.from_pretrained(name) for name in packaged()}
+    return {
+        f"weights {name}": (evaluation.model_method(p.model, p.config.image_size), p.params)
+        for name, p in predictors.items()
+    }
+
+
 def evaluate(workdir: Path, data_dir: str) -> None:
     """Scores on `test`, the report and the figures, unless they are there for the same parameters."""
     predictor = Predictor.from_checkpoint(workdir)
@@ -105,14 +117,22 @@ def evaluate(workdir: Path, data_dir: str) -> None:
             print(f"{summary_path} is there for these parameters")
             return
     summary = evaluation.evaluate_checkpoint(
-        str(workdir), data_dir, (), "test", SETTINGS, workdir / "eval", BASELINES, overwrite=True, report=False
-    )  # overwrites the summary of the training's last validation; the report is that of the quickstart
+        str(workdir),
+        data_dir,
+        (),
+        "test",
+        SETTINGS,
+        workdir / "eval",
+        baselines=packaged_methods() | BASELINES,
+        overwrite=True,  # the summary of the training's last validation
+        report=False,  # the quickstart writes its own
+    )
     method = evaluation.model_method(predictor.model, predictor.config.image_size)
     figures = workdir / "figures"
     plot_curves(workdir, figures / "curves.png")
     by_size = {
         name: {s["support_size"]: s["mean_dice"] for s in summary["settings"] if s["method"] == name}
-        for name in ("model", *BASELINES)
+        for name in dict.fromkeys(s["method"] for s in summary["settings"])
     }
     plot_support_sizes(by_size, figures / "support_size.png")
     for name in summary["datasets"]:
@@ -125,11 +145,12 @@ def report(workdir: Path, summary: dict, by_size: dict[str, dict[int, float]]) -
     """The model beside the baselines, from the same cases and supports."""
     size = summary["support_size"]
     by_method = {s["method"]: s["datasets"] for s in summary["settings"] if s["support_size"] == size}
+    others = [method for method in by_method if method != "model"]
     rows = [
         [
             name,
             f"{percent(d['dice'])} ({interval_text(d['ci_low'], d['ci_high'])})",
-            *(percent(by_method[baseline][name]["dice"]) for baseline in BASELINES),
+            *(percent(by_method[method][name]["dice"]) for method in others),
             d["n_cases"],
             d["n_subjects"],
         ]
@@ -146,7 +167,9 @@ def report(workdir: Path, summary: dict, by_size: dict[str, dict[int, float]]) -
             f"at 128x128 on tasks that training never saw, support size {size}; in brackets the 95 % interval over "
             "subjects.",
             "",
-            markdown_table(["test dataset", "model", "mean mask", "nearest label", "cases", "subjects"], rows),
+            markdown_table(
+                ["test dataset", "model", *(m.replace("_", " ") for m in others), "cases", "subjects"], rows
+            ),
             "",
             *[f"- {note}" for note in summary["notes"]],
             *[f"- skipped {name}: {reason}" for name, reason in summary["skipped"].items()],

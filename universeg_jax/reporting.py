@@ -161,8 +161,22 @@ def sheet_figure(cases: Sequence[dict[str, Any]], title: str) -> Figure:
     return fig
 
 
-def _picture(axes: Any, image: np.ndarray, mask: np.ndarray | None, colour: str, title: str) -> None:
-    axes.imshow(image, cmap="gray", vmin=0, vmax=image.max())
+def plot_rows(rows: Sequence[tuple[str, np.ndarray, np.ndarray]], path: Path) -> None:
+    """One row a (title, images [n, H, W] in [0, 1], labels [n, H, W]), each with its label outlined and tinted."""
+    columns = len(rows[0][1])
+    fig, axes = figure(1.3 * columns, 1.3 * len(rows), columns=columns, rows=len(rows))
+    for row, (title, images, labels) in zip(axes, rows, strict=True):
+        for place, image, label in zip(row, images, labels, strict=True):
+            _picture(place, image, label, "tab:cyan", "", brightest=1.0)
+            place.imshow(np.ma.masked_less(label, 0.5), cmap="cool", vmin=0, alpha=0.15)  # tells a flipped label
+        row[0].set_ylabel(title, fontsize=6)
+    save_figure(fig, path)
+
+
+def _picture(
+    axes: Any, image: np.ndarray, mask: np.ndarray | None, colour: str, title: str, brightest: float = 0.0
+) -> None:
+    axes.imshow(image, cmap="gray", vmin=0, vmax=brightest or image.max())
     if mask is not None and mask.any() and not mask.all():
         axes.contour(mask, levels=[0.5], colors=colour, linewidths=0.8)
     axes.set_title(title, fontsize=7)

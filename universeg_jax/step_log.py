@@ -14,6 +14,8 @@ from tqdm import tqdm
 
 from universeg_jax.reporting import JsonLines
 
+ESTIMATE = 20  # steps from which the expected end is told
+
 
 class NotFinite(FloatingPointError):
     """A loss or gradient that is not a number; `episodes` are the global indices that it may come from."""
@@ -76,6 +78,11 @@ class StepLog:
                     self.board.add_scalar(f"train/{name}", value, step)
         if step == self.first_step and self.writes:
             tqdm.write(f"first step after {passed:.0f} s; {peak_memory()}", file=sys.stderr)
+            self.first_done = passed
+        if step == self.first_step + ESTIMATE and self.writes:
+            end = time.time() + (passed - self.first_done) / ESTIMATE * (self.config.num_steps - step)
+            stamp = time.strftime("%Y-%m-%d %H:%M", time.localtime(end))
+            tqdm.write(f"expected end {stamp}, evaluations not counted", file=sys.stderr)
 
     def evaluated(self, step: int, summary: dict[str, Any], sheet: Path | None) -> None:
         """Held-out Dice and masks for TensorBoard."""

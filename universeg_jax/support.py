@@ -11,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from universeg_jax.data.folder import natural_order, read_support
+from universeg_jax.data.cases import Case, check_inside, class_masks, read_label_on
+from universeg_jax.data.folder import read_folder, read_support
 from universeg_jax.data.images import preprocess_image, preprocess_mask, read_image, read_label, to_grey
-from universeg_jax.data.volume_files import is_volume, read_label_volume, read_volume, stem
-from universeg_jax.data.volumes import check_same_place, mask_slices, thickest_axis, volume_slices
+from universeg_jax.data.volume_files import read_volume
+from universeg_jax.data.volumes import Volume, mask_slices, slice_axis, volume_slices
 from universeg_jax.episode import OFFICIAL_SIZE
 from universeg_jax.errors import UserError
 
-CHOICES = ("random", "nearest", "diverse")
+CHOICES = ("nearest", "random", "diverse")
 SLICES_A_VOLUME = 32  # of each labelled volume, evenly spaced
 THUMBNAIL = 16  # pixels a side of the picture by which likeness is judged
 
@@ -87,51 +88,24 @@ def make_support(
 
 
 def read_support_folder(path: str | Path, label: int | None = None, axis: int | None = None) -> Support:
-    """images/ and labels/ of pictures, or of volumes, of which slices are taken. Raises UserError naming the file.
+    """A folder as data/folder.py reads it, of pictures or of volumes, of which slices are taken. Raises UserError.
 
-    `label`: this id alone. `axis`: of volumes; default: the thickest one of the first.
+    `label`: this id alone. `axis`: of volumes; default: the acquired planes of the first.
     """
-    path = Path(path)
-    pairs = _volume_pairs(path)
-    if pairs:
-        return _support_of_volumes(path, pairs, label, axis)
-    images, labels, names = read_support(path, label)
-    support = make_support(images, labels, names, [name.rpartition("_")[0] or name for name in names])
-    return support if label is None else replace(support, labels=(label,))
-
-
-def _volume_pairs(path: Path) -> list[tuple[Path, Path]]:
-    """(image, label) files of one name, where images/ holds volumes; [] where it holds pictures."""
-    images, labels = (
-        {stem(f): f for f in (path / part).iterdir() if not f.name.startswith(".") and is_volume(f)}
-        if (path / part).is_dir()
-        else {}
-        for part in ("images", "labels")
-    )
-    for name in natural_order(images.keys() ^ labels.keys()) if images else ():
-        lone, other = (images[name], "labels") if name in images else (labels[name], "images")
-        raise UserError(f"{lone} has no file of its name in {path / other}; add it or remove this one")
-    return [(images[name], labels[name]) for name in natural_order(images)]
-
-
-def _support_of_volumes(path: Path, files: Sequence[tuple[Path, Path]], label: int | None, axis: int | None) -> Support:
-    pairs = [(read_volume(image), read_label_volume(mask)) for image, mask in files]
-    for image, mask in pairs:
-        check_same_place(image, mask)
-    axis = thickest_axis(pairs[0][0]) if axis is None else axis
-    ids = sorted({int(i) for _, mask in pairs for i in np.unique(mask.data)} - {0})
-    if not ids or label not in (None, *ids):
-        raise UserError(
-            f"{path}/labels: " + (f"label {label} never occurs; the ids there are {ids}" if ids else "empty")
-        )
+    cases = read_folder(path).cases
+    if not any(case.volume for case in cases):
+        images, labels, names = read_support(path, label)
+        support = make_support(images, labels, names, [case.subject for case in cases])
+        return support if label is None else replace(support, labels=(label,))
+    if pictures := [case.image for case in cases if not case.volume]:
+        raise UserError(f"{pictures[0]} is a picture among volumes: keep one kind in a support folder")
+    pairs = [_volume_with_label(case) for case in cases]
+    axis = slice_axis(pairs[0][0]) if axis is None else axis
+    ids = sorted({int(i) for _, ids in pairs for i in np.unique(ids.data)} - {0})
+    if label not in (None, *ids):
+        raise UserError(f"{path}: label {label} never occurs; the ids there are {ids}")
     ids = ids if label is None else [label]
-    parts = []
-    for (image, mask), (file, _) in zip(pairs, files, strict=True):
-        slices, positions, place = volume_slices(image, OFFICIAL_SIZE, axis)
-        rows = np.unique(np.linspace(0, len(slices) - 1, min(len(slices), SLICES_A_VOLUME)).round().astype(int))
-        masks = np.stack([mask_slices(mask, OFFICIAL_SIZE, place, i)[rows] for i in ids])
-        names = tuple(f"{stem(file)}, slice {row}" for row in rows)
-        parts.append(Support(slices[rows], masks, tuple(ids), names, (stem(file),) * len(rows), positions[rows]))
+    parts = [_slices_of(case, *pair, axis, ids) for case, pair in zip(cases, pairs, strict=True)]
     return Support(
         np.concatenate([p.images for p in parts]),
         np.concatenate([p.masks for p in parts], 1),
@@ -140,6 +114,23 @@ def _support_of_volumes(path: Path, files: Sequence[tuple[Path, Path]], label: i
         sum((p.subjects for p in parts), ()),
         np.concatenate([p.positions for p in parts]),
     )
+
+
+def _volume_with_label(case: Case) -> tuple[Volume, Volume]:
+    check_inside(case)
+    image = read_volume(case.image, case.channel)
+    ids = np.zeros(image.shape, np.int32)
+    for i, mask in class_masks(case, lambda file: read_label_on(case, file, image, image.shape)):
+        ids[mask] = i
+    return image, replace(image, data=ids)
+
+
+def _slices_of(case: Case, image: Volume, label: Volume, axis: int, ids: Sequence[int]) -> Support:
+    slices, positions, place = volume_slices(image, OFFICIAL_SIZE, axis, case.window)
+    rows = np.unique(np.linspace(0, len(slices) - 1, min(len(slices), SLICES_A_VOLUME)).round().astype(int))
+    masks = np.stack([mask_slices(label, OFFICIAL_SIZE, place, i)[rows] for i in ids])
+    names = tuple(f"{case.name}, slice {row}" for row in rows)
+    return Support(slices[rows], masks, tuple(ids), names, (case.subject,) * len(rows), positions[rows])
 
 
 def as_grey(image: object) -> np.ndarray:

@@ -18,10 +18,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from universeg_jax import augment, checkpoints, losses, metrics, synthesis
+from universeg_jax import augment, checkpoints, losses, metrics, superpixel, synthesis
 from universeg_jax.configuration import ConfigError, to_dict, write_config
 from universeg_jax.data.builder import Dataset, list_datasets, open_dataset
-from universeg_jax.data.episodes import KINDS, SYNTHETIC, Batch, EpisodeSampler, batches, make_sampler
+from universeg_jax.data.episodes import KINDS, REAL, SYNTHETIC, Batch, EpisodeSampler, batches, make_sampler
 from universeg_jax.data.tasks import Task, subject_hash, task_table, usable
 from universeg_jax.episode import Episode, to_device_floats
 from universeg_jax.flops import training_flops
@@ -58,29 +58,44 @@ def evaluated_params(state: TrainState) -> Any:
 
 
 def device_episode(index: Array, kind: Array, raw: Episode, config: ConfigDict) -> tuple[Episode, Array]:
-    """One uint8 episode of the host → float32 at the model's size, or a synthetic one in its place; then augmented.
+    """One uint8 episode of the host → float32 at the model's size, or one of another kind in its place; then augmented.
 
     A pure function of (seed, index). Also returns how many labels augmentation had to repair, int32 [].
     """
-    key = jax.random.fold_in(jax.random.key(config.seed, impl="threefry2x32"), index)
-    synthesis_key, augment_key = jax.random.split(key)
+    episode, repaired = plain_episode(index, kind, raw, config)
+    augmented, more = augment.augment_episode(episode_keys(index, config)[1], episode, config.augment)
+    return augmented, repaired + more
 
-    def real() -> Episode:
-        return to_device_floats(raw, config.image_size)
 
-    def synthetic() -> Episode:
-        support_size = raw.support_images.shape[0]
-        episode = synthesis.synthetic_episode(synthesis_key, config.image_size, support_size, config.synthesis)
-        return episode._replace(support_mask=raw.support_mask.astype(jnp.float32))
+def episode_keys(index: Array, config: ConfigDict) -> tuple[Array, Array]:
+    """The keys of an episode: of its making, and of its augmentation."""
+    make, change = jax.random.split(jax.random.fold_in(jax.random.key(config.seed, impl="threefry2x32"), index))
+    return make, change
 
-    weights = config.kinds
-    if not weights.synthetic:
-        episode = real()
-    elif not weights.real:
-        episode = synthetic()
-    else:
-        episode = jax.lax.cond(kind == SYNTHETIC, synthetic, real)
-    return augment.augment_episode(augment_key, episode, config.augment)
+
+def plain_episode(index: Array, kind: Array, raw: Episode, config: ConfigDict) -> tuple[Episode, Array]:
+    """`device_episode` before its augmentation, and how many labels the views of superpixels had repaired."""
+    key, support_size = episode_keys(index, config)[0], raw.support_images.shape[0]
+
+    def real() -> tuple[Episode, Array]:
+        return to_device_floats(raw, config.image_size), jnp.int32(0)
+
+    def synthetic() -> tuple[Episode, Array]:
+        episode = synthesis.synthetic_episode(key, config.image_size, support_size, config.synthesis)
+        return episode._replace(support_mask=raw.support_mask.astype(jnp.float32)), jnp.int32(0)
+
+    def superpixels() -> tuple[Episode, Array]:
+        image = to_device_floats(raw, config.image_size).query_image[..., 0]
+        episode, repaired = superpixel.superpixel_episode(key, image, support_size, config.superpixel)
+        return episode._replace(support_mask=raw.support_mask.astype(jnp.float32)), repaired
+
+    # A kind without weight is not compiled.
+    drawn = [name for name in KINDS if config.kinds[name]]
+    makers = {"real": real, "synthetic": synthetic, "superpixel": superpixels}
+    if len(drawn) == 1:
+        return makers[drawn[0]]()
+    place = np.array([drawn.index(name) if name in drawn else 0 for name in KINDS], np.int32)
+    return jax.lax.switch(jnp.asarray(place)[kind], [makers[name] for name in drawn])
 
 
 def device_episodes(batch: Batch, config: ConfigDict) -> tuple[Episode, Array]:
@@ -213,13 +228,14 @@ def trim_support(batch: Batch, size: int, slots: int) -> Batch:
 def open_data(config: ConfigDict) -> tuple[list[Dataset], list[Dataset]]:
     """(training, validation) datasets of config.data_dir by role."""
     datasets = [open_dataset(config.data_dir, name) for name in list_datasets(config.data_dir)]
-    train = [d for d in datasets if d.meta.role in tuple(config.train_roles) and config.kinds.real]
+    needed = config.kinds.real or config.kinds.superpixel
+    train = [d for d in datasets if d.meta.role in tuple(config.train_roles) and needed]
     if missing := sorted(set(config.train_datasets) - {d.meta.name for d in train}):
         found = ", ".join(d.meta.name for d in train) or "none"
         raise ConfigError(f"config.train_datasets: {', '.join(missing)} not among those to train on ({found})")
     train = [d for d in train if not config.train_datasets or d.meta.name in config.train_datasets]
     validation = [d for d in datasets if d.meta.role == config.val_role]
-    if config.kinds.real and not train:
+    if needed and not train:
         found = ", ".join(f"{d.meta.name} ({d.meta.role})" for d in datasets) or "nothing"
         raise ConfigError(
             f"no dataset of roles {tuple(config.train_roles)} in {config.data_dir} (there: {found}); "
@@ -252,11 +268,6 @@ def check_config(config: ConfigDict) -> None:
     ):
         if config[name] < 1:
             raise ConfigError(f"config.{name}={config[name]}: at least 1 is needed")
-    weights = config.kinds.to_dict()
-    if set(weights) != set(KINDS) or min(weights.values()) < 0 or not sum(weights.values()):
-        raise ConfigError(
-            f"config.kinds={weights}: non-negative weights of {', '.join(KINDS)}, one above 0, are needed"
-        )
     if config.batch_size % (jax.device_count() * config.accumulation):
         raise ConfigError(
             f"config.batch_size={config.batch_size} is not a multiple of the {jax.device_count()} devices times "
@@ -266,9 +277,27 @@ def check_config(config: ConfigDict) -> None:
         raise ConfigError(
             f"config.support_schedule={config.support_schedule!r}: choose one of {', '.join(SUPPORT_SCHEDULES)}"
         )
+    check_parts(config)
+
+
+def check_parts(config: ConfigDict) -> None:
+    """The part of `check_config` that is about how an episode is made."""
+    weights = config.kinds.to_dict()
+    if set(weights) != set(KINDS) or min(weights.values()) < 0 or not 0 < sum(weights.values()) < np.inf:
+        raise ConfigError(
+            f"config.kinds={weights}: finite, non-negative weights of {', '.join(KINDS)}, one above 0, are needed"
+        )
     augment.validate(config.augment)
     if config.kinds.synthetic:
         synthesis.validate(config.synthesis, config.image_size)
+    if config.kinds.superpixel:
+        superpixel.validate(config.superpixel, config.image_size)
+
+
+def kind_shares(config: ConfigDict) -> dict[str, float]:
+    """The probabilities that `make_sampler` takes, from the weights config.kinds."""
+    total = sum(config.kinds[name] for name in KINDS)
+    return {name: config.kinds[name] / total for name in ("synthetic", "superpixel")}
 
 
 class Run(NamedTuple):
@@ -296,7 +325,7 @@ def prepare(config: ConfigDict) -> Run:
         open_tasks(config, train_data),
         seed=config.seed,
         support_size=config.support_size,
-        synthetic=config.kinds.synthetic / (config.kinds.real + config.kinds.synthetic),
+        **kind_shares(config),
         replacement=config.replacement,
         size=config.image_size,
     )
@@ -393,11 +422,19 @@ def train(run: Run, config: ConfigDict, workdir: Path, checkpointer: Any, profil
     return state
 
 
+def task_name(sampler: EpisodeSampler, batch: Batch) -> str:
+    """What one episode, without batch axis, is made of."""
+    if batch.kind == SYNTHETIC:
+        return "synthetic"
+    name = sampler.tasks[batch.task].name
+    return name if batch.kind == REAL else f"superpixels of {name}"
+
+
 def explain(error: NotFinite, run: Run, config: ConfigDict, workdir: Path) -> NotFinite:
     """The error with the tasks of the episodes it may come from, and a picture of the first beside the logs."""
     step = error.episodes[0] // config.batch_size
     drawn = [run.sampler(i) for i in error.episodes]
-    names = [run.sampler.tasks[b.task].name if b.kind != SYNTHETIC else "synthetic" for b in drawn]
+    names = [task_name(run.sampler, b) for b in drawn]
     batch = trim_support(jax.tree.map(lambda x: np.asarray(x)[None], drawn[0]), *support_size_of(step, config))
     episode, _ = jax.device_get(jax.jit(functools.partial(device_episodes, config=config))(batch))
     images = jax.tree.map(lambda x: x[0, ..., 0], episode._replace(support_mask=episode.support_mask[..., None]))

@@ -15,9 +15,11 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tests.fixtures import build_discs, disc_examples, itself
-from universeg_jax.data import builder
+from universeg_jax.data import builder, workshop
+from universeg_jax.data import dataset as dataset_files
 from universeg_jax.data.builder import BuildError, DatasetMeta, Example, build, list_datasets, open_dataset, read_report
 from universeg_jax.data.images import ImageError
+from universeg_jax.data.workshop import open_workshop
 
 META = DatasetMeta("discs", "train_open", {1: "disc", 2: "never"}, 16, "g", "made", "CC0", "nobody", False)
 
@@ -122,6 +124,24 @@ def test_the_index_says_what_the_pictures_say_and_is_small(tmp_path):
     assert sum(column.nbytes for column in columns) / len(dataset) <= 100
 
 
+def test_the_table_of_pixels_says_what_the_records_say(tmp_path):
+    build(DatasetMeta("d", "val", {7: "a", 300: "b"}, 8), list(range(6)), many_masks, tmp_path)
+    dataset = open_dataset(tmp_path, "d")
+    rows, positions = dataset.index.mask_row[::-1], dataset.index.mask_position[::-1]
+    mapped = dataset.gather(rows, positions)
+    for array, name in zip(mapped, ("image", "masks"), strict=True):
+        read = [
+            dataset[int(r)][name] if name == "image" else dataset[int(r)][name][p]
+            for r, p in zip(rows, positions, strict=True)
+        ]
+        np.testing.assert_array_equal(array, np.stack(read))
+        assert array.dtype == np.uint8
+    (Path(dataset.directory) / dataset_files.MASK_TABLE).unlink()
+    dataset_files._table.cache_clear()
+    for array, expected in zip(dataset.gather(rows, positions), mapped, strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [
@@ -222,7 +242,7 @@ def test_an_end_between_the_renames_is_mended(tmp_path, monkeypatch, renames, er
             raise error
         replace(source, target)
 
-    monkeypatch.setattr(builder.os, "replace", dies)
+    monkeypatch.setattr(workshop.os, "replace", dies)
     with pytest.raises(error):
         build_discs(tmp_path, "discs", "val", count=6)
     monkeypatch.undo()
@@ -244,7 +264,7 @@ def test_a_dataset_built_again_is_not_read_with_the_index_of_the_former(tmp_path
 
 
 def test_two_builds_of_one_dataset_do_not_meet(tmp_path):
-    with builder._workshop(tmp_path, "discs"):
+    with open_workshop(tmp_path, "discs"):
         with pytest.raises(BuildError, match="discs is being built in .* by another process"):
             build_discs(tmp_path, "discs", "val", count=4)
         build_discs(tmp_path, "others", "val", count=4)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fixtures import build_discs, memory_dataset
-from universeg_jax.data.episodes import REAL, SYNTHETIC, batches, draw_others, make_sampler
+from universeg_jax.data.episodes import REAL, SUPERPIXEL, SYNTHETIC, batches, draw_others, make_sampler
 from universeg_jax.data.tasks import FIRST, task_table
 from universeg_jax.errors import UserError
 
@@ -85,11 +85,11 @@ def stack(stream):
 
 
 def test_workers_hosts_and_resuming_change_nothing(discs):
-    sampler = make_sampler([discs], task_table([discs]), seed=3, support_size=4, synthetic=0.3)
+    sampler = make_sampler([discs], task_table([discs]), seed=3, support_size=4, synthetic=0.3, superpixel=0.3)
     common = {"batch_size": 4, "first_step": 0, "last_step": 6}
     expected = stack(batches(sampler, **common, threads=1))
     assert expected[0].tolist() == list(range(24))
-    assert set(expected[1].tolist()) == {REAL, SYNTHETIC}
+    assert set(expected[1].tolist()) == {REAL, SYNTHETIC, SUPERPIXEL}
     for threads in (2, 4):
         for actual, wanted in zip(stack(batches(sampler, **common, threads=threads)), expected, strict=True):
             np.testing.assert_array_equal(actual, wanted)
@@ -116,12 +116,51 @@ def test_an_episode_shows_what_was_drawn(discs):
     assert {x.dtype for x in batch.episode} == {np.dtype("uint8")}
 
 
+def test_kinds_are_drawn_as_often_as_their_weights_say():
+    """Within 4σ; and a kind's weight moves no draw of the others."""
+    dataset = memory_dataset("d", subjects=["a", "b", "c", "d"], labels=[1] * 4)
+    table, count = task_table([dataset]), 4000
+
+    def kinds_and_draws(**weights):
+        sampler = make_sampler([dataset], table, seed=7, support_size=2, **weights)
+        kinds = [sampler.kind(i) for i in range(count)]
+        draws = [sampler.draw(i) for i in range(count)]
+        assert kinds == [draw.kind for draw in draws]
+        return np.array(kinds), draws
+
+    kinds, draws = kinds_and_draws(synthetic=0.2, superpixel=0.3)
+    for kind, p in ((REAL, 0.5), (SYNTHETIC, 0.2), (SUPERPIXEL, 0.3)):
+        assert abs((kinds == kind).mean() - p) < 4 * np.sqrt(p * (1 - p) / count)
+    two, before = kinds_and_draws(synthetic=0.2)
+    np.testing.assert_array_equal(two == SYNTHETIC, kinds == SYNTHETIC)
+    assert all(old == new for old, new in zip(before, draws, strict=True) if new.kind != SUPERPIXEL)
+    kinds, _ = kinds_and_draws(synthetic=0.1, superpixel=0.7 + 0.2 - 1e-16)
+    assert set(kinds) == {SYNTHETIC, SUPERPIXEL}
+
+
+def test_a_superpixel_episode_brings_one_image_of_the_train_side(discs):
+    table = task_table([discs])
+    sampler = make_sampler([discs], table, seed=1, support_size=3, superpixel=1.0)
+    train = set(table[0].side(FIRST).rows.tolist())
+    seen = set()
+    for i in range(60):
+        batch, draw = sampler(i), sampler.draw(i)
+        seen.add(draw.query[0])
+        np.testing.assert_array_equal(batch.episode.query_image[..., 0], discs[draw.query[0]]["image"])
+        assert not batch.episode.query_label.any()  # what somebody labelled is not looked at
+        assert not batch.episode.support_images.any()
+        assert (batch.kind, batch.task) == (SUPERPIXEL, 0)
+    assert seen == train
+
+
 @pytest.mark.parametrize(
     ("role", "fields", "word"),
     [
         ("val", {}, "must never be in a training episode"),
         ("train_open", {"support_size": 0}, "support_size=0"),
-        ("train_open", {"synthetic": 1.5}, "1.5"),
+        ("train_open", {"synthetic": 1.5}, "synthetic episodes is 1.5"),
+        ("train_open", {"superpixel": -0.5}, "superpixel episodes is -0.5"),
+        ("train_open", {"synthetic": 0.7, "superpixel": 0.5}, "synthetic and superpixel episodes is 1.2"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused(role, fields, word):

@@ -189,7 +189,7 @@ def test_sizes_that_differ_and_ids_without_a_name(tmp_path):
     Image.new("L", (31, 20)).save(tmp_path / "labels" / "p0_0.png")
     (tmp_path / "meta.json").write_text('{"labels": {"1": "a"}}')
     first, second = read_folder(tmp_path).cases
-    with pytest.raises(FolderError, match=r"images/p0_0.png is 30x20, its label .*labels/p0_0.png 31x20"):
+    with pytest.raises(ImageError, match=r"labels/p0_0.png: .*differ in size .the image is 30x20, the label 31x20"):
         make_examples(first)
     with pytest.raises(FolderError, match=r"labels/p1_0.png: ids \[3\] are not in meta.json, which names \[1\]"):
         make_examples(second)

@@ -102,14 +102,14 @@ def test_every_bad_file_is_an_image_error_that_names_it(tmp_path, monkeypatch):
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / "folder.png").mkdir()
-    write(tmp_path / "gif.png", noise, format="GIF")  # a format that is not read, under the name of one that is
+    write(tmp_path / "webp.png", noise, format="WEBP")  # a format that is not read, under the name of one that is
     write(tmp_path / "pages.tif", noise, save_all=True, append_images=[Image.fromarray(noise)])
     write(tmp_path / "constant.png", np.full((4, 4), 7, np.uint8))
     write(tmp_path / "nan.tif", np.array([[0, np.nan]], np.float32))
     write(tmp_path / "lowest.tif", np.array([[0, np.finfo(np.float32).min]], np.float32))
     for name, problem in {
         "truncated.png": "truncated", "empty.png": "empty", "text.png": "none of PNG", "notes.txt": "extension",
-        "folder.png": "directory", "gif.png": "none of PNG", "pages.tif": "2; save each", "constant.png": "the same .7",
+        "folder.png": "directory", "webp.png": "none of PNG", "pages.tif": "2; save", "constant.png": "the same .7",
         "nan.tif": "NaN", "lowest.tif": "missing data", "absent.png": "No such file",
     }.items():  # fmt: skip
         with pytest.raises(ImageError, match=f"{name}: .*{problem}"):

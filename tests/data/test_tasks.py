@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fixtures import memory_dataset
-from universeg_jax.data.builder import ROLES, DatasetMeta
+from universeg_jax.data import ROLES
+from universeg_jax.data.builder import DatasetMeta
 from universeg_jax.data.tasks import (
     FIRST,
     SECOND,
@@ -54,7 +55,8 @@ def test_a_subject_is_on_one_side_in_all_tasks_of_its_dataset():
     side_of = {}
     for task in tasks:
         assert not task.unusable
-        assert np.all(np.diff(task.subjects) >= 0)
+        assert np.all(np.diff(task.sides.astype(int)) >= 0)
+        assert all(np.all(np.diff(task.side(side).subjects) >= 0) for side in (FIRST, SECOND))
         for subject, side in zip(task.subjects, task.sides, strict=True):
             assert side_of.setdefault(subject, side) == side
         assert len(task.side(FIRST)) + len(task.side(SECOND)) == 20

@@ -1,21 +1,27 @@
-"""Make datasets of folders of images and labels."""
+"""Make datasets of folders of images and labels, and of public datasets as their publishers give them."""
 
 import argparse
 import os
 from pathlib import Path
 
 from universeg_jax.data import ROLES
+from universeg_jax.errors import UserError
 
 EXAMPLE = "universeg build --folder my_scans --name my_scans --data_dir data"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--folder", help="a folder with images/, labels/ and perhaps meta.json")
+    what.add_argument(
+        "--folder", help="a folder with images/, labels/ and perhaps meta.json; or of nnU-Net or Decathlon"
+    )
     what.add_argument("--collection", help="a folder of such folders with a splits.json that gives each a role")
-    parser.add_argument("--name", help="the dataset's name (with --folder); default: the folder's")
+    what.add_argument("--source", help="a public dataset, or a family of them: wbc_jtsc, wbc")
+    what.add_argument("--list", action="store_true", help="the public datasets that are known, a line each")
+    parser.add_argument("--path", "--from", help="with --source: the folder with its files as they were published")
+    parser.add_argument("--name", help="the dataset's name (with --folder or one --source); default: theirs")
     parser.add_argument("--data_dir", default="data", help="where datasets are built (default: %(default)s)")
-    parser.add_argument("--role", default="test", choices=ROLES, help="with --folder (default: %(default)s)")
+    parser.add_argument("--role", default="test", choices=ROLES, help="with --folder, --source (default: %(default)s)")
     parser.add_argument("--source_group", default="", help="with --folder: datasets that share patients share this")
     parser.add_argument("--roles", default=",".join(ROLES), help="with --collection: which to build, comma-separated")
     parser.add_argument("--size", type=int, default=128, help="pixels a side (default: %(default)s)")
@@ -24,12 +30,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from universeg_jax.data.build import build_all, read_collection
+    from universeg_jax.data.build import build_all, build_sources, read_collection
+    from universeg_jax.data.source import all_sources, find_sources, list_line
 
-    if args.folder:
-        name = args.name or Path(args.folder).resolve().name
-        wanted = [(Path(args.folder), name, args.role, args.source_group)]
+    if args.path and not args.source:
+        raise UserError(f"--path {args.path} goes with --source; a folder of your own is given by --folder")
+    if args.list:
+        print("\n".join(map(list_line, all_sources().values())))
+    elif args.source:
+        sources = find_sources(args.source)
+        if args.name and len(sources) > 1:
+            raise UserError(f"--name {args.name}: {args.source} is {', '.join(s.name for s in sources)}; choose one")
+        build_sources(sources, args.path, args.name, args.role, args.data_dir, args.size, args.workers, args.overwrite)
     else:
-        wanted = read_collection(Path(args.collection), args.roles.split(","))
-    build_all(wanted, args.data_dir, args.size, args.workers, args.overwrite)
+        if args.folder:
+            name = args.name or Path(args.folder).resolve().name
+            wanted = [(Path(args.folder), name, args.role, args.source_group)]
+        else:
+            wanted = read_collection(Path(args.collection), args.roles.split(","))
+        build_all(wanted, args.data_dir, args.size, args.workers, args.overwrite)
     return 0

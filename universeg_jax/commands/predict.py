@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ensemble", type=int, default=1, help="draws averaged where the support holds more")
     parser.add_argument(
         "--choose",
-        default="random",
-        choices=("random", "nearest", "diverse"),
+        default="nearest",
+        choices=("nearest", "random", "diverse"),
         help="which examples, where the support holds more (default: %(default)s)",
     )
     parser.add_argument("--flips", action="store_true", help="average over flips: four times the time")

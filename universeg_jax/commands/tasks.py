@@ -12,14 +12,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--density", type=float, default=0.0, help="smallest share of an image that a label must cover")
     parser.add_argument("--csv", help="also write the table there")
+    parser.add_argument("--html", help="also write a page there with three examples of every task, to look at")
 
 
 def run(args: argparse.Namespace) -> int:
     from universeg_jax.data.builder import list_datasets, open_dataset
     from universeg_jax.data.tasks import FIRST, SECOND, task_table
+    from universeg_jax.data.thumbnails import write_page
     from universeg_jax.reporting import markdown_table, write_csv
 
-    table = task_table([open_dataset(args.data_dir, name) for name in list_datasets(args.data_dir)], args.density)
+    datasets = [open_dataset(args.data_dir, name) for name in list_datasets(args.data_dir)]
+    table = task_table(datasets, args.density)
     if not table:
         raise UserError(f"no dataset in {args.data_dir}; `universeg build` makes one")
     rows = [
@@ -37,4 +40,6 @@ def run(args: argparse.Namespace) -> int:
     print(f"{sum(not t.unusable for t in table)} usable tasks of {len({t.dataset for t in table})} datasets")
     if args.csv:
         write_csv(Path(args.csv), rows)
+    if args.html:
+        write_page(Path(args.html), datasets, table)
     return 0

@@ -1,5 +1,6 @@
 """Folders → datasets."""
 
+import functools
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from universeg_jax.data import ROLES, folder
+from universeg_jax.data import ROLES
 from universeg_jax.data.builder import (
     VERSION,
     BuildError,
@@ -20,6 +21,11 @@ from universeg_jax.data.builder import (
     read_report,
     worker_pool,
 )
+from universeg_jax.data.cases import make_examples
+from universeg_jax.data.download import fetch
+from universeg_jax.data.folder import read_folder
+from universeg_jax.data.meta import Folder
+from universeg_jax.data.source import Source, read_source
 from universeg_jax.reporting import markdown_table
 
 
@@ -39,6 +45,34 @@ def build_all(
     with worker_pool(workers or os.cpu_count() or 1) as pool:
         for each in tqdm(wanted, "build", unit="dataset", leave=False, disable=len(wanted) == 1):
             done.append(build_folder(*each, data_dir, size, pool, overwrite))
+    print_reports(done)
+
+
+def build_sources(
+    sources: Sequence[Source],
+    path: str | Path | None,
+    name: str | None,
+    role: str,
+    data_dir: str | Path,
+    size: int,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Builds public datasets from their publisher's files under `path`, downloaded where that is None, and prints a
+    table. Raises UserError, also for a role that a licence does not allow.
+    """
+    for source in sources:
+        if role == "train_open" and not source.open_licence:
+            raise BuildError(
+                f"{source.name}: its licence ({source.licence}) does not let trained weights be given away; "
+                "build it with --role train_research, val or test"
+            )
+    done: list[tuple[BuildReport, bool]] = []
+    with worker_pool(workers or os.cpu_count() or 1) as pool:
+        for source in sources:
+            contents = read_source(source, path or fetch(source, Path(data_dir) / "downloads"), size)
+            options = (name or source.name, role, source.source_group, data_dir, size, pool, overwrite)
+            done.append(build_contents(contents, *options))
     print_reports(done)
 
 
@@ -84,7 +118,20 @@ def build_folder(
     overwrite: bool = False,
 ) -> tuple[BuildReport, bool]:
     """Builds one folder unless the dataset is there from the same files and options; (its report, whether built)."""
-    contents = folder.read_folder(path, size)
+    return build_contents(read_folder(path, size), name, role, source_group, data_dir, size, workers, overwrite)
+
+
+def build_contents(
+    contents: Folder,
+    name: str,
+    role: str,
+    source_group: str,
+    data_dir: str | Path,
+    size: int,
+    workers: int | Executor | None = 1,
+    overwrite: bool = False,
+) -> tuple[BuildReport, bool]:
+    """As `build_folder`, of cases that were read already."""
     meta = DatasetMeta(
         name=name,
         role=role,
@@ -100,17 +147,30 @@ def build_folder(
     report = read_report(data_dir, name)
     if report and report.input_digest == digest and not overwrite:
         return report, False
-    return build(meta, contents.cases, folder.make_examples, data_dir, workers, digest, contents.ignored), True
+    return build(meta, contents.cases, make_examples, data_dir, workers, digest, contents.ignored), True
 
 
-def _input_digest(meta: DatasetMeta, contents: folder.Folder) -> str:
+def _input_digest(meta: DatasetMeta, contents: Folder) -> str:
     """sha256 of all that the records depend on: names and contents of the files, the options and the format."""
     digest = hashlib.sha256(repr((VERSION, meta, contents.ignored)).encode())
+    digest_of = functools.lru_cache(maxsize=64)(_digest_of)  # channels of a volume, one after another, share files
     for case in contents.cases:
-        for file in (case.image, case.label):
-            with open(file, "rb") as opened:
-                digest.update(Path(file).name.encode() + b"\0" + hashlib.file_digest(opened, "sha256").digest())
+        options = [(file.classes, file.ignored) for file in case.labels]
+        how = (case.name, case.subject, case.modality, case.subset, case.channel, case.axes, case.window, options)
+        digest.update(repr(how).encode())
+        for path in (case.image, *(file.path for file in case.labels)):
+            digest.update(digest_of(path))
     return digest.hexdigest()
+
+
+def _digest_of(path: str) -> bytes:
+    """sha256 of a file, or of the files of a folder."""
+    digest = hashlib.sha256(Path(path).name.encode() + b"\0")
+    for file in sorted(Path(path).iterdir()) if Path(path).is_dir() else [Path(path)]:
+        if file.is_file():
+            with file.open("rb") as opened:
+                digest.update(file.name.encode() + b"\0" + hashlib.file_digest(opened, "sha256").digest())
+    return digest.digest()
 
 
 def print_reports(done: list[tuple[BuildReport, bool]]) -> None:
@@ -125,7 +185,7 @@ def print_reports(done: list[tuple[BuildReport, bool]]) -> None:
             cases = [case for case, message in report.dropped.items() if (message + " (").startswith(problem + " (")]
             print(f"{report.dataset}: dropped {count}: {problem}: {_some(cases)}", file=sys.stderr)
         if report.ignored:
-            print(f"{report.dataset}: passed over, not pictures: {_some(report.ignored)}", file=sys.stderr)
+            print(f"{report.dataset}: passed over: {_some(report.ignored)}", file=sys.stderr)
         if report.labels_never_seen:
             never = [f"{i} ({name})" for i, name in report.labels_never_seen.items()]
             print(f"{report.dataset}: labels that never occur: {_some(never)}", file=sys.stderr)

@@ -1,23 +1,15 @@
-"""The one TFDS builder that every source goes through, and how its datasets are opened again.
+"""The one TFDS builder that every source goes through: cases → examples → records, index, table of pixels, report.
 
-A dataset lies in <data_dir>/<name>/<version>/ as an ordinary TFDS dataset (array_record; `tfds.builder_from_directory`
-opens it anywhere), with one split "examples" ("all" is reserved by TFDS) in the order of its cases. Beside the records
-lie `index.npz`, what a task table needs without decoding a picture, and `build_report.json`, what was dropped and why.
-
-A build works in the hidden folder <data_dir>/.<name>.building, which a lock holds, and ends with two renames: the
-previous dataset to .<name>.previous, the new one to its place. Whenever it dies, one of the two can be opened.
+Whatever is built here is read by `dataset.py`, whose names can be imported from here as well.
 """
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
-import hashlib
 import io
 import itertools
 import json
 import os
-import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -34,161 +26,45 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer
 from tqdm import tqdm
 
-from universeg_jax.data import ROLES
+from universeg_jax.data.dataset import (
+    IMAGE_TABLE,
+    MASK_TABLE,
+    SLICINGS,
+    SPLIT,
+    VERSION,
+    BuildError,
+    BuildReport,
+    Dataset,
+    DatasetMeta,
+    Example,
+    Index,
+    list_datasets,
+    open_dataset,
+    read_report,
+)
 from universeg_jax.data.images import ImageError
-from universeg_jax.errors import UserError
+from universeg_jax.data.workshop import fingerprint_of, open_workshop, swap
+
+__all__ = [
+    "SLICINGS",
+    "SPLIT",
+    "VERSION",
+    "BuildError",
+    "BuildReport",
+    "Dataset",
+    "DatasetMeta",
+    "Example",
+    "Index",
+    "build",
+    "list_datasets",
+    "open_dataset",
+    "read_report",
+    "worker_pool",
+]
 
 tfds.disable_progress_bar()  # ours spans reading and preprocessing, which is where the time goes
 
-VERSION = "1.0.0"  # raise it when the same files would give other records
-SPLIT = "examples"
-SLICINGS = ("image", "mid", "max")
 SECONDS_TO_START = 2.0  # of worker processes: a folder that is built sooner is built without them
-
-
-class BuildError(UserError):
-    """A dataset that cannot be built or opened; says what is wrong and what to do."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """One picture with the binary masks of all labels that were drawn on it."""
-
-    image: np.ndarray  # uint8 [size, size]
-    masks: np.ndarray  # uint8 0/1 [L, size, size]
-    labels: tuple[int, ...]  # id of each mask
-    subject: str
-    name: str
-    subset: str = ""
-    modality: str = ""
-    axis: int = 0
-    slicing: str = "image"  # one of SLICINGS
-
-
-@dataclass(frozen=True)
-class DatasetMeta:
-    """What is known of a whole dataset."""
-
-    name: str
-    role: str  # one of ROLES
-    labels: dict[int, str]
-    size: int  # pixels
-    source_group: str = ""  # datasets that share cases or a source; "" = none
-    modality: str = ""
-    licence: str = ""
-    citation: str = ""
-    subjects_identifiable: bool = True
-
-    def __post_init__(self):
-        if self.role not in ROLES:
-            raise BuildError(f"{self.name}: role {self.role!r}; choose one of {', '.join(ROLES)}")
-        if not self.name.isidentifier() or self.name != self.name.lower():
-            raise BuildError(f"dataset name {self.name!r}: use lower-case letters, digits and _ only, a letter first")
-        if self.size < 8:
-            raise BuildError(f"{self.name}: size {self.size} pixels; at least 8 are needed")
-
-
-@dataclass(frozen=True)
-class Index:
-    """Columns over the examples and, in `mask_*`, over all their masks; codes point into the string tables."""
-
-    subject: np.ndarray  # int32 [N]
-    subset: np.ndarray  # int16 [N]
-    modality: np.ndarray  # int16 [N]
-    axis: np.ndarray  # int8 [N]
-    slicing: np.ndarray  # int8 [N]
-    mask_row: np.ndarray  # int32 [M], row of the example
-    mask_position: np.ndarray  # int16 [M], which of the example's masks
-    mask_label: np.ndarray  # int32 [M]
-    mask_area: np.ndarray  # int32 [M], pixels
-    subjects: tuple[str, ...]
-    subsets: tuple[str, ...]
-    modalities: tuple[str, ...]
-    slicings: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class BuildReport:
-    """What a build did; build_report.json beside the dataset."""
-
-    dataset: str
-    role: str
-    examples: int
-    subjects: int
-    labels: int  # that occur
-    labels_never_seen: dict[str, str]  # id → name
-    dropped: dict[str, str]  # case → what is wrong with its file
-    dropped_by_problem: dict[str, int]
-    ignored: tuple[str, ...]  # files of types that are not read
-    input_digest: str  # of what it was built from, to build nothing twice
-    fingerprint: str  # sha256 of all that was built
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A built dataset: dataset[row] reads one example at random access. Picklable."""
-
-    meta: DatasetMeta
-    index: Index
-    fingerprint: str  # sha256 of all that was built
-    directory: str
-
-    def __len__(self) -> int:
-        return len(self.index.subject)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        """{"image": uint8 [size, size], "masks": uint8 [L, size, size], "labels": int32 [L], …}; Text is bytes."""
-        return _source(self.directory, self.fingerprint)[row]
-
-
-@functools.lru_cache(maxsize=1024)
-def _source(directory: str, fingerprint: str) -> Any:
-    """One open reader a process and dataset."""
-    if _read_json(Path(directory) / "build_report.json")["fingerprint"] != fingerprint:
-        raise BuildError(f"{directory} was built again since it was opened; open it again")
-    return tfds.builder_from_directory(directory).as_data_source(split=SPLIT)
-
-
-def open_dataset(data_dir: str | Path, name: str) -> Dataset:
-    """A built dataset; raises BuildError naming those that are there."""
-    directory = _directory(Path(data_dir), name)
-    if directory is None:
-        built = ", ".join(list_datasets(data_dir)) or "none"
-        raise BuildError(f"dataset {name!r} is not built in {data_dir}; there: {built}. `universeg build` makes one")
-    with np.load(directory / "index.npz") as arrays:
-        index = Index(**{k: tuple(v.tolist()) if v.dtype.kind == "U" else v for k, v in arrays.items()})
-    meta = _read_json(directory / "metadata.json")
-    meta["labels"] = {int(i): label for i, label in meta["labels"].items()}
-    fingerprint = _read_json(directory / "build_report.json")["fingerprint"]
-    return Dataset(DatasetMeta(**meta), index, fingerprint, str(directory.resolve()))
-
-
-def list_datasets(data_dir: str | Path) -> list[str]:
-    """Names of the datasets built in a folder, sorted."""
-    data_dir = Path(data_dir)
-    names = {path.name.removeprefix(".").removesuffix(".previous") for path in data_dir.glob("*")}
-    return sorted(name for name in names if _directory(data_dir, name))
-
-
-def read_report(data_dir: str | Path, name: str) -> BuildReport | None:
-    """The report of a dataset, None where it is not built or was built by a version with another report."""
-    directory = _directory(Path(data_dir), name)
-    report = _read_json(directory / "build_report.json") if directory else {}
-    if report.keys() != {column.name for column in dataclasses.fields(BuildReport)}:
-        return None
-    return BuildReport(**{**report, "ignored": tuple(report["ignored"])})
-
-
-def _directory(data_dir: Path, name: str) -> Path | None:
-    """Where a dataset lies; in .<name>.previous after a build that died between its two renames."""
-    for place in (data_dir / name, data_dir / f".{name}.previous"):
-        if (place / VERSION / "build_report.json").exists():
-            return place / VERSION
-    return None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def worker_pool(workers: int) -> contextlib.AbstractContextManager[Executor | None]:
@@ -223,9 +99,9 @@ def build(
     pool = workers if isinstance(workers, Executor) else None
     data_dir = Path(data_dir)
     data_dir.mkdir(parents=True, exist_ok=True)
-    with _workshop(data_dir, meta.name) as workshop:
-        log = _Log()
-        examples = _examples(meta, cases, make_examples, pool, log)
+    with open_workshop(data_dir, meta.name) as workshop:
+        log, table = _Log(), _Table(workshop)
+        examples = _examples(meta, cases, make_examples, pool, log, table)
         builder = _builder_class(meta, examples)(data_dir=workshop)
         try:
             # TFDS announces downloads; there are none.
@@ -236,9 +112,10 @@ def build(
                 raise BuildError(f"{meta.name} cannot be written in {data_dir}: {error}") from error
             raise
         built = Path(builder.data_dir)
+        table.finish(built)
         index = log.index()
         np.savez(built / "index.npz", **{name: np.asarray(value) for name, value in vars(index).items()})
-        fingerprint = _fingerprint(built)
+        fingerprint = fingerprint_of(built)
         if len(tfds.builder_from_directory(built).as_data_source(split=SPLIT)) != len(index.subject):
             raise BuildError(f"{meta.name}: the records just written in {data_dir} cannot be read; is the disk full?")
         seen = set(index.mask_label.tolist())
@@ -256,7 +133,7 @@ def build(
             fingerprint=fingerprint,
         )
         (built / "build_report.json").write_text(json.dumps(vars(report), indent=2) + "\n", encoding="utf-8")
-        _swap(data_dir, meta.name, built.parent)
+        swap(data_dir, meta.name, built.parent)
     return report
 
 
@@ -287,6 +164,23 @@ class _Log:
         )  # fmt: skip
 
 
+class _Table:
+    """The pixels of all examples in two files, which `Dataset.gather` maps into memory."""
+
+    def __init__(self, directory: Path):
+        self.paths = [directory / name for name in (IMAGE_TABLE, MASK_TABLE)]
+        self.files = [path.open("wb") for path in self.paths]
+
+    def add(self, e: Example) -> None:
+        self.files[0].write(np.ascontiguousarray(e.image))
+        self.files[1].write(np.packbits(e.masks.reshape(len(e.masks), e.image.size), axis=1))
+
+    def finish(self, directory: Path) -> None:
+        for path, file in zip(self.paths, self.files, strict=True):
+            file.close()
+            os.replace(path, directory / path.name)
+
+
 def _codes(values: Sequence[str], dtype: type) -> tuple[np.ndarray, tuple[str, ...]]:
     table = tuple(sorted(set(values)))
     code = {value: i for i, value in enumerate(table)}
@@ -299,6 +193,7 @@ def _examples(
     make_examples: Callable[[Any], list[Example]],
     pool: Executor | None,
     log: _Log,
+    table: "_Table",
 ) -> Iterator[Example]:
     """Checked examples in the order of the cases; what is dropped goes to the log."""
     attempt = functools.partial(_attempt, make_examples, meta)
@@ -316,6 +211,7 @@ def _examples(
             continue
         for example in result:
             log.add(example)
+            table.add(example)
             yield example
     if not log.examples:
         reasons = "; ".join(f"{case}: {problem}" for case, problem, _ in log.dropped[:3]) or "no cases were found"
@@ -413,59 +309,3 @@ def _deterministic_records() -> contextlib.AbstractContextManager:
         return self.get_tf_example(example).SerializeToString(deterministic=True)
 
     return mock.patch.object(example_serializer.ExampleSerializer, "serialize_example", serialize)
-
-
-def _fingerprint(directory: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(directory.iterdir()):
-        with path.open("rb") as file:
-            digest.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _workshop(data_dir: Path, name: str) -> Iterator[Path]:
-    """The hidden folder that a dataset is built in, for one process at a time; what a dead one left is cleared."""
-    target = data_dir / name
-    if target.exists() and not (target.is_dir() and all((p / "build_report.json").exists() for p in target.iterdir())):
-        raise BuildError(f"{target} exists and is no built dataset: it is left alone; take another name or data_dir")
-    workshop = data_dir / f".{name}.building"
-    workshop.mkdir(exist_ok=True)
-    with (workshop / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = os.path.samestat(os.fstat(lock.fileno()), os.stat(lock.name))  # else its holder has just removed it
-        except (BlockingIOError, FileNotFoundError):
-            ours = False
-        if not ours:
-            raise BuildError(f"{name} is being built in {data_dir} by another process; wait for it")
-        try:
-            _mend(data_dir, name)
-            for leftover in workshop.iterdir():
-                if leftover.is_dir():
-                    shutil.rmtree(leftover)
-            yield workshop
-        finally:
-            shutil.rmtree(workshop, ignore_errors=True)  # what cannot be removed must not hide what went wrong
-
-
-def _swap(data_dir: Path, name: str, built: Path) -> None:
-    """Puts the new dataset in the old one's place by two renames."""
-    target, previous = data_dir / name, data_dir / f".{name}.previous"
-    if target.exists():
-        os.replace(target, previous)
-    try:
-        os.replace(built, target)
-    except OSError:
-        _mend(data_dir, name)
-        raise
-    _mend(data_dir, name)
-
-
-def _mend(data_dir: Path, name: str) -> None:
-    """Ends a swap, back or forth: the previous dataset goes where it is the only one, else it is removed."""
-    target, previous = data_dir / name, data_dir / f".{name}.previous"
-    if previous.exists() and not target.exists():
-        os.replace(previous, target)
-    elif previous.exists():
-        shutil.rmtree(previous)

@@ -18,17 +18,20 @@ from universeg_jax.data.tasks import FIRST, Examples, Task, side_of_role
 from universeg_jax.episode import Episode
 from universeg_jax.errors import UserError
 
-KINDS = ("real", "synthetic")
-REAL, SYNTHETIC = range(len(KINDS))
+KINDS = ("real", "synthetic", "superpixel")
+REAL, SYNTHETIC, SUPERPIXEL = range(len(KINDS))
 LEVELS = ("slicing", "dataset", "subset", "modality", "axis", "label")
 
 
 class Batch(NamedTuple):
-    """What the host hands to the training step; fields of `episode` are uint8 and empty for synthetic episodes."""
+    """What the host hands to the training step; fields of `episode` are uint8.
+
+    They are zeros for synthetic episodes, and but for the query's image for superpixel episodes.
+    """
 
     index: np.ndarray  # uint32 [B], global episode index: the step's key for all that is drawn on the device
     kind: np.ndarray  # uint8 [B], position in KINDS
-    task: np.ndarray  # int32 [B], position in the sampler's tasks; -1 for synthetic
+    task: np.ndarray  # int32 [B], position in the sampler's tasks, of superpixels the image's; -1 for synthetic
     episode: Episode
 
 
@@ -37,7 +40,7 @@ class Draw(NamedTuple):
 
     kind: int
     task: int
-    query: tuple[int, int]  # (row of the dataset, position among its masks)
+    query: tuple[int, int]  # (row of the dataset, position among its masks; -1 for none of them)
     support: list[tuple[int, int]]
 
 
@@ -54,29 +57,48 @@ class EpisodeSampler:
     size: int
     replacement: bool
     synthetic: float  # probability
+    superpixel: float  # probability
+
+    def kind(self, index: int) -> int:
+        """Position in KINDS of an episode, a pure function of (seed, index) and the probabilities."""
+        return self._kind(np.random.default_rng([self.seed, index]))
+
+    def _kind(self, rng: np.random.Generator) -> int:
+        draw = rng.random()
+        if draw < self.synthetic:
+            return SYNTHETIC
+        # Rounded, so that two probabilities that make 1 leave nothing to the third kind.
+        return SUPERPIXEL if draw < round(self.synthetic + self.superpixel, 9) else REAL
 
     def draw(self, index: int) -> Draw:
         rng = np.random.default_rng([self.seed, index])
-        if rng.random() < self.synthetic:
+        kind = self._kind(rng)
+        if kind == SYNTHETIC:
             return Draw(SYNTHETIC, -1, (0, 0), [])
         node = self.tree
         while isinstance(node, tuple):
             node = node[rng.integers(len(node))]
         pool = self.pools[node]
         query = int(rng.integers(len(pool)))
+        if kind == SUPERPIXEL:
+            return Draw(SUPERPIXEL, node, (int(pool.rows[query]), -1), [])
         chosen = draw_others(rng, pool.subjects, query, self.support_size, self.replacement)
         pick = [(int(pool.rows[i]), int(pool.positions[i])) for i in (query, *chosen)]
         return Draw(REAL, node, pick[0], pick[1:])
 
     def __call__(self, index: int) -> Batch:
         draw = self.draw(index)
-        shape = (self.support_size + 1, self.size, self.size, 1)
-        images, labels = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
         if draw.kind == REAL:
-            dataset = self.datasets[self.tasks[draw.task].dataset]
-            for i, (row, position) in enumerate((draw.query, *draw.support)):
-                example = dataset[row]
-                images[i, ..., 0], labels[i, ..., 0] = example["image"], example["masks"][position]
+            rows, positions = np.array([draw.query, *draw.support]).T
+            images, labels = (
+                x[..., None] for x in self.datasets[self.tasks[draw.task].dataset].gather(rows, positions)
+            )
+        else:  # the device makes them, or what is missing beside one picture
+            shape = (self.support_size + 1, self.size, self.size, 1)
+            images, labels = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+            if draw.kind == SUPERPIXEL:
+                dataset = self.datasets[self.tasks[draw.task].dataset]
+                images[0, ..., 0] = dataset.gather(np.array([draw.query[0]]), np.zeros(1, np.int64))[0][0]
         episode = Episode(images[0], labels[0], images[1:], labels[1:], np.ones(self.support_size, np.uint8))
         return Batch(np.uint32(index), np.uint8(draw.kind), np.int32(draw.task), episode)
 
@@ -101,18 +123,22 @@ def make_sampler(
     seed: int,
     support_size: int,
     synthetic: float = 0.0,
+    superpixel: float = 0.0,
     replacement: bool = True,
     size: int | None = None,
 ) -> EpisodeSampler:
     """Over the usable training tasks among `tasks`, on their train side.
 
     `synthetic` is the probability of a synthetic episode; with 1 no dataset is needed, only `size` in pixels.
+    `superpixel` is that of one whose label is made from an image of those tasks.
     Raises UserError where a task of role val or test is among them, sizes differ, or S < 1.
     """
     if support_size < 1:
         raise UserError(f"config.support_size={support_size}: an episode needs at least 1 support entry")
-    if not 0 <= synthetic <= 1:
-        raise UserError(f"the probability of synthetic episodes is {synthetic}: it must lie in [0, 1]")
+    shares = {"synthetic": synthetic, "superpixel": superpixel, "synthetic and superpixel": synthetic + superpixel}
+    for kind, share in shares.items():
+        if not 0 <= round(share, 9) <= 1:
+            raise UserError(f"the probability of {kind} episodes is {share}: it must lie in [0, 1]")
     for task in tasks:
         if side_of_role(task.role) != "training":
             raise UserError(f"dataset {task.dataset} has role {task.role}: it must never be in a training episode")
@@ -134,6 +160,7 @@ def make_sampler(
         size=next(iter(sizes.values())) if sizes else size,
         replacement=replacement,
         synthetic=synthetic,
+        superpixel=superpixel,
     )
 
 
@@ -159,9 +186,16 @@ def batches(
     threads: int = 4,
 ) -> Iterator[Batch]:
     """This host's share [batch_size / process_count, ...] of the global batch of each step in [first, last)."""
-    episodes = (
-        grain.MapDataset.range(first_step * batch_size, last_step * batch_size)
-        .map(sampler)[process_index::process_count]
-        .batch(batch_size // process_count)
-    )
-    return iter(episodes.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
+
+    def read(step: int) -> Batch:
+        start = step * batch_size
+        return stack([sampler(i) for i in range(start + process_index, start + batch_size, process_count)])
+
+    steps = grain.MapDataset.range(first_step, last_step).map(read)
+    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
+
+
+def stack(episodes: Sequence[Batch]) -> Batch:
+    """Along a new first axis."""
+    numbers = (np.stack([each[k] for each in episodes]) for k in range(3))
+    return Batch(*numbers, Episode(*map(np.stack, zip(*(each.episode for each in episodes), strict=True))))

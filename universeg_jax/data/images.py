@@ -8,20 +8,32 @@ Volumes and multi-page files are refused here: nothing of a file is passed over 
 """
 
 import functools
+import gzip
+import io
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from scipy import sparse
 
+from universeg_jax.data.files import extension
 from universeg_jax.errors import UserError
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # by content; Pillow's other decoders are never tried on a stranger's file
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".ppm.gz")
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "TIFF",
+    "BMP",
+    "GIF",
+    "PPM",
+)  # by content; Pillow's other decoders are never tried on a stranger's file
 MAX_BYTES = 1_000_000_000  # of one file
 MAX_PIXELS = 100_000_000  # of one picture; checked before it is decoded
 MAX_SIDE = 100_000  # pixels
+MAX_CONTOUR_BYTES = 1_000_000
 MAX_INTENSITY = 1e30  # beyond it float32 overflows in min-max; such values are markers of missing data
 
 
@@ -75,7 +87,7 @@ def read_label(path: str | Path) -> np.ndarray:
 def _decode(path: str | Path, is_label: bool = False) -> np.ndarray:
     """The decoded array [H, W] or [H, W, C]; every way in which decoding fails becomes an ImageError."""
     path = Path(path)
-    if path.suffix.lower() not in EXTENSIONS:
+    if extension(path) not in EXTENSIONS:
         raise ImageError(path, "has an extension that is not read", f"convert it to one of {', '.join(EXTENSIONS)}")
     try:
         size = path.stat().st_size
@@ -85,11 +97,11 @@ def _decode(path: str | Path, is_label: bool = False) -> np.ndarray:
             # Of odd tags, and of bombs at half of what Pillow refuses; the limits below are the ones that count.
             warnings.simplefilter("ignore")
             # From an open file: given a path, Pillow 13 maps uncompressed TIFFs and scrambles those to be shown turned.
-            with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
+            with _open(path) as file, Image.open(file, formats=FORMATS) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
                     raise ImageError(path, "too many pixels", f"{width}x{height}; at most {MAX_PIXELS:,} are read")
-                if image.format == "TIFF" and image.n_frames > 1:
+                if getattr(image, "n_frames", 1) > 1 and image.format in ("TIFF", "GIF"):
                     raise ImageError(path, "has several pages", f"{image.n_frames}; save each as a file of its own")
                 if is_label and image.format in ("JPEG", "MPO"):
                     raise ImageError(path, "a label in JPEG", "its compression changes class ids; save it as PNG")
@@ -102,6 +114,33 @@ def _decode(path: str | Path, is_label: bool = False) -> np.ndarray:
         raise ImageError(path, "cannot be read", f"it is empty, damaged or none of {', '.join(FORMATS)}") from error
     except Exception as error:  # a damaged file makes Pillow raise almost anything, struct.error and KeyError included
         raise ImageError(path, "cannot be read", getattr(error, "strerror", None) or str(error)) from error
+
+
+def _open(path: Path) -> BinaryIO:
+    """The file's bytes; of a compressed one at most those of a picture that would be read."""
+    if path.suffix.lower() != ".gz":
+        return path.open("rb")
+    with gzip.open(path) as file:
+        contents = file.read(3 * MAX_PIXELS + 1000)
+    return io.BytesIO(contents)
+
+
+def read_contour(path: str | Path, shape: tuple[int, int]) -> np.ndarray:
+    """int32 0/1 [H, W], filled: a text file with a point "x y" of a closed line on each line, in pixels."""
+    path = Path(path)
+    try:
+        if path.stat().st_size > MAX_CONTOUR_BYTES:
+            raise ImageError(path, "the file is too large", f"a contour has at most {MAX_CONTOUR_BYTES:,} bytes")
+        numbers = [float(word) for word in path.read_text(encoding="utf-8").split()]
+    except (OSError, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(path, "cannot be read", getattr(error, "strerror", None) or str(error)) from error
+    if len(numbers) < 6 or len(numbers) % 2 or not np.isfinite(numbers).all() or np.abs(numbers).max() > MAX_SIDE:
+        raise ImageError(path, "is no contour", "three lines or more with x and y in pixels")
+    canvas = Image.new("L", shape[::-1])
+    ImageDraw.Draw(canvas).polygon(list(zip(numbers[::2], numbers[1::2], strict=True)), fill=1, outline=1)
+    return np.asarray(canvas).astype(np.int32)
 
 
 def to_grey(image: np.ndarray) -> np.ndarray:

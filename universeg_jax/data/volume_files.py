@@ -1,7 +1,8 @@
 """Volumes from files: NIfTI, NRRD, MetaImage, DICOM series and multi-page TIFF → `Volume`.
 
 Every way in which a file can be bad becomes an ImageError with its name. Sizes are checked from the header, before a
-voxel is read. Headers that point to other files are refused: a stranger's header must not choose what is opened.
+voxel is read. Headers that point to other files are refused: a stranger's header must not choose what is opened. Only
+a .mhd may name the one file of voxels that lies beside it.
 """
 
 import contextlib
@@ -9,25 +10,21 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from universeg_jax.data.images import MAX_BYTES, MAX_INTENSITY, MAX_PIXELS, ImageError, to_grey
+from universeg_jax.data.files import extension, natural_order
+from universeg_jax.data.images import MAX_BYTES, MAX_INTENSITY, MAX_PIXELS, ImageError, read_label, to_grey
 from universeg_jax.data.volumes import MAX_VOXELS, Volume, make_volume
 
 NIFTI = (".nii", ".nii.gz")
-ITK = (".nrrd", ".mha")
+ITK = (".nrrd", ".mha", ".mhd")
 TIFF = (".tif", ".tiff")
 DICOM = (".dcm", ".ima", ".dicom")
 VOLUME_EXTENSIONS = (*NIFTI, *ITK)  # always volumes; a TIFF may be one, a DICOM series is a folder
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK and DICOM point x to the left and y to the back
-
-
-def extension(path: str | Path) -> str:
-    """The ending of a file's name in lower case, ".nii.gz" as one."""
-    name = Path(path).name.lower()
-    return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
 
 
 def is_volume(path: str | Path) -> bool:
@@ -97,12 +94,6 @@ def mask_extension(source: str | Path) -> str:
     return extension(source) if extension(source) in ITK else ".nii.gz"
 
 
-def stem(path: str | Path) -> str:
-    """The name without its ending."""
-    name = Path(path).name
-    return name[: len(name) - len(extension(path))]
-
-
 def _read(path: Path, channel: int | None) -> Volume:
     kind = extension(path)
     with _as_image_errors(path):
@@ -131,6 +122,7 @@ def _as_image_errors(path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # a damaged file makes the four libraries raise almost anything
         message = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
+        message = message.replace(f"{path.parent}/", "")  # reports must not depend on where files lie
         raise ImageError(path, "cannot be read", message[-160:]) from error
 
 
@@ -178,21 +170,27 @@ def _read_itk(path: Path, channel: int | None) -> Volume:
         head = file.read(1 << 16)
     if extension(path) == ".mha" and b"ElementDataFile = LOCAL" not in head:
         raise ImageError(path, "its header points to another file", "save it as one file")
+    voxels = path
+    if extension(path) == ".mhd":
+        voxels = path.parent / _mhd_data(head)
+        if voxels.name != _mhd_data(head) or not voxels.is_file():
+            raise ImageError(path, "its file of voxels does not lie beside it", _mhd_data(head)[:80])
+        if voxels.resolve().parent != path.resolve().parent:
+            raise ImageError(voxels, "is a link out of its folder", "put the file itself there")
     header = head.split(b"\n\n")[0].lower().replace(b"datafile", b"data file")
     if extension(path) == ".nrrd" and b"data file:" in header:
         raise ImageError(path, "its header points to another file", "save it as one file")
     reader = sitk.ImageFileReader()
-    reader.SetImageIO("MetaImageIO" if extension(path) == ".mha" else "NrrdImageIO")
+    reader.SetImageIO("NrrdImageIO" if extension(path) == ".nrrd" else "MetaImageIO")
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     size, channels = reader.GetSize(), reader.GetNumberOfComponents()
     _check_size(path, (*size, channels))
     if len(size) not in (2, 3):
         raise ImageError(path, "is no volume of three axes", str(size))
-    if np.prod(size, dtype=float) * channels > 2000 * path.stat().st_size:  # gzip gives at most 1032 to 1
-        raise ImageError(
-            path, "its header promises more voxels than the file can hold", f"{size} in {path.stat().st_size} bytes"
-        )
+    held = voxels.stat().st_size
+    if np.prod(size, dtype=float) * channels > 2000 * held:  # gzip gives at most 1032 to 1
+        raise ImageError(path, "its header promises more voxels than the file can hold", f"{size} in {held} bytes")
     image = reader.Execute()
     data = sitk.GetArrayViewFromImage(image)  # [Z, Y, X] or [Z, Y, X, C]
     data = data[..., _pick(path, channels, channel)] if channels > 1 else data
@@ -203,6 +201,13 @@ def _read_itk(path: Path, channel: int | None) -> Volume:
     spacing[:count], origin[:count] = image.GetSpacing(), image.GetOrigin()
     direction[:count, :count] = np.reshape(image.GetDirection(), (count, count))
     return make_volume(_small(data.T.copy()), LPS_TO_RAS @ _affine(direction * spacing, origin), str(path))
+
+
+def _mhd_data(head: bytes) -> str:
+    """What a header names as its file of voxels; "" where it names none, a list or a numbered pattern."""
+    lines = [line.partition(b"=")[2].strip() for line in head.splitlines() if line.startswith(b"ElementDataFile")]
+    name = lines[0].decode("utf-8", "replace") if lines else ""
+    return "" if name.startswith("LIST") or "%" in name else name
 
 
 def _affine(matrix: np.ndarray, origin: np.ndarray) -> np.ndarray:
@@ -270,6 +275,32 @@ def _dicom_pixels(dataset, path: Path) -> np.ndarray:
 
 def _read_dicom(path: Path) -> Volume:
     """A folder that holds one series, or one file as a volume of one slice. Slices are sorted by their position."""
+    slices = _dicom_slices(path)
+    return _dicom_volume(path, slices, [_dicom_pixels(dataset, file) for dataset, file in slices])
+
+
+def read_label_stack(path: str | Path, series: str | Path) -> Volume:
+    """Class ids drawn on the slices of a DICOM series, one picture a slice in a folder of its own.
+
+    The n-th picture belongs to the n-th file of the series, both in the natural order of their names.
+    """
+    path = Path(path)
+    with _as_image_errors(path):
+        slices = _dicom_slices(Path(series))
+        pictures = natural_order(file.name for file in path.iterdir() if not file.name.startswith("."))
+        if len(pictures) != len(slices):
+            raise ImageError(path, "not one label for each slice", f"{len(pictures)} labels, {len(slices)} slices")
+        of_file = dict(zip(natural_order(file.name for _, file in slices), pictures, strict=True))
+        planes = [read_label(path / of_file[file.name]) for _, file in slices]
+        if any(
+            plane.shape != (dataset.Rows, dataset.Columns) for plane, (dataset, _) in zip(planes, slices, strict=True)
+        ):
+            raise ImageError(path, "image and label differ in size")
+        return _dicom_volume(path, slices, planes)
+
+
+def _dicom_slices(path: Path) -> list[tuple[Any, Path]]:
+    """(dataset, file) of each slice of a series, from one end to the other."""
     files = (
         [path] if path.is_file() else sorted(f for f in path.iterdir() if f.is_file() and not f.name.startswith("."))
     )
@@ -289,15 +320,22 @@ def _read_dicom(path: Path) -> Volume:
     normal = np.cross(across, down)
     slices.sort(key=lambda pair: float(np.dot(normal, np.array(pair[0].ImagePositionPatient, float))))
     _check_size(path, (int(slices[0][0].Columns), int(slices[0][0].Rows), len(slices)))
+    return slices
+
+
+def _dicom_volume(path: Path, slices: list[tuple[Any, Path]], planes: list[np.ndarray]) -> Volume:
+    """The planes [rows, columns] of sorted slices as a volume in the patient."""
+    first = slices[0][0]
+    across, down = np.array(first.ImageOrientationPatient, float).reshape(2, 3)
+    normal = np.cross(across, down)
     positions = np.array([dataset.ImagePositionPatient for dataset, _ in slices], float)
     gaps = np.diff(positions @ normal)
     if len(gaps) and (gaps.min() <= 0 or gaps.max() - gaps.min() > 0.1 * np.median(gaps) + 0.01):
         raise ImageError(
             path, "its slices are not evenly spaced", f"{gaps.min():g} to {gaps.max():g} mm; one is missing?"
         )
-    data = np.stack([_dicom_pixels(dataset, file) for dataset, file in slices], -1)  # [rows, columns, slices]
-    thick = float(slices[0][0].get("SliceThickness") or 1)
+    thick = float(first.get("SliceThickness") or 1)
     step = (positions[-1] - positions[0]) / (len(slices) - 1) if len(gaps) else normal * thick
-    between_rows, between_columns = (float(s) for s in slices[0][0].PixelSpacing)
+    between_rows, between_columns = (float(s) for s in first.PixelSpacing)
     matrix = np.stack([across * between_columns, down * between_rows, step], 1)
-    return make_volume(data.transpose(1, 0, 2), LPS_TO_RAS @ _affine(matrix, positions[0]), str(path))
+    return make_volume(np.stack(planes, -1).transpose(1, 0, 2), LPS_TO_RAS @ _affine(matrix, positions[0]), str(path))

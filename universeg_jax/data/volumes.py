@@ -15,6 +15,9 @@ import numpy as np
 from universeg_jax.data.images import ImageError, min_max, preprocess_image, preprocess_mask, restore
 
 AXES = (0, 1, 2)  # sagittal, coronal, axial
+IN_PLANE = 3  # the planes that were acquired, whatever their direction (short axis of a heart)
+AXIS_NAMES = ("sagittal", "coronal", "axial", "in-plane")
+ISOTROPIC = 2.0  # longest voxel side : shortest; up to here every axis is looked at
 WINDOWS = ("auto", "ct", "mr", "none")
 CT_WINDOW = (-500.0, 1000.0)  # HU; MegaMedical's default (Butoi et al., 2023)
 MR_PERCENTILES = (0.5, 99.5)  # of the voxels above 0
@@ -173,21 +176,15 @@ class Place:
     side: int  # of its cube
 
 
-def thickest_axis(volume: Volume) -> int:
-    """The axis with the largest spacing, along which slices were taken; the axial one where they are about equal."""
-    spacing = np.array(volume.spacing)
-    return int(spacing.argmax()) if spacing.max() > 1.2 * np.median(spacing) else 2
-
-
 def volume_slices(
     volume: Volume, size: int, axis: int | None = None, window: str | tuple[float, float] = "auto"
 ) -> tuple[np.ndarray, np.ndarray, Place]:
     """(slices float32 [N, size, size], their relative positions [N] in [0, 1], where they belong) of intensities.
 
-    In the plane 1 mm; along `axis` (default: `thickest_axis`) the volume's own slices, or one a mm where there are
+    In the plane 1 mm; along `axis` (default: `slice_axis`) the volume's own slices, or one a mm where there are
     more. Window "auto": "ct" where anything is below -500, as only Hounsfield units are, else "mr".
     """
-    axis = thickest_axis(volume) if axis is None else axis
+    axis = slice_axis(volume) if axis is None else axis
     fine = tuple(max(1, round(n * s)) for n, s in zip(volume.shape, volume.spacing, strict=True))
     shape = tuple(min(n, fine[a]) if a == axis else fine[a] for a, n in enumerate(volume.shape))
     if np.prod(shape, dtype=float) > MAX_VOXELS:
@@ -225,6 +222,11 @@ def from_slices(slices: np.ndarray, place: Place) -> Volume:
 def middle_slice(data: np.ndarray, axis: int) -> int:
     """N // 2, MegaMedical's mid-slice."""
     return data.shape[axis] // 2
+
+
+def slice_axis(volume: Volume) -> int:
+    """The axis across the planes that were acquired: that of one voxel, else of the longest voxels, axial if equal."""
+    return max(AXES, key=lambda axis: (volume.shape[axis] == 1, round(volume.spacing[axis], 3), axis))
 
 
 def largest_slice(mask: np.ndarray, axis: int) -> int:

@@ -1,0 +1,226 @@
+"""Dice against wall-clock seconds, from "here are n labelled images" to "here is the mask".
+
+    python -m benchmarks.adaptation --checkpoint runs/small128 --data_dir data --role test --out results/adaptation
+
+In-context, fine-tuned, and a U-Net from scratch, for n labelled images of the support split of each task, chosen by
+hash. Seconds are those of one task: the training where there is one, and one mask. Programs are compiled before the
+clock starts, as they are on a machine that did the like before; what compiling took stands beside it.
+
+One JSON line a (task, n, method) in <out>/adaptation.jsonl; what is there is not done again, so the same command
+continues. <out>/adaptation.png draws what there is: each point a mean over tasks, weighted by dataset.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from universeg_jax import evaluation, startup, weights
+from universeg_jax.baselines.per_task import Fitted, Recipe
+from universeg_jax.baselines.workflow import Trainer, claim, finetune_trainer, unet_trainer
+from universeg_jax.data.builder import Dataset, list_datasets, open_dataset
+from universeg_jax.data.tasks import Task, dataset_tasks, subject_hash, usable
+from universeg_jax.errors import UserError
+from universeg_jax.predictor import Predictor
+from universeg_jax.reporting import figure, lock, markdown_table, percent, read_json_lines, save_figure
+
+METHODS = {"in_context": "in context", "finetune": "fine-tuned", "unet": "U-Net from scratch"}
+MOST_SUPPORT = 16  # entries while fine-tuning: time is linear in them
+LINES, FIGURE = "adaptation.jsonl", "adaptation.png"
+
+
+def make_trainers(
+    checkpoint: str, n: int, finetune: Recipe, unet: Recipe, features: Sequence[int]
+) -> dict[str, Trainer]:
+    """Method → Trainer for n labelled images; in context trains nothing."""
+    tuned = finetune_trainer(checkpoint, min(n, MOST_SUPPORT), finetune)
+    nothing = Fitted(tuned.start, {"seconds": 0.0, "compile_seconds": 0.0})
+    in_context = replace(tuned, kind="in_context", fit=lambda *_: nothing)
+    return {"in_context": in_context, "finetune": tuned, "unet": unet_trainer(features, unet)}
+
+
+def measure(trainer: Trainer, dataset: Dataset, task: Task, n: int, max_cases: int) -> dict[str, Any]:
+    """Mean Dice over the query cases of a task, and the seconds of the training and of one mask."""
+    pool = evaluation.support_pool(task, n)
+    fitted = trainer.fit(dataset, task, pool)
+    settings = evaluation.Settings((n,), (1,), pool_size=n, max_cases=max_cases, batch_size=4)
+    rows = evaluation.evaluate(
+        {trainer.kind: (trainer.method, fitted.params)}, [dataset], [task], settings, progress=False
+    )
+    scored = [row["dice"] for row in rows if not row["empty"]]
+    if not scored:
+        raise UserError(f"{task.name}: no query case has a truth that is not empty; leave its dataset out")
+    predict, compiling = one_mask(trainer, fitted.params, dataset, task, settings)
+    return {
+        "labelled": len(pool),
+        "dice": float(np.mean(scored)),
+        "cases": len(scored),
+        "seconds": fitted.about["seconds"] + predict,
+        "training_seconds": fitted.about["seconds"],
+        "mask_seconds": predict,
+        "compile_seconds": fitted.about["compile_seconds"] + compiling,
+    }
+
+
+def one_mask(
+    trainer: Trainer, params: Any, dataset: Dataset, task: Task, settings: evaluation.Settings
+) -> tuple[float, float]:
+    """(median seconds of a mask, seconds of compiling) for the first query of a task with its support."""
+    case = evaluation.cases_of(task, 1)[0]
+    episode, _ = evaluation.gather([case], {dataset.meta.name: dataset}, settings, settings.support_sizes[0], 1)
+    flat = evaluation.Episode(*episode[:2], *(x[:, 0] for x in episode[2:]))
+    floats = jax.device_put(evaluation.to_device_floats(flat, evaluation.OFFICIAL_SIZE))
+    started = time.perf_counter()
+    run = jax.jit(trainer.method).lower(params, floats).compile()
+    compiling = time.perf_counter() - started
+    seconds = []
+    for _ in range(4):
+        started = time.perf_counter()
+        jax.block_until_ready(run(params, floats))
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:]), compiling
+
+
+def chosen_tasks(datasets: Sequence[Dataset], most: int) -> list[Task]:
+    """The usable tasks, of each dataset `most` chosen by hash if that is not 0."""
+    tasks = usable([task for dataset in datasets for task in dataset_tasks(dataset)])
+    if not most:
+        return tasks
+    ranked = sorted(tasks, key=lambda task: subject_hash("adaptation", task.name))
+    kept = {task.name for d in datasets for task in [task for task in ranked if task.dataset == d.meta.name][:most]}
+    return [task for task in tasks if task.name in kept]
+
+
+def summarize(lines: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, float]]]:
+    """Method → points by n: means over the tasks of a dataset, then over the datasets.
+
+    Where a task has fewer than n labelled images all of them are used, and the point tells the mean number.
+    """
+    points: dict[str, list[dict[str, float]]] = {}
+    for method in METHODS:
+        for n in sorted({line["n"] for line in lines}):
+            of_point = [line for line in lines if (line["method"], line["n"]) == (method, n)]
+            if not of_point:
+                continue
+            by_dataset: dict[str, list[dict[str, Any]]] = {}
+            for line in of_point:
+                by_dataset.setdefault(line["dataset"], []).append(line)
+            fields = ("dice", "seconds", "labelled")
+            means = {f: float(np.mean([np.mean([x[f] for x in of]) for of in by_dataset.values()])) for f in fields}
+            points.setdefault(method, []).append({"n": n, "tasks": len(of_point), **means})
+    return points
+
+
+def draw(points: dict[str, list[dict[str, float]]], path: Path) -> None:
+    """Dice against seconds, n beside each point."""
+    fig, ((axes,),) = figure(6, 4.2)
+    for method, of_method in points.items():
+        seconds, dice = [p["seconds"] for p in of_method], [100 * p["dice"] for p in of_method]
+        axes.plot(seconds, dice, "o-", label=METHODS[method])
+        for point, x, y in zip(of_method, seconds, dice, strict=True):
+            axes.annotate(str(point["n"]), (x, y), xytext=(3, 4), textcoords="offset points", fontsize=7)
+    axes.set(xlabel="seconds from n labelled images to a mask", ylabel="mean Dice (%)", xscale="log", ylim=(0, 100))
+    axes.legend(fontsize=8)
+    save_figure(fig, path)
+
+
+def table(points: dict[str, list[dict[str, float]]]) -> str:
+    rows = [
+        [METHODS[method], p["n"], f"{p['labelled']:.1f}", percent(p["dice"]), f"{p['seconds']:.2f}", p["tasks"]]
+        for method, of_method in points.items()
+        for p in of_method
+    ]
+    return markdown_table(["method", "n", "labelled", "Dice (%)", "seconds", "tasks"], rows)
+
+
+def run(
+    checkpoint: str,
+    datasets: Sequence[Dataset],
+    sizes: Sequence[int],
+    recipes: dict[str, Recipe],
+    features: Sequence[int],
+    max_cases: int,
+    max_tasks: int,
+    out: Path,
+) -> dict[str, list[dict[str, float]]]:
+    """Does what is not in <out>/adaptation.jsonl yet, draws, and returns the points."""
+    plan = {
+        "params_hash": weights.params_hash(Predictor.from_checkpoint(checkpoint).params),
+        "recipes": {name: asdict(recipe) for name, recipe in recipes.items()},
+        "features": list(features),
+        "max_cases": max_cases,
+        "datasets": {dataset.meta.name: dataset.fingerprint for dataset in datasets},
+    }
+    machine = {"machine": platform.processor() or platform.machine(), "device": jax.devices()[0].device_kind}
+    by_name = {dataset.meta.name: dataset for dataset in datasets}
+    with lock(out):
+        claim(out, plan)
+        path = out / LINES
+        lines = read_json_lines(path)
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))  # without one that a kill cut short
+        done = {(line["task"], line["n"], line["method"]) for line in lines}
+        for n in sizes:
+            trainers = make_trainers(checkpoint, n, recipes["finetune"], recipes["unet"], features)
+            for task in chosen_tasks(datasets, max_tasks):
+                for method, trainer in trainers.items():
+                    if (task.name, n, method) in done:
+                        continue
+                    about = {"task": task.name, "dataset": task.dataset, "n": n, "method": method}
+                    line = about | measure(trainer, by_name[task.dataset], task, n, max_cases) | machine
+                    with path.open("a") as file:
+                        file.write(json.dumps(line) + "\n")
+                    print(f"{task.name}, n={n}, {METHODS[method]}: {line['seconds']:.2f} s, Dice {line['dice']:.3f}")
+                    sys.stdout.flush()
+        points = summarize(read_json_lines(path))
+        draw(points, out / FIGURE)
+    return points
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--data_dir", default="data")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--datasets", help="names, comma-separated")
+    what.add_argument("--role", default="", help="all datasets of a role")
+    parser.add_argument("--sizes", default="1,2,4,8,16,32,64", help="numbers of labelled images")
+    parser.add_argument("--max_tasks", type=int, default=2, help="a dataset, chosen by hash; 0 = all")
+    parser.add_argument("--max_cases", type=int, default=20, help="queries a task; 0 = all")
+    parser.add_argument("--unet_steps", type=int, default=300)
+    parser.add_argument("--finetune_steps", type=int, default=60)
+    parser.add_argument("--score_every", type=int, default=20)
+    parser.add_argument("--image_size", type=int, default=128, help="pixels of the U-Net")
+    parser.add_argument("--features", default="16,32,64,128,128", help="of each level of the U-Net")
+    parser.add_argument("--out", required=True)
+    args = parser.parse_args(argv)
+    startup.use_compilation_cache()
+    try:
+        recipes = {
+            "unet": Recipe(args.unet_steps, 8, 2e-3, args.score_every, args.image_size),
+            "finetune": Recipe(args.finetune_steps, 2, 1e-4, args.score_every, args.image_size),
+        }
+        opened = [open_dataset(args.data_dir, name) for name in list_datasets(args.data_dir)]
+        names = tuple(args.datasets.split(",")) if args.datasets else ()
+        datasets = evaluation.select(opened, args.data_dir, names, args.role)
+        sizes, features = (tuple(int(x) for x in text.split(",")) for text in (args.sizes, args.features))
+        points = run(
+            args.checkpoint, datasets, sizes, recipes, features, args.max_cases, args.max_tasks, Path(args.out)
+        )
+    except (UserError, OSError) as error:
+        print(f"adaptation: {error}", file=sys.stderr)
+        return 1
+    print(table(points))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Which examples to show where a support folder holds more than are taken: Dice by rule, one JSON object a line.
+
+    python -m benchmarks.choose --checkpoint small --data DATA --out results.jsonl
+
+Every `val` folder of DATA (its splits.json says which) is split in two by subject; one half is the support folder, up
+to 24 images of the other the queries. What is chosen by these numbers is the default of `universeg predict`.
+"""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from universeg_jax.check import scores
+from universeg_jax.predictor import Options, Predictor
+from universeg_jax.support import CHOICES, Support, read_support_folder
+
+QUERIES = 24
+
+
+def halves(support: Support) -> tuple[Support, Support]:
+    """(support, queries) by a hash of the subject."""
+    first = np.array([hashlib.sha256(s.encode()).digest()[0] % 2 == 0 for s in support.subjects])
+    return support.take(np.flatnonzero(first).tolist()), support.take(np.flatnonzero(~first)[:QUERIES].tolist())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", default="small")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--sizes", default="4,8")
+    parser.add_argument("--ensembles", default="1,3")
+    parser.add_argument("--out", help="append the lines there too")
+    args = parser.parse_args()
+    predictor = Predictor.from_checkpoint(args.checkpoint)
+    names = json.loads((Path(args.data) / "splits.json").read_text())["roles"]["val"]
+    totals: dict[tuple, dict[str, float]] = {}
+    for name in names:
+        pool, queries = halves(read_support_folder(Path(args.data) / name))
+        for size in map(int, args.sizes.split(",")):
+            if len(pool) < 2 * size or not len(queries):
+                continue
+            for ensemble in map(int, args.ensembles.split(",")):
+                for how in CHOICES:
+                    dices = []
+                    for seed in range(3 if how == "random" and ensemble == 1 else 1):
+                        options = Options(size, ensemble, how, seed=seed)
+                        found = predictor.segmenter(pool, options).probabilities(queries.images)
+                        dices.append(np.nanmean(scores(found, queries), 1).mean())
+                    totals.setdefault((size, ensemble, how), {})[name] = float(np.mean(dices))
+    for (size, ensemble, how), by_name in totals.items():
+        row = {"benchmark": "choose", "support_size": size, "ensemble": ensemble, "choose": how}
+        row |= {"datasets": len(by_name), "mean_dice": round(float(np.mean(list(by_name.values()))), 4)}
+        row["dice"] = {name: round(d, 3) for name, d in by_name.items()}
+        line = json.dumps(row)
+        print(line, flush=True)
+        if args.out:
+            with Path(args.out).open("a") as file:
+                file.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()

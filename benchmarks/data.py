@@ -1,0 +1,231 @@
+"""How fast episodes are read and drawn, and what the index of a million examples weighs: one JSON object a line.
+
+    python -m benchmarks.data [--only=records,table,cold,index,tasks] [--folder=DIR] [--repeats=5] [--out=FILE]
+
+`records` reads every example of an episode from the array_record files, as any TFDS dataset can be; `table` gathers it
+from the table of pixels that lies beside them, mapped into memory: first with its pages dropped from the system's cache
+as far as the system lets a program drop them, then warm. `cold` is a process that opens every dataset, makes the task
+table and reads one batch. `index` and `tasks` are made tables without pixels.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from universeg_jax.data import dataset as dataset_files
+from universeg_jax.data.builder import Dataset, DatasetMeta, Example, Index, build, list_datasets, open_dataset
+from universeg_jax.data.episodes import EpisodeSampler, batches, make_sampler
+from universeg_jax.data.tasks import task_table
+
+SUPPORT, SIZE, THREADS = 64, 128, 2
+COLD = """
+import sys, time
+start = time.perf_counter()
+from universeg_jax.data.builder import list_datasets, open_dataset
+from universeg_jax.data.episodes import make_sampler
+from universeg_jax.data.tasks import task_table
+imported = time.perf_counter()
+datasets = [open_dataset(sys.argv[1], name) for name in list_datasets(sys.argv[1])]
+sampler = make_sampler(datasets, task_table(datasets), seed=0, support_size=64)
+for i in range(4):
+    sampler(i)
+print(imported - start, time.perf_counter() - imported)
+"""
+
+
+class Reporter:
+    """JSON lines on the screen and, where asked for, in a file."""
+
+    def __init__(self, out: str | None):
+        self.out = out
+
+    def __call__(self, name: str, value: float, unit: str, **more: object) -> None:
+        line = json.dumps({"name": name, "value": round(value, 4), "unit": unit, **more})
+        print(line, flush=True)
+        if self.out:
+            with open(self.out, "a") as file:
+                file.write(line + "\n")
+
+
+def make_example(case: int) -> list[Example]:
+    """A smooth picture, which compresses as scans do, with three discs; the case is its subject."""
+    rng = np.random.default_rng(case)
+    y, x = np.mgrid[:SIZE, :SIZE] / SIZE
+    image = 0.5 + 0.3 * np.sin(6 * (x * rng.random() + y * rng.random()) + 6 * rng.random())
+    image = 255 * np.clip(image + 0.03 * rng.standard_normal(image.shape), 0, 1)
+    masks = [(x - a) ** 2 + (y - b) ** 2 < r**2 for a, b, r in rng.uniform(0.1, 0.4, (3, 3)) + [0.2, 0.2, 0]]
+    return [Example(image.astype(np.uint8), np.stack(masks).astype(np.uint8), (1, 2, 3), f"s{case}", f"s{case}")]
+
+
+def made_folder(folder: Path, datasets: int, examples: int) -> Path:
+    """Built datasets, made where they are not there."""
+    for number in range(datasets):
+        if f"made{number}" not in list_datasets(folder):
+            meta = DatasetMeta(f"made{number}", "train_open", {1: "a", 2: "b", 3: "c"}, SIZE)
+            build(meta, range(number * examples, (number + 1) * examples), make_example, folder)
+    return folder
+
+
+def sampler_of(folder: Path) -> EpisodeSampler:
+    datasets = [open_dataset(folder, name) for name in list_datasets(folder)]
+    return make_sampler(datasets, task_table(datasets), seed=0, support_size=SUPPORT)
+
+
+def rates(sampler: EpisodeSampler, first: int, count: int, threads: int) -> tuple[float, float]:
+    """Episodes a second, and a second of CPU time, through a training run's pipeline; of sampler(i) for 0 threads.
+
+    On a machine that others use as well the second says what the first would be without them, for each core.
+    """
+    if threads:
+        stream = batches(sampler, batch_size=4, first_step=first, last_step=first + count // 4, threads=threads)
+    else:
+        stream = map(sampler, range(first, first + count))
+    start, used = time.perf_counter(), time.process_time()
+    read = sum(batch.index.size for batch in stream)
+    return read / (time.perf_counter() - start), read / (time.process_time() - used)
+
+
+def drop_pages(folder: Path) -> None:
+    """Asks the system to forget the files; what is mapped elsewhere stays."""
+    dataset_files._table.cache_clear()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            file = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(file)
+
+
+def without_table(folder: Path) -> EpisodeSampler:
+    """A sampler that reads the records alone."""
+
+    class Records(Dataset):
+        def gather(self, rows: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return self.gather_records(rows, positions)
+
+    sampler = sampler_of(folder)
+    return replace(sampler, datasets={name: Records(**vars(d)) for name, d in sampler.datasets.items()})
+
+
+def read_benchmarks(folder: Path, only: list[str], repeats: int, report: Reporter) -> None:
+    for what, open_sampler, count in (("records", without_table, 200), ("table", sampler_of, 1000)):
+        if what not in only:
+            continue
+        sampler = open_sampler(folder)
+        drop_pages(folder)
+        cold = rates(sampler, 0, count, THREADS)
+        warm = np.median([rates(sampler, 1000 * n, count, THREADS) for n in range(1, repeats)], axis=0)
+        single = np.median([rates(sampler, 1000 * n, count, 0) for n in range(1, repeats)], axis=0)
+        for name, (seconds, cpu), threads in (("cold", cold, THREADS), ("warm", warm, THREADS), ("alone", single, 0)):
+            more = {"support_size": SUPPORT, "size": SIZE, "threads": threads, "load": os.getloadavg()[0]}
+            report(f"episodes from {what}, {name}", seconds, "episodes/s", **more)
+            report(f"episodes from {what}, {name}", cpu, "episodes/CPU-s", **more)
+
+
+def cold_start(folder: Path, report: Reporter) -> None:
+    drop_pages(folder)
+    done = subprocess.run([sys.executable, "-c", COLD, folder], check=True, capture_output=True, text=True)
+    imports, opening = map(float, done.stdout.split())
+    count = len(list_datasets(folder))
+    report("cold start: imports", imports, "s")
+    report("cold start: open, task table, first batch of 4", opening, "s", datasets=count)
+
+
+def made_index(examples: int, subjects: int, labels: int) -> Index:
+    """Every example has one mask of each label."""
+    code = np.arange(examples, dtype=np.int32) % subjects
+    zeros = [np.zeros(examples, kind) for kind in (np.int16, np.int16, np.int8, np.int8)]
+    masks = examples * labels
+    return Index(
+        code, *zeros, np.repeat(np.arange(examples, dtype=np.int32), labels),
+        np.tile(np.arange(labels, dtype=np.int16), examples),
+        np.tile(np.arange(1, labels + 1, dtype=np.int32), examples),
+        np.full(masks, 100, np.int32), tuple(f"s{i}" for i in range(subjects)), ("",), ("CT",), ("image", "mid", "max"),
+    )  # fmt: skip
+
+
+def index_size(report: Reporter, examples: int = 1_000_000, labels: int = 3) -> None:
+    index = made_index(examples, examples // 10, labels)
+    held = sum(column.nbytes for column in vars(index).values() if isinstance(column, np.ndarray))
+    report("index", held / examples, "bytes/example", examples=examples, masks=examples * labels)
+    dataset = Dataset(DatasetMeta("made", "train_open", {i: str(i) for i in range(1, labels + 1)}, SIZE), index, "", "")
+    before, start = peak_bytes(), time.perf_counter()
+    tasks = task_table([dataset])
+    sampler = make_sampler([dataset], tasks, seed=0, support_size=SUPPORT)
+    seconds = time.perf_counter() - start
+    kept = sum(a.nbytes for task in tasks for a in (task.rows, task.positions, task.subjects, task.sides))
+    pools = (a for pool in sampler.pools for a in (pool.rows, pool.positions, pool.subjects))
+    kept += sum(a.nbytes for a in pools if a.base is None)  # the others are views
+    report("task table and pools", kept / examples, "bytes/example", examples=examples, masks=examples * labels)
+    report("making them", seconds, "s", examples=examples, peak_megabytes=round((peak_bytes() - before) / 1e6))
+
+
+def peak_bytes() -> int:
+    import resource
+
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def task_datasets(tasks: int) -> Iterator[Dataset]:
+    """Datasets of 50 tasks, each with 200 examples of 20 subjects."""
+    for number in range(tasks // 50):
+        index = made_index(200, 20, 50)
+        yield Dataset(DatasetMeta(f"d{number}", "train_open", dict.fromkeys(range(1, 51), "x"), SIZE), index, "", "")
+
+
+def sampling(report: Reporter, repeats: int) -> None:
+    """Draws of few and of many tasks in turn, so that a busy machine slows both."""
+    samplers = {}
+    for count in (50, 50_000):
+        datasets = list(task_datasets(count))
+        samplers[count] = make_sampler(datasets, task_table(datasets), seed=0, support_size=SUPPORT)
+    micros: dict[int, list[float]] = {count: [] for count in samplers}
+    for n in range(4 * repeats):
+        for count, sampler in samplers.items():
+            micros[count].append(1e6 * seconds_of(lambda i, s=sampler: s.draw(i), 1000 * n, 1000))
+    medians = {count: float(np.median(values)) for count, values in micros.items()}
+    for count, value in medians.items():
+        report("draw an episode", value, "us", tasks=count, support_size=SUPPORT)
+    report("50,000 tasks against 50", medians[50_000] / medians[50], "ratio")
+
+
+def seconds_of(function: Callable[[int], object], first: int, count: int) -> float:
+    start = time.perf_counter()
+    for i in range(first, first + count):
+        function(i)
+    return (time.perf_counter() - start) / count
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="records,table,cold,index,tasks")
+    parser.add_argument("--folder", help="where the made datasets are kept; default: made for this run alone")
+    parser.add_argument("--datasets", type=int, default=54)
+    parser.add_argument("--examples", type=int, default=60, help="of each dataset")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", help="also append the lines there")
+    arguments = parser.parse_args()
+    only, report = arguments.only.split(","), Reporter(arguments.out)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(arguments.folder or temporary)
+        if {"records", "table", "cold"} & set(only):
+            made_folder(folder, arguments.datasets, arguments.examples)
+        read_benchmarks(folder, only, arguments.repeats, report)
+        if "cold" in only:
+            cold_start(folder, report)
+    if "index" in only:
+        index_size(report)
+    if "tasks" in only:
+        sampling(report, arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Trains and evaluates task by task, as per_task.py has it, and writes what `universeg evaluate` writes.
+
+A task that is done is not done again: the same command continues where it was stopped.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from universeg_jax import evaluation, weights
+from universeg_jax.baselines.per_task import (
+    Fitted,
+    Recipe,
+    Start,
+    fit_finetuned,
+    fit_unet,
+    init_unet,
+    unet_functions,
+)
+from universeg_jax.cost import cost
+from universeg_jax.data.builder import Dataset, list_datasets, open_dataset
+from universeg_jax.data.tasks import Examples, Task, dataset_tasks, usable
+from universeg_jax.errors import UserError
+from universeg_jax.predictor import Predictor
+from universeg_jax.reporting import lock, read_json, write_json
+
+KINDS = ("unet", "finetune")
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """A way to come from labelled examples to parameters, and from those to masks."""
+
+    kind: str
+    fit: Callable[[Dataset, Task, Examples], Fitted]
+    method: evaluation.Method
+    start: Any  # parameters of the right shapes
+    about: dict[str, Any]  # what decides the result besides the data and the settings
+
+
+def unet_trainer(features: Sequence[int], recipe: Recipe) -> Trainer:
+    model = unet_functions(tuple(features), recipe.batch_size)[0]
+    return Trainer(
+        "unet",
+        functools.partial(fit_unet, features=tuple(features), recipe=recipe),
+        unet_method(model, recipe.image_size),
+        init_unet(model, recipe),
+        {"features": list(features), **asdict(recipe)},
+    )
+
+
+@functools.lru_cache(maxsize=16)  # one method, one compiled evaluation
+def unet_method(model: Any, image_size: int) -> evaluation.Method:
+    return evaluation.model_method(model, image_size)
+
+
+def finetune_trainer(checkpoint: str, support_size: int, recipe: Recipe) -> Trainer:
+    """At the checkpoint's own image size, with `support_size` entries."""
+    predictor = Predictor.from_checkpoint(checkpoint)
+    recipe = replace(recipe, image_size=predictor.config.image_size)
+    start = Start(predictor.params, predictor.config)
+    return Trainer(
+        "finetune",
+        functools.partial(fit_finetuned, start=start, support_size=support_size, recipe=recipe),
+        evaluation.model_method(predictor.model, predictor.config.image_size),
+        predictor.params,
+        {
+            "params_hash": weights.params_hash(predictor.params),
+            "support_size": support_size,
+            **asdict(recipe),
+        },
+    )
+
+
+def run_task(
+    trainer: Trainer, dataset: Dataset, task: Task, settings: evaluation.Settings
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """(rows as `evaluation.evaluate` gives, what is to be told of the training) of one task."""
+    examples = evaluation.support_pool(task, settings.pool_size)
+    fitted = trainer.fit(dataset, task, examples)
+    methods = {trainer.kind: (trainer.method, fitted.params)}
+    about = {"labelled": len(examples), **fitted.about}
+    if trainer.kind == "finetune":
+        return evaluation.evaluate(methods, [dataset], [task], settings, progress=False), about
+    # A U-Net sees no support: one pass, whose rows stand for every setting, so that any of them can be compared.
+    once = replace(settings, support_sizes=(1,), ensembles=(1,))
+    rows = evaluation.evaluate(methods, [dataset], [task], once, progress=False)
+    return [
+        {**row, "support_size": size, "ensemble": ensemble, "effective_support": len(examples)}
+        for size in settings.support_sizes
+        for ensemble in settings.ensembles
+        for row in rows
+    ], about
+
+
+def evaluate_per_task(
+    trainer: Trainer,
+    data_dir: str,
+    names: Sequence[str],
+    role: str,
+    settings: evaluation.Settings,
+    out: Path,
+) -> dict[str, Any]:
+    """Trains on the support split of every task of datasets by name or role, `settings.pool_size` of it if that is
+    not 0, and evaluates on its query split.
+
+    Writes <out>/cases.csv and summary.json as `evaluation.evaluate_to`, and a file a task that is done in <out>/tasks.
+    """
+    opened = [open_dataset(data_dir, name) for name in list_datasets(data_dir)]
+    datasets = evaluation.select(opened, data_dir, names, role)
+    by_name = {dataset.meta.name: dataset for dataset in datasets}
+    tasks = usable([task for dataset in datasets for task in dataset_tasks(dataset)])
+    fingerprints = {name: dataset.fingerprint for name, dataset in by_name.items()}
+    plan = {"kind": trainer.kind, **trainer.about, "settings": asdict(settings), "datasets": fingerprints}
+    with lock(out):
+        claim(out, plan)
+        rows, trained = [], {}
+        for task in tqdm(tasks, desc=trainer.kind, unit="task"):
+            path = out / "tasks" / f"{hashlib.sha256(task.name.encode()).hexdigest()[:16]}.json"
+            if not path.exists():
+                of_task, about = run_task(trainer, by_name[task.dataset], task, settings)
+                write_json(path, {"task": task.name, "training": about, "rows": of_task})
+            done = read_json(path)
+            rows += done["rows"]
+            trained[task.name] = done["training"]
+        seconds = float(np.mean([about["seconds"] for about in trained.values()]))
+        spent = cost(trainer.method, trainer.start, max(settings.support_sizes)) | {"preparation_seconds": seconds}
+        about = {"kind": trainer.kind, **trainer.about, "role": role, "cost": spent, "training": trained}
+        return evaluation.write_results(out, rows, [trainer.kind], datasets, settings, about)
+
+
+def claim(out: Path, plan: dict[str, Any]) -> None:
+    """Writes <out>/plan.json; raises UserError where the folder holds another run's files."""
+    path, plan = out / "plan.json", json.loads(json.dumps(plan))
+    if path.exists():
+        before = read_json(path)
+        differing = sorted(name for name in plan.keys() | before.keys() if plan.get(name) != before.get(name))
+        if differing:
+            there = "; ".join(f"{name}: {before.get(name)} there, {plan.get(name)} asked for" for name in differing)
+            raise UserError(f"{out} holds another run's files ({there}); take another --out")
+    elif any(path.name != ".lock" for path in out.iterdir()):
+        raise UserError(f"{out} holds files that are not of such a run; take another --out")
+    else:
+        write_json(path, plan)

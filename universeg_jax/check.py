@@ -1,0 +1,331 @@
+"""The doctor of a support set: leave-one-out Dice, and which examples look wrong, before anything is predicted.
+
+Each example is segmented by the others (of other subjects, where they are known) and its label is compared with what
+they find. A label that does not fit is held against its own complement, its shifted self, the other labels and the
+labels of the other examples; what fits best says which mistake it is likely to be.
+"""
+
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from universeg_jax.errors import UserError
+from universeg_jax.intervals import Cases, interval
+from universeg_jax.predict_files import COLOURS, outline
+from universeg_jax.predictor import Predictor, Segmenter
+from universeg_jax.quality import appearance
+from universeg_jax.report import STYLE, image, table
+from universeg_jax.support import Support
+
+SAME = 0.004  # mean absolute difference of two pictures in [0, 1] below which they are one
+ODD = 6.0  # times the usual distance (median of the nearest ones) of grey values
+FEW_SUBJECTS = 5
+MISFIT = 0.75  # a label fits badly below this share of the median overlap,
+SPREADS = 3.0  # and without an explanation only where it is so many robust standard deviations below the median
+ALIKE = 0.98  # Dice of two labels of different pictures from which one is taken for a copy
+GAIN = 0.15  # in Dice, by which another explanation must be better
+SHIFT = 0.06  # of the side: a smaller one is not called a shift
+DRAWS = 8  # random halves of the others, by which an example's influence is measured
+CURVE_DRAWS = 3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something to look at."""
+
+    example: str  # its name; "" for the whole set
+    kind: str  # "empty" | "inverted" | "shifted" | "swapped" | "another's label" | "misfit" | "duplicate" | …
+    message: str
+
+
+def check(
+    predictor: Predictor, support: Support, support_size: int = 64, thorough: bool = True, progress: bool = False
+) -> dict[str, Any]:
+    """{"dice", "ci_low", "ci_high", "examples": [...], "findings": [...], "curve": [...]}; Dice in [0, 1].
+
+    `thorough`: also each example's influence and the learning curve, twenty times the work. Raises UserError for
+    fewer than two examples.
+    """
+    if len(support) < 2:
+        raise UserError(f"{len(support)} example: at least two are needed to hold one against the others")
+    segmenter = predictor.segmenter(support)
+    others = others_of(support)
+    fewest = min(map(len, others))
+    size = min(fewest, support_size)
+    rng = np.random.default_rng(0)
+    probabilities = segmenter.by_rows(support.images, draw(others, size, 1, rng), progress)
+    dice = scores(probabilities, support)
+    findings = [
+        *find_sets(support),
+        *find_duplicates(support),
+        *find_odd(support),
+        *find_mistakes(probabilities, support),
+    ]
+    influence = (
+        influences(segmenter, others, rng, progress) if thorough and fewest > 2 else np.full(len(support), np.nan)
+    )
+    rows = [
+        (support.subjects[i], label, dice[j, i]) for j, label in enumerate(support.labels) for i in range(len(support))
+    ]
+    rows = [row for row in rows if np.isfinite(row[2])]
+    estimate = interval(
+        Cases(["support"] * len(rows), [r[1] for r in rows], [r[0] for r in rows], [r[2] for r in rows])
+    )
+    return {
+        "dice": estimate.overall.mean,
+        "ci_low": estimate.overall.low,
+        "ci_high": estimate.overall.high,
+        "subjects": len(set(support.subjects)),
+        "examples": [
+            {
+                "name": name,
+                "dice": {str(label): _number(dice[j, i]) for j, label in enumerate(support.labels)},
+                "influence": _number(influence[i]),
+            }
+            for i, name in enumerate(support.names)
+        ],
+        "findings": [asdict(f) for f in [*findings, *find_harmful(influence, support)]],
+        "curve": learning_curve(segmenter, others, size, dice, rng, thorough, progress),
+    }
+
+
+def others_of(support: Support) -> list[np.ndarray]:
+    """For each example the rows of other subjects; of all other examples where there is one subject alone."""
+    subjects = np.array(support.subjects)
+    if len(set(subjects)) == 1:
+        subjects = np.arange(len(support))
+    return [np.flatnonzero(subjects != subject) for subject in subjects]
+
+
+def draw(others: Sequence[np.ndarray], size: int, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows [N, draws, size] of others, without replacement within a draw."""
+    return np.stack([[rng.choice(rows, size, replace=False) for _ in range(draws)] for rows in others])
+
+
+def scores(probabilities: np.ndarray, support: Support) -> np.ndarray:
+    """Dice [L, N] of predictions [N, L, 128, 128] against the labels as they are; NaN where a label is empty."""
+    found, truth = probabilities.swapaxes(0, 1) >= 0.5, support.masks > 0
+    total = found.sum((2, 3)) + truth.sum((2, 3))
+    return np.where(truth.any((2, 3)), 2 * (found & truth).sum((2, 3)) / np.maximum(total, 1), np.nan)
+
+
+def overlap(p: np.ndarray, mask: np.ndarray) -> float:
+    """Soft Dice of probabilities with a mask: 2 Σ p m / (Σ p + Σ m)."""
+    return float(2 * (p * mask).sum() / max(p.sum() + mask.sum(), 1e-9))
+
+
+def find_sets(support: Support) -> list[Finding]:
+    count = len(set(support.subjects))
+    if count >= FEW_SUBJECTS:
+        return []
+    return [Finding("", "few subjects", f"{count} subjects: with so few, more help more than anything else")]
+
+
+def find_duplicates(support: Support) -> list[Finding]:
+    small = support.images.reshape(len(support), 32, 4, 32, 4).mean((2, 4)).reshape(len(support), -1)
+    apart = np.abs(small[:, None] - small[None]).mean(-1)
+    pairs = [(i, j) for i in range(len(support)) for j in range(i) if apart[i, j] < SAME]
+    return [
+        Finding(support.names[i], "duplicate", f"the same picture as {support.names[j]}; remove one") for i, j in pairs
+    ]
+
+
+def find_odd(support: Support) -> list[Finding]:
+    """Grey values unlike those of all others: another scanner, stain or contrast, or an inverted picture."""
+    if len(support) < 4:
+        return []
+    looks = appearance(support.images)
+    apart = np.abs(looks[:, None] - looks[None]).mean((2, 3)) + np.eye(len(looks)) * 9
+    nearest = apart.min(1)
+    limit = max(ODD * float(np.median(nearest)), 0.08)
+    return [
+        Finding(
+            support.names[i], "odd intensities", f"grey values unlike all others ({nearest[i]:.3f} from the nearest)"
+        )
+        for i in np.flatnonzero(nearest > limit)
+    ]
+
+
+def find_mistakes(probabilities: np.ndarray, support: Support) -> list[Finding]:
+    """Labels that do not fit what the other examples find; at most one finding an example."""
+    findings = []
+    fits = np.array(
+        [[overlap(p[j], m) for p, m in zip(probabilities, masks, strict=True)] for j, masks in enumerate(support.masks)]
+    )
+    present = support.masks.any((2, 3))
+    typical = [np.median(fits[j][present[j]]) if present[j].any() else 0.0 for j in range(len(fits))]
+    copies = find_copies(support, fits)
+    for i, name in enumerate(support.names):
+        if i in copies:
+            findings.append(Finding(name, "another's label", f"its label is that of {support.names[copies[i]]}"))
+            continue
+        for j, label in enumerate(support.labels):
+            if finding := _mistake(i, j, probabilities, support, fits, typical):
+                which = f"label {label}: " if len(support.labels) > 1 else ""
+                findings.append(Finding(name, finding[0], which + finding[1]))
+                break
+    return findings
+
+
+def find_copies(support: Support, fits: np.ndarray) -> dict[int, int]:
+    """Of two different pictures with one and the same label, the one that it fits worse → the other."""
+    flat = support.masks.swapaxes(0, 1).reshape(len(support), -1).astype(np.float32)
+    areas = flat.sum(1)
+    alike = 2 * (flat @ flat.T) / np.maximum(areas[:, None] + areas[None], 1)
+    apart = np.abs(support.images[:, None] - support.images[None]).mean((2, 3))
+    pairs = zip(*np.nonzero(np.tril((alike >= ALIKE) & (apart >= SAME), -1)), strict=True)
+    fit = fits.mean(0)
+    return dict((int(i), int(j)) if fit[i] < fit[j] else (int(j), int(i)) for i, j in pairs)
+
+
+def _mistake(
+    i: int, j: int, probabilities: np.ndarray, support: Support, fits: np.ndarray, typical: Sequence[float]
+) -> tuple[str, str] | None:
+    p, mask, fit = probabilities[i, j], support.masks[j, i], fits[j, i]
+    if not mask.any():
+        usual = support.masks[j].any((1, 2)).mean() >= 0.8
+        found = (p >= 0.5).sum() >= 0.25 * np.median(support.masks[j].sum((1, 2)))
+        return ("empty", "nothing is marked, but the others find it here") if usual and found else None
+    if fit >= MISFIT * typical[j]:
+        return None
+    expected = f"(overlap {fit:.2f} with what the others find, usually {typical[j]:.2f})"
+    explanations = [("inverted", overlap(p, 1 - mask), "object and background are exchanged")]
+    for k, other in enumerate(support.labels):
+        if k != j:
+            swapped = (overlap(p, support.masks[k, i]) + overlap(probabilities[i, k], mask)) / 2
+            explanations.append(("swapped", swapped, f"its ids look exchanged with label {other}"))
+    shift, moved = best_shift(p, mask)
+    if np.abs(shift).max() >= SHIFT * len(mask):
+        explanations.append(
+            ("shifted", moved, f"moved by {shift[1]:+d} across and {shift[0]:+d} down of {len(mask)} pixels")
+        )
+    borrowed = [overlap(probabilities[k, j], mask) if k != i else 0 for k in range(len(support))]
+    best = int(np.argmax(borrowed))
+    explanations.append(("another's label", borrowed[best], f"it fits {support.names[best]} better"))
+    kind, value, message = max(explanations, key=lambda e: e[1])
+    if value >= fit + GAIN:
+        return kind, f"{message} {expected}"
+    spread = 1.4826 * np.median(np.abs(fits[j][support.masks[j].any((1, 2))] - typical[j]))
+    return ("misfit", f"does not fit what the others find {expected}") if fit < typical[j] - SPREADS * spread else None
+
+
+def best_shift(p: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, float]:
+    """((down, across) by which the label lies off from the prediction, its overlap once moved back)."""
+    size = 2 * len(mask)
+    product = np.fft.irfft2(np.fft.rfft2(mask, (size, size)) * np.fft.rfft2(p, (size, size)).conj(), (size, size))
+    shift = np.array(np.unravel_index(int(product.argmax()), product.shape))
+    shift = np.where(shift >= len(mask), shift - size, shift)
+    return shift, float(2 * product.max() / max(p.sum() + mask.sum(), 1e-9))
+
+
+def influences(
+    segmenter: Segmenter, others: Sequence[np.ndarray], rng: np.random.Generator, progress: bool
+) -> np.ndarray:
+    """[N] change in the Dice of the others where an example is among their support: mean over random halves.
+
+    NaN where it is not clear of chance (twice the standard error).
+    """
+    support, size = segmenter.support, max(1, min(map(len, others)) // 2)
+    rows = draw(others, size, DRAWS, rng)
+    gains = np.full((len(support), DRAWS), np.nan)
+    for d in range(DRAWS):
+        found = scores(segmenter.by_rows(support.images, rows[:, d : d + 1], progress), support)
+        gains[:, d] = np.nanmean(found, 0) if found.shape[0] > 1 else found[0]
+    gains -= np.nanmean(gains, 1, keepdims=True)
+    result = np.full(len(support), np.nan)
+    for i in range(len(support)):
+        inside = (rows == i).any(2)
+        able = np.array([i in o for o in others])[:, None] & np.isfinite(gains)
+        with_it, without = gains[inside & able], gains[~inside & able]
+        if len(with_it) > 3 and len(without) > 3:
+            change = with_it.mean() - without.mean()
+            error = np.sqrt(with_it.var(ddof=1) / len(with_it) + without.var(ddof=1) / len(without))
+            result[i] = change if abs(change) > 2 * error else np.nan
+    return result
+
+
+def find_harmful(influence: np.ndarray, support: Support) -> list[Finding]:
+    return [
+        Finding(
+            support.names[i],
+            "harmful",
+            f"others are found worse where it is in their support ({100 * change:+.1f} Dice)",
+        )
+        for i, change in enumerate(influence)
+        if np.isfinite(change) and change < -0.02
+    ]
+
+
+def learning_curve(
+    segmenter: Segmenter,
+    others: Sequence[np.ndarray],
+    size: int,
+    dice: np.ndarray,
+    rng: np.random.Generator,
+    thorough: bool,
+    progress: bool,
+) -> list[dict[str, float]]:
+    """[{"support_size", "dice"}] for 1, 2, 4, … and `size` examples; the gain of the last doubling is what the next
+    one would bring at most, as far as anybody can tell."""
+    sizes = [s for s in (1 << k for k in range(10)) if thorough and s < size]
+    curve = []
+    for s in sizes:
+        found = [
+            scores(segmenter.by_rows(segmenter.support.images, draw(others, s, 1, rng), progress), segmenter.support)
+            for _ in range(CURVE_DRAWS)
+        ]
+        curve.append({"support_size": s, "dice": float(np.nanmean(found))})
+    return [*curve, {"support_size": size, "dice": float(np.nanmean(dice))}]
+
+
+def _number(value: float) -> float | None:
+    return round(float(value), 4) if np.isfinite(value) else None
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """What the command prints."""
+    low, high = 100 * result["ci_low"], 100 * result["ci_high"]
+    lines = [
+        f"leave-one-out Dice {100 * result['dice']:.1f} ({low:.1f} to {high:.1f}) over {len(result['examples'])} "
+        f"examples of {result['subjects']} subjects",
+        "by number of examples: " + ", ".join(f"{c['support_size']}: {100 * c['dice']:.1f}" for c in result["curve"]),
+    ]
+    if len(result["curve"]) > 1:
+        gain = 100 * (result["curve"][-1]["dice"] - result["curve"][-2]["dice"])
+        lines.append(f"the last step brought {gain:+.1f}: twice as many examples would bring about that or less")
+    findings = [f"{f['example'] or 'the set'}: {f['kind']}: {f['message']}" for f in result["findings"]]
+    return "\n".join([*lines, *(findings or ["nothing looks wrong"])])
+
+
+def as_page(result: dict[str, Any], support: Support) -> str:
+    """The same as one HTML page, with every example and its labels' outlines, the worst first."""
+    remarks: dict[str, list[str]] = {}
+    for f in result["findings"]:
+        remarks.setdefault(f["example"], []).append(f"{f['kind']}: {f['message']}")
+    order = sorted(
+        range(len(support)),
+        key=lambda i: min([d for d in result["examples"][i]["dice"].values() if d is not None], default=0),
+    )
+    cards = []
+    for i in order:
+        name = support.names[i]
+        canvas = np.repeat((255 * support.images[i]).astype(np.uint8)[..., None], 3, -1)
+        for mask, colour in zip(support.masks[:, i], COLOURS * 20, strict=False):
+            canvas[outline(mask > 0)] = colour
+        png = io.BytesIO()
+        Image.fromarray(canvas).resize((256, 256), Image.Resampling.NEAREST).save(png, format="PNG")
+        dice = ", ".join("-" if d is None else f"{100 * d:.0f}" for d in result["examples"][i]["dice"].values())
+        text = "<br>".join(html.escape(t) for t in (f"{name}: Dice {dice}", *remarks.get(name, [])))
+        cards.append(f"<figure>{image(png.getvalue())}<figcaption>{text}</figcaption></figure>")
+    curve = table(
+        ["examples", "leave-one-out Dice (%)"], [[c["support_size"], f"{100 * c['dice']:.1f}"] for c in result["curve"]]
+    )
+    style = STYLE + "figure{display:inline-block;width:260px;margin:4px;vertical-align:top}figcaption{font-size:12px}"
+    text = "<br>".join(map(html.escape, as_text(result).splitlines()))
+    head = f"<!doctype html><meta charset=utf-8><title>support</title><style>{style}</style>"
+    return f"{head}<p>{text}</p>{curve}{''.join(cards)}\n"

@@ -1,0 +1,57 @@
+"""Train a U-Net, or fine-tune a checkpoint, for each task on its labelled images, and measure it as `evaluate` does."""
+
+import argparse
+from pathlib import Path
+
+from universeg_jax.commands.evaluate import add_settings, print_datasets, settings_of
+
+EXAMPLE = "universeg baseline --kind unet --data_dir data --role test --support_size=16 --out results/unet"
+STEPS = {"unet": 300, "finetune": 60}
+BATCH_SIZES = {"unet": 8, "finetune": 2}
+LEARNING_RATES = {"unet": 2e-3, "finetune": 1e-4}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--kind", choices=tuple(STEPS), required=True)
+    parser.add_argument("--checkpoint", default="", help="what finetune starts from")
+    add_settings(parser)
+    parser.add_argument("--steps", type=int, default=0, help=f"of training a task (default: {_shown(STEPS)})")
+    parser.add_argument("--train_batch_size", type=int, default=0, help=f"(default: {_shown(BATCH_SIZES)})")
+    parser.add_argument("--learning_rate", type=float, default=0.0, help=f"(default: {_shown(LEARNING_RATES)})")
+    parser.add_argument("--score_every", type=int, default=20, help="steps between choices of the best parameters")
+    parser.add_argument(
+        "--image_size", type=int, default=128, help="pixels of the U-Net; finetune has its checkpoint's"
+    )
+    parser.add_argument("--features", default="16,32,64,128,128", help="of each level of the U-Net")
+
+
+def _shown(by_kind: dict[str, float]) -> str:
+    return ", ".join(f"{value} {kind}" for kind, value in by_kind.items())
+
+
+def run(args: argparse.Namespace) -> int:
+    from universeg_jax import startup
+    from universeg_jax.baselines.per_task import Recipe
+    from universeg_jax.baselines.workflow import evaluate_per_task, finetune_trainer, unet_trainer
+    from universeg_jax.errors import UserError
+
+    if bool(args.checkpoint) != (args.kind == "finetune"):
+        raise UserError(f"--kind={args.kind} --checkpoint={args.checkpoint!r}: finetune needs one, unet takes none")
+    startup.use_compilation_cache()
+    settings = settings_of(args)
+    recipe = Recipe(
+        args.steps or STEPS[args.kind],
+        args.train_batch_size or BATCH_SIZES[args.kind],
+        args.learning_rate or LEARNING_RATES[args.kind],
+        args.score_every,
+        args.image_size,
+        args.seed,
+    )
+    if args.kind == "unet":
+        trainer = unet_trainer(tuple(int(number) for number in args.features.split(",")), recipe)
+    else:
+        trainer = finetune_trainer(args.checkpoint, max(settings.support_sizes), recipe)
+    names = tuple(args.datasets.split(",")) if args.datasets else ()
+    summary = evaluate_per_task(trainer, args.data_dir, names, args.role, settings, Path(args.out))
+    print_datasets(summary)
+    return 0

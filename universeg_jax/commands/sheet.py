@@ -1,0 +1,27 @@
+"""Draw made tasks, or each operation of augmentation, in one picture to look at."""
+
+import argparse
+from pathlib import Path
+
+EXAMPLE = "universeg sheet --kind=synthetic --config=configs/default.py --out synthetic.png"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--kind", required=True, choices=("synthetic", "superpixel", "augment"))
+    parser.add_argument("--config", default="configs/default.py", help="FILE[:argument], as for train.py")
+    parser.add_argument("--data_dir", help="in place of the config's; superpixels need data, augment takes some")
+    parser.add_argument("--size", type=int, help="pixels, in place of the config's image_size")
+    parser.add_argument("--first", type=int, default=0, help="index of the first episode")
+    parser.add_argument("--out", required=True, help="the picture, FILE.png")
+
+
+def run(args: argparse.Namespace) -> int:
+    from universeg_jax.configuration import load_config
+    from universeg_jax.sheet import draw_sheet
+
+    config = load_config(args.config)
+    config.data_dir = args.data_dir or config.data_dir
+    config.image_size = args.size or config.image_size
+    draw_sheet(args.kind, config, Path(args.out), args.first)
+    print(args.out)
+    return 0

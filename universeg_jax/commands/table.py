@@ -1,0 +1,24 @@
+"""One table of several evaluations: parameters, milliseconds, and Dice by dataset."""
+
+import argparse
+from pathlib import Path
+
+EXAMPLE = "universeg table results/ours results/senet results/unet"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("results", nargs="+", type=Path, help="the --out of `universeg evaluate` or `baseline`")
+
+
+def run(args: argparse.Namespace) -> int:
+    from universeg_jax.cost import cost_table
+    from universeg_jax.errors import UserError
+    from universeg_jax.reporting import read_json
+
+    missing = [str(path) for path in args.results if not (path / "summary.json").exists()]
+    if missing:
+        raise UserError(f"no summary.json in {', '.join(missing)}; `universeg evaluate … --out` writes one")
+    names = [path.name for path in args.results]
+    names = names if len(set(names)) == len(names) else [str(path) for path in args.results]
+    print(cost_table({name: read_json(path / "summary.json") for name, path in zip(names, args.results, strict=True)}))
+    return 0

@@ -1,0 +1,212 @@
+"""What a built dataset is on disk, and how it is opened again.
+
+A dataset lies in <data_dir>/<name>/<version>/ as an ordinary TFDS dataset (array_record; `tfds.builder_from_directory`
+opens it anywhere), with one split "examples" ("all" is reserved by TFDS) in the order of its cases. Beside the records
+lie `index.npz`, what a task table needs without decoding a picture; `build_report.json`, what was dropped and why; and
+a table of all pixels (`images.u8`, and `masks.bits` with 8 pixels a byte) that is mapped into memory: an episode is
+then a gather of slices. Where the table is missing the records are read.
+"""
+
+import dataclasses
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from universeg_jax.data import ROLES
+from universeg_jax.errors import UserError
+
+VERSION = "1.0.0"  # raise it when the same files would give other records
+SPLIT = "examples"
+SLICINGS = ("image", "mid", "max")
+IMAGE_TABLE, MASK_TABLE = "images.u8", "masks.bits"
+GLIBC_KEEPS = 31 << 20  # bytes, just below the largest threshold that it adapts to
+
+
+class BuildError(UserError):
+    """A dataset that cannot be built or opened; says what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture with the binary masks of all labels that were drawn on it."""
+
+    image: np.ndarray  # uint8 [size, size]
+    masks: np.ndarray  # uint8 0/1 [L, size, size]
+    labels: tuple[int, ...]  # id of each mask
+    subject: str
+    name: str
+    subset: str = ""
+    modality: str = ""
+    axis: int = 0
+    slicing: str = "image"  # one of SLICINGS
+
+
+@dataclass(frozen=True)
+class DatasetMeta:
+    """What is known of a whole dataset."""
+
+    name: str
+    role: str  # one of ROLES
+    labels: dict[int, str]
+    size: int  # pixels
+    source_group: str = ""  # datasets that share cases or a source; "" = none
+    modality: str = ""
+    licence: str = ""
+    citation: str = ""
+    subjects_identifiable: bool = True
+
+    def __post_init__(self):
+        if self.role not in ROLES:
+            raise BuildError(f"{self.name}: role {self.role!r}; choose one of {', '.join(ROLES)}")
+        if not self.name.isidentifier() or self.name != self.name.lower():
+            raise BuildError(f"dataset name {self.name!r}: use lower-case letters, digits and _ only, a letter first")
+        if self.size < 8:
+            raise BuildError(f"{self.name}: size {self.size} pixels; at least 8 are needed")
+
+
+@dataclass(frozen=True)
+class Index:
+    """Columns over the examples and, in `mask_*`, over all their masks; codes point into the string tables."""
+
+    subject: np.ndarray  # int32 [N]
+    subset: np.ndarray  # int16 [N]
+    modality: np.ndarray  # int16 [N]
+    axis: np.ndarray  # int8 [N]
+    slicing: np.ndarray  # int8 [N]
+    mask_row: np.ndarray  # int32 [M], row of the example
+    mask_position: np.ndarray  # int16 [M], which of the example's masks
+    mask_label: np.ndarray  # int32 [M]
+    mask_area: np.ndarray  # int32 [M], pixels
+    subjects: tuple[str, ...]
+    subsets: tuple[str, ...]
+    modalities: tuple[str, ...]
+    slicings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build did; build_report.json beside the dataset."""
+
+    dataset: str
+    role: str
+    examples: int
+    subjects: int
+    labels: int  # that occur
+    labels_never_seen: dict[str, str]  # id → name
+    dropped: dict[str, str]  # case → what is wrong with its file
+    dropped_by_problem: dict[str, int]
+    ignored: tuple[str, ...]  # files of types that are not read
+    input_digest: str  # of what it was built from, to build nothing twice
+    fingerprint: str  # sha256 of all that was built
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A built dataset: dataset[row] reads one example at random access. Picklable."""
+
+    meta: DatasetMeta
+    index: Index
+    fingerprint: str  # sha256 of all that was built
+    directory: str
+
+    def __len__(self) -> int:
+        return len(self.index.subject)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        """{"image": uint8 [size, size], "masks": uint8 [L, size, size], "labels": int32 [L], …}; Text is bytes."""
+        return _source(self.directory, self.fingerprint)[row]
+
+    def gather(self, rows: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(images, masks), both uint8 [n, size, size]: for each row its picture and the mask at that position.
+
+        From the table of pixels, or from the records where there is none.
+        """
+        table = _table(self.directory, self.fingerprint, self.meta.size)
+        if table is None:
+            return self.gather_records(rows, positions)
+        images, packed = table
+        places = np.searchsorted(self.index.mask_row, rows) + positions  # masks lie in the order of the index
+        area = self.meta.size**2
+        masks = np.unpackbits(packed[places], axis=1, count=area)
+        return images[rows], masks.reshape(-1, self.meta.size, self.meta.size)
+
+    def gather_records(self, rows: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `gather`, from the records."""
+        pixels = np.zeros((2, len(rows), self.meta.size, self.meta.size), np.uint8)
+        for i, (row, position) in enumerate(zip(rows, positions, strict=True)):
+            example = self[int(row)]
+            pixels[:, i] = example["image"], example["masks"][position]
+        return pixels[0], pixels[1]
+
+
+@functools.lru_cache(maxsize=1024)
+def _source(directory: str, fingerprint: str) -> Any:
+    """One open reader a process and dataset."""
+    _check_unchanged(directory, fingerprint)
+    return tfds.builder_from_directory(directory).as_data_source(split=SPLIT)
+
+
+@functools.lru_cache(maxsize=1024)
+def _table(directory: str, fingerprint: str, size: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """(images uint8 [N, size, size], masks uint8 [M, bytes]), mapped once a process; None where they are not there."""
+    _check_unchanged(directory, fingerprint)
+    paths = [Path(directory) / name for name in (IMAGE_TABLE, MASK_TABLE)]
+    if not all(path.exists() for path in paths):
+        return None
+    # Freed again at once: from then on glibc keeps blocks of this size for the next episode. Given back to the system
+    # after each, their pages would be faulted in anew, which takes three times as long as the gather itself.
+    np.zeros(GLIBC_KEEPS, np.uint8)
+    images, masks = (np.fromfile(p, np.uint8) if not p.stat().st_size else np.memmap(p, np.uint8, "r") for p in paths)
+    return np.asarray(images).reshape(-1, size, size), np.asarray(masks).reshape(-1, -(-(size**2) // 8))
+
+
+def open_dataset(data_dir: str | Path, name: str) -> Dataset:
+    """A built dataset; raises BuildError naming those that are there."""
+    directory = _directory(Path(data_dir), name)
+    if directory is None:
+        built = ", ".join(list_datasets(data_dir)) or "none"
+        raise BuildError(f"dataset {name!r} is not built in {data_dir}; there: {built}. `universeg build` makes one")
+    with np.load(directory / "index.npz") as arrays:
+        index = Index(**{k: tuple(v.tolist()) if v.dtype.kind == "U" else v for k, v in arrays.items()})
+    meta = _read_json(directory / "metadata.json")
+    meta["labels"] = {int(i): label for i, label in meta["labels"].items()}
+    fingerprint = _read_json(directory / "build_report.json")["fingerprint"]
+    return Dataset(DatasetMeta(**meta), index, fingerprint, str(directory.resolve()))
+
+
+def list_datasets(data_dir: str | Path) -> list[str]:
+    """Names of the datasets built in a folder, sorted."""
+    data_dir = Path(data_dir)
+    names = {path.name.removeprefix(".").removesuffix(".previous") for path in data_dir.glob("*")}
+    return sorted(name for name in names if _directory(data_dir, name))
+
+
+def read_report(data_dir: str | Path, name: str) -> BuildReport | None:
+    """The report of a dataset, None where it is not built or was built by a version with another report."""
+    directory = _directory(Path(data_dir), name)
+    report = _read_json(directory / "build_report.json") if directory else {}
+    if report.keys() != {column.name for column in dataclasses.fields(BuildReport)}:
+        return None
+    return BuildReport(**{**report, "ignored": tuple(report["ignored"])})
+
+
+def _check_unchanged(directory: str, fingerprint: str) -> None:
+    if _read_json(Path(directory) / "build_report.json")["fingerprint"] != fingerprint:
+        raise BuildError(f"{directory} was built again since it was opened; open it again")
+
+
+def _directory(data_dir: Path, name: str) -> Path | None:
+    """Where a dataset lies; in .<name>.previous after a build that died between its two renames."""
+    for place in (data_dir / name, data_dir / f".{name}.previous"):
+        if (place / VERSION / "build_report.json").exists():
+            return place / VERSION
+    return None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,88 @@
+"""Files that their publisher lets everybody fetch: downloaded whole, checked, unpacked without leaving their folder."""
+
+import hashlib
+import shutil
+import tarfile
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+from tqdm import tqdm
+
+from universeg_jax.data.source import Download, Source, SourceError
+
+BLOCK = 1 << 20  # bytes read at a time
+
+
+def fetch(source: Source, folder: str | Path) -> Path:
+    """The folder with a source's files, downloaded and unpacked there if they are not. Raises SourceError."""
+    if not source.downloads:
+        raise SourceError(
+            f"{source.name}: its publisher gives the files by hand only: get them at {source.page}, then give --path"
+        )
+    folder = Path(folder) / source.name
+    for download in source.downloads:
+        name = download.url.rpartition("/")[2]
+        unpacked = folder / f"{name}.unpacked"
+        if not unpacked.exists():
+            archive = folder / name
+            if not archive.exists():
+                _download(download, archive)
+            _unpack(archive, unpacked)
+            archive.unlink()
+    return folder
+
+
+def _download(download: Download, target: Path) -> None:
+    """Appears only whole and with the right checksum."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    kind, _, expected = download.checksum.partition(":")
+    digest, temporary = hashlib.new(kind), target.with_name(target.name + ".part")
+    try:
+        with urllib.request.urlopen(download.url, timeout=60) as remote, temporary.open("wb") as file:
+            size = int(remote.headers.get("Content-Length") or 0)
+            with tqdm(
+                total=size or None, desc=target.name, unit="B", unit_scale=True, leave=False, delay=2
+            ) as progress:
+                while block := remote.read(BLOCK):
+                    digest.update(block)
+                    file.write(block)
+                    progress.update(len(block))
+    except (urllib.error.URLError, TimeoutError) as error:
+        raise SourceError(f"{download.url} cannot be downloaded: {error}; try again, or give --path") from error
+    if digest.hexdigest() != expected:
+        temporary.unlink()
+        raise SourceError(
+            f"{download.url}: its {kind} is {digest.hexdigest()}, not {expected}; it was removed, try again"
+        )
+    temporary.replace(target)
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    """Appears only whole. Raises SourceError for a member that would lie outside, or too many bytes for the disk."""
+    temporary = target.with_name(target.name + ".part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as opened:
+                _check(archive, sum(each.file_size for each in opened.infolist()), opened.namelist())
+                opened.extractall(temporary)
+        else:
+            with tarfile.open(archive) as opened:
+                members = opened.getmembers()
+                _check(archive, sum(each.size for each in members), [each.name for each in members])
+                opened.extractall(temporary, filter="data")
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+        raise SourceError(f"{archive} cannot be unpacked: {error}") from error
+    temporary.replace(target)
+
+
+def _check(archive: Path, size: int, names: list[str]) -> None:
+    for name in names:
+        if name.startswith(("/", "\\")) or ".." in Path(name).parts:
+            raise SourceError(f"{archive}: its member {name!r} would lie outside the folder; nothing was unpacked")
+    free = shutil.disk_usage(archive.parent).free
+    if size > free:
+        raise SourceError(f"{archive}: unpacked it has {size:,} bytes; the disk has {free:,}")

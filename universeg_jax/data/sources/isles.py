@@ -1,0 +1,31 @@
+"""ISLES 2022: ischaemic stroke lesions in diffusion MR; the FLAIR images lie on another grid and are left out."""
+
+from universeg_jax.data.source import Part, Source
+from universeg_jax.data.volumes import IN_PLANE
+
+SUBJECT = "{subject:sub-strokecase\\d+}/ses-0001"
+PLACES = (f"{SUBJECT}/dwi", f"rawdata/{SUBJECT}")  # on Zenodo, and as the challenge gave it
+
+SOURCES = (
+    Source(
+        name="isles",
+        title="Ischemic Stroke Lesion Segmentation 2022",
+        modality="brain MR",
+        labels={1: "stroke lesion"},
+        parts=tuple(
+            Part(
+                f"{place}/{{subject}}_ses-0001_{kind}.nii.gz",
+                "derivatives/{subject}/ses-0001/{subject}_ses-0001_msk.nii.gz",
+                f"brain MR {kind.upper()}",
+            )
+            for kind in ("dwi", "adc")
+            for place in PLACES
+        ),
+        axes=(IN_PLANE,),
+        licence="CC BY 4.0",
+        open_licence=True,
+        citation="Hernandez Petzsche et al., ISLES 2022: A multi-center magnetic resonance imaging stroke lesion "
+        "segmentation dataset. Scientific Data 2022.",
+        page="https://zenodo.org/records/7960856",
+    ),
+)

@@ -1,0 +1,71 @@
+"""A dataset appears whole or not at all.
+
+A build works in the hidden folder <data_dir>/.<name>.building, which a lock holds, and ends with two renames: the
+previous dataset to .<name>.previous, the new one to its place. Whenever it dies, one of the two can be opened.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from universeg_jax.data.dataset import BuildError
+
+
+@contextlib.contextmanager
+def open_workshop(data_dir: Path, name: str) -> Iterator[Path]:
+    """The hidden folder that a dataset is built in, for one process at a time; what a dead one left is cleared."""
+    target = data_dir / name
+    if target.exists() and not (target.is_dir() and all((p / "build_report.json").exists() for p in target.iterdir())):
+        raise BuildError(f"{target} exists and is no built dataset: it is left alone; take another name or data_dir")
+    workshop = data_dir / f".{name}.building"
+    workshop.mkdir(exist_ok=True)
+    with (workshop / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = os.path.samestat(os.fstat(lock.fileno()), os.stat(lock.name))  # else its holder has just removed it
+        except (BlockingIOError, FileNotFoundError):
+            ours = False
+        if not ours:
+            raise BuildError(f"{name} is being built in {data_dir} by another process; wait for it")
+        try:
+            _mend(data_dir, name)
+            for leftover in workshop.iterdir():
+                if leftover.is_dir():
+                    shutil.rmtree(leftover)
+            yield workshop
+        finally:
+            shutil.rmtree(workshop, ignore_errors=True)  # what cannot be removed must not hide what went wrong
+
+
+def swap(data_dir: Path, name: str, built: Path) -> None:
+    """Puts the new dataset in the old one's place by two renames."""
+    target, previous = data_dir / name, data_dir / f".{name}.previous"
+    if target.exists():
+        os.replace(target, previous)
+    try:
+        os.replace(built, target)
+    except OSError:
+        _mend(data_dir, name)
+        raise
+    _mend(data_dir, name)
+
+
+def _mend(data_dir: Path, name: str) -> None:
+    """Ends a swap, back or forth: the previous dataset goes where it is the only one, else it is removed."""
+    target, previous = data_dir / name, data_dir / f".{name}.previous"
+    if previous.exists() and not target.exists():
+        os.replace(previous, target)
+    elif previous.exists():
+        shutil.rmtree(previous)
+
+
+def fingerprint_of(directory: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(directory.iterdir()):
+        with path.open("rb") as file:
+            digest.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

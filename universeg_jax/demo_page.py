@@ -1,0 +1,236 @@
+"""The page of `universeg demo`, in Gradio: components and what happens on a click; demo.py has what it does.
+
+It is served to this machine alone, reads no file but what a browser uploaded, and keeps those in a folder of its own
+that goes when it stops.
+"""
+
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from universeg_jax import demo
+from universeg_jax.data.images import EXTENSIONS
+from universeg_jax.demo import Session
+from universeg_jax.errors import UserError
+from universeg_jax.predictor import Prediction, Predictor
+
+HOST = "127.0.0.1"
+MAX_FILE_SIZE = 100_000_000  # bytes of one upload
+DELETE_EVERY, DELETE_AFTER = 600, 3600  # seconds; pictures that the page showed
+IDLE = 7200  # seconds after which a closed tab's session is forgotten
+
+
+def serve(predictor: Predictor, port: int) -> None:
+    """Serves the page until Ctrl-C or SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder goes then, too
+    with tempfile.TemporaryDirectory(prefix="universeg_demo_") as folder:
+        page = launch(predictor, Path(folder), port)
+        print(f"http://{HOST}:{page.server_port}  (Ctrl-C ends it)", flush=True)
+        try:
+            page.block_thread()
+        finally:
+            page.close()
+
+
+def launch(predictor: Predictor, folder: Path, port: int = 0) -> Any:
+    """The page, served in the background on a port (0: a free one from 7860 on), with all its files in `folder`.
+
+    Raises UserError where Gradio is absent or the port is taken.
+    """
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)  # read when Gradio makes components
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        import gradio as gr
+    except ModuleNotFoundError as error:
+        raise UserError("the page needs Gradio: pip install 'universeg_jax[demo]'") from error
+    page = build_page(predictor, folder)
+    try:
+        page.queue(default_concurrency_limit=1).launch(
+            server_name=HOST,
+            server_port=port or None,
+            share=False,
+            allowed_paths=[],
+            max_file_size=MAX_FILE_SIZE,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            mcp_server=False,
+            ssr_mode=False,
+            prevent_thread_lock=True,
+            quiet=True,
+            # Fonts of the system: the default theme asks another host for its own.
+            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        )
+    except OSError as error:
+        where = f"port {port} of {HOST} is taken" if port else f"no port of {HOST} from 7860 on is free"
+        raise UserError(f"{where}; choose another by --port") from error
+    return page
+
+
+def build_page(predictor: Predictor, folder: Path) -> Any:
+    import gradio as gr
+
+    colours = [(f"rgb({r}, {g}, {b})", demo.OPACITY) for r, g, b in demo.PALETTE]
+    pictures = {"file_count": "multiple", "file_types": list(EXTENSIONS), "height": 130}
+    with gr.Blocks(title="UniverSeg", analytics_enabled=False, delete_cache=(DELETE_EVERY, DELETE_AFTER)) as page:
+        session = gr.State(Session(), time_to_live=IDLE)
+        shown = gr.State(None, time_to_live=IDLE)  # the mask that the editor was given
+        gr.Markdown("## UniverSeg: segment by example")
+        with gr.Row():
+            with gr.Column(scale=2):
+                gr.Markdown(
+                    "**1. Examples**: images and their masks, with the same file names. Or draw the first below."
+                )
+                with gr.Row():
+                    images = gr.File(label="Images", elem_id="images", **pictures)
+                    masks = gr.File(label="Masks (0 is background)", elem_id="masks", **pictures)
+                with gr.Row():
+                    add = gr.Button("Add examples", variant="primary", elem_id="add")
+                    remove = gr.Button("Remove the last")
+            with gr.Column(scale=1):
+                gr.Markdown("**2. Images to segment**")
+                queries = gr.File(label="Images", elem_id="queries", **pictures)
+                with gr.Row():
+                    back, forward = gr.Button("Previous"), gr.Button("Next")
+        gallery = {"fit_columns": False, "object_fit": "contain", "format": "png", "buttons": [], "interactive": False}
+        support = gr.Gallery(label="Examples", elem_id="support", columns=8, height=180, **gallery)
+        status = gr.Markdown("No images yet.", elem_id="status")
+        with gr.Row():
+            with gr.Column(scale=2):
+                picture = {"format": "png", "interactive": False, "buttons": ["fullscreen"], "height": 330}
+                result = gr.Image(label="Prediction", elem_id="result", **picture)
+                doubt = gr.Image(label="Uncertainty (bright: not sure)", elem_id="doubt", **picture)
+            with gr.Column(scale=3):
+                editor = gr.ImageEditor(
+                    label="3. Draw or correct",
+                    elem_id="editor",
+                    format="png",
+                    height=675,
+                    canvas_size=(demo.VIEW, demo.VIEW),
+                    sources=(),
+                    transforms=(),
+                    layers=False,
+                    buttons=[],
+                    brush=gr.Brush(colors=colours, default_color=colours[0], color_mode="fixed", default_size=12),
+                    eraser=gr.Eraser(default_size=12),
+                )
+        take = gr.Button("4. Accept into the examples, next image", variant="primary", elem_id="accept")
+        effects = gr.Gallery(
+            label="What each added example changes (Δ: in pixels)", elem_id="effects", columns=6, height=220, **gallery
+        )
+        with gr.Row():
+            save_support = gr.Button("Save examples as a support folder", elem_id="save_support")
+            save_masks = gr.Button("Save masks of all images", elem_id="save_masks")
+            files = gr.File(label="Download", elem_id="files", interactive=False, visible=False)
+
+        outputs = [session, shown, support, status, result, doubt, editor]
+        show = _shower(predictor)
+
+        def on(trigger: Any, change: Callable[..., Session], inputs: list[Any] = (), cleared: list[Any] = ()) -> None:
+            """Changes the session, shows it, then what each example did to the image that is shown."""
+
+            def changed(state: Session, *values: Any) -> tuple[Any, ...]:
+                try:
+                    state = change(state, *values)
+                except UserError as error:
+                    gr.Warning(str(error))
+                    return tuple([gr.skip()] * len(outputs) + [None] * len(cleared))
+                return (*show(state), *[None] * len(cleared))
+
+            event = trigger(
+                changed, [session, *inputs], [*outputs, *cleared], api_visibility="private", show_progress_on=result
+            )
+            event.success(
+                lambda state: demo.effects(predictor, state),
+                session,
+                effects,
+                api_visibility="private",
+                trigger_mode="always_last",
+            )
+
+        def upload(files: list[str] | None, is_label: bool = False) -> dict[str, np.ndarray]:
+            return demo.read_uploads(files or [], folder, is_label)
+
+        on(
+            add.click,
+            lambda state, images, masks: demo.add_examples(state, upload(images), upload(masks, is_label=True)),
+            [images, masks],
+            [images, masks],
+        )
+        on(remove.click, lambda state: replace(state, examples=state.examples[:-1]))
+        on(queries.upload, lambda state, files: demo.add_queries(state, upload(files)), [queries], [queries])
+        on(back.click, lambda state: demo.step(state, -1))
+        on(forward.click, lambda state: demo.step(state, 1))
+        on(take.click, _accept, [editor, shown])
+
+        def save(name: str, content: Callable[[Session], bytes]) -> Callable[[Session], Any]:
+            def saved(state: Session) -> Any:
+                try:
+                    return gr.File(_write(folder, name, content(state)), visible=True)
+                except UserError as error:
+                    gr.Warning(str(error))
+                    return gr.skip()
+
+            return saved
+
+        for button, name, content in (
+            (save_support, "support.zip", lambda state: demo.support_zip(state.examples)),
+            (save_masks, "masks.zip", lambda state: demo.masks_zip(_all_masks(predictor, state))),
+        ):
+            button.click(save(name, content), session, files, api_visibility="private")
+    return page
+
+
+def _shower(predictor: Predictor) -> Callable[[Session], tuple[Any, ...]]:
+    """session → the values of all that shows it."""
+
+    def show(session: Session) -> tuple[Any, ...]:
+        gallery = [(demo.overlay(e.image, e.label), e.name) for e in session.examples]
+        if session.query is None:
+            return session, None, gallery, "No images yet.", None, None, None
+        name, image = session.query
+        prediction = demo.predict(predictor, session)
+        mask = session.masks.get(name, None if prediction is None else prediction.mask)
+        result = None if prediction is None else demo.overlay(image, prediction.mask)
+        doubt = None if prediction is None else demo.heat(prediction.uncertainty)
+        return session, mask, gallery, _status(session, prediction), result, doubt, demo.editor_value(image, mask)
+
+    return show
+
+
+def _status(session: Session, prediction: Prediction | None) -> str:
+    name, image = session.query
+    place = f"Image {session.current + 1} of {len(session.queries)}, `{name}`, {image.shape[1]}x{image.shape[0]}"
+    if prediction is None:
+        return f"{place}: no examples yet. Upload some, or draw the structure in the editor and accept it."
+    count, area = len(demo.support_for(session)), np.count_nonzero(prediction.mask)
+    accepted = "; the editor shows the mask that you accepted" if name in session.masks else ""
+    return f"{place}: {area} pixels marked by {count} example{'s' if count > 1 else ''}{accepted}."
+
+
+def _accept(session: Session, value: dict[str, Any] | None, shown: np.ndarray | None) -> Session:
+    if session.query is None or value is None:
+        raise UserError("there is no image to accept; upload one")
+    return demo.accept(session, demo.edited_mask(value, session.query[1], shown))
+
+
+def _all_masks(predictor: Predictor, session: Session) -> dict[str, np.ndarray]:
+    """Accepted masks, and predictions of the other images."""
+    masks = dict(session.masks)
+    for i, (name, _) in enumerate(session.queries):
+        if name not in masks and (prediction := demo.predict(predictor, replace(session, current=i))):
+            masks[name] = prediction.mask
+    return masks
+
+
+def _write(folder: Path, name: str, content: bytes) -> str:
+    path = Path(tempfile.mkdtemp(dir=folder)) / name
+    path.write_bytes(content)
+    return str(path)
