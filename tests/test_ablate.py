@@ -5,13 +5,16 @@ import itertools
 import shutil
 import sys
 
+import jax
 import numpy as np
 import pytest
+from absl import flags
+from ml_collections import config_flags
 from PIL import Image
 
 from configs import ablations
 from tests.fixtures import build_discs, tiny_config
-from universeg_jax import ablate
+from universeg_jax import ablate, training
 from universeg_jax.ablate import Options, Point, gather, plan, run_job, run_local, run_slurm
 from universeg_jax.cli import main
 from universeg_jax.configuration import flatten, to_dict
@@ -41,15 +44,26 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ablations.SWEEPS)
-def test_every_sweep_changes_fields_that_are_there_and_lists_its_commands(data_dir, tmp_path, capsys, name):
+def test_every_sweep_has_flags_that_train_reads_and_lists_its_commands(data_dir, tmp_path, capsys, monkeypatch, name):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     points, jobs = plan(name, Options(data_dir, tmp_path / "out"))
     assert len(points) >= 2
     assert len({point.value for point in points}) == len(points)
     assert {out for point in points for out in point.results} == {out for job in jobs for out, _ in job.evaluations}
-    fields = flatten(to_dict(ablations.get_config()))
+    base = flatten(to_dict(ablations.get_config()))
+    runs = set()
     for job in jobs:
-        given = [flag.removeprefix("--config.").split("=")[0] for flag in job.train if flag.startswith("--config.")]
-        assert set(given) <= fields.keys()
+        parsed = flags.FlagValues()  # as train.py reads them
+        config_flags.DEFINE_config_file("config", lock_config=True, flag_values=parsed)
+        given = [part for part in job.train[1:] if not part.startswith("--workdir=")]
+        monkeypatch.setattr(sys, "argv", given)  # where overrides are looked for
+        parsed(given)
+        training.check_config(parsed.config)
+        changed = flatten(to_dict(parsed.config))
+        runs.add(str(changed))
+        assert changed.keys() == base.keys()
+        assert changed["data_dir"] == data_dir
+    assert len(runs) == len(jobs)  # no two are the same
     assert main(["ablate", f"--sweep={name}", f"--workdir={tmp_path / 'out'}", f"--data_dir={data_dir}", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum("train.py" in line for line in lines) == len(jobs) >= 2

@@ -3,7 +3,9 @@
 import csv
 import json
 import re
+from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.fixtures import build_discs, memory_dataset
-from universeg_jax import evaluation
+from tests.fixtures import build_discs, memory_dataset, tiny_config
+from universeg_jax import checkpoints, evaluation
 from universeg_jax.baselines import trivial
+from universeg_jax.cli import main
+from universeg_jax.configuration import to_dict
 from universeg_jax.data.tasks import FIRST, SECOND, dataset_tasks
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation import (
@@ -28,6 +32,8 @@ from universeg_jax.evaluation import (
     support_pool,
 )
 from universeg_jax.intervals import Cases, interval
+from universeg_jax.model import build_model, init_params
+from universeg_jax.predictor import Predictor
 from universeg_jax.reporting import percent
 from universeg_jax.summary import as_markdown
 from universeg_jax.surfaces import surface_scores
@@ -310,3 +316,46 @@ def test_what_is_not_built_is_named_with_what_is(dataset):
     ):
         with pytest.raises(UserError, match=f"{next(iter(options)).rstrip('s')}.*=.* (is|are) needed"):
             Settings(**options)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Of a model at 16 pixels, which is neither the data's size nor the official one."""
+    config = tiny_config(image_size=16)
+    path = tmp_path_factory.mktemp("checkpoint") / "model"
+    params = init_params(build_model(config.model), 0)
+    checkpoints.write_params(path, params, {"config": to_dict(config), "metrics": None})
+    return path
+
+
+def test_a_model_of_another_size_sees_its_size_and_is_scored_at_128(dataset, checkpoint):
+    predictor = Predictor.from_checkpoint(checkpoint)
+    case = cases_of(dataset_tasks(dataset)[0])[0]
+    episode, _ = evaluation.gather([case], {"discs": dataset}, Settings(), 2, 1)
+    floats = evaluation.to_device_floats(evaluation.Episode(*episode[:2], *(x[:, 0] for x in episode[2:])), 128)
+    got = evaluation.model_method(predictor.model, 16)(predictor.params, floats)
+    small = [jax.image.resize(x, (*x.shape[:-3], 16, 16, 1), "linear") for x in (floats[0], floats[2], floats[3])]
+    logits = predictor.logits(small[0], small[1], (small[2] >= 0.5).astype(jnp.float32))
+    expected = jax.nn.sigmoid(jax.image.resize(logits, (1, 128, 128, 1), "linear"))
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_the_command_from_checkpoint_to_report(dataset, checkpoint, tmp_path, capsys):
+    data_dir = str(Path(dataset.directory).parents[1])
+    arguments = ["evaluate", f"--checkpoint={checkpoint}", f"--data_dir={data_dir}", f"--out={tmp_path / 'out'}"]
+    arguments += ["--support_size=1", "--max_cases=2", "--surfaces"]
+    assert main([*arguments, "--role=test"]) == 0
+    assert "NSD within 2 pixels (%)" in capsys.readouterr().out
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+    for more, message in (
+        (["--datasets=nobody"], "not built in"),
+        (["--role=val"], "no dataset with role 'val'"),
+        (["--role=test", "--max_cases=1"], "of another run; take another --out, or give --overwrite"),
+        (["--role=test", "--datasets=discs"], "--checkpoint goes with --datasets=NAMES or with --role=ROLE"),
+        (["--role=test", f"--checkpoint={tmp_path / 'absent'}"], "does not exist"),
+    ):
+        assert main([*arguments, *more]) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert "Traceback" not in error
+    assert main([*arguments, "--role=test", "--max_cases=1", "--overwrite"]) == 0

@@ -24,12 +24,12 @@ RESUMABLE = (
 
 # Fields that configs got after the first runs, with the value that those runs had: they can be resumed.
 ADDED = {
+    "train_tasks": 0,
     "model.name": "universeg",
     "model.conditioner_features": 16,
     "model.stride": 8,
     "model.embedding": 256,
     "model.prototype_grid": 8,
-    "train_tasks": 0,
 }
 
 

@@ -259,13 +259,13 @@ def evaluate_to(
     tasks = usable([task for dataset in datasets for task in dataset_tasks(dataset)])
     options = {name: value for name, value in asdict(settings).items() if name != "batch_size"}  # which changes nothing
     fingerprints = {d.meta.name: d.fingerprint for d in datasets}
-    record = {**about, "methods": list(methods), "datasets": fingerprints, "options": options}
-    record.pop("cost", None)  # a time, never twice the same
+    whose = {name: value for name, value in about.items() if name != "cost"}  # which is measured anew each time
+    record = {**whose, "methods": list(methods), "datasets": fingerprints, "options": options}
     open_results(out, json_value(record), overwrite)
     rows = evaluate(methods, datasets, tasks, settings)
     summary = write_results(out, rows, list(methods), datasets, settings, about)
     if report:
-        by_name, by_task = {d.meta.name: d for d in datasets}, {t.name: t for t in tasks}
+        by_name, by_task = {d.meta.name: d for d in datasets}, {task.name: task for task in tasks}
         method, params = methods[summary["method"]]
 
         def draw(shown: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -288,7 +288,7 @@ def write_results(
     settings: Settings,
     about: dict[str, Any],
 ) -> dict[str, Any]:
-    """cases.csv and summary.json of rows that were evaluated in any way; returns the summary."""
+    """cases.csv and summary.json of `evaluate_to` from rows that were evaluated in any way."""
     tasks = {d.meta.name: dataset_tasks(d) for d in datasets}
     skipped = {
         name: "; ".join(f"{t.name}: {t.unusable}" for t in of)

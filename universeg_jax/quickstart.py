@@ -123,10 +123,10 @@ def evaluate(workdir: Path, data_dir: str) -> None:
         "test",
         SETTINGS,
         workdir / "eval",
-        packaged_methods() | BASELINES,
-        overwrite=True,
-        report=False,
-    )  # overwrites the summary of the training's last validation; the report is that of the quickstart
+        baselines=packaged_methods() | BASELINES,
+        overwrite=True,  # the summary of the training's last validation
+        report=False,  # the quickstart writes its own
+    )
     method = evaluation.model_method(predictor.model, predictor.config.image_size)
     figures = workdir / "figures"
     plot_curves(workdir, figures / "curves.png")
