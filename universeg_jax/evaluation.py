@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from universeg_jax import checkpoints, metrics, weights
 from universeg_jax.cost import cost
-from universeg_jax.data.builder import Dataset, list_datasets, open_dataset
+from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
 from universeg_jax.data.tasks import FIRST, SECOND, Examples, Task, dataset_tasks, subject_hash, usable
 from universeg_jax.episode import OFFICIAL_SIZE, Episode, resize, to_device_floats
 from universeg_jax.errors import UserError

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from universeg_jax import evaluation, training
 from universeg_jax.baselines import trivial
 from universeg_jax.data.build import build_all, read_collection
-from universeg_jax.data.builder import list_datasets, open_dataset
+from universeg_jax.data.dataset import list_datasets, open_dataset
 from universeg_jax.episode import OFFICIAL_SIZE
 from universeg_jax.errors import UserError
 from universeg_jax.made_data import make_datasets
@@ -79,7 +79,9 @@ def print_plan(workdir: Path, config: ConfigDict, data: str) -> None:
     print(f"{workdir}: about 10 minutes on 2 cores in all")
     print(f"  1 data, 1 min: {f'folders of {data}' if data else 'twelve made datasets'}; {len(there)} built so far")
     print(f"  2 training, 5 min: {config.num_steps} steps; {f'step {saved[-1]} reached' if saved else 'not begun'}")
-    print("  3 evaluation, 4 min: on the test datasets, support sizes 1, 4 and 16, beside packaged weights and baselines")
+    print(
+        "  3 evaluation, 4 min: on the test datasets, support sizes 1, 4 and 16, beside packaged weights and baselines"
+    )
 
 
 def build_data(data_dir: str, data: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from universeg_jax import augment, training
-from universeg_jax.data.builder import list_datasets
+from universeg_jax.data.dataset import list_datasets
 from universeg_jax.data.episodes import KINDS, SUPERPIXEL, SYNTHETIC, make_sampler
 from universeg_jax.data.tasks import task_table, usable
 from universeg_jax.episode import Episode, to_device_floats

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from universeg_jax import augment, checkpoints, losses, metrics, superpixel, synthesis
 from universeg_jax.configuration import ConfigError, to_dict, write_config
-from universeg_jax.data.builder import Dataset, list_datasets, open_dataset
+from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
 from universeg_jax.data.episodes import KINDS, REAL, SYNTHETIC, Batch, EpisodeSampler, batches, make_sampler
 from universeg_jax.data.tasks import task_table, usable
 from universeg_jax.episode import Episode, to_device_floats

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from universeg_jax.data.builder import Dataset
+from universeg_jax.data.dataset import Dataset
 from universeg_jax.data.tasks import FIRST, Examples, Task, side_of_role
 from universeg_jax.episode import Episode
 from universeg_jax.errors import UserError
