@@ -18,6 +18,7 @@ COMMANDS = (
     "table",
     "report",
     "sheet",
+    "replay",
     "checkpoint",
     "convert",
     "export",
