@@ -27,7 +27,7 @@ import numpy as np
 from universeg_jax import evaluation, startup, weights
 from universeg_jax.baselines.per_task import Fitted, Recipe
 from universeg_jax.baselines.workflow import Trainer, claim, finetune_trainer, unet_trainer
-from universeg_jax.data.builder import Dataset, list_datasets, open_dataset
+from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
 from universeg_jax.data.tasks import Task, dataset_tasks, subject_hash, usable
 from universeg_jax.errors import UserError
 from universeg_jax.predictor import Predictor

@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from universeg_jax.data import dataset as dataset_files
-from universeg_jax.data.builder import Dataset, DatasetMeta, Example, Index, build, list_datasets, open_dataset
+from universeg_jax.data.builder import build
+from universeg_jax.data.dataset import Dataset, DatasetMeta, Example, Index, list_datasets, open_dataset
 from universeg_jax.data.episodes import EpisodeSampler, batches, make_sampler
 from universeg_jax.data.tasks import task_table
 
@@ -30,7 +31,7 @@ SUPPORT, SIZE, THREADS = 64, 128, 2
 COLD = """
 import sys, time
 start = time.perf_counter()
-from universeg_jax.data.builder import list_datasets, open_dataset
+from universeg_jax.data.dataset import list_datasets, open_dataset
 from universeg_jax.data.episodes import make_sampler
 from universeg_jax.data.tasks import task_table
 imported = time.perf_counter()

@@ -30,7 +30,7 @@ import jax
 import numpy as np
 
 from universeg_jax import evaluation
-from universeg_jax.data.builder import Dataset, list_datasets, open_dataset
+from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
 from universeg_jax.data.tasks import Task, dataset_tasks
 from universeg_jax.evaluation import Settings, evaluate, model_method
 from universeg_jax.evaluation_cases import cases_of, gather

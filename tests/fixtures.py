@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 
 from configs import default
-from universeg_jax.data.builder import SLICINGS, Dataset, DatasetMeta, Example, Index, build, open_dataset
+from universeg_jax.data.builder import build
+from universeg_jax.data.dataset import SLICINGS, Dataset, DatasetMeta, Example, Index, open_dataset
 
 
 def tiny_config(data_dir: str = "", **fields):

@@ -18,7 +18,7 @@ from universeg_jax import ablate, training
 from universeg_jax.ablate import Options, Point, gather, plan, run_job, run_local, run_slurm
 from universeg_jax.cli import main
 from universeg_jax.configuration import flatten, to_dict
-from universeg_jax.data.builder import open_dataset
+from universeg_jax.data.dataset import open_dataset
 from universeg_jax.errors import UserError
 from universeg_jax.intervals import Cases, interval
 from universeg_jax.reporting import read_json, write_csv, write_json

@@ -14,7 +14,7 @@ import pytest
 from tests.fixtures import tiny_config
 from tests.test_model import FORMS, from_release
 from universeg_jax.cli import main
-from universeg_jax.data.builder import list_datasets, open_dataset
+from universeg_jax.data.dataset import list_datasets, open_dataset
 from universeg_jax.data.tasks import task_table
 from universeg_jax.evaluation import Settings, evaluate_checkpoint
 from universeg_jax.model import build_model

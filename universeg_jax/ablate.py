@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from universeg_jax.configuration import flatten, to_dict
-from universeg_jax.data.builder import list_datasets, open_dataset
+from universeg_jax.data.dataset import list_datasets, open_dataset
 from universeg_jax.data.tasks import subject_hash, task_table
 from universeg_jax.errors import UserError
 from universeg_jax.intervals import Cases, interval, mean_of_means

@@ -19,6 +19,7 @@ COMMANDS = (
     "table",
     "report",
     "sheet",
+    "replay",
     "checkpoint",
     "convert",
     "export",

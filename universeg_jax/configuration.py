@@ -25,6 +25,10 @@ RESUMABLE = (
 # Fields that configs got after the first runs, with the value that those runs had: they can be resumed.
 ADDED = {
     "train_tasks": 0,
+    "draw": "datasets",
+    "draw_exponent": 0.5,
+    "label_union": 0.0,
+    "all_labels": 0.0,
     "model.name": "universeg",
     "model.conditioner_features": 16,
     "model.stride": 8,
@@ -68,6 +72,18 @@ def write_config(config: ConfigDict, workdir: Path) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(new, indent=2) + "\n")
     temporary.replace(path)
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """The config of a run; fields that it is older than have the value that they stood for. Raises ConfigError."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"{workdir} holds no config.json; give the --workdir of a run of train.py")
+    config = ConfigDict(json.loads(path.read_text()))
+    for name, value in ADDED.items():
+        if name not in flatten(config.to_dict()):
+            config.update_from_flattened_dict({name: value})
+    return config
 
 
 def check_resumable(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> None:

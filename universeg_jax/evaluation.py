@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from universeg_jax import checkpoints, evaluation_report, metrics, weights
 from universeg_jax.cost import cost
-from universeg_jax.data.builder import Dataset, list_datasets, open_dataset
+from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
 from universeg_jax.data.tasks import Task, dataset_tasks, usable
 from universeg_jax.episode import OFFICIAL_SIZE, Episode, resize, to_device_floats
 from universeg_jax.errors import UserError

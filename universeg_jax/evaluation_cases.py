@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from universeg_jax.data.builder import Dataset
+from universeg_jax.data.dataset import Dataset
 from universeg_jax.data.tasks import FIRST, SECOND, Examples, Task, subject_hash
 from universeg_jax.episode import Episode
 from universeg_jax.errors import UserError

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 import universeg_jax
 from universeg_jax import checkpoints, weights
-from universeg_jax.data.builder import Dataset
+from universeg_jax.data.dataset import Dataset
 from universeg_jax.errors import UserError
 
 TRAIN_ROLE, SELECT_ROLE = "train_open", "val"  # of weights that may be given away

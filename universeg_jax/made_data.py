@@ -11,7 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from universeg_jax import synthesis
-from universeg_jax.data.builder import DatasetMeta, Example, build, list_datasets
+from universeg_jax.data.builder import build
+from universeg_jax.data.dataset import DatasetMeta, Example, list_datasets
 
 FAMILIES = 12
 SUBJECTS = 40

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from universeg_jax import evaluation, training
 from universeg_jax.baselines import trivial
 from universeg_jax.data.build import build_all, read_collection
-from universeg_jax.data.builder import list_datasets, open_dataset
+from universeg_jax.data.dataset import list_datasets, open_dataset
 from universeg_jax.episode import OFFICIAL_SIZE
 from universeg_jax.errors import UserError
 from universeg_jax.made_data import make_datasets

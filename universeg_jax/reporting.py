@@ -161,15 +161,22 @@ def sheet_figure(cases: Sequence[dict[str, Any]], title: str) -> Figure:
     return fig
 
 
-def plot_rows(rows: Sequence[tuple[str, np.ndarray, np.ndarray]], path: Path) -> None:
-    """One row a (title, images [n, H, W] in [0, 1], labels [n, H, W]), each with its label outlined and tinted."""
+def plot_rows(rows: Sequence[tuple[str, np.ndarray, np.ndarray]], path: Path, title: str = "") -> None:
+    """One row a (title, images [n, H, W] in [0, 1], labels [n, H, W]), each with its label outlined and tinted.
+
+    `title` stands above them all; an image of NaN leaves its place empty.
+    """
     columns = len(rows[0][1])
     fig, axes = figure(1.3 * columns, 1.3 * len(rows), columns=columns, rows=len(rows))
-    for row, (title, images, labels) in zip(axes, rows, strict=True):
+    for row, (name, images, labels) in zip(axes, rows, strict=True):
         for place, image, label in zip(row, images, labels, strict=True):
             _picture(place, image, label, "tab:cyan", "", brightest=1.0)
             place.imshow(np.ma.masked_less(label, 0.5), cmap="cool", vmin=0, alpha=0.15)  # tells a flipped label
-        row[0].set_ylabel(title, fontsize=6)
+            if np.isnan(image).all():
+                place.set_axis_off()
+        row[0].set_ylabel(name, fontsize=6)
+    if title:
+        fig.suptitle(title, fontsize=9)
     save_figure(fig, path)
 
 

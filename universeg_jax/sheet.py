@@ -10,8 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from universeg_jax import augment, training
-from universeg_jax.data.builder import list_datasets
-from universeg_jax.data.episodes import KINDS, SUPERPIXEL, SYNTHETIC, make_sampler
+from universeg_jax.data.dataset import list_datasets
+from universeg_jax.data.episodes import KINDS, SUPERPIXEL, SYNTHETIC, make_sampler, task_name
 from universeg_jax.data.tasks import task_table, usable
 from universeg_jax.episode import Episode, to_device_floats
 from universeg_jax.reporting import plot_rows
@@ -49,21 +49,14 @@ def task_rows(kind: str, config: ConfigDict, first: int = 0) -> list[Row]:
     config.kinds = ConfigDict({name: float(name == kind) for name in KINDS})
     training.check_parts(config)
     datasets, _ = training.open_data(config)
-    sampler = make_sampler(
-        datasets,
-        usable(task_table(datasets, config.min_label_density)) if datasets else [],
-        seed=config.seed,
-        support_size=config.support_size,
-        size=config.image_size,
-        **training.kind_shares(config),
-    )
+    sampler = training.sampler_of(config, datasets)
     make = quick(functools.partial(training.plain_episode, config=config))
     rows = []
     for index in range(first, first + TASKS):
         batch = sampler(index)
         assert batch.kind in (SYNTHETIC, SUPERPIXEL)
         episode, _ = jax.device_get(make(batch.index, batch.kind, batch.episode))
-        made_of = training.task_name(sampler, batch).split("/")[0].replace(" of ", "\n")  # without the label's name
+        made_of = task_name(sampler, index).split("/")[0].replace(" of ", "\n")  # without the label's name
         title = f"{index}: {made_of}"
         rows.append(Row(title, *stacked(episode)))
     return rows

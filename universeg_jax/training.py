@@ -20,21 +20,23 @@ from ml_collections import ConfigDict
 
 from universeg_jax import augment, checkpoints, losses, metrics, superpixel, synthesis
 from universeg_jax.configuration import ConfigError, to_dict, write_config
-from universeg_jax.data.builder import Dataset, list_datasets, open_dataset
-from universeg_jax.data.episodes import KINDS, REAL, SYNTHETIC, Batch, EpisodeSampler, batches, make_sampler
+from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
+from universeg_jax.data.episodes import KINDS, Batch, EpisodeSampler, batches, make_sampler, task_name
 from universeg_jax.data.tasks import Task, subject_hash, task_table, usable
 from universeg_jax.episode import Episode, to_device_floats
+from universeg_jax.errors import UserError
 from universeg_jax.flops import training_flops
 from universeg_jax.lineage import inherit, lineage
 from universeg_jax.made_data import make_datasets
 from universeg_jax.model import UniverSeg, build_model, init_params
 from universeg_jax.optimizer import make_optimizer
-from universeg_jax.reporting import lock, plot_sheet
+from universeg_jax.reporting import lock, plot_rows
 from universeg_jax.startup import wait_for_all_hosts, when_to_stop
 from universeg_jax.step_log import NotFinite, Profile, StepLog
 from universeg_jax.validation import Evaluator, ValidationLog, make_evaluator
 
 Array = jax.Array
+PICTURE_COLUMNS = 13
 SUPPORT_SCHEDULES = ("fixed", "uniform", "log_uniform")
 
 
@@ -245,13 +247,31 @@ def open_data(config: ConfigDict) -> tuple[list[Dataset], list[Dataset]]:
 
 
 def open_tasks(config: ConfigDict, datasets: Sequence[Dataset]) -> list[Task]:
-    """The usable training tasks, or config.train_tasks of them."""
-    tasks = usable(task_table(datasets, config.min_label_density)) if datasets else []
-    if config.train_tasks > len(tasks):
-        raise ConfigError(f"config.train_tasks={config.train_tasks}: there are {len(tasks)} usable training tasks")
-    names = sorted((task.name for task in tasks), key=lambda name: subject_hash("train_tasks", name))
-    kept = set(names[: config.train_tasks or None])
-    return [task for task in tasks if task.name in kept]
+    """The training tasks, unusable ones too, or config.train_tasks of the usable ones, by hash."""
+    tasks = task_table(datasets, config.min_label_density)
+    there = usable(tasks) if datasets else []  # raises with every reason where there are none
+    if config.train_tasks > len(there):
+        raise ConfigError(f"config.train_tasks={config.train_tasks}: there are {len(there)} usable training tasks")
+    if not config.train_tasks:
+        return tasks
+    names = sorted((task.name for task in there), key=lambda name: subject_hash("train_tasks", name))
+    kept = set(names[: config.train_tasks])
+    return [task for task in there if task.name in kept]
+
+
+def check_same_data(workdir: Path, train_data: list[Dataset]) -> None:
+    """Raises UserError where the datasets are not those that the run's latest checkpoint, if there is one, names."""
+    if not any((workdir / "checkpoints").glob("[0-9]*")):
+        return
+    record = checkpoints.read_metadata(checkpoints.resolve(workdir))["lineage"]
+    then = {name: dataset["fingerprint"] for name, dataset in record["trained_on"].items()}
+    now = {d.meta.name: d.fingerprint for d in train_data}
+    names = now.keys() if record["parents"] else now.keys() | then.keys()  # parents saw others too
+    if changed := sorted(name for name in names if now.get(name) != then.get(name)):
+        raise UserError(
+            f"{workdir} was not trained on {', '.join(changed)} as built now: its episodes would be others; give the "
+            "--data_dir with the datasets of that run"
+        )
 
 
 def check_config(config: ConfigDict) -> None:
@@ -300,6 +320,23 @@ def kind_shares(config: ConfigDict) -> dict[str, float]:
     return {name: config.kinds[name] / total for name in ("synthetic", "superpixel")}
 
 
+def sampler_of(config: ConfigDict, train_data: list[Dataset]) -> EpisodeSampler:
+    """The sampler of a run. Raises UserError where nothing can be drawn."""
+    return make_sampler(
+        train_data,
+        open_tasks(config, train_data),
+        seed=config.seed,
+        support_size=config.support_size,
+        **kind_shares(config),
+        replacement=config.replacement,
+        size=config.image_size,
+        draw=config.draw,
+        draw_exponent=config.draw_exponent,
+        label_union=config.label_union,
+        all_labels=config.all_labels,
+    )
+
+
 class Run(NamedTuple):
     """All that the loop needs, made and checked before anything is written."""
 
@@ -320,15 +357,7 @@ def prepare(config: ConfigDict) -> Run:
         make_datasets(config.data_dir)
     wait_for_all_hosts("data")
     train_data, validation_data = open_data(config)
-    sampler = make_sampler(
-        train_data,
-        open_tasks(config, train_data),
-        seed=config.seed,
-        support_size=config.support_size,
-        **kind_shares(config),
-        replacement=config.replacement,
-        size=config.image_size,
-    )
+    sampler = sampler_of(config, train_data)
     record = lineage(config, train_data, validation_data)
     params = init_params(model, config.seed)
     if config.init_from:
@@ -422,24 +451,34 @@ def train(run: Run, config: ConfigDict, workdir: Path, checkpointer: Any, profil
     return state
 
 
-def task_name(sampler: EpisodeSampler, batch: Batch) -> str:
-    """What one episode, without batch axis, is made of."""
-    if batch.kind == SYNTHETIC:
-        return "synthetic"
-    name = sampler.tasks[batch.task].name
-    return name if batch.kind == REAL else f"superpixels of {name}"
-
-
 def explain(error: NotFinite, run: Run, config: ConfigDict, workdir: Path) -> NotFinite:
     """The error with the tasks of the episodes it may come from, and a picture of the first beside the logs."""
-    step = error.episodes[0] // config.batch_size
-    drawn = [run.sampler(i) for i in error.episodes]
-    names = [task_name(run.sampler, b) for b in drawn]
-    batch = trim_support(jax.tree.map(lambda x: np.asarray(x)[None], drawn[0]), *support_size_of(step, config))
-    episode, _ = jax.device_get(jax.jit(functools.partial(device_episodes, config=config))(batch))
-    images = jax.tree.map(lambda x: x[0, ..., 0], episode._replace(support_mask=episode.support_mask[..., None]))
-    path = workdir / f"episode_{error.episodes[0]}.png"
-    case = {**images._asdict(), "probabilities": np.zeros_like(images.query_image), "dice": np.nan, "task": names[0]}
-    plot_sheet([case], f"episode {error.episodes[0]} of seed {config.seed}", path)
-    error.args = (f"{error.args[0]}. Tasks: {', '.join(sorted(set(names)))}; the first is drawn in {path}",)
+    names = {task_name(run.sampler, i) for i in error.episodes}
+    path = draw_episode(run.sampler, error.episodes[0], config, workdir / f"episode_{error.episodes[0]}.png")
+    error.args = (f"{error.args[0]}. Tasks: {', '.join(sorted(names))}; the first is drawn in {path}",)
     return error
+
+
+def draw_episode(sampler: EpisodeSampler, index: int, config: ConfigDict, path: Path) -> Path:
+    """Draws one episode, the query first: as it was made, and below each part as its augmentation leaves it."""
+    batch = jax.tree.map(lambda x: np.asarray(x)[None], sampler(index))
+    batch = trim_support(batch, *support_size_of(index // config.batch_size, config))
+    one = jax.tree.map(lambda x: x[0], batch)
+
+    @jax.jit
+    def both(index: Array, kind: Array, raw: Episode) -> tuple[Episode, Episode]:
+        return plain_episode(index, kind, raw, config)[0], device_episode(index, kind, raw, config)[0]
+
+    rows = []
+    for title, episode in zip(("raw", "augmented"), jax.device_get(both(*one[:2], one.episode)), strict=True):
+        count = int(episode.support_mask.sum())
+        images = np.concatenate([episode.query_image[None], episode.support_images[:count]])[..., 0]
+        labels = np.concatenate([episode.query_label[None], episode.support_labels[:count]])[..., 0]
+        columns = min(len(images), PICTURE_COLUMNS)
+        gap = [(0, -len(images) % columns), (0, 0), (0, 0)]  # the last row is filled up with nothing
+        images, labels = np.pad(images, gap, constant_values=np.nan), np.pad(labels, gap)
+        parts = (x.reshape(-1, columns, *x.shape[1:]) for x in (images, labels))
+        rows.append([(title, *part) for part in zip(*parts, strict=True)])
+    title = f"episode {index} of seed {config.seed}: {task_name(sampler, index)}"
+    plot_rows([row for pair in zip(*rows, strict=True) for row in pair], path, title)
+    return path

@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from universeg_jax import checkpoints, evaluation
-from universeg_jax.data.builder import Dataset
+from universeg_jax.data.dataset import Dataset
 from universeg_jax.data.tasks import Task, task_table, usable
 from universeg_jax.model import UniverSeg
 from universeg_jax.reporting import JsonLines, plot_sheet, write_json

@@ -17,7 +17,7 @@ from PIL import Image
 from tests.data.test_volume_files import series
 from tests.fixtures import write_folder
 from universeg_jax.cli import main
-from universeg_jax.data.builder import open_dataset, read_report
+from universeg_jax.data.dataset import open_dataset, read_report
 from universeg_jax.data.folder import read_folder
 from universeg_jax.data.images import read_contour, read_image, read_label
 from universeg_jax.data.meta import read_meta

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.fixtures import write_folder
 from universeg_jax.cli import main
-from universeg_jax.data.builder import list_datasets, open_dataset, read_report
+from universeg_jax.data.dataset import list_datasets, open_dataset, read_report
 
 
 def test_a_folder_becomes_a_dataset_and_is_not_built_twice(tmp_path, capsys):

@@ -17,7 +17,8 @@ import tensorflow_datasets as tfds
 from tests.fixtures import build_discs, disc_examples, itself
 from universeg_jax.data import builder, workshop
 from universeg_jax.data import dataset as dataset_files
-from universeg_jax.data.builder import BuildError, DatasetMeta, Example, build, list_datasets, open_dataset, read_report
+from universeg_jax.data.builder import build
+from universeg_jax.data.dataset import BuildError, DatasetMeta, Example, list_datasets, open_dataset, read_report
 from universeg_jax.data.images import ImageError
 from universeg_jax.data.workshop import open_workshop
 
@@ -45,9 +46,9 @@ def test_what_was_built_is_read_again(tmp_path):
 
 def test_it_is_an_ordinary_tfds_dataset(tmp_path):
     build_discs(tmp_path, "discs", "val", count=4)
-    opened = tfds.builder_from_directory(tmp_path / "discs" / builder.VERSION)
+    opened = tfds.builder_from_directory(tmp_path / "discs" / dataset_files.VERSION)
     assert opened.info.metadata["role"] == "val"
-    assert len(opened.as_data_source(split=builder.SPLIT)) == 4
+    assert len(opened.as_data_source(split=dataset_files.SPLIT)) == 4
     assert not any("discs" in name for name in tfds.core.registered.list_imported_builders())
 
 
@@ -96,7 +97,7 @@ def many_masks(case):
     masks = np.zeros((case % 3, 8, 8), np.uint8)
     masks[:, : case + 1] = 1
     image = np.full((8, 8), case, np.uint8)
-    labels, slicing = (7, 300)[: case % 3], builder.SLICINGS[case % 3]
+    labels, slicing = (7, 300)[: case % 3], dataset_files.SLICINGS[case % 3]
     where = {"subset": f"set {case % 2}", "modality": "MRé" if case < 3 else "CT", "axis": case % 3}
     return [Example(image, masks, labels, f"s{case // 2}", f"n{case}", slicing=slicing, **where)]
 
@@ -170,7 +171,8 @@ def test_another_exception_ends_the_build_and_the_previous_dataset_stays(tmp_pat
 DIES = """
 import os, resource, signal, sys
 import numpy as np
-from universeg_jax.data.builder import DatasetMeta, Example, build
+from universeg_jax.data.builder import build
+from universeg_jax.data.dataset import DatasetMeta, Example
 
 def make(case):
     if case == 40 and sys.argv[2] == "killed":

@@ -14,9 +14,9 @@ import tifffile
 from tests.data.test_volume_files import series
 from tests.fixtures import block_volume, write_nifti
 from universeg_jax.cli import main
-from universeg_jax.data.builder import list_datasets, open_dataset, read_report
-from universeg_jax.data.cases import Case, LabelFile, make_examples, wanted_axes
-from universeg_jax.data.folder import FolderError, read_folder, read_support
+from universeg_jax.data.cases import Case, FolderError, LabelFile, make_examples, wanted_axes
+from universeg_jax.data.dataset import list_datasets, open_dataset, read_report
+from universeg_jax.data.folder import read_folder, read_support
 from universeg_jax.data.images import ImageError
 from universeg_jax.data.tasks import task_table
 from universeg_jax.data.volume_files import read_volume

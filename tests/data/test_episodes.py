@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fixtures import build_discs, memory_dataset
-from universeg_jax.data.episodes import REAL, SUPERPIXEL, SYNTHETIC, batches, draw_others, make_sampler
+from universeg_jax.data.builder import build
+from universeg_jax.data.dataset import DatasetMeta, Example, open_dataset
+from universeg_jax.data.episodes import REAL, SUPERPIXEL, SYNTHETIC, batches, draw_others, make_sampler, task_name
 from universeg_jax.data.tasks import FIRST, task_table
 from universeg_jax.errors import UserError
 
@@ -25,11 +27,11 @@ def task_tables(draw):
     return datasets
 
 
-def check_no_leak(datasets, seed, support_size, replacement):
+def check_no_leak(datasets, seed, support_size, replacement, **how):
     tasks = task_table(datasets)
     if not any(not task.unusable for task in tasks):
         return
-    sampler = make_sampler(datasets, tasks, seed=seed, support_size=support_size, replacement=replacement)
+    sampler = make_sampler(datasets, tasks, seed=seed, support_size=support_size, replacement=replacement, **how)
     by_name = {d.meta.name: d for d in datasets}
     for i in range(20):
         draw = sampler.draw(i)
@@ -45,17 +47,31 @@ def check_no_leak(datasets, seed, support_size, replacement):
             assert len({row for row, _ in draw.support}) == support_size
 
 
+ways = st.fixed_dictionaries(
+    {
+        "draw": st.sampled_from(["datasets", "tasks", "size"]),
+        "draw_exponent": st.sampled_from([0.0, 0.5, 1.0, 8.0]),
+        "label_union": st.sampled_from([0.0, 0.5]),
+        "all_labels": st.sampled_from([0.0, 0.5]),
+    }
+)
+
+
 @settings(max_examples=300)
-@given(datasets=task_tables(), seed=st.integers(0, 9), support_size=st.integers(1, 8), replacement=st.booleans())
-def test_the_query_subject_is_never_in_its_support(datasets, seed, support_size, replacement):
-    check_no_leak(datasets, seed, support_size, replacement)
+@given(
+    datasets=task_tables(), seed=st.integers(0, 9), support_size=st.integers(1, 8), replacement=st.booleans(), how=ways
+)
+def test_the_query_subject_is_never_in_its_support(datasets, seed, support_size, replacement, how):
+    check_no_leak(datasets, seed, support_size, replacement, **how)
 
 
 @pytest.mark.slow
 @settings(max_examples=10_000)
-@given(datasets=task_tables(), seed=st.integers(0, 9), support_size=st.integers(1, 8), replacement=st.booleans())
-def test_the_query_subject_is_never_in_its_support_on_many_tables(datasets, seed, support_size, replacement):
-    check_no_leak(datasets, seed, support_size, replacement)
+@given(
+    datasets=task_tables(), seed=st.integers(0, 9), support_size=st.integers(1, 8), replacement=st.booleans(), how=ways
+)
+def test_the_query_subject_is_never_in_its_support_on_many_tables(datasets, seed, support_size, replacement, how):
+    check_no_leak(datasets, seed, support_size, replacement, **how)
 
 
 def test_others_are_drawn_uniformly():
@@ -72,6 +88,102 @@ def test_tasks_are_drawn_level_by_level():
     sampler = make_sampler([one, three], task_table([one, three]), seed=0, support_size=1)
     names = [sampler.tasks[sampler.draw(i).task].dataset for i in range(4000)]
     assert abs(names.count("one") / 4000 - 0.5) < 4 * np.sqrt(0.25 / 4000)
+
+
+@pytest.mark.parametrize(
+    ("how", "shares"),
+    [
+        ({"draw": "datasets"}, [1 / 2, 1 / 6, 1 / 6, 1 / 6]),
+        ({"draw": "tasks"}, [1 / 4] * 4),
+        ({"draw": "size", "draw_exponent": 0.0}, [1 / 4] * 4),
+        ({"draw": "size", "draw_exponent": 1.0}, None),
+        ({"draw": "size", "draw_exponent": 0.5}, None),
+    ],
+)
+def test_tasks_are_drawn_by_the_weights_that_are_asked_for(how, shares):
+    one = memory_dataset("one", subjects=[f"s{i}" for i in range(40)], labels=[1] * 40)
+    three = memory_dataset("three", subjects=[f"s{i % 10}" for i in range(30)], labels=[i // 10 + 1 for i in range(30)])
+    sampler = make_sampler([one, three], task_table([one, three]), seed=0, support_size=1, **how)
+    if shares is None:  # 32 examples of the 40 are on the train side, 8 of each 10
+        weights = np.array([32, 8, 8, 8]) ** how["draw_exponent"]
+        shares = weights / weights.sum()
+    drawn = np.bincount([sampler.draw(i).task for i in range(4000)], minlength=4) / 4000
+    for found, p in zip(drawn, shares, strict=True):
+        assert abs(found - p) < 4 * np.sqrt(p * (1 - p) / 4000)
+
+
+def many_labels(case):
+    """Labels 1, 2, 3 in stripes of their own, 2 on every other picture alone; and a max-slice of label 1."""
+    masks = np.zeros((3, 16, 16), np.uint8)
+    for i in range(3):
+        masks[i, 5 * i : 5 * i + 3 + case % 3] = 1
+    labels = (1, 2, 3) if case % 2 else (1, 3)
+    image = np.full((16, 16), case, np.uint8)
+    shown = masks[[label - 1 for label in labels]]
+    return [
+        Example(image, shown, labels, f"s{case}", f"n{case}"),
+        Example(image, shown[:1], (1,), f"s{case}", f"m{case}", slicing="max"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def stripes(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data")
+    build(DatasetMeta("stripes", "train_open", {1: "a", 2: "b", 3: "c"}, 16), list(range(20)), many_labels, path)
+    return open_dataset(path, "stripes")
+
+
+def test_labels_are_united_as_often_as_asked_and_nothing_else_moves(stripes):
+    table, count = task_table([stripes]), 1500
+    common = {"seed": 5, "support_size": 2}
+    plain = [make_sampler([stripes], table, **common).draw(i) for i in range(count)]
+    sampler = make_sampler([stripes], table, **common, label_union=0.3, all_labels=0.2)
+    drawn = [sampler.draw(i) for i in range(count)]
+    assert [draw._replace(labels=()) for draw in drawn] == plain
+    assert drawn == [pickle.loads(pickle.dumps(sampler)).draw(i) for i in range(count)]
+    of_max = [draw for draw in drawn if sampler.tasks[draw.task].slicing == "max"]
+    assert of_max
+    assert not any(draw.labels for draw in of_max)  # other labels were not looked for on a max-slice
+    drawn = [draw for draw in drawn if sampler.tasks[draw.task].slicing == "image"]
+    for draw in drawn:
+        assert not draw.labels or sampler.tasks[draw.task].label in draw.labels
+    # Of a family of three a union is of two or of all three labels, one as often as the other.
+    for size, p in ((0, 0.5), (2, 0.15), (3, 0.35)):
+        share = sum(len(draw.labels) == size for draw in drawn) / len(drawn)
+        assert abs(share - p) < 4 * np.sqrt(p * (1 - p) / len(drawn))
+    certain = make_sampler([stripes], table, **common, label_union=0.7, all_labels=0.1 + 0.2 - 1e-16)
+    assert all(certain.draw(i).labels for i in range(200) if certain.tasks[certain.draw(i).task].slicing == "image")
+
+
+def test_a_united_label_covers_what_its_labels_cover(stripes, monkeypatch):
+    sampler = make_sampler([stripes], task_table([stripes]), seed=1, support_size=4, label_union=1.0)
+    drawn = [i for i in range(40) if sampler.draw(i).labels]
+    episodes = {}
+    for i in drawn:
+        draw, episode = sampler.draw(i), sampler(i).episode
+        episodes[i] = episode
+        pairs = [(episode.query_image, episode.query_label)]
+        pairs += zip(episode.support_images, episode.support_labels, strict=True)
+        for (row, _), (image, label) in zip((draw.query, *draw.support), pairs, strict=True):
+            example = stripes[row]
+            wanted = [m for m, i in zip(example["masks"], example["labels"], strict=True) if i in draw.labels]
+            np.testing.assert_array_equal(label[..., 0], np.any(wanted, axis=0))
+            np.testing.assert_array_equal(image[..., 0], example["image"])
+    assert {len(sampler.draw(i).labels) for i in drawn} == {2, 3}
+    monkeypatch.setattr("universeg_jax.data.dataset._table", lambda *args: None)  # from the records it is the same
+    for i in drawn:
+        for array, expected in zip(sampler(i).episode, episodes[i], strict=True):
+            np.testing.assert_array_equal(array, expected)
+
+
+def test_an_episode_is_named_by_what_it_is_made_of(stripes):
+    sampler = make_sampler(
+        [stripes], task_table([stripes]), seed=1, support_size=1, synthetic=0.3, superpixel=0.3, all_labels=1.0
+    )
+    names = {task_name(sampler, i) for i in range(200)}
+    assert {"synthetic", "superpixels of stripes/axis0/max/label1", "stripes/axis0/image/label2+1+3"} <= names
+    assert "stripes/axis0/max/label1" in names
+    assert "stripes/axis0/image/label2" not in names
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +273,11 @@ def test_a_superpixel_episode_brings_one_image_of_the_train_side(discs):
         ("train_open", {"synthetic": 1.5}, "synthetic episodes is 1.5"),
         ("train_open", {"superpixel": -0.5}, "superpixel episodes is -0.5"),
         ("train_open", {"synthetic": 0.7, "superpixel": 0.5}, "synthetic and superpixel episodes is 1.2"),
+        ("train_open", {"draw": "size", "draw_exponent": -1.0}, "draw_exponent=-1.0"),
+        ("train_open", {"draw": "size", "draw_exponent": float("nan")}, "draw_exponent=nan"),
+        ("train_open", {"draw": "sizes"}, "config.draw='sizes': choose one of datasets, tasks, size"),
+        ("train_open", {"label_union": 1.5}, "label_union episodes is 1.5"),
+        ("train_open", {"label_union": 0.7, "all_labels": 0.5}, "label_union and all_labels episodes is 1.2"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused(role, fields, word):

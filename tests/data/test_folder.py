@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.fixtures import write_folder
-from universeg_jax.data.folder import FolderError, list_images, make_examples, natural_order, read_folder, read_support
+from universeg_jax.data.cases import FolderError, make_examples
+from universeg_jax.data.files import natural_order
+from universeg_jax.data.folder import list_images, read_folder, read_support
 from universeg_jax.data.images import ImageError
 
 

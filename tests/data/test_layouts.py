@@ -8,9 +8,9 @@ import pytest
 
 from tests.fixtures import block_volume, write_folder, write_nifti
 from universeg_jax.cli import main
-from universeg_jax.data.builder import open_dataset
-from universeg_jax.data.cases import make_examples
-from universeg_jax.data.folder import FolderError, read_folder
+from universeg_jax.data.cases import FolderError, make_examples
+from universeg_jax.data.dataset import open_dataset
+from universeg_jax.data.folder import read_folder
 from universeg_jax.data.images import ImageError
 from universeg_jax.data.tasks import task_table
 

@@ -22,7 +22,7 @@ from tests.fixtures import block_volume, disc
 from universeg_jax.cli import main
 from universeg_jax.data import download
 from universeg_jax.data.build import build_contents
-from universeg_jax.data.builder import open_dataset
+from universeg_jax.data.dataset import open_dataset
 from universeg_jax.data.download import fetch
 from universeg_jax.data.source import (
     Download,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.fixtures import memory_dataset
 from universeg_jax.data import ROLES
-from universeg_jax.data.builder import DatasetMeta
+from universeg_jax.data.dataset import DatasetMeta
 from universeg_jax.data.tasks import (
     FIRST,
     SECOND,

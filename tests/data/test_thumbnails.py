@@ -10,7 +10,8 @@ from PIL import Image
 
 from tests.fixtures import build_discs, disc_examples, itself
 from universeg_jax.cli import main
-from universeg_jax.data.builder import DatasetMeta, build
+from universeg_jax.data.builder import build
+from universeg_jax.data.dataset import DatasetMeta
 from universeg_jax.data.thumbnails import OUTLINE, outline
 
 

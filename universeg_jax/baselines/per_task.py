@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from universeg_jax import augment, losses, metrics
 from universeg_jax.baselines.unet import UNet
-from universeg_jax.data.builder import Dataset
+from universeg_jax.data.dataset import Dataset
 from universeg_jax.data.tasks import Examples, Task, subject_hash
 from universeg_jax.episode import Episode, to_device_floats
 from universeg_jax.errors import UserError

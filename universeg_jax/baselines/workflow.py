@@ -25,7 +25,7 @@ from universeg_jax.baselines.per_task import (
     unet_functions,
 )
 from universeg_jax.cost import cost
-from universeg_jax.data.builder import Dataset, list_datasets, open_dataset
+from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
 from universeg_jax.data.tasks import Examples, Task, dataset_tasks, usable
 from universeg_jax.errors import UserError
 from universeg_jax.predictor import Predictor

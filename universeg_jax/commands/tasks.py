@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from universeg_jax.data.builder import list_datasets, open_dataset
+    from universeg_jax.data.dataset import list_datasets, open_dataset
     from universeg_jax.data.tasks import FIRST, SECOND, task_table
     from universeg_jax.data.thumbnails import write_page
     from universeg_jax.reporting import markdown_table, write_csv

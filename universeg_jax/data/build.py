@@ -12,16 +12,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from universeg_jax.data import ROLES
-from universeg_jax.data.builder import (
-    VERSION,
-    BuildError,
-    BuildReport,
-    DatasetMeta,
-    build,
-    read_report,
-    worker_pool,
-)
+from universeg_jax.data.builder import build, worker_pool
 from universeg_jax.data.cases import make_examples
+from universeg_jax.data.dataset import VERSION, BuildError, BuildReport, DatasetMeta, read_report
 from universeg_jax.data.download import fetch
 from universeg_jax.data.folder import read_folder
 from universeg_jax.data.meta import Folder

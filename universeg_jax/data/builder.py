@@ -1,6 +1,6 @@
 """The one TFDS builder that every source goes through: cases → examples → records, index, table of pixels, report.
 
-Whatever is built here is read by `dataset.py`, whose names can be imported from here as well.
+Whatever is built here is read by `dataset.py`.
 """
 
 import contextlib
@@ -34,33 +34,12 @@ from universeg_jax.data.dataset import (
     VERSION,
     BuildError,
     BuildReport,
-    Dataset,
     DatasetMeta,
     Example,
     Index,
-    list_datasets,
-    open_dataset,
-    read_report,
 )
 from universeg_jax.data.images import ImageError
 from universeg_jax.data.workshop import fingerprint_of, open_workshop, swap
-
-__all__ = [
-    "SLICINGS",
-    "SPLIT",
-    "VERSION",
-    "BuildError",
-    "BuildReport",
-    "Dataset",
-    "DatasetMeta",
-    "Example",
-    "Index",
-    "build",
-    "list_datasets",
-    "open_dataset",
-    "read_report",
-    "worker_pool",
-]
 
 tfds.disable_progress_bar()  # ours spans reading and preprocessing, which is where the time goes
 

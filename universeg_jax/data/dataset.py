@@ -10,6 +10,7 @@ then a gather of slices. Where the table is missing the records are read.
 import dataclasses
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,23 @@ class Dataset:
         places = np.searchsorted(self.index.mask_row, rows) + positions  # masks lie in the order of the index
         area = self.meta.size**2
         masks = np.unpackbits(packed[places], axis=1, count=area)
+        return images[rows], masks.reshape(-1, self.meta.size, self.meta.size)
+
+    def gather_union(self, rows: np.ndarray, labels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """As `gather`, each mask being all that any of these labels covers; every row must show one of them."""
+        index, rows = self.index, np.asarray(rows)
+        first, last = (np.searchsorted(index.mask_row, rows, side) for side in ("left", "right"))
+        entries = np.repeat(np.arange(len(rows)), last - first)
+        places = np.arange(len(entries)) + np.repeat(first - np.cumsum(last - first) + (last - first), last - first)
+        wanted = np.isin(index.mask_label[places], labels)
+        entries, places = entries[wanted], places[wanted]
+        starts = np.searchsorted(entries, np.arange(len(rows)))
+        table = _table(self.directory, self.fingerprint, self.meta.size)
+        if table is None:
+            images, masks = self.gather_records(rows[entries], index.mask_position[places])
+            return images[starts], np.bitwise_or.reduceat(masks, starts)
+        images, packed = table
+        masks = np.unpackbits(np.bitwise_or.reduceat(packed[places], starts), axis=1, count=self.meta.size**2)
         return images[rows], masks.reshape(-1, self.meta.size, self.meta.size)
 
     def gather_records(self, rows: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

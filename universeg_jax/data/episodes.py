@@ -1,7 +1,12 @@
 """Episodes for training: episode i of a run is a pure function of (seed, i) and the config.
 
 A task is drawn level by level, uniformly: slicing → dataset → subset → modality → axis → label (Butoi et al., 2023,
-section 4). Then a query, then the support from the other subjects of the train side, with replacement as published.
+section 4); or each task alike, or by its number of examples. Then a query, then the support from the other subjects of
+the train side, with replacement as published.
+
+An episode's label may be the union of its task's label and others of the same images: of some, or of every one. Only
+mid-slices and pictures are asked for those: on a max-slice no other labels were looked for.
+
 Nothing depends on what was drawn before, on the number of hosts, or on who reads: any episode can be replayed alone,
 and resuming a run needs only its step.
 """
@@ -13,13 +18,15 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from universeg_jax.data.builder import Dataset
+from universeg_jax.data.dataset import Dataset
 from universeg_jax.data.tasks import FIRST, Examples, Task, side_of_role
 from universeg_jax.episode import Episode
 from universeg_jax.errors import UserError
 
 KINDS = ("real", "synthetic", "superpixel")
 REAL, SYNTHETIC, SUPERPIXEL = range(len(KINDS))
+MAX_EXPONENT = 8.0  # beyond it the largest task alone is drawn
+DRAWS = ("datasets", "tasks", "size")
 LEVELS = ("slicing", "dataset", "subset", "modality", "axis", "label")
 
 
@@ -42,6 +49,7 @@ class Draw(NamedTuple):
     task: int
     query: tuple[int, int]  # (row of the dataset, position among its masks; -1 for none of them)
     support: list[tuple[int, int]]
+    labels: tuple[int, ...] = ()  # whose union is the label; () = the task's alone
 
 
 @dataclass(frozen=True)
@@ -51,13 +59,17 @@ class EpisodeSampler:
     datasets: dict[str, Dataset]
     tasks: Sequence[Task]
     pools: Sequence[Examples]
-    tree: dict
+    tree: tuple  # of task numbers: each branch of a node is as likely as the others
+    ends: np.ndarray | None  # of the tasks' shares of [0, 1), in place of the tree
+    companions: dict[tuple, tuple[int, ...]]  # labels of each family of tasks
     seed: int
     support_size: int
     size: int
     replacement: bool
     synthetic: float  # probability
     superpixel: float  # probability
+    label_union: float  # probability
+    all_labels: float  # probability
 
     def kind(self, index: int) -> int:
         """Position in KINDS of an episode, a pure function of (seed, index) and the probabilities."""
@@ -75,24 +87,44 @@ class EpisodeSampler:
         kind = self._kind(rng)
         if kind == SYNTHETIC:
             return Draw(SYNTHETIC, -1, (0, 0), [])
-        node = self.tree
-        while isinstance(node, tuple):
-            node = node[rng.integers(len(node))]
+        node = self._task(rng)
         pool = self.pools[node]
         query = int(rng.integers(len(pool)))
         if kind == SUPERPIXEL:
             return Draw(SUPERPIXEL, node, (int(pool.rows[query]), -1), [])
         chosen = draw_others(rng, pool.subjects, query, self.support_size, self.replacement)
         pick = [(int(pool.rows[i]), int(pool.positions[i])) for i in (query, *chosen)]
-        return Draw(REAL, node, pick[0], pick[1:])
+        return Draw(REAL, node, pick[0], pick[1:], self._labels(rng, self.tasks[node]))
+
+    def _task(self, rng: np.random.Generator) -> int:
+        if self.ends is not None:
+            return int(np.searchsorted(self.ends, rng.random(), "right"))
+        node = self.tree
+        while isinstance(node, tuple):
+            node = node[rng.integers(len(node))]
+        return node
+
+    def _labels(self, rng: np.random.Generator, task: Task) -> tuple[int, ...]:
+        """The last thing drawn, so that it moves nothing else of an episode."""
+        family = self.companions.get(family_of(task), ())
+        if len(family) < 2:
+            return ()
+        draw = rng.random()
+        if draw < self.all_labels:
+            return family
+        if draw >= round(self.all_labels + self.label_union, 9):
+            return ()
+        others = [label for label in family if label != task.label]
+        chosen = rng.choice(others, size=rng.integers(1, len(family)), replace=False)
+        return tuple(sorted({task.label, *chosen.tolist()}))
 
     def __call__(self, index: int) -> Batch:
         draw = self.draw(index)
         if draw.kind == REAL:
             rows, positions = np.array([draw.query, *draw.support]).T
-            images, labels = (
-                x[..., None] for x in self.datasets[self.tasks[draw.task].dataset].gather(rows, positions)
-            )
+            dataset = self.datasets[self.tasks[draw.task].dataset]
+            pixels = dataset.gather_union(rows, draw.labels) if draw.labels else dataset.gather(rows, positions)
+            images, labels = (x[..., None] for x in pixels)
         else:  # the device makes them, or what is missing beside one picture
             shape = (self.support_size + 1, self.size, self.size, 1)
             images, labels = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
@@ -116,6 +148,22 @@ def draw_others(
     return np.where(chosen < start, chosen, chosen + (stop - start))
 
 
+def family_of(task: Task) -> tuple:
+    """What tasks share that differ in nothing but the label: their labels are drawn on the same images."""
+    return task.dataset, task.subset, task.modality, task.axis, task.slicing
+
+
+def task_name(sampler: EpisodeSampler, index: int) -> str:
+    """What an episode is made of, such as "acdc/MR/axis2/mid/label1+3"."""
+    draw = sampler.draw(index)
+    if draw.kind == SYNTHETIC:
+        return "synthetic"
+    task = sampler.tasks[draw.task]
+    if draw.kind == SUPERPIXEL:
+        return f"superpixels of {task.name}"
+    return task.name + "".join(f"+{label}" for label in draw.labels if label != task.label)
+
+
 def make_sampler(
     datasets: Sequence[Dataset],
     tasks: Sequence[Task],
@@ -126,19 +174,28 @@ def make_sampler(
     superpixel: float = 0.0,
     replacement: bool = True,
     size: int | None = None,
+    draw: str = "datasets",
+    draw_exponent: float = 0.5,
+    label_union: float = 0.0,
+    all_labels: float = 0.0,
 ) -> EpisodeSampler:
     """Over the usable training tasks among `tasks`, on their train side.
 
     `synthetic` is the probability of a synthetic episode; with 1 no dataset is needed, only `size` in pixels.
-    `superpixel` is that of one whose label is made from an image of those tasks.
+    `superpixel` is that of one whose label is made from an image of those tasks. `draw` is one of DRAWS: "datasets"
+    level by level, "tasks" each task alike, "size" by its examples to the power of `draw_exponent`. `label_union` and
+    `all_labels` are the probabilities that the label is united with some others of its images, or with every one; those
+    of unusable tasks among `tasks` count too.
     Raises UserError where a task of role val or test is among them, sizes differ, or S < 1.
     """
     if support_size < 1:
         raise UserError(f"config.support_size={support_size}: an episode needs at least 1 support entry")
-    shares = {"synthetic": synthetic, "superpixel": superpixel, "synthetic and superpixel": synthetic + superpixel}
-    for kind, share in shares.items():
-        if not 0 <= round(share, 9) <= 1:
-            raise UserError(f"the probability of {kind} episodes is {share}: it must lie in [0, 1]")
+    check_shares("synthetic", synthetic, "superpixel", superpixel)
+    check_shares("label_union", label_union, "all_labels", all_labels)
+    if draw not in DRAWS:
+        raise UserError(f"config.draw={draw!r}: choose one of {', '.join(DRAWS)}")
+    if not 0 <= draw_exponent <= MAX_EXPONENT:
+        raise UserError(f"config.draw_exponent={draw_exponent}: it must lie in [0, {MAX_EXPONENT}]")
     for task in tasks:
         if side_of_role(task.role) != "training":
             raise UserError(f"dataset {task.dataset} has role {task.role}: it must never be in a training episode")
@@ -147,21 +204,49 @@ def make_sampler(
         raise UserError(f"datasets were built at different sizes: {sizes}; build them again with one --size")
     if not sizes and (synthetic < 1 or size is None):
         raise UserError("no training dataset and episodes that are not synthetic: set data_dir, or kinds.real to 0")
+    companions = _companions(tasks) if label_union or all_labels else {}
     tasks = [task for task in tasks if not task.unusable]
     if not tasks and synthetic < 1:
         raise UserError("no usable training task; `universeg tasks` lists the reasons")
+    pools = [task.side(FIRST) for task in tasks]
     return EpisodeSampler(
         datasets={dataset.meta.name: dataset for dataset in datasets},
         tasks=tasks,
-        pools=[task.side(FIRST) for task in tasks],
-        tree=_tree(tasks, range(len(tasks)), LEVELS) if tasks else (),
+        pools=pools,
+        tree=_tree(tasks, range(len(tasks)), LEVELS) if tasks and draw == "datasets" else tuple(range(len(tasks))),
+        ends=_ends(np.array([len(pool) for pool in pools]), draw_exponent) if tasks and draw == "size" else None,
+        companions=companions,
         seed=seed,
         support_size=support_size,
         size=next(iter(sizes.values())) if sizes else size,
         replacement=replacement,
         synthetic=synthetic,
         superpixel=superpixel,
+        label_union=label_union,
+        all_labels=all_labels,
     )
+
+
+def check_shares(name: str, share: float, other_name: str, other: float) -> None:
+    """Raises UserError unless both are probabilities and so is their sum."""
+    for kind, value in {name: share, other_name: other, f"{name} and {other_name}": share + other}.items():
+        if not 0 <= round(value, 9) <= 1:
+            raise UserError(f"the probability of {kind} episodes is {value}: it must lie in [0, 1]")
+
+
+def _ends(sizes: np.ndarray, exponent: float) -> np.ndarray:
+    """Where each task's share of [0, 1) ends."""
+    ends = np.cumsum((sizes / sizes.max()) ** exponent)
+    return ends / ends[-1]
+
+
+def _companions(tasks: Sequence[Task]) -> dict[tuple, tuple[int, ...]]:
+    """family → labels of its tasks, where there are several."""
+    families: dict[tuple, list[int]] = {}
+    for task in tasks:
+        if task.slicing != "max":
+            families.setdefault(family_of(task), []).append(task.label)
+    return {family: tuple(sorted(labels)) for family, labels in families.items() if len(labels) > 1}
 
 
 def _tree(tasks: Sequence[Task], members: Sequence[int], levels: Sequence[str]) -> tuple | int:

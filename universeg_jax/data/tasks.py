@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from universeg_jax.data.builder import Dataset, DatasetMeta
+from universeg_jax.data.dataset import Dataset, DatasetMeta
 from universeg_jax.data.volumes import AXIS_NAMES
 from universeg_jax.errors import UserError
 

@@ -1,0 +1,93 @@
+"""`universeg replay`: any episode of a run, alone, is the one that the run was trained on."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.fixtures import build_discs, tiny_config
+from universeg_jax import cli, training
+from universeg_jax.configuration import read_config, to_dict, write_config
+from universeg_jax.data.episodes import batches
+from universeg_jax.reporting import read_json, write_json
+
+STEP = 2
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(workdir, config) of a run of one step; no picture of the validation is drawn."""
+    path = tmp_path_factory.mktemp("replay")
+    build_discs(path / "data", "discs", "train_open", count=12)
+    config = tiny_config(path / "data", batch_size=4, num_steps=3, support_schedule="uniform")
+    config.kinds.synthetic = config.kinds.superpixel = 1.0
+    training.train_and_evaluate(config, path / "run")
+    return path / "run", config
+
+
+def test_it_draws_what_the_step_was_given(run, tmp_path, monkeypatch, capsys):
+    workdir, config = run
+    drawn = {}
+    monkeypatch.setattr(training, "plot_rows", lambda rows, path, title: drawn.update({path.name: (rows, title)}))
+    for k in range(4):
+        command = ["replay", f"--workdir={workdir}", f"--step={STEP}", f"--index={k}", f"--out={tmp_path / str(k)}"]
+        assert cli.main(command) == 0
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / str(k)) for k in range(4)]
+    sampler = training.sampler_of(config, training.open_data(config)[0])
+    batch = next(batches(sampler, batch_size=4, first_step=STEP, last_step=STEP + 1))
+    batch = training.trim_support(batch, *training.support_size_of(STEP, config))
+    trained_on = jax.jit(functools.partial(training.device_episodes, config=config))(batch)[0]
+    count = 1 + int(batch.episode.support_mask[0].sum())
+    for k in range(4):
+        (raw, augmented), title = drawn[str(k)]
+        assert (raw[0], augmented[0]) == ("raw", "augmented")
+        assert title.startswith(f"episode {4 * STEP + k} of seed 0: ")
+        for part, query, support in ((1, "query_image", "support_images"), (2, "query_label", "support_labels")):
+            expected = np.concatenate([getattr(trained_on, query)[k][None], getattr(trained_on, support)[k]])[..., 0]
+            np.testing.assert_allclose(augmented[part], expected[:count], atol=1e-6)
+    kinds = {title.split(": ")[1].split(" ")[0] for _, title in drawn.values()}
+    assert len(kinds) > 1, kinds
+
+
+def test_the_picture_holds_every_entry(run, tmp_path):
+    _, config = run
+    config = config.copy_and_resolve_references()
+    config.support_schedule, config.support_size = "fixed", 14
+    sampler = training.sampler_of(config, training.open_data(config)[0])
+    path = training.draw_episode(sampler, 0, config, tmp_path / "episode.png")
+    width, height = Image.open(path).size
+    assert width / height == pytest.approx(training.PICTURE_COLUMNS / 4, rel=0.05)  # 15 entries in two rows, twice
+
+
+def test_the_config_of_a_run_is_read_as_it_was_given(run, tmp_path):
+    workdir, config = run
+    assert to_dict(read_config(workdir)) == to_dict(config)
+    write_config(config, tmp_path)
+    older = {name: value for name, value in read_json(tmp_path / "config.json").items() if name != "draw"}
+    write_json(tmp_path / "config.json", older)
+    assert read_config(tmp_path).draw == "datasets"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--step=3"], "--step 3: this run has those from 0 to 2"),
+        (["--step=-1"], "--step -1"),
+        (["--step=0", "--index=4"], "--index 4: this run has those from 0 to 3"),
+        (["--step=0", "--data_dir=nowhere"], "no dataset of roles"),
+    ],
+)
+def test_an_episode_that_is_not_there_is_refused(run, capsys, arguments, word):
+    assert cli.main(["replay", f"--workdir={run[0]}", *arguments]) == 1
+    assert word in capsys.readouterr().err
+    assert not list(run[0].glob("*.png"))
+
+
+def test_other_data_than_the_run_had_is_refused(run, tmp_path, capsys):
+    build_discs(tmp_path, "discs", "train_open", count=12, seed=1)
+    assert cli.main(["replay", f"--workdir={run[0]}", "--step=0", f"--data_dir={tmp_path}"]) == 1
+    assert "was not trained on discs as built now" in capsys.readouterr().err
+    assert cli.main(["replay", f"--workdir={tmp_path}", "--step=0"]) == 1
+    assert "holds no config.json" in capsys.readouterr().err

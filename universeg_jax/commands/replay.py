@@ -1,0 +1,37 @@
+"""Draw one episode of a run, as it was made and as its augmentation leaves it."""
+
+import argparse
+from pathlib import Path
+
+from universeg_jax.errors import UserError
+
+EXAMPLE = "universeg replay --workdir runs/mine --step 1200 --index 3 --out episode.png"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workdir", required=True, help="of the run, whose config.json is read")
+    parser.add_argument("--step", type=int, required=True, help="of the run, from 0")
+    parser.add_argument("--index", type=int, default=0, help="place in the step's batch (default: %(default)s)")
+    parser.add_argument("--data_dir", help="where the run's datasets are now, in place of its config's")
+    parser.add_argument("--out", help="the picture, FILE.png (default: WORKDIR/episode_NUMBER.png)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from universeg_jax.configuration import read_config
+    from universeg_jax.training import check_same_data, draw_episode, open_data, sampler_of
+
+    workdir = Path(args.workdir)
+    config = read_config(workdir)
+    config.data_dir = args.data_dir or config.data_dir
+    for name, value, count in (
+        ("step", args.step, config.num_steps),
+        ("index", args.index, config.batch_size),
+    ):
+        if not 0 <= value < count:
+            raise UserError(f"--{name} {value}: this run has those from 0 to {count - 1}")
+    train_data, _ = open_data(config)
+    check_same_data(workdir, train_data)
+    number = args.step * config.batch_size + args.index
+    out = Path(args.out) if args.out else workdir / f"episode_{number}.png"
+    print(draw_episode(sampler_of(config, train_data), number, config, out))
+    return 0
