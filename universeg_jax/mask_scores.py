@@ -14,9 +14,10 @@ import numpy as np
 from tqdm import tqdm
 
 from universeg_jax import evaluation_report
+from universeg_jax.data.files import extension, stem
 from universeg_jax.data.folder import list_images, natural_order
 from universeg_jax.data.images import read_label
-from universeg_jax.data.volume_files import TIFF, VOLUME_EXTENSIONS, extension, is_volume, read_label_volume, stem
+from universeg_jax.data.volume_files import TIFF, VOLUME_EXTENSIONS, is_volume, read_label_volume
 from universeg_jax.data.volumes import check_same_place
 from universeg_jax.errors import UserError
 from universeg_jax.reporting import write_csv, write_json
