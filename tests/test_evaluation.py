@@ -351,7 +351,7 @@ def test_the_command_from_checkpoint_to_report(dataset, checkpoint, tmp_path, ca
         (["--datasets=nobody"], "not built in"),
         (["--role=val"], "no dataset with role 'val'"),
         (["--role=test", "--max_cases=1"], "of another run; take another --out, or give --overwrite"),
-        (["--role=test", "--datasets=discs"], "--checkpoint goes with --datasets=NAMES or with --role=ROLE"),
+        ([], "--checkpoint goes with --datasets=NAMES or with --role=ROLE"),
         (["--role=test", f"--checkpoint={tmp_path / 'absent'}"], "does not exist"),
     ):
         assert main([*arguments, *more]) == 1

@@ -74,7 +74,7 @@ def about(summary: dict[str, Any]) -> list[str]:
         "these too.",
     ]
     if "mean_oracle_dice" in summary:
-        lines.append("The oracle cuts each case at the threshold that its own truth likes best: a bound, not a result.")
+        lines.append("The oracle cuts each case at the threshold that its own truth prefers: a bound, no result.")
     for name, d in summary["datasets"].items():
         if d["effective_support"] is not None and d["effective_support"] < summary["support_size"]:
             lines.append(
