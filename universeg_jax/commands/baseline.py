@@ -1,8 +1,9 @@
 """Train a U-Net, or fine-tune a checkpoint, for each task on its labelled images, and measure it as `evaluate` does."""
 
 import argparse
+from pathlib import Path
 
-from universeg_jax.commands.evaluate import add_settings, print_summary, settings_of
+from universeg_jax.commands.evaluate import add_settings, print_datasets, settings_of
 
 EXAMPLE = "universeg baseline --kind unet --data_dir data --role test --support_size=16 --out results/unet"
 STEPS = {"unet": 300, "finetune": 60}
@@ -13,7 +14,7 @@ LEARNING_RATES = {"unet": 2e-3, "finetune": 1e-4}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kind", choices=tuple(STEPS), required=True)
     parser.add_argument("--checkpoint", default="", help="what finetune starts from")
-    add_settings(parser, parser)
+    add_settings(parser)
     parser.add_argument("--steps", type=int, default=0, help=f"of training a task (default: {_shown(STEPS)})")
     parser.add_argument("--train_batch_size", type=int, default=0, help=f"(default: {_shown(BATCH_SIZES)})")
     parser.add_argument("--learning_rate", type=float, default=0.0, help=f"(default: {_shown(LEARNING_RATES)})")
@@ -51,6 +52,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         trainer = finetune_trainer(args.checkpoint, max(settings.support_sizes), recipe)
     names = tuple(args.datasets.split(",")) if args.datasets else ()
-    summary = evaluate_per_task(trainer, args.data_dir, names, args.role, settings, args.out)
-    print_summary(summary)
+    summary = evaluate_per_task(trainer, args.data_dir, names, args.role, settings, Path(args.out))
+    print_datasets(summary)
     return 0

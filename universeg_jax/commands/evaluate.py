@@ -1,10 +1,10 @@
-"""Measure a checkpoint on built datasets, or any tool's masks against the true ones."""
+"""Measure a checkpoint on datasets that it was not trained on, or the masks of any tool against labels."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-EXAMPLE = "universeg evaluate --checkpoint runs/mine --data_dir data --role test --support_size 1,4,16 --out results"
+EXAMPLE = "universeg evaluate --checkpoint runs/mine --data_dir data --role=test --support_size=1,4,16 --out results"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,8 +78,8 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
     from universeg_jax.evaluation import evaluate_checkpoint
     from universeg_jax.startup import use_compilation_cache
 
-    if args.labels:
-        raise UserError("--labels goes with --predictions")
+    if bool(args.datasets) == bool(args.role) or args.labels:
+        raise UserError("--checkpoint goes with --datasets=NAMES or with --role=ROLE, one of them, and no --labels")
     use_compilation_cache()
     names = tuple(args.datasets.split(",")) if args.datasets else ()
     return evaluate_checkpoint(
