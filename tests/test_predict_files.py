@@ -2,25 +2,31 @@
 
 import csv
 import os
+import resource
 import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.test_volume_files import series
 from tests.fixtures import tiny_config, write_folder
 from tests.test_support import write_volumes
 from universeg_jax import checkpoints
 from universeg_jax.cli import main
 from universeg_jax.configuration import to_dict
+from universeg_jax.data.folder import read_folder
 from universeg_jax.data.images import ImageError
 from universeg_jax.data.volume_files import read_label_volume, read_volume
+from universeg_jax.errors import UserError
 from universeg_jax.model import build_model, init_params
 from universeg_jax.predict_files import draw_overlay, find_queries, predict_files, whole
-from universeg_jax.predictor import Options, Predictor, combine
+from universeg_jax.predictor import Options, Predictor, Segmenter, combine
 from universeg_jax.support import read_support_folder
 
 
@@ -144,6 +150,196 @@ def test_wrong_places_are_known_before_the_first_prediction(predictor, tmp_path,
     nib.save(nib.Nifti1Image(np.zeros((4, 4, 4, 3), np.float32), np.eye(4)), tmp_path / "time.nii")
     assert predict_files(segmenter, [tmp_path / "time.nii"], tmp_path / "o") == 1
     assert "several channels or times" in capsys.readouterr().err
+
+
+def told(path):
+    """predictions.csv without order."""
+    return sorted(tuple(row.values()) for row in csv.DictReader((path / "predictions.csv").open()))
+
+
+def test_two_processes_do_what_one_does(predictor, tmp_path, capsys):
+    folder = write_folder(tmp_path / "s", count=5, ids=(1, 2))
+    segmenter = predictor.segmenter(read_support_folder(folder))
+    (folder / "images" / "p9_0.png").write_bytes(b"broken")
+    assert predict_files(segmenter, [folder / "images"], tmp_path / "one") == 1
+    assert predict_files(segmenter, [folder / "images"], tmp_path / "two", jobs=2) == 1
+    assert "p9_0.png" in capsys.readouterr().err
+    assert told(tmp_path / "two") == told(tmp_path / "one")
+    assert len(names(tmp_path / "two")) == 5
+    for name in names(tmp_path / "two"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    with pytest.raises(UserError, match="jobs=0"):
+        predict_files(segmenter, [folder / "images"], tmp_path / "two", jobs=0)
+
+
+def test_a_killed_job_does_only_what_is_missing(predictor, tmp_path, capsys):
+    """Killed between a mask and its line, and in the middle of a line."""
+    folder, out = write_folder(tmp_path / "s", count=4), tmp_path / "out"
+    segmenter = predictor.segmenter(read_support_folder(folder))
+    assert predict_files(segmenter, [folder / "images"], out) == 0
+    whole_table, before = told(out), {name: (out / name).stat().st_mtime_ns for name in names(out)}
+    lines = (out / "predictions.csv").read_bytes().splitlines(keepends=True)
+    (out / "predictions.csv").write_bytes(b"".join(lines[:3]) + lines[3][:9])
+    (out / "p3_0.png").unlink()
+    capsys.readouterr()
+    assert predict_files(segmenter, [folder / "images"], out) == 0
+    assert "2 masks" in (said := capsys.readouterr().out)
+    assert "2 were there already" in said
+    assert told(out) == whole_table
+    assert [n for n in names(out) if (out / n).stat().st_mtime_ns == before[n]] == ["p0_0.png", "p1_0.png"]
+
+
+@pytest.mark.slow
+def test_a_killed_job_of_two_processes_goes_on(checkpoint, predictor, tmp_path, capsys):
+    support = write_folder(tmp_path / "support", count=2)
+    queries, out = write_folder(tmp_path / "new", count=300) / "images", tmp_path / "out"
+    command = [sys.executable, "-m", "universeg_jax.cli", "predict", "--jobs", "2", "--checkpoint", checkpoint]
+    process = subprocess.Popen(
+        [*map(str, command), "--support", support, "--queries", queries, "--out", out],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"}, start_new_session=True,
+    )  # fmt: skip
+    while not (out / "predictions.csv").exists() or len(told(out)) < 5:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while alive(process.pid):  # nobody is left who would write
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    done = {row[1]: (out / row[1]).stat().st_mtime_ns for row in told(out) if len(row) == 7}
+    assert 5 <= len(done) < 300
+    assert predict_files(predictor.segmenter(read_support_folder(support)), [queries], out, jobs=2) == 0
+    assert sorted(row[1] for row in told(out)) == names(out) == sorted(f"p{i}_0.png" for i in range(300))
+    kept = [name for name, written in done.items() if (out / name).stat().st_mtime_ns == written]
+    assert len(kept) >= len(done) - 1  # the last line may have been cut short
+
+
+def alive(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_full_disk_stops_the_job_and_leaves_whole_files(predictor, tmp_path, monkeypatch, capsys):
+    """Files of this process may not grow beyond some bytes: a real failure of a real write."""
+    folder, out = write_folder(tmp_path / "s", count=3, shape=(200, 200)), tmp_path / "out"
+    segmenter = predictor.segmenter(read_support_folder(folder))
+    segmenter(folder / "images" / "p0_0.png")  # compiled, so that no cache is written
+    assert predict_files(segmenter, [folder / "images" / "p0_0.png"], out) == 0
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    noise = tmp_path / "noise.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200), np.uint8)).save(noise)
+    monkeypatch.setattr(Segmenter, "__call__", lambda *_: combine(np.random.default_rng(0).random((1, 200, 200)), (1,)))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(UserError, match="File too large; finished masks are in .*: make room"):
+            predict_files(segmenter, [folder / "images" / "p0_0.png", noise], out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names(out) == ["p0_0.png"]
+    Image.open(out / "p0_0.png").load()
+    assert predict_files(segmenter, [folder / "images" / "p0_0.png", noise], out) == 0
+    assert names(out) == ["noise.png", "p0_0.png"]
+
+
+def test_a_file_of_5_gb_is_not_read(predictor, tmp_path, capsys):
+    segmenter = predictor.segmenter(read_support_folder(write_folder(tmp_path / "s", count=2)))
+    files = [tmp_path / "a.png", tmp_path / "b.nii", tmp_path / "c.nrrd"]
+    for file in files:
+        with file.open("wb") as handle:
+            handle.truncate(5 * 10**9)  # sparse: it takes no room
+    assert predict_files(segmenter, files, tmp_path / "out") == 1
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if "too large" in line] == said
+    assert len(said) == 3
+    assert names(tmp_path / "out") == []
+
+
+def test_one_example_is_enough(predictor, tmp_path):
+    folder = write_folder(tmp_path / "s", count=1)
+    segmenter = predictor.segmenter(read_support_folder(folder))
+    assert predict_files(segmenter, [folder / "images"], tmp_path / "out") == 0
+    assert names(tmp_path / "out") == ["p0_0.png"]
+
+
+def test_a_query_of_another_modality_is_told_with_its_measure(predictor, tmp_path, capsys):
+    folder = write_folder(tmp_path / "s", count=4)
+    inverted = tmp_path / "other.png"
+    Image.fromarray(255 - np.asarray(Image.open(folder / "images" / "p0_0.png"))).save(inverted)
+    segmenter = predictor.segmenter(read_support_folder(folder))
+    assert predict_files(segmenter, [inverted, folder / "images" / "p0_0.png"], tmp_path / "out") == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "looks unlike the support" in line]
+    assert len(said) == 1
+    assert said[0].startswith(str(inverted))
+    assert "distance of grey values 0." in said[0]
+
+
+def test_images_that_were_exchanged_with_labels_are_told(checkpoint, tmp_path, capsys):
+    folder = write_folder(tmp_path / "s", count=2)
+    (folder / "images").rename(folder / "x")
+    (folder / "labels").rename(folder / "images")
+    (folder / "x").rename(folder / "labels")
+    arguments = ["predict", "--checkpoint", str(checkpoint), "--support", str(folder)]
+    assert main([*arguments, "--queries", str(folder / "images"), "--out", str(tmp_path / "out")]) == 1
+    assert "look exchanged: the label holds" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_dicom_series_has_a_dicom_seg_on_its_own_grid(predictor, tmp_path, overlap):
+    highdicom = pytest.importorskip("highdicom")
+    pydicom = pytest.importorskip("pydicom")
+    oblique = [0.96, 0.28, 0, -0.28, 0.96, 0]
+    scan = series(tmp_path / "scan", SOPInstanceUID=lambda i: f"1.2.3.{i + 1}", ImageOrientationPatient=oblique)
+    folder = write_folder(tmp_path / "s", count=3, ids=(2, 7))
+    (folder / "meta.json").write_text('{"labels": {"2": "liver", "7": "left kidney"}}')
+    segmenter = predictor.segmenter(read_support_folder(folder), Options(overlap=overlap))
+    labels = read_folder(folder).labels
+    assert predict_files(segmenter, [scan], tmp_path / "out", dicom_seg=labels) == 0
+    assert names(tmp_path / "out") == ["scan.dcm"]
+    found = highdicom.seg.segread(tmp_path / "out" / "scan.dcm")
+    assert [found.get_segment_description(n).segment_label for n in (1, 2)] == ["liver", "left kidney"]
+    assert [found.get_segment_description(n).segmented_property_type.value for n in (1, 2)] == ["2", "7"]
+    slices = [pydicom.dcmread(file) for file in sorted(scan.iterdir())]
+    grid, back = highdicom.get_volume_from_series(slices), found.get_volume()
+    assert back.geometry_equal(grid)
+    np.testing.assert_array_equal(back.affine, grid.affine)
+    query = read_volume(scan)
+    expected = segmenter(query)
+    for number, label in enumerate((2, 7)):
+        mask = expected.of(label)[0]
+        here = replace(query, data=mask.astype(np.uint8)).file_data().T  # slices, rows, columns
+        uids = [d.SOPInstanceUID for d in sorted(slices, key=lambda d: d.ImagePositionPatient[2])]
+        np.testing.assert_array_equal(found.get_pixels_by_source_instance(uids)[..., number], here)
+        assert 0 < mask.sum() < mask.size
+
+
+def test_a_series_that_lacks_what_dicom_seg_needs_is_named(predictor, tmp_path, capsys):
+    pytest.importorskip("highdicom")
+    segmenter = predictor.segmenter(read_support_folder(write_folder(tmp_path / "s", count=2)))
+    scan = series(tmp_path / "scan")  # every slice has the same SOPInstanceUID
+    for file in scan.iterdir():
+        dataset = pydicom_read(file)
+        del dataset.StudyInstanceUID
+        dataset.save_as(file)
+    assert predict_files(segmenter, [scan], tmp_path / "out", dicom_seg={}) == 1
+    assert "cannot have a DICOM-SEG" in capsys.readouterr().err
+    assert names(tmp_path / "out") == []
+
+
+def pydicom_read(file):
+    return pytest.importorskip("pydicom").dcmread(file)
+
+
+def test_dicom_seg_without_its_package_is_told_first(predictor, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    folder = write_folder(tmp_path / "s", count=2)
+    with pytest.raises(UserError, match=r"universeg_jax\[dicom\]"):
+        predict_files(predictor.segmenter(read_support_folder(folder)), [folder], tmp_path / "out", dicom_seg={})
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

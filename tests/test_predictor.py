@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter1d
 
 from tests.fixtures import tiny_config
 from universeg_jax import Predictor, checkpoints
 from universeg_jax.cli import main
 from universeg_jax.configuration import to_dict
 from universeg_jax.data.images import preprocess_image
+from universeg_jax.data.volumes import make_volume
 from universeg_jax.episode import resize
 from universeg_jax.errors import UserError
 from universeg_jax.model import build_model, init_params
@@ -127,6 +129,22 @@ def test_confidence_is_the_expected_dice():
     prediction = combine(np.array([[[0.9, 0.6, 0.2, 0.0]]], np.float32), (2,))
     np.testing.assert_allclose(prediction.confidence(2), 2 * 1.5 / (1.7 + 2), rtol=1e-5)
     assert combine(np.full((1, 2, 2), 0.1, np.float32), (2,)).confidence(2) == 0
+
+
+def test_smoothing_blurs_across_the_slices_of_a_volume(predictor):
+    """A Gaussian in millimetres along the axis that is cut, and nothing within the plane."""
+    rng = np.random.default_rng(5)
+    images = rng.random((3, 20, 20))
+    support = make_support(images, images > 0.5)
+    volume = make_volume(rng.random((12, 12, 9)).astype(np.float32), np.diag([1, 1, 2.5, 1]))
+    plain = predictor.segmenter(support)(volume).probabilities
+    smooth = predictor.segmenter(support, Options(smooth=5.0))(volume).probabilities
+    expected = gaussian_filter1d(plain, 2.0, axis=2, mode="nearest")  # 5 mm are two slices
+    assert np.abs(expected - plain).max() > 0.01
+    np.testing.assert_allclose(smooth, expected, atol=1e-5)
+    for wrong in (-1.0, np.nan, np.inf):
+        with pytest.raises(UserError, match="smooth="):
+            Options(smooth=wrong)
 
 
 def test_threads_share_a_predictor(predictor):

@@ -57,6 +57,14 @@ def test_slices_are_shown_examples_from_about_their_height():
         assert np.abs(support.positions[rows] - 0.1).max() < 0.2
 
 
+def test_many_ids_are_no_mistake_in_a_picture_of_more_values():
+    image = np.arange(900).reshape(30, 30)
+    cells = image // 30
+    assert len(make_support([image], [cells]).labels) == 29
+    with pytest.raises(UserError, match="the label holds 30 different values, the image only 2"):
+        make_support([image > 400], [cells])
+
+
 def test_take_and_digest():
     support = some_support(5)
     part = support.take([3, 1])

@@ -12,6 +12,7 @@ COMMANDS = (
     "tasks",
     "predict",
     "check",
+    "finetune",
     "evaluate",
     "baseline",
     "compare",

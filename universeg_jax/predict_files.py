@@ -1,18 +1,28 @@
 """Files in, masks out: queries in any format that is read, masks in their geometry, a line in predictions.csv each.
 
-A mask appears whole or not at all, an input is never overwritten, and a job that stopped goes on where it was.
+A mask appears whole or not at all, an input is never overwritten, and a job that stopped goes on where it was. With
+`jobs` several processes do what one does, file by file; the first one alone writes predictions.csv.
 """
 
 import contextlib
 import csv
+import json
+import multiprocessing
+import os
+import signal
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
@@ -21,15 +31,19 @@ from universeg_jax.data.folder import list_images
 from universeg_jax.data.images import EXTENSIONS, ImageError, min_max, read_image
 from universeg_jax.data.volume_files import (
     VOLUME_EXTENSIONS,
+    is_dicom,
     is_volume,
     mask_extension,
     read_volume,
     write_like,
 )
 from universeg_jax.data.volumes import Volume, plane, slice_axis
+from universeg_jax.dicom_seg import require_highdicom, write_dicom_seg
 from universeg_jax.errors import UserError
-from universeg_jax.predictor import Prediction, Segmenter
+from universeg_jax.predictor import Options, Prediction, Predictor, Segmenter
 from universeg_jax.reporting import read_json, write_json
+from universeg_jax.startup import use_compilation_cache
+from universeg_jax.support import Support
 from universeg_jax.weights import params_hash
 
 COLUMNS = ("query", "mask", "label", "size", "unit", "confidence", "warnings")
@@ -59,9 +73,12 @@ def _is_dicom(path: Path) -> bool:
     return is_volume(path) and not any(extension(f) in EXTENSIONS for f in path.iterdir())
 
 
-def targets_of(query: Path, out: Path, labels: Sequence[int], overlap: bool) -> list[Path]:
-    """Where masks go: one file, or one a label where labels may overlap."""
-    kind = mask_extension(query) if is_volume(query) else ".png"
+def targets_of(query: Path, out: Path, labels: Sequence[int], overlap: bool, dicom_seg: bool = False) -> list[Path]:
+    """Where masks go: one file, or one a label where labels may overlap; a DICOM-SEG holds all of them anyway."""
+    volume = is_volume(query)
+    if volume and dicom_seg and is_dicom(query):
+        return [out / f"{stem(query)}.dcm"]
+    kind = mask_extension(query) if volume else ".png"
     names = [f"{stem(query)}_{label}" for label in labels] if overlap and len(labels) > 1 else [stem(query)]
     return [out / (name + kind) for name in names]
 
@@ -73,32 +90,92 @@ def predict_files(
     axis: int | None = None,
     overlay: bool = False,
     overwrite: bool = False,
+    jobs: int = 1,
+    dicom_seg: Mapping[int, str] | None = None,
 ) -> int:
     """Writes <out>/<name>.* for every query, and <out>/predictions.csv; the exit code says if all were read.
 
-    Masks of an earlier call with the same support, weights and options stay and are not made again. Raises UserError
-    before the first prediction where a mask would overwrite an input, or `out` cannot be written or holds others.
+    Masks of an earlier call with the same support, weights and options stay and are not made again. `jobs`: processes.
+    `dicom_seg`: names of labels; a DICOM series then has a DICOM-SEG. Raises UserError before the first prediction
+    where a mask would overwrite an input, or `out` cannot be written or holds others; later where the disk is full.
     """
+    if jobs < 1:
+        raise UserError(f"jobs={jobs}: at least one process is needed")
+    if dicom_seg is not None:
+        require_highdicom()
     out, files = Path(out), find_queries(queries)
     labels, overlap = segmenter.support.labels, segmenter.options.overlap
-    targets = {file: targets_of(file, out, labels, overlap) for file in files}
+    targets = {file: targets_of(file, out, labels, overlap, dicom_seg is not None) for file in files}
     _check_targets(targets)
     _open_out(out, segmenter, axis, overwrite)
-    todo = [file for file in files if overwrite or not all(t.exists() for t in targets[file])]
+    told = _told(out / "predictions.csv")
+    todo = [f for f in files if overwrite or not all(t.exists() and t.name in told for t in targets[f])]
+    work = [(file, targets[file], axis, overlay, dicom_seg) for file in todo]
+    done = (_try_file(segmenter, *task) for task in work) if jobs == 1 else in_processes(segmenter, work, jobs)
     failed = 0
-    for file in tqdm(todo, desc="predict", unit="file", disable=len(todo) < 4):
-        try:
-            rows = predict_file(segmenter, file, targets[file], axis, overlay)
-        except ImageError as error:
-            print(f"skipped: {error}", file=sys.stderr)
-            failed += 1
-            continue
-        _append(out / "predictions.csv", rows)
-        for warning in sorted({row["warnings"] for row in rows} - {""}):
-            print(f"{file}: {warning}", file=sys.stderr)
+    try:
+        for file, rows in tqdm(done, desc="predict", unit="file", total=len(todo), disable=len(todo) < 4):
+            if isinstance(rows, str):
+                print(f"skipped: {rows}", file=sys.stderr)
+                failed += 1
+                continue
+            _append(out / "predictions.csv", rows)
+            for warning in sorted({row["warnings"] for row in rows} - {""}):
+                print(f"{file}: {warning}", file=sys.stderr)
+    except (OSError, BrokenProcessPool) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"stopped: {why}; finished masks are in {out}: make room, and start the same command again"
+        ) from error
     there = f", {len(files) - len(todo)} were there already" if len(todo) < len(files) else ""
     print(f"{len(todo) - failed} masks in {out}{there}" + (f", {failed} files could not be read" if failed else ""))
     return int(failed > 0)
+
+
+Task = tuple[Path, Sequence[Path], int | None, bool, Mapping[int, str] | None]  # what `predict_file` takes
+Done = tuple[Path, list[dict[str, Any]] | str]  # a file with its rows, or with why it could not be read
+_WORKER: list[Segmenter] = []  # of a process that in_processes started
+
+
+def _try_file(segmenter: Segmenter, file: Path, *task: Any) -> Done:
+    try:
+        return file, predict_file(segmenter, file, *task)
+    except ImageError as error:
+        return file, str(error)
+
+
+def in_processes(segmenter: Segmenter, work: Iterable[Task], jobs: int) -> Iterator[Done]:
+    """The same by several processes, in the order in which files are done; a few at a time are handed out."""
+    predictor = segmenter.predictor
+    start = (jax.device_get(predictor.params), predictor.config.to_json(), segmenter.support, segmenter.options)
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker, start)
+    waiting: set[Future] = set()
+    try:
+        for task in work:
+            waiting.add(pool.submit(_in_worker, task))
+            if len(waiting) >= 2 * jobs:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        yield from (future.result() for future in waiting)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(params: Any, config: str, support: Support, options: Options) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the file at hand is finished
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    use_compilation_cache()
+    _WORKER.append(Predictor(params, ConfigDict(json.loads(config))).segmenter(support, options))
+
+
+def _end_with_parent() -> None:
+    """A killed job leaves nobody at work who would write when it is started again."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _in_worker(task: Task) -> Done:
+    return _try_file(_WORKER[0], *task)
 
 
 def _check_targets(targets: dict[Path, list[Path]]) -> None:
@@ -135,18 +212,23 @@ def _open_out(out: Path, segmenter: Segmenter, axis: int | None, overwrite: bool
 
 
 def predict_file(
-    segmenter: Segmenter, file: Path, targets: Sequence[Path], axis: int | None, overlay: bool
+    segmenter: Segmenter,
+    file: Path,
+    targets: Sequence[Path],
+    axis: int | None,
+    overlay: bool,
+    dicom_seg: Mapping[int, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Segments one file and writes its masks; rows for predictions.csv, one a label. Raises ImageError."""
     query = read_volume(file) if is_volume(file) else read_image(file)
     volume = isinstance(query, Volume)
     prediction = segmenter.volume(query, axis, progress=True) if volume else segmenter(query)
-    for target, mask in zip(targets, prediction.mask if len(targets) > 1 else [prediction.mask], strict=True):
-        with whole(target) as temporary:
-            if volume:
-                write_like(temporary, mask, file, query)
-            else:
-                Image.fromarray(mask).save(temporary, format="PNG")
+    if dicom_seg is not None and volume and is_dicom(file):
+        masks = {label: prediction.of(label)[0] for label in prediction.labels}
+        with whole(targets[0]) as temporary:
+            write_dicom_seg(temporary, masks, dicom_seg, file, query)
+    else:
+        _write_masks(targets, prediction, file, query)
     if overlay:
         with whole(targets[0].with_name(f"{stem(file)}_overlay.png")) as temporary:
             draw_overlay(query, prediction, axis).save(temporary, format="PNG")
@@ -163,6 +245,15 @@ def predict_file(
     return rows
 
 
+def _write_masks(targets: Sequence[Path], prediction: Prediction, file: Path, query: np.ndarray | Volume) -> None:
+    for target, mask in zip(targets, prediction.mask if len(targets) > 1 else [prediction.mask], strict=True):
+        with whole(target) as temporary:
+            if isinstance(query, Volume):
+                write_like(temporary, mask, file, query)
+            else:
+                Image.fromarray(mask).save(temporary, format="PNG")
+
+
 @contextlib.contextmanager
 def whole(target: Path) -> Iterator[Path]:
     """A temporary file beside `target` that takes its place at the end, and goes if there is none."""
@@ -174,8 +265,19 @@ def whole(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _told(path: Path) -> set[str]:
+    """Names of masks that predictions.csv tells of; a last line that a kill cut short is taken away."""
+    if not path.exists():
+        return set()
+    data = path.read_bytes()
+    if not data.endswith(b"\n"):
+        data = data[: data.rfind(b"\n") + 1]
+        os.truncate(path, len(data))
+    return {row["mask"] for row in csv.DictReader(data.decode().splitlines())}
+
+
 def _append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    new = not path.exists()
+    new = not path.exists() or not path.stat().st_size
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         if new:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from universeg_jax import checkpoints
 from universeg_jax.data.images import preprocess_image, restore
-from universeg_jax.data.volumes import Volume, from_slices, volume_slices
+from universeg_jax.data.volumes import Volume, from_slices, smooth_slices, volume_slices
 from universeg_jax.episode import OFFICIAL_SIZE, resize
 from universeg_jax.errors import UserError
 from universeg_jax.model import build_model
@@ -67,8 +67,11 @@ class Options:
     flips: bool = False  # average over the four flips of query and support
     overlap: bool = False  # labels may cover one another: each is cut at 0.5 by itself
     seed: int = 0
+    smooth: float = 0.0  # mm: the Gaussian that blurs probabilities across the slices of a volume; 0 does not
 
     def __post_init__(self):
+        if not 0 <= self.smooth < np.inf:
+            raise UserError(f"smooth={self.smooth}: millimetres, from 0 on, are needed")
         if self.support_size < 1 or self.ensemble < 1:
             raise UserError(f"support_size={self.support_size}, ensemble={self.ensemble}: both must be at least 1")
         if self.choose not in CHOICES:
@@ -186,6 +189,8 @@ class Segmenter:
         """Segments a volume slice by slice; the mask is on its own grid. `axis` and `window` as in `volume_slices`."""
         slices, positions, place = volume_slices(volume, OFFICIAL_SIZE, axis, window)
         at_size = self.probabilities(slices, positions, progress)  # [N, L, 128, 128]
+        if self.options.smooth:
+            at_size = smooth_slices(at_size, place, self.options.smooth)
         whole = np.stack([from_slices(at_size[:, i], place).data for i in range(at_size.shape[1])])
         return self._prediction(slices, at_size, whole)
 

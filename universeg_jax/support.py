@@ -21,6 +21,7 @@ from universeg_jax.errors import UserError
 
 CHOICES = ("nearest", "random", "diverse")
 SLICES_A_VOLUME = 32  # of each labelled volume, evenly spaced
+MANY_IDS = 20  # in one label, above which it may be a picture
 THUMBNAIL = 16  # pixels a side of the picture by which likeness is judged
 
 
@@ -74,6 +75,7 @@ def make_support(
     for i, (grey, label) in enumerate(zip(greys, maps, strict=True)):
         if grey.shape != label.shape:
             raise UserError(f"support {i}: the image is {grey.shape}, its label {label.shape}; they must be equal")
+        check_not_exchanged(names[i] if names else f"support {i}", grey, label)
     ids = sorted({int(value) for label in maps for value in np.unique(label)} - {0})
     if not ids:
         raise UserError("every support label is empty: at least one must mark something (ids above 0)")
@@ -85,6 +87,16 @@ def make_support(
         names,
         tuple(subjects) or names,
     )
+
+
+def check_not_exchanged(name: str, image: np.ndarray, label: np.ndarray) -> None:
+    """Raises UserError where the label has more values than its image, and more than anybody marks."""
+    ids = len(np.unique(label))
+    if ids > MANY_IDS and ids > (values := len(np.unique(image))):
+        raise UserError(
+            f"{name}: image and label look exchanged: the label holds {ids} different values, the image only {values}; "
+            "pictures belong into images/, class ids into labels/"
+        )
 
 
 def read_support_folder(path: str | Path, label: int | None = None, axis: int | None = None) -> Support:
@@ -122,6 +134,7 @@ def _volume_with_label(case: Case) -> tuple[Volume, Volume]:
     ids = np.zeros(image.shape, np.int32)
     for i, mask in class_masks(case, lambda file: read_label_on(case, file, image, image.shape)):
         ids[mask] = i
+    check_not_exchanged(case.name, image.data, ids)
     return image, replace(image, data=ids)
 
 

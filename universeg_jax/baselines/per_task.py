@@ -25,6 +25,7 @@ import numpy as np
 import optax
 from jax import lax, random
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from universeg_jax import augment, losses, metrics
 from universeg_jax.baselines.unet import UNet
@@ -77,6 +78,7 @@ class Fitted(NamedTuple):
 
 Loss = Callable[[Any, Array, Labelled], Array]  # (params, key, labelled) → []
 Score = Callable[[Any, Labelled], Array]  # (params, labelled) → mean Dice []
+Draw = Callable[[Array, Labelled, Array, int], Episode]  # (key, labelled, query, support_size) → its episode
 
 
 def read(dataset: Dataset, task: Task, examples: Examples, size: int, hold_back: bool) -> Labelled:
@@ -163,26 +165,35 @@ def leave_one_out(key: Array, data: Labelled, i: Array, support_size: int) -> Ep
 
 
 def finetune_loss(
-    params: Any, key: Array, data: Labelled, model: nn.Module, batch_size: int, support_size: int, weights: Any
+    params: Any,
+    key: Array,
+    data: Labelled,
+    model: nn.Module,
+    batch_size: int,
+    support_size: int,
+    weights: Any,
+    draw: Draw = leave_one_out,
 ) -> Array:
     """Of augmented leave-one-out episodes, with the loss that the checkpoint was trained with."""
 
     def one(key: Array) -> Episode:
         keys = random.split(key, 3)
         i = random.categorical(keys[0], jnp.where(data.trained, 0.0, -jnp.inf))
-        return augment.augment_episode(keys[1], leave_one_out(keys[2], data, i, support_size), augmentation())[0]
+        return augment.augment_episode(keys[1], draw(keys[2], data, i, support_size), augmentation())[0]
 
     episode = lax.map(one, random.split(key, batch_size))
     logits = model.apply({"params": params}, episode.query_image, *episode[2:])
     return losses.total(logits, episode.query_label, weights).mean()
 
 
-def finetune_score(params: Any, data: Labelled, model: nn.Module, support_size: int) -> Array:
+def finetune_score(
+    params: Any, data: Labelled, model: nn.Module, support_size: int, draw: Draw = leave_one_out
+) -> Array:
     """Mean Dice of the scored images, each as the query with others as its support, the same ones each time."""
 
     def one(i: Array) -> Array:
         key = random.fold_in(random.key(0, impl="threefry2x32"), i)
-        episode = jax.tree.map(lambda x: x[None], leave_one_out(key, data, i, support_size))
+        episode = jax.tree.map(lambda x: x[None], draw(key, data, i, support_size))
         logits = model.apply({"params": params}, episode.query_image, *episode[2:])
         return metrics.dice_score(logits[0, ..., 0] >= 0, episode.query_label[0, ..., 0])
 
@@ -224,9 +235,19 @@ def programs(loss: Loss, score: Score, recipe: Recipe) -> Programs:
     return Programs(optimizer, compiled)
 
 
-def fit(params: Any, data: Labelled, loss: Loss, score: Score, recipe: Recipe, keep_start: bool) -> Fitted:
+def fit(
+    params: Any,
+    data: Labelled,
+    loss: Loss,
+    score: Score,
+    recipe: Recipe,
+    keep_start: bool,
+    patience: int = 0,
+    progress: bool = False,
+) -> Fitted:
     """The parameters with the best score among those at every `score_every` steps, and those of the start if
-    `keep_start`; the last where nothing is scored. Raises FloatingPointError where parameters are not finite."""
+    `keep_start`; the last where nothing is scored. After `patience` scores without a better one it stops, if that is
+    not 0. Raises FloatingPointError where parameters are not finite."""
     optimizer, compiled = programs(loss, score, recipe)
     key = random.key(recipe.seed, impl="threefry2x32")
     state = params, optimizer.init(params)
@@ -236,13 +257,17 @@ def fit(params: Any, data: Labelled, loss: Loss, score: Score, recipe: Recipe, k
     scored = bool(data.counts.sum())
     start_score = float(score(params, data)) if scored else 0.0
     best, best_score, best_step = (params, start_score, 0) if keep_start else (params, -1.0, 0)
-    for number in range(recipe.steps):
+    for number in tqdm(range(recipe.steps), "train", unit="step", leave=False, disable=not progress):
         state = step(state, np.int32(number), key, data)
+        if progress:
+            jax.block_until_ready(state)  # steps are dispatched ahead, and the bar would run ahead with them
         if (number + 1) % recipe.score_every:
             continue
         value = float(score(state[0], data)) if scored else 0.0
         if not scored or value > best_score or (value == best_score and not keep_start):
             best, best_score, best_step = state[0], value, number + 1
+        elif patience and number + 1 - best_step >= patience * recipe.score_every:
+            break
     if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(state[0])):
         raise FloatingPointError(f"training on one task gave NaN or inf; lower learning_rate={recipe.learning_rate}")
     about: dict[str, float] = {

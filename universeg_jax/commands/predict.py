@@ -25,11 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flips", action="store_true", help="average over flips: four times the time")
     parser.add_argument("--overlap", action="store_true", help="labels may cover one another: a mask file each")
     parser.add_argument("--axis", choices=AXES, help="of volumes, along which they are cut (default: the thickest)")
+    parser.add_argument("--smooth", type=float, default=0.0, metavar="MM", help="blur across the slices of volumes")
+    parser.add_argument("--dicom_seg", action="store_true", help="a DICOM series has a DICOM-SEG, not a NIfTI")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time (default: %(default)s)")
     parser.add_argument("--overlay", action="store_true", help="also draw the outlines, <name>_overlay.png")
     parser.add_argument("--overwrite", action="store_true", help="make again what is there")
 
 
 def run(args: argparse.Namespace) -> int:
+    from universeg_jax.data.folder import read_folder
     from universeg_jax.predict_files import predict_files
     from universeg_jax.predictor import Options, Predictor
     from universeg_jax.startup import use_compilation_cache
@@ -37,11 +41,12 @@ def run(args: argparse.Namespace) -> int:
 
     use_compilation_cache()
     axis = AXES.index(args.axis) if args.axis else None
-    options = Options(args.support_size, args.ensemble, args.choose, args.flips, args.overlap)
+    options = Options(args.support_size, args.ensemble, args.choose, args.flips, args.overlap, smooth=args.smooth)
     support = read_support_folder(args.support, args.label, axis)
     segmenter = Predictor.from_checkpoint(args.checkpoint).segmenter(support, options)
     try:
-        return predict_files(segmenter, args.queries, args.out, axis, args.overlay, args.overwrite)
+        names = read_folder(args.support).labels if args.dicom_seg else None
+        return predict_files(segmenter, args.queries, args.out, axis, args.overlay, args.overwrite, args.jobs, names)
     except KeyboardInterrupt:
         print(f"stopped; finished masks are in {args.out}, and the same command goes on from there")
         return 130

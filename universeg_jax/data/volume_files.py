@@ -27,6 +27,11 @@ VOLUME_EXTENSIONS = (*NIFTI, *ITK)  # always volumes; a TIFF may be one, a DICOM
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK and DICOM point x to the left and y to the back
 
 
+def is_dicom(path: str | Path) -> bool:
+    """Whether a volume is a series of DICOM files, or one of them."""
+    return Path(path).is_dir() or extension(path) in DICOM
+
+
 def is_volume(path: str | Path) -> bool:
     """Whether a path is read as a volume: NIfTI, NRRD, MetaImage, a TIFF of several pages, a folder of DICOM files."""
     path = Path(path)
@@ -74,7 +79,10 @@ def write_like(path: str | Path, data: np.ndarray, source: str | Path, volume: V
         reference = sitk.ReadImage(str(source))
         image = sitk.GetImageFromArray(np.ascontiguousarray(data.T.reshape(reference.GetSize()[::-1])))
         image.CopyInformation(reference)
-        sitk.WriteImage(image, str(path), True)
+        try:
+            sitk.WriteImage(image, str(path), True)
+        except RuntimeError as error:  # all that it says of a full disk
+            raise OSError(f"{path} cannot be written") from error
         return
     if kind in NIFTI:
         like = nib.load(source)
@@ -275,7 +283,7 @@ def _dicom_pixels(dataset, path: Path) -> np.ndarray:
 
 def _read_dicom(path: Path) -> Volume:
     """A folder that holds one series, or one file as a volume of one slice. Slices are sorted by their position."""
-    slices = _dicom_slices(path)
+    slices = dicom_slices(path)
     return _dicom_volume(path, slices, [_dicom_pixels(dataset, file) for dataset, file in slices])
 
 
@@ -286,7 +294,7 @@ def read_label_stack(path: str | Path, series: str | Path) -> Volume:
     """
     path = Path(path)
     with _as_image_errors(path):
-        slices = _dicom_slices(Path(series))
+        slices = dicom_slices(Path(series))
         pictures = natural_order(file.name for file in path.iterdir() if not file.name.startswith("."))
         if len(pictures) != len(slices):
             raise ImageError(path, "not one label for each slice", f"{len(pictures)} labels, {len(slices)} slices")
@@ -299,7 +307,7 @@ def read_label_stack(path: str | Path, series: str | Path) -> Volume:
         return _dicom_volume(path, slices, planes)
 
 
-def _dicom_slices(path: Path) -> list[tuple[Any, Path]]:
+def dicom_slices(path: Path) -> list[tuple[Any, Path]]:
     """(dataset, file) of each slice of a series, from one end to the other."""
     files = (
         [path] if path.is_file() else sorted(f for f in path.iterdir() if f.is_file() and not f.name.startswith("."))

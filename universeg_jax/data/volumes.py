@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import nibabel as nib
 import numpy as np
+from scipy.ndimage import gaussian_filter1d
 
 from universeg_jax.data.images import ImageError, min_max, preprocess_image, preprocess_mask, restore
 
@@ -196,6 +197,12 @@ def volume_slices(
     data = window_volume(on_grid(volume, shape).data, window)
     slices = [preprocess_image(plane(data, axis, i), size, side=place.side, scale=False) for i in range(shape[axis])]
     return np.stack(slices), _positions(shape[axis]), place
+
+
+def smooth_slices(slices: np.ndarray, place: Place, sigma: float) -> np.ndarray:
+    """Predictions [N, ...] of all slices, blurred across them by a Gaussian of `sigma` mm."""
+    apart = place.volume.spacing[place.axis] * place.volume.shape[place.axis] / place.shape[place.axis]
+    return gaussian_filter1d(slices, sigma / apart, axis=0, mode="nearest")
 
 
 def mask_slices(volume: Volume, size: int, place: Place, label: int) -> np.ndarray:
