@@ -22,7 +22,7 @@ def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("replay")
     build_discs(path / "data", "discs", "train_open", count=12)
     config = tiny_config(path / "data", batch_size=4, num_steps=3, support_schedule="uniform")
-    config.kinds.synthetic = config.kinds.superpixel = 1.0
+    config.kinds.superpixel = 1.0
     training.train_and_evaluate(config, path / "run")
     return path / "run", config
 

@@ -17,12 +17,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--collection", help="a folder of such folders with a splits.json that gives each a role")
     what.add_argument("--source", help="a public dataset, or a family of them: wbc_jtsc, wbc")
+    what.add_argument("--tfds", help="a TFDS dataset (array_record): its folder, or its name where DATA_DIR holds it")
     what.add_argument("--list", action="store_true", help="the public datasets that are known, a line each")
     parser.add_argument("--path", "--from", help="with --source: the folder with its files as they were published")
-    parser.add_argument("--name", help="the dataset's name (with --folder or one --source); default: theirs")
+    parser.add_argument("--image", help="with --tfds: the feature that is the picture, a/b for b within a")
+    parser.add_argument("--mask", help="with --tfds: the feature of class ids, 0 = background")
+    parser.add_argument("--subject", default="", help="with --tfds: the feature that says who it is; default: nobody")
+    parser.add_argument("--modality", default="", help="with --tfds")
+    parser.add_argument("--licence", default="", help="with --tfds")
+    parser.add_argument("--name", help="the dataset's name (with --folder, --tfds or one --source); default: theirs")
     parser.add_argument("--data_dir", default="data", help="where datasets are built (default: %(default)s)")
-    parser.add_argument("--role", default="test", choices=ROLES, help="with --folder, --source (default: %(default)s)")
-    parser.add_argument("--source_group", default="", help="with --folder: datasets that share patients share this")
+    parser.add_argument(
+        "--role", default="test", choices=ROLES, help="with all but --collection (default: %(default)s)"
+    )
+    parser.add_argument("--source_group", default="", help="datasets that share patients share this")
     parser.add_argument("--roles", default=",".join(ROLES), help="with --collection: which to build, comma-separated")
     parser.add_argument("--size", type=int, default=128, help="pixels a side (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
@@ -30,13 +38,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from universeg_jax.data.build import build_all, build_sources, read_collection
+    from universeg_jax.data.build import build_all, build_records, build_sources, read_collection
+    from universeg_jax.data.records import read_records
     from universeg_jax.data.source import all_sources, find_sources, list_line
 
     if args.path and not args.source:
         raise UserError(f"--path {args.path} goes with --source; a folder of your own is given by --folder")
     if args.list:
         print("\n".join(map(list_line, all_sources().values())))
+    elif args.tfds:
+        if not (args.image and args.mask and args.name):
+            raise UserError(f"--tfds {args.tfds} needs --image, --mask and --name")
+        keys = (args.image, args.mask, args.subject, args.modality, args.licence)
+        contents = read_records(args.tfds, args.data_dir, *keys, args.size)
+        options = (args.data_dir, args.size, args.workers, args.overwrite)
+        build_records(contents, args.name, args.role, args.source_group, *options)
     elif args.source:
         sources = find_sources(args.source)
         if args.name and len(sources) > 1:

@@ -5,19 +5,21 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from universeg_jax.data import ROLES
 from universeg_jax.data.builder import build, worker_pool
-from universeg_jax.data.cases import make_examples
-from universeg_jax.data.dataset import VERSION, BuildError, BuildReport, DatasetMeta, read_report
+from universeg_jax.data.cases import Case, make_examples
+from universeg_jax.data.dataset import VERSION, BuildError, BuildReport, DatasetMeta, Example, read_report
 from universeg_jax.data.download import fetch
 from universeg_jax.data.folder import read_folder
 from universeg_jax.data.meta import Folder
+from universeg_jax.data.records import Record, make_record_examples
 from universeg_jax.data.source import Source, read_source
 from universeg_jax.reporting import markdown_table
 
@@ -67,6 +69,25 @@ def build_sources(
             options = (name or source.name, role, source.source_group, data_dir, size, pool, overwrite)
             done.append(build_contents(contents, *options))
     print_reports(done)
+
+
+def build_records(
+    contents: Folder,
+    name: str,
+    role: str,
+    source_group: str,
+    data_dir: str | Path,
+    size: int,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Builds a dataset of the records of another TFDS dataset and prints a table. Raises UserError."""
+    options = (name, role, source_group, data_dir, size)
+    with worker_pool(workers or os.cpu_count() or 1) as pool:
+        done = build_contents(
+            contents, *options, pool, overwrite, make=make_record_examples, digest_of_cases=_digest_of_records
+        )
+    print_reports([done])
 
 
 def read_collection(path: Path, roles: list[str]) -> list[tuple[Path, str, str, str]]:
@@ -123,8 +144,10 @@ def build_contents(
     size: int,
     workers: int | Executor | None = 1,
     overwrite: bool = False,
+    make: Callable[[Any], list[Example]] = make_examples,
+    digest_of_cases: Callable[[Sequence[Any]], bytes] | None = None,
 ) -> tuple[BuildReport, bool]:
-    """As `build_folder`, of cases that were read already."""
+    """As `build_folder`, of cases that were read already; `make` gives the examples of one."""
     meta = DatasetMeta(
         name=name,
         role=role,
@@ -136,24 +159,34 @@ def build_contents(
         citation=contents.citation,
         subjects_identifiable=contents.subjects_identifiable,
     )
-    digest = _input_digest(meta, contents)
+    of_cases = (digest_of_cases or _digest_of_cases)(contents.cases)
+    # Of all that the records depend on: the format, the options, names and contents of the files.
+    digest = hashlib.sha256(repr((VERSION, meta, contents.ignored)).encode() + of_cases).hexdigest()
     report = read_report(data_dir, name)
     if report and report.input_digest == digest and not overwrite:
         return report, False
-    return build(meta, contents.cases, make_examples, data_dir, workers, digest, contents.ignored), True
+    return build(meta, contents.cases, make, data_dir, workers, digest, contents.ignored), True
 
 
-def _input_digest(meta: DatasetMeta, contents: Folder) -> str:
-    """sha256 of all that the records depend on: names and contents of the files, the options and the format."""
-    digest = hashlib.sha256(repr((VERSION, meta, contents.ignored)).encode())
+def _digest_of_cases(cases: Sequence[Case]) -> bytes:
+    """sha256 of names and contents of the files of all cases, and of how they are read."""
+    digest = hashlib.sha256()
     digest_of = functools.lru_cache(maxsize=64)(_digest_of)  # channels of a volume, one after another, share files
-    for case in contents.cases:
+    for case in cases:
         options = [(file.classes, file.ignored) for file in case.labels]
         how = (case.name, case.subject, case.modality, case.subset, case.channel, case.axes, case.window, options)
         digest.update(repr(how).encode())
         for path in (case.image, *(file.path for file in case.labels)):
             digest.update(digest_of(path))
-    return digest.hexdigest()
+    return digest.digest()
+
+
+def _digest_of_records(cases: Sequence[Record]) -> bytes:
+    """sha256 of the files of their dataset, and of how they are read."""
+    digest = hashlib.sha256()
+    for case in cases[:1]:  # all others are of the same files and read in the same way
+        digest.update(repr((case.image, case.mask, case.subject)).encode() + _digest_of(case.directory))
+    return digest.digest()
 
 
 def _digest_of(path: str) -> bytes:

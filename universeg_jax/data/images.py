@@ -12,7 +12,7 @@ import gzip
 import io
 import warnings
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
@@ -57,7 +57,12 @@ def read_image(path: str | Path) -> np.ndarray:
     RGB → grey by ITU-R 601 luma (0.299 R + 0.587 G + 0.114 B); an alpha channel is dropped; a picture that says that
     it is to be shown turned (EXIF) is turned, as viewers do. Raises ImageError, also for a picture of one value.
     """
-    image = to_grey(_decode(path))
+    return check_picture(_decode(path), path)
+
+
+def check_picture(image: np.ndarray, path: Any) -> np.ndarray:
+    """[H, W] or [H, W, C] → float32 grey [H, W]. Raises ImageError, naming `path`, where there is nothing to see."""
+    image = to_grey(image)
     if not np.isfinite(image).all():
         raise ImageError(path, "holds NaN or infinite values")
     if np.abs(image).max() > MAX_INTENSITY:
@@ -72,13 +77,19 @@ def read_label(path: str | Path) -> np.ndarray:
 
     Raises ImageError for colours, for JPEG (its compression changes ids) and for values that are not whole.
     """
-    label = _decode(path, is_label=True)
+    return check_label(_decode(path, is_label=True), path)
+
+
+def check_label(label: np.ndarray, path: Any) -> np.ndarray:
+    """[H, W] or [H, W, C] → int32 class ids [H, W], as `read_label`; raises ImageError, naming `path`."""
     if label.ndim == 3:
         if label.shape[2] > 2 and (label[..., :3] != label[..., :1]).any():
             raise ImageError(
                 path, "a label in colours", "save class ids as one grey or palette channel, 0 = background"
             )
         label = label[..., 0]
+    if label.ndim != 2:
+        raise ImageError(path, "a label has a shape that is not [H, W]", str(label.shape))
     if not np.isfinite(label).all() or label.min() < 0 or label.max() >= 2**31 or (label != np.floor(label)).any():
         raise ImageError(path, "values are not class ids", "whole numbers from 0")
     return label.astype(np.int32)
