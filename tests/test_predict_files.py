@@ -320,7 +320,7 @@ def test_a_dicom_series_has_a_dicom_seg_on_its_own_grid(predictor, tmp_path, ove
 def test_a_series_that_lacks_what_dicom_seg_needs_is_named(predictor, tmp_path, capsys):
     pytest.importorskip("highdicom")
     segmenter = predictor.segmenter(read_support_folder(write_folder(tmp_path / "s", count=2)))
-    scan = series(tmp_path / "scan")  # every slice has the same SOPInstanceUID
+    scan = series(tmp_path / "scan")
     for file in scan.iterdir():
         dataset = pydicom_read(file)
         del dataset.StudyInstanceUID

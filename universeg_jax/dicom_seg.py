@@ -63,6 +63,11 @@ def _segmentation(hd: Any, slices: list[Any], frames: np.ndarray, names: Mapping
         )
         for number, (i, name) in enumerate(names.items(), 1)
     ]
+    if len(slices) > 1:  # readers of the SEG believe its header, so it must say what the positions say
+        positions = np.array([dataset.ImagePositionPatient for dataset in slices], float)
+        apart = float(np.linalg.norm(positions[-1] - positions[0]) / (len(slices) - 1))
+        for dataset in slices:
+            dataset.SpacingBetweenSlices = round(apart, 9)
     return hd.seg.Segmentation(
         source_images=slices,
         pixel_array=frames,
