@@ -153,7 +153,13 @@ def _prepare_by_beam(
     dropped, attempt = workshop / "dropped", functools.partial(_attempt, make_examples, meta)
     transform = fleet.Examples(cases, attempt, _features, dropped)
     options = fleet.pipeline_options(workers.options, workers.processes)
-    builder = _prepare(meta, transform, workshop, tfds.download.DownloadConfig(beam_options=options))
+    try:
+        builder = _prepare(meta, transform, workshop, tfds.download.DownloadConfig(beam_options=options))
+    except RuntimeError as error:
+        if "total number of generated examples is 0" in str(error):
+            reasons = "build it without --beam to see the reasons"
+            raise BuildError(f"{meta.name}: no example is left of {len(cases)} cases; {reasons}") from error
+        raise
     log.dropped += fleet.read_failures(dropped, cases)
     for record in tfds.builder_from_directory(builder.data_dir).as_data_source(split=SPLIT):
         text = {name: record[name].decode() for name in TEXTS}
