@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import pytest
 from PIL import Image
@@ -161,3 +162,33 @@ def test_mistakes_end_with_one_line_and_code_1(tmp_path, monkeypatch, capsys, ar
     assert error.count("\n") == 1
     assert not list((tmp_path / "data").glob("*")) + list((tmp_path / "data").glob(".*"))
     assert len(list((tmp_path / "scans").rglob("*.png"))) == 6
+
+
+def test_a_fleet_of_two_workers_gives_the_same_bytes(tmp_path, capsys):
+    pytest.importorskip("apache_beam", reason="needs universeg_jax[beam]")
+    folder = write_folder(tmp_path / "scans", count=7, ids=(1, 2))
+    (folder / "labels" / "p3_0.png").write_bytes(b"")
+    (folder / "meta.json").write_text(json.dumps({"labels": {"1": "a", "2": "b"}}))
+    arguments = ["build", "--folder", str(folder), "--size", "16", "--workers", "2"]
+    assert main([*arguments, "--data_dir", str(tmp_path / "one")]) == 0
+    assert main([*arguments, "--data_dir", str(tmp_path / "two"), "--beam"]) == 0
+    output = capsys.readouterr()
+    assert output.out.count("| scans | test | 6 | 6 | 2 | 1 | built |") == 2
+    assert output.err.count("scans: dropped 1: cannot be read: p3_0\n") == 2
+    one, two = (
+        {p.relative_to(tmp_path / place): p.read_bytes() for p in (tmp_path / place).rglob("*") if p.is_file()}
+        for place in ("one", "two")
+    )
+    assert one == two
+    (folder / "meta.json").write_text(json.dumps({"labels": {"1": "a"}}))
+    assert main([*arguments, "--data_dir", str(tmp_path / "two"), "--beam"]) == 1
+    assert "no example is left of 7 cases; build it without --beam" in capsys.readouterr().err
+    assert open_dataset(tmp_path / "two", "scans").meta.labels == {1: "a", 2: "b"}  # the previous one stays
+
+
+def test_without_beam_the_remedy_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    monkeypatch.delitem(sys.modules, "universeg_jax.data.fleet", raising=False)
+    folder = write_folder(tmp_path / "scans", count=3)
+    assert main(["build", "--folder", str(folder), "--data_dir", str(tmp_path / "data"), "--beam"]) == 1
+    assert "pip install 'universeg_jax[beam]'" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 from pathlib import Path
 
 from universeg_jax.data import ROLES
@@ -34,16 +35,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--roles", default=",".join(ROLES), help="with --collection: which to build, comma-separated")
     parser.add_argument("--size", type=int, default=128, help="pixels a side (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
+    parser.add_argument(
+        "--beam",
+        nargs="?",
+        const="",
+        metavar="OPTIONS",
+        help="build by Apache Beam, with its own options in one argument; without them in WORKERS processes here",
+    )
     parser.add_argument("--overwrite", action="store_true", help="build again what is there from the same files")
 
 
 def run(args: argparse.Namespace) -> int:
     from universeg_jax.data.build import build_all, build_records, build_sources, read_collection
+    from universeg_jax.data.builder import Fleet
     from universeg_jax.data.records import read_records
     from universeg_jax.data.source import all_sources, find_sources, list_line
 
     if args.path and not args.source:
         raise UserError(f"--path {args.path} goes with --source; a folder of your own is given by --folder")
+    workers = args.workers if args.beam is None else Fleet(tuple(shlex.split(args.beam)), args.workers)
     if args.list:
         print("\n".join(map(list_line, all_sources().values())))
     elif args.tfds:
@@ -51,18 +61,18 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--tfds {args.tfds} needs --image, --mask and --name")
         keys = (args.image, args.mask, args.subject, args.modality, args.licence)
         contents = read_records(args.tfds, args.data_dir, *keys, args.size)
-        options = (args.data_dir, args.size, args.workers, args.overwrite)
+        options = (args.data_dir, args.size, workers, args.overwrite)
         build_records(contents, args.name, args.role, args.source_group, *options)
     elif args.source:
         sources = find_sources(args.source)
         if args.name and len(sources) > 1:
             raise UserError(f"--name {args.name}: {args.source} is {', '.join(s.name for s in sources)}; choose one")
-        build_sources(sources, args.path, args.name, args.role, args.data_dir, args.size, args.workers, args.overwrite)
+        build_sources(sources, args.path, args.name, args.role, args.data_dir, args.size, workers, args.overwrite)
     else:
         if args.folder:
             name = args.name or Path(args.folder).resolve().name
             wanted = [(Path(args.folder), name, args.role, args.source_group)]
         else:
             wanted = read_collection(Path(args.collection), args.roles.split(","))
-        build_all(wanted, args.data_dir, args.size, args.workers, args.overwrite)
+        build_all(wanted, args.data_dir, args.size, workers, args.overwrite)
     return 0

@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from universeg_jax.data import ROLES
-from universeg_jax.data.builder import build, worker_pool
+from universeg_jax.data.builder import Fleet, build, worker_pool
 from universeg_jax.data.cases import Case, make_examples
 from universeg_jax.data.dataset import VERSION, BuildError, BuildReport, DatasetMeta, Example, read_report
 from universeg_jax.data.download import fetch
@@ -28,7 +28,7 @@ def build_all(
     wanted: Sequence[tuple[Path, str, str, str]],
     data_dir: str | Path,
     size: int,
-    workers: int | None = None,
+    workers: int | Fleet | None = None,
     overwrite: bool = False,
 ) -> None:
     """Builds every (folder, name, role, source group) of `wanted` and prints a table.
@@ -50,7 +50,7 @@ def build_sources(
     role: str,
     data_dir: str | Path,
     size: int,
-    workers: int | None = None,
+    workers: int | Fleet | None = None,
     overwrite: bool = False,
 ) -> None:
     """Builds public datasets from their publisher's files under `path`, downloaded where that is None, and prints a
@@ -78,7 +78,7 @@ def build_records(
     source_group: str,
     data_dir: str | Path,
     size: int,
-    workers: int | None = None,
+    workers: int | Fleet | None = None,
     overwrite: bool = False,
 ) -> None:
     """Builds a dataset of the records of another TFDS dataset and prints a table. Raises UserError."""
@@ -128,7 +128,7 @@ def build_folder(
     source_group: str,
     data_dir: str | Path,
     size: int,
-    workers: int | Executor | None = 1,
+    workers: int | Executor | Fleet | None = 1,
     overwrite: bool = False,
 ) -> tuple[BuildReport, bool]:
     """Builds one folder unless the dataset is there from the same files and options; (its report, whether built)."""
@@ -142,7 +142,7 @@ def build_contents(
     source_group: str,
     data_dir: str | Path,
     size: int,
-    workers: int | Executor | None = 1,
+    workers: int | Executor | Fleet | None = 1,
     overwrite: bool = False,
     make: Callable[[Any], list[Example]] = make_examples,
     digest_of_cases: Callable[[Sequence[Any]], bytes] | None = None,

@@ -43,15 +43,26 @@ from universeg_jax.data.workshop import fingerprint_of, open_workshop, swap
 
 tfds.disable_progress_bar()  # ours spans reading and preprocessing, which is where the time goes
 
+TEXTS = ("subject", "name", "subset", "modality", "slicing")
 SECONDS_TO_START = 2.0  # of worker processes: a folder that is built sooner is built without them
 
 
-def worker_pool(workers: int) -> contextlib.AbstractContextManager[Executor | None]:
-    """Processes for `build`, to be shared by several; None for fewer than 2 workers.
+@dataclass(frozen=True)
+class Fleet:
+    """Workers of a Beam pipeline: Beam's own options, or so many processes of this machine where there are none."""
+
+    options: tuple[str, ...]
+    processes: int
+
+
+def worker_pool(workers: int | Fleet) -> contextlib.AbstractContextManager[Executor | Fleet | None]:
+    """Processes for `build`, to be shared by several; None for fewer than 2 workers. A fleet is left as it is.
 
     Spawned: a fork of a process with JAX's threads can hang. So a script that calls this needs `if __name__ ==
     "__main__":` around what it does.
     """
+    if isinstance(workers, Fleet):
+        return contextlib.nullcontext(workers)
     return ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else contextlib.nullcontext()
 
 
@@ -60,7 +71,7 @@ def build(
     cases: Sequence[Any],
     make_examples: Callable[[Any], list[Example]],
     data_dir: str | Path,
-    workers: int | Executor | None = 1,
+    workers: int | Executor | Fleet | None = 1,
     input_digest: str = "",
     ignored: tuple[str, ...] = (),
 ) -> BuildReport:
@@ -80,16 +91,12 @@ def build(
     data_dir.mkdir(parents=True, exist_ok=True)
     with open_workshop(data_dir, meta.name) as workshop:
         log, table = _Log(), _Table(workshop)
-        examples = _examples(meta, cases, make_examples, pool, log, table)
-        builder = _builder_class(meta, examples)(data_dir=workshop)
-        try:
-            # TFDS announces downloads; there are none.
-            with contextlib.redirect_stdout(io.StringIO()), _deterministic_records():
-                builder.download_and_prepare(file_format="array_record")
-        except RuntimeError as error:
-            if "Failed to finalize writing" in str(error):  # so TFDS reports a full disk, among others
-                raise BuildError(f"{meta.name} cannot be written in {data_dir}: {error}") from error
-            raise
+        if isinstance(workers, Fleet):
+            builder = _prepare_by_beam(meta, cases, make_examples, workshop, workers, log, table)
+        else:
+            examples = _examples(meta, cases, make_examples, pool, log, table)
+            keyed = ((row, _features(example)) for row, example in enumerate(examples))
+            builder = _prepare(meta, keyed, workshop)
         built = Path(builder.data_dir)
         table.finish(built)
         index = log.index()
@@ -114,6 +121,58 @@ def build(
         (built / "build_report.json").write_text(json.dumps(vars(report), indent=2) + "\n", encoding="utf-8")
         swap(data_dir, meta.name, built.parent)
     return report
+
+
+def _prepare(meta: DatasetMeta, keyed: Any, workshop: Path, download_config: Any = None) -> Any:
+    """Writes the records of (key, features), or of a Beam transform that gives them; returns TFDS's builder."""
+    builder = _builder_class(meta, keyed)(data_dir=workshop)
+    try:
+        # TFDS announces downloads; there are none.
+        with contextlib.redirect_stdout(io.StringIO()), _deterministic_records():
+            builder.download_and_prepare(file_format="array_record", download_config=download_config)
+    except RuntimeError as error:
+        if "Failed to finalize writing" in str(error):  # so TFDS reports a full disk, among others
+            raise BuildError(f"{meta.name} cannot be written in {workshop.parent}: {error}") from error
+        raise
+    return builder
+
+
+def _prepare_by_beam(
+    meta: DatasetMeta,
+    cases: Sequence[Any],
+    make_examples: Callable[[Any], list[Example]],
+    workshop: Path,
+    workers: Fleet,
+    log: "_Log",
+    table: "_Table",
+) -> Any:
+    try:
+        from universeg_jax.data import fleet
+    except ModuleNotFoundError as error:
+        raise BuildError(f"--beam needs Apache Beam ({error}); pip install 'universeg_jax[beam]'") from error
+    dropped, attempt = workshop / "dropped", functools.partial(_attempt, make_examples, meta)
+    transform = fleet.Examples(cases, attempt, _features, dropped)
+    options = fleet.pipeline_options(workers.options, workers.processes)
+    try:
+        builder = _prepare(meta, transform, workshop, tfds.download.DownloadConfig(beam_options=options))
+    except RuntimeError as error:
+        if "total number of generated examples is 0" in str(error):
+            reasons = "build it without --beam to see the reasons"
+            raise BuildError(f"{meta.name}: no example is left of {len(cases)} cases; {reasons}") from error
+        raise
+    log.dropped += fleet.read_failures(dropped, cases)
+    for record in tfds.builder_from_directory(builder.data_dir).as_data_source(split=SPLIT):
+        text = {name: record[name].decode() for name in TEXTS}
+        example = Example(
+            record["image"], record["masks"], tuple(record["labels"].tolist()), axis=record["axis"], **text
+        )
+        log.add(example)
+        table.add(example)
+    return builder
+
+
+def _features(example: Example) -> dict[str, Any]:
+    return {**vars(example), "labels": np.asarray(example.labels, np.int32)}
 
 
 @dataclass
@@ -243,7 +302,7 @@ def _map_list(function: Callable, cases: list[Any]) -> list[Any]:
     return [function(case) for case in cases]
 
 
-def _builder_class(meta: DatasetMeta, examples: Iterator[Example]) -> type[tfds.core.GeneratorBasedBuilder]:
+def _builder_class(meta: DatasetMeta, keyed: Any) -> type[tfds.core.GeneratorBasedBuilder]:
     """A builder of this one dataset, kept out of TFDS's global registry."""
 
     def info(self) -> tfds.core.DatasetInfo:
@@ -253,7 +312,7 @@ def _builder_class(meta: DatasetMeta, examples: Iterator[Example]) -> type[tfds.
             "masks": tfds.features.Tensor(shape=(None, *picture), dtype=np.uint8, encoding="bytes"),
             "labels": tfds.features.Tensor(shape=(None,), dtype=np.int32),
             "axis": tfds.features.Scalar(dtype=np.int32),
-            **{name: tfds.features.Text() for name in ("subject", "name", "subset", "modality", "slicing")},
+            **{name: tfds.features.Text() for name in TEXTS},
         }
         return tfds.core.DatasetInfo(
             builder=self,
@@ -265,26 +324,25 @@ def _builder_class(meta: DatasetMeta, examples: Iterator[Example]) -> type[tfds.
             disable_shuffling=True,
         )
 
-    def generate(self):
-        for row, example in enumerate(examples):
-            yield row, {**vars(example), "labels": np.asarray(example.labels, np.int32)}
-
     members = {
         "__module__": __name__,
         "name": meta.name,
         "VERSION": tfds.core.Version(VERSION),
         "_info": info,
         "_split_generators": lambda self, _: {SPLIT: self._generate_examples()},
-        "_generate_examples": generate,
+        "_generate_examples": lambda self: keyed,
     }
     with tfds.core.registered.skip_registration():
         return type(meta.name, (tfds.core.GeneratorBasedBuilder,), members)
 
 
-def _deterministic_records() -> contextlib.AbstractContextManager:
+class DeterministicSerializer(example_serializer.ExampleSerializer):
     """TFDS writes the fields of a record in an order that differs between processes; here they are sorted."""
 
-    def serialize(self, example):
+    def serialize_example(self, example):
         return self.get_tf_example(example).SerializeToString(deterministic=True)
 
-    return mock.patch.object(example_serializer.ExampleSerializer, "serialize_example", serialize)
+
+def _deterministic_records() -> contextlib.AbstractContextManager:
+    """The class itself is replaced, not its method: so workers of Beam, which get it pickled, have it too."""
+    return mock.patch.object(example_serializer, "ExampleSerializer", DeterministicSerializer)

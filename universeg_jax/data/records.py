@@ -1,6 +1,6 @@
 """Any TFDS dataset (array_record) whose records hold a picture and a mask of class ids, as cases for the builder.
 
-It is built like a folder of pictures: grey, scaled, resized, ids as masks. Its masks may be pictures or tensors;
+It is built like a folder of pictures: grey, scaled, resized, ids as masks. Its masks may be pictures or tensors.
 Without a feature that says who is who, each record is its own subject.
 """
 
