@@ -407,9 +407,12 @@ def test_any_damage_to_files_is_told_in_one_line_each(predictor, tmp_path, capsy
 
 def test_ctrl_c_leaves_whole_files_and_says_how_to_go_on(checkpoint, tmp_path):
     support = write_folder(tmp_path / "support", count=2)
-    queries = write_folder(tmp_path / "new", count=300, shape=(64, 64)) / "images"
+    queries = write_folder(tmp_path / "new", count=100, shape=(700, 700)) / "images"
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "universeg_jax.cli", "predict", "--checkpoint", checkpoint]
+    # A shell starts background jobs, and so perhaps these tests, with the signal ignored.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "from universeg_jax.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "predict", "--checkpoint", checkpoint]
     process = subprocess.Popen(
         [*map(str, command), "--support", support, "--queries", queries, "--out", out],
         stdout=subprocess.PIPE, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"},

@@ -277,7 +277,7 @@ def test_sigterm_saves_and_ends_with_code_0(data_dir, tmp_path):
 FULL_DISK = """
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))  # bytes a file: room for logs, none for a checkpoint
+resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))  # bytes a file: room for logs, none for a checkpoint
 """
 
 
