@@ -3,6 +3,8 @@
 import os
 import tempfile
 
+import pytest
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiled once a session, for the processes that tests start too.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="universeg_jax_test_"))
@@ -21,3 +23,24 @@ settings.register_profile(
     "default", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """Of a tiny model: parameters alone, as packaged or converted weights are."""
+    from tests.fixtures import tiny_config
+    from universeg_jax import checkpoints
+    from universeg_jax.configuration import to_dict
+    from universeg_jax.model import build_model, init_params
+
+    path, config = tmp_path_factory.mktemp("weights") / "tiny", tiny_config()
+    params = init_params(build_model(config.model), 0)
+    checkpoints.write_params(path, params, {"config": to_dict(config), "lineage": {}})
+    return path
+
+
+@pytest.fixture(scope="session")
+def predictor(checkpoint):
+    from universeg_jax.predictor import Predictor
+
+    return Predictor.from_checkpoint(checkpoint)

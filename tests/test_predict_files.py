@@ -15,34 +15,16 @@ import pytest
 from PIL import Image
 
 from tests.data.test_volume_files import series
-from tests.fixtures import tiny_config, write_folder
+from tests.fixtures import write_folder
 from tests.test_support import write_volumes
-from universeg_jax import checkpoints
 from universeg_jax.cli import main
-from universeg_jax.configuration import to_dict
 from universeg_jax.data.folder import read_folder
 from universeg_jax.data.images import ImageError
 from universeg_jax.data.volume_files import read_label_volume, read_volume
 from universeg_jax.errors import UserError
-from universeg_jax.model import build_model, init_params
 from universeg_jax.predict_files import draw_overlay, find_queries, predict_files, whole
-from universeg_jax.predictor import Options, Predictor, Segmenter, combine
+from universeg_jax.predictor import Options, Segmenter, combine
 from universeg_jax.support import read_support_folder
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "tiny"
-    config = tiny_config()
-    checkpoints.write_params(
-        path, init_params(build_model(config.model), 0), {"config": to_dict(config), "lineage": {}}
-    )
-    return path
-
-
-@pytest.fixture(scope="module")
-def predictor(checkpoint):
-    return Predictor.from_checkpoint(checkpoint)
 
 
 def names(path):

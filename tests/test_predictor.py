@@ -8,33 +8,14 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter1d
 
-from tests.fixtures import tiny_config
-from universeg_jax import Predictor, checkpoints
 from universeg_jax.cli import main
-from universeg_jax.configuration import to_dict
 from universeg_jax.data.images import preprocess_image
 from universeg_jax.data.volumes import make_volume
 from universeg_jax.episode import resize
 from universeg_jax.errors import UserError
-from universeg_jax.model import build_model, init_params
+from universeg_jax.model import build_model
 from universeg_jax.predictor import Options, among, combine
 from universeg_jax.support import choose, make_support
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """Parameters alone, as packaged or converted weights are."""
-    path = tmp_path_factory.mktemp("weights") / "tiny"
-    config = tiny_config()
-    checkpoints.write_params(
-        path, init_params(build_model(config.model), 0), {"config": to_dict(config), "lineage": {}}
-    )
-    return path
-
-
-@pytest.fixture(scope="module")
-def predictor(checkpoint):
-    return Predictor.from_checkpoint(checkpoint)
 
 
 def test_logits_are_the_models_own(predictor):
