@@ -18,13 +18,15 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from universeg_jax import checkpoints
-from universeg_jax.data.images import preprocess_image, restore
+from universeg_jax.data.images import ImageError, preprocess_image, restore
 from universeg_jax.data.volumes import Volume, from_slices, smooth_slices, volume_slices
 from universeg_jax.episode import OFFICIAL_SIZE, resize
 from universeg_jax.errors import UserError
 from universeg_jax.model import build_model
-from universeg_jax.quality import doubts, reference
+from universeg_jax.quality import Reference, doubts, reference
+from universeg_jax.startup import use_compilation_cache
 from universeg_jax.support import CHOICES, Support, as_grey, choose, make_support
+from universeg_jax.tiles import LOOK, MOST, corners, cut, enlarge, join, shrink, stretch
 
 Array = jax.Array | np.ndarray
 FLIPS = ((False, False), (False, True), (True, False), (True, True))  # of rows, of columns
@@ -36,7 +38,8 @@ class Prediction:
 
     `mask` holds label ids, 0 is background (uint8, or wider where an id needs it); with overlapping labels it is
     [L, ...] of 0/1. `probabilities` is float32, [L, ...] where the support has L > 1 labels. `uncertainty` is the
-    entropy of the averaged probabilities in bits, over one bit where there are several labels.
+    entropy of the averaged probabilities in bits, over one bit where there are several labels. `seen` is what the
+    network was shown of the query: the whole picture, or the slices of a volume.
     """
 
     mask: np.ndarray
@@ -44,6 +47,7 @@ class Prediction:
     uncertainty: np.ndarray
     labels: tuple[int, ...]
     warnings: tuple[str, ...] = ()  # why not to trust it, as in quality.py
+    seen: np.ndarray | None = None  # float32 [N, 128, 128] in [0, 1], preprocessed
 
     def of(self, label: int) -> tuple[np.ndarray, np.ndarray]:
         """(boolean mask, probabilities) of one label."""
@@ -68,8 +72,11 @@ class Options:
     overlap: bool = False  # labels may cover one another: each is cut at 0.5 by itself
     seed: int = 0
     smooth: float = 0.0  # mm: the Gaussian that blurs probabilities across the slices of a volume; 0 does not
+    tiles: int = 0  # times that a second look magnifies, through overlapping tiles of pictures; 0: no second look
 
     def __post_init__(self):
+        if self.tiles and not 2 <= self.tiles <= MOST:
+            raise UserError(f"tiles={self.tiles}: 0, or from 2 to {MOST} times, is needed")
         if not 0 <= self.smooth < np.inf:
             raise UserError(f"smooth={self.smooth}: millimetres, from 0 on, are needed")
         if self.support_size < 1 or self.ensemble < 1:
@@ -92,7 +99,11 @@ class Predictor:
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "Predictor":
-        """From a workdir (its best checkpoint), one checkpoint, or packaged weights by name. Raises CheckpointError."""
+        """From a workdir (its best checkpoint), one checkpoint, or packaged weights by name. Raises CheckpointError.
+
+        From now on this process keeps what it compiles, for later ones (`use_compilation_cache`).
+        """
+        use_compilation_cache()
         return cls(*checkpoints.load(path))
 
     from_pretrained = from_checkpoint
@@ -121,7 +132,8 @@ class Predictor:
         images: arrays [H, W] or [H, W, 3] of any size and intensity, PIL images or files; labels: integer maps of
         their sizes, or files, 0 is background.
         """
-        return self.segmenter(make_support(images, labels), Options(**options))
+        chosen = Options(**options)
+        return self.segmenter(make_support(images, labels, tiles=chosen.tiles), chosen)
 
     def segmenter(self, support: Support, options: Options | None = None) -> "Segmenter":
         """The same for a support set that is prepared already, of volumes too."""
@@ -169,10 +181,16 @@ class Segmenter:
 
     def __init__(self, predictor: Predictor, support: Support, options: Options):
         self.predictor, self.support, self.options = predictor, support, options
+        if options.tiles != (support.closer.times if support.closer else 0):
+            raise UserError(f"tiles={options.tiles}: make the support with the same tiles")
+        self.closer = Segmenter(predictor, support.closer.tiles, replace(options, tiles=0)) if options.tiles else None
         self.images = predictor._resize(support.images[..., None])
         at_size = predictor._resize(support.masks[..., None].astype(np.float32))
         self.masks = (at_size >= 0.5).astype(jnp.uint8)
-        self.known = reference(support)
+
+    @functools.cached_property
+    def known(self) -> Reference:
+        return reference(self.support)
 
     def __call__(self, query: object) -> Prediction:
         """Segments a picture [H, W] or [H, W, 3], PIL image or file, or a `Volume` along its thickest axis."""
@@ -181,12 +199,30 @@ class Segmenter:
         grey = as_grey(query)
         slices = preprocess_image(grey, OFFICIAL_SIZE)[None]
         at_size = self.probabilities(slices)
-        return self._prediction(slices, at_size, np.stack([restore(p, grey.shape) for p in at_size[0]]))
+        found = at_size[0]
+        if self.closer:
+            found = self._look_closer(grey, found)
+            at_size = shrink(found, self.options.tiles)[None]
+        return self._prediction(slices, at_size, np.stack([restore(p, grey.shape) for p in found]))
+
+    def _look_closer(self, grey: np.ndarray, first: np.ndarray) -> np.ndarray:
+        """[L, 128 t, 128 t] of a picture [H, W] and what the first look found, [L, 128, 128]."""
+        times, share = self.options.tiles, self.support.closer.share
+        tiles = stretch(cut(preprocess_image(grey, OFFICIAL_SIZE * times), times))
+        before = enlarge(first, times)
+        found = cut(before, times).swapaxes(0, 1)  # [T, L, 128, 128]
+        matter = np.flatnonzero(found.max((1, 2, 3)) >= LOOK)
+        if len(matter):
+            places = (matter + 0.5) / len(corners(times))
+            found[matter] = share * found[matter] + (1 - share) * self.closer.probabilities(tiles[matter], places)
+        return join(found, times)
 
     def volume(
         self, volume: Volume, axis: int | None = None, window: str = "auto", progress: bool = False
     ) -> Prediction:
         """Segments a volume slice by slice; the mask is on its own grid. `axis` and `window` as in `volume_slices`."""
+        if self.closer:
+            raise ImageError(volume.name, "is a volume, and tiles are for pictures", "leave out --tiles")
         slices, positions, place = volume_slices(volume, OFFICIAL_SIZE, axis, window)
         at_size = self.probabilities(slices, positions, progress)  # [N, L, 128, 128]
         if self.options.smooth:
@@ -196,7 +232,8 @@ class Segmenter:
 
     def _prediction(self, slices: np.ndarray, at_size: np.ndarray, restored: np.ndarray) -> Prediction:
         prediction = combine(restored, self.support.labels, self.options.overlap)
-        return replace(prediction, warnings=doubts(self.known, slices, at_size, self.support.labels))
+        warnings = doubts(self.known, slices, at_size, self.support.labels)
+        return replace(prediction, warnings=warnings, seen=slices)
 
     def probabilities(
         self, queries: np.ndarray, positions: np.ndarray | None = None, progress: bool = False

@@ -18,6 +18,7 @@ from universeg_jax.data.volume_files import read_volume
 from universeg_jax.data.volumes import Volume, mask_slices, slice_axis, volume_slices
 from universeg_jax.episode import OFFICIAL_SIZE
 from universeg_jax.errors import UserError
+from universeg_jax.tiles import THIN, cut, kept, stretch
 
 CHOICES = ("nearest", "random", "diverse")
 SLICES_A_VOLUME = 32  # of each labelled volume, evenly spaced
@@ -35,12 +36,13 @@ class Support:
     names: tuple[str, ...]
     subjects: tuple[str, ...]
     positions: np.ndarray | None = None  # float32 [N] in [0, 1] along the axis of volumes; None for pictures
+    closer: "Closer | None" = None  # what tiles of the same pictures show, where that is wanted
 
     def __len__(self) -> int:
         return len(self.images)
 
     def take(self, rows: Sequence[int]) -> "Support":
-        """The same with these examples alone."""
+        """The same with these examples alone, and without tiles."""
         return Support(
             self.images[rows],
             self.masks[:, rows],
@@ -55,7 +57,18 @@ class Support:
         digest = hashlib.sha256(repr((self.labels, self.images.shape)).encode())
         for array in (self.images, self.masks, self.positions):
             digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+        if self.closer:
+            digest.update(self.closer.tiles.digest().encode())
         return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Closer:
+    """Examples for a second look, as tiles.py has it."""
+
+    times: int  # magnification
+    tiles: Support  # those with something marked; a position is the tile's place among all, in its own order
+    share: float  # of the first look in the answer
 
 
 def make_support(
@@ -63,10 +76,12 @@ def make_support(
     labels: Sequence[object],
     names: Sequence[str] = (),
     subjects: Sequence[str] = (),
+    tiles: int = 0,
 ) -> Support:
     """From pictures [H, W] or [H, W, 3] of any size, or files, and label maps of their sizes, 0 = background.
 
-    Raises UserError, and ImageError for a file.
+    `tiles`: times by which parts of them are magnified too, for `Options.tiles`; 0 for none. Raises UserError, and
+    ImageError for a file.
     """
     if len(images) == 0 or len(images) != len(labels):
         raise UserError(f"{len(images)} support images and {len(labels)} labels: one label for each image is needed")
@@ -80,13 +95,41 @@ def make_support(
     if not ids:
         raise UserError("every support label is empty: at least one must mark something (ids above 0)")
     names = tuple(names) or tuple(str(i) for i in range(len(greys)))
-    return Support(
+    support = Support(
         np.stack([preprocess_image(grey, OFFICIAL_SIZE) for grey in greys]),
         np.stack([[preprocess_mask(label == i, OFFICIAL_SIZE) for label in maps] for i in ids]),
         tuple(ids),
         names,
         tuple(subjects) or names,
     )
+    return replace(support, closer=_look_closer(support, greys, maps, tiles)) if tiles else support
+
+
+def _look_closer(support: Support, greys: Sequence[np.ndarray], maps: Sequence[np.ndarray], times: int) -> Closer:
+    size = OFFICIAL_SIZE * times
+    # Picture by picture: all of them at full size at once would take times² the memory of the tiles that are kept.
+    images, masks, names, subjects, places, left = [], [], [], [], [], []
+    for grey, label, name, subject, first in zip(
+        greys, maps, support.names, support.subjects, support.masks.swapaxes(0, 1), strict=True
+    ):
+        whole = np.stack([preprocess_mask(label == i, size) for i in support.labels])
+        of_masks = cut(whole, times)  # [L, T, 128, 128]
+        rows = np.flatnonzero(of_masks.any((0, 2, 3)))
+        images.append(stretch(cut(preprocess_image(grey, size), times)[rows]))
+        masks.append(of_masks[:, rows])
+        names += [f"{name}, tile {row}" for row in rows]
+        subjects += [subject] * len(rows)
+        places.append((rows + 0.5) / of_masks.shape[1])
+        left += [kept(*pair) for pair in zip(first, whole, strict=True) if pair[1].any()]
+    tiles = Support(
+        np.concatenate(images),
+        np.concatenate(masks, 1),
+        support.labels,
+        tuple(names),
+        tuple(subjects),
+        np.concatenate(places).astype(np.float32),
+    )
+    return Closer(times, tiles, 0.5 if np.median(left) >= THIN else 0.0)
 
 
 def check_not_exchanged(name: str, image: np.ndarray, label: np.ndarray) -> None:
@@ -99,16 +142,18 @@ def check_not_exchanged(name: str, image: np.ndarray, label: np.ndarray) -> None
         )
 
 
-def read_support_folder(path: str | Path, label: int | None = None, axis: int | None = None) -> Support:
+def read_support_folder(path: str | Path, label: int | None = None, axis: int | None = None, tiles: int = 0) -> Support:
     """A folder as data/folder.py reads it, of pictures or of volumes, of which slices are taken. Raises UserError.
 
-    `label`: this id alone. `axis`: of volumes; default: the acquired planes of the first.
+    `label`: this id alone. `axis`: of volumes; default: the acquired planes of the first. `tiles` as in `make_support`.
     """
     cases = read_folder(path).cases
     if not any(case.volume for case in cases):
         images, labels, names = read_support(path, label)
-        support = make_support(images, labels, names, [case.subject for case in cases])
-        return support if label is None else replace(support, labels=(label,))
+        support = make_support(images, labels, names, [case.subject for case in cases], tiles)
+        return support if label is None else _renamed(support, label)
+    if tiles:
+        raise UserError(f"{path} holds volumes, and tiles are for pictures: leave out --tiles")
     if pictures := [case.image for case in cases if not case.volume]:
         raise UserError(f"{pictures[0]} is a picture among volumes: keep one kind in a support folder")
     pairs = [_volume_with_label(case) for case in cases]
@@ -126,6 +171,12 @@ def read_support_folder(path: str | Path, label: int | None = None, axis: int | 
         sum((p.subjects for p in parts), ()),
         np.concatenate([p.positions for p in parts]),
     )
+
+
+def _renamed(support: Support, label: int) -> Support:
+    """A support of one label, with this id."""
+    closer = support.closer and replace(support.closer, tiles=_renamed(support.closer.tiles, label))
+    return replace(support, labels=(label,), closer=closer)
 
 
 def _volume_with_label(case: Case) -> tuple[Volume, Volume]:

@@ -24,6 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--flips", action="store_true", help="average over flips: four times the time")
     parser.add_argument("--overlap", action="store_true", help="labels may cover one another: a mask file each")
+    parser.add_argument(
+        "--tiles",
+        type=int,
+        default=0,
+        metavar="TIMES",
+        help="look again through tiles, magnified 2 times or more: for small and thin structures",
+    )
     parser.add_argument("--axis", choices=AXES, help="of volumes, along which they are cut (default: the thickest)")
     parser.add_argument("--smooth", type=float, default=0.0, metavar="MM", help="blur across the slices of volumes")
     parser.add_argument("--dicom_seg", action="store_true", help="a DICOM series has a DICOM-SEG, not a NIfTI")
@@ -41,8 +48,10 @@ def run(args: argparse.Namespace) -> int:
 
     use_compilation_cache()
     axis = AXES.index(args.axis) if args.axis else None
-    options = Options(args.support_size, args.ensemble, args.choose, args.flips, args.overlap, smooth=args.smooth)
-    support = read_support_folder(args.support, args.label, axis)
+    options = Options(
+        args.support_size, args.ensemble, args.choose, args.flips, args.overlap, smooth=args.smooth, tiles=args.tiles
+    )
+    support = read_support_folder(args.support, args.label, axis, args.tiles)
     segmenter = Predictor.from_checkpoint(args.checkpoint).segmenter(support, options)
     try:
         names = read_folder(args.support).labels if args.dicom_seg else None
