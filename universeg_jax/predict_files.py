@@ -1,19 +1,22 @@
 """Files in, masks out: queries in any format that is read, masks in their geometry, a line in predictions.csv each.
 
 A mask appears whole or not at all, an input is never overwritten, and a job that stopped goes on where it was. With
-`jobs` several processes do what one does, file by file; the first one alone writes predictions.csv.
+`jobs` several processes do what one does, file by file, with `beam` the workers of a pipeline (predict_fleet.py); the
+first process alone writes predictions.csv.
 """
 
 import contextlib
 import csv
+import functools
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
@@ -41,12 +44,13 @@ from universeg_jax.data.volumes import Volume, plane, slice_axis
 from universeg_jax.dicom_seg import require_highdicom, write_dicom_seg
 from universeg_jax.errors import UserError
 from universeg_jax.predictor import Options, Prediction, Predictor, Segmenter
-from universeg_jax.reporting import read_json, write_json
+from universeg_jax.reporting import read_json, read_json_lines, write_json
 from universeg_jax.startup import use_compilation_cache
 from universeg_jax.support import Support
 from universeg_jax.weights import params_hash
 
 COLUMNS = ("query", "mask", "label", "size", "unit", "confidence", "warnings")
+PARTS = ".parts"  # of `out`: what workers of a pipeline did that predictions.csv does not tell yet
 COLOURS = ((230, 60, 60), (60, 160, 240), (70, 200, 90), (240, 190, 40), (190, 90, 220), (60, 210, 210))
 
 
@@ -92,26 +96,38 @@ def predict_files(
     overwrite: bool = False,
     jobs: int = 1,
     dicom_seg: Mapping[int, str] | None = None,
+    beam: Sequence[str] | None = None,
 ) -> int:
     """Writes <out>/<name>.* for every query, and <out>/predictions.csv; the exit code says if all were read.
 
     Masks of an earlier call with the same support, weights and options stay and are not made again. `jobs`: processes.
-    `dicom_seg`: names of labels; a DICOM series then has a DICOM-SEG. Raises UserError before the first prediction
-    where a mask would overwrite an input, or `out` cannot be written or holds others; later where the disk is full.
+    `dicom_seg`: names of labels; a DICOM series then has a DICOM-SEG. `beam`: options of a Beam pipeline; without any,
+    of `jobs` processes here. Raises UserError before the first prediction where a mask would overwrite an input, or
+    `out` cannot be written or holds others; later where the disk is full.
     """
     if jobs < 1:
         raise UserError(f"jobs={jobs}: at least one process is needed")
     if dicom_seg is not None:
         require_highdicom()
+    if beam is not None:
+        _require_beam()
     out, files = Path(out), find_queries(queries)
     labels, overlap = segmenter.support.labels, segmenter.options.overlap
     targets = {file: targets_of(file, out, labels, overlap, dicom_seg is not None) for file in files}
     _check_targets(targets)
     _open_out(out, segmenter, axis, overwrite)
     told = _told(out / "predictions.csv")
+    for _, rows in _left_by_workers(out):
+        if not isinstance(rows, str) and rows[0]["mask"] not in told:
+            _append(out / "predictions.csv", rows)
+            told |= {row["mask"] for row in rows}
+    _forget_workers(out)
     todo = [f for f in files if overwrite or not all(t.exists() and t.name in told for t in targets[f])]
     work = [(file, targets[file], axis, overlay, dicom_seg) for file in todo]
-    done = (_try_file(segmenter, *task) for task in work) if jobs == 1 else in_processes(segmenter, work, jobs)
+    if beam is not None:
+        done = by_beam(segmenter, work, out, beam, jobs)
+    else:
+        done = (_try_file(segmenter, *task) for task in work) if jobs == 1 else in_processes(segmenter, work, jobs)
     failed = 0
     try:
         for file, rows in tqdm(done, desc="predict", unit="file", total=len(todo), disable=len(todo) < 4):
@@ -127,6 +143,7 @@ def predict_files(
         raise UserError(
             f"stopped: {why}; finished masks are in {out}: make room, and start the same command again"
         ) from error
+    _forget_workers(out)
     there = f", {len(files) - len(todo)} were there already" if len(todo) < len(files) else ""
     print(f"{len(todo) - failed} masks in {out}{there}" + (f", {failed} files could not be read" if failed else ""))
     return int(failed > 0)
@@ -146,9 +163,8 @@ def _try_file(segmenter: Segmenter, file: Path, *task: Any) -> Done:
 
 def in_processes(segmenter: Segmenter, work: Iterable[Task], jobs: int) -> Iterator[Done]:
     """The same by several processes, in the order in which files are done; a few at a time are handed out."""
-    predictor = segmenter.predictor
-    start = (jax.device_get(predictor.params), predictor.config.to_json(), segmenter.support, segmenter.options)
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker, start)
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, spawn, _start_worker, (_how_to_make(segmenter),))
     waiting: set[Future] = set()
     try:
         for task in work:
@@ -161,11 +177,52 @@ def in_processes(segmenter: Segmenter, work: Iterable[Task], jobs: int) -> Itera
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker(params: Any, config: str, support: Support, options: Options) -> None:
+def by_beam(segmenter: Segmenter, work: Iterable[Task], out: Path, options: Sequence[str], jobs: int) -> Iterator[Done]:
+    """The same by the workers of a Beam pipeline, once all of them are done."""
+    from universeg_jax.predict_fleet import run_pipeline
+
+    run_pipeline(_try_file, _how_to_make(segmenter), work, out / PARTS, options, jobs)
+    yield from _left_by_workers(out)
+
+
+def _require_beam() -> None:
+    try:
+        import apache_beam  # noqa: F401
+    except ImportError as error:
+        raise UserError("--beam needs Apache Beam: pip install 'universeg_jax[beam]'") from error
+
+
+def _left_by_workers(out: Path) -> Iterator[Done]:
+    """Each file once, as workers may be told to do one again."""
+    seen = set()
+    for part in sorted((out / PARTS).glob("*.jsonl")):
+        for file, rows in read_json_lines(part):
+            if file not in seen:
+                seen.add(file)
+                yield Path(file), rows
+
+
+def _forget_workers(out: Path) -> None:
+    if (out / PARTS).exists():
+        shutil.rmtree(out / PARTS)
+
+
+def _how_to_make(segmenter: Segmenter) -> Callable[[], Segmenter]:
+    """A function for another process: programs are compiled there."""
+    predictor = segmenter.predictor
+    start = (jax.device_get(predictor.params), predictor.config.to_json(), segmenter.support, segmenter.options)
+    return functools.partial(_make_segmenter, *start)
+
+
+def _make_segmenter(params: Any, config: str, support: Support, options: Options) -> Segmenter:
+    use_compilation_cache()
+    return Predictor(params, ConfigDict(json.loads(config))).segmenter(support, options)
+
+
+def _start_worker(make_segmenter: Callable[[], Segmenter]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the file at hand is finished
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    use_compilation_cache()
-    _WORKER.append(Predictor(params, ConfigDict(json.loads(config))).segmenter(support, options))
+    _WORKER.append(make_segmenter())
 
 
 def _end_with_parent() -> None:

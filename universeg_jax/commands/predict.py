@@ -1,6 +1,7 @@
 """Segment pictures and volumes by example: masks of label ids in each query's own format and geometry."""
 
 import argparse
+import shlex
 
 EXAMPLE = "universeg predict --support my_scans --queries new_scans --out masks --overlay"
 AXES = ("sagittal", "coronal", "axial")
@@ -35,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--smooth", type=float, default=0.0, metavar="MM", help="blur across the slices of volumes")
     parser.add_argument("--dicom_seg", action="store_true", help="a DICOM series has a DICOM-SEG, not a NIfTI")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time (default: %(default)s)")
+    parser.add_argument(
+        "--beam",
+        nargs="?",
+        const="",
+        metavar="OPTIONS",
+        help="by Apache Beam, with its own options in one argument; without them in JOBS processes here",
+    )
     parser.add_argument("--overlay", action="store_true", help="also draw the outlines, <name>_overlay.png")
     parser.add_argument("--overwrite", action="store_true", help="make again what is there")
 
@@ -43,10 +51,8 @@ def run(args: argparse.Namespace) -> int:
     from universeg_jax.data.folder import read_folder
     from universeg_jax.predict_files import predict_files
     from universeg_jax.predictor import Options, Predictor
-    from universeg_jax.startup import use_compilation_cache
     from universeg_jax.support import read_support_folder
 
-    use_compilation_cache()
     axis = AXES.index(args.axis) if args.axis else None
     options = Options(
         args.support_size, args.ensemble, args.choose, args.flips, args.overlap, smooth=args.smooth, tiles=args.tiles
@@ -55,7 +61,10 @@ def run(args: argparse.Namespace) -> int:
     segmenter = Predictor.from_checkpoint(args.checkpoint).segmenter(support, options)
     try:
         names = read_folder(args.support).labels if args.dicom_seg else None
-        return predict_files(segmenter, args.queries, args.out, axis, args.overlay, args.overwrite, args.jobs, names)
+        beam = None if args.beam is None else shlex.split(args.beam)
+        return predict_files(
+            segmenter, args.queries, args.out, axis, args.overlay, args.overwrite, args.jobs, names, beam
+        )
     except KeyboardInterrupt:
         print(f"stopped; finished masks are in {args.out}, and the same command goes on from there")
         return 130
