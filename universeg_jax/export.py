@@ -26,6 +26,12 @@ from universeg_jax.predictor import Predictor
 from universeg_jax.run_exported import ExportedModel
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+INPUTS = {
+    "query_image": "float32 [B, image_size, image_size, 1] in [0, 1]",
+    "support_images": "float32 [B, S, image_size, image_size, 1] in [0, 1]",
+    "support_labels": "float32 0/1, as support_images",
+    "support_mask": "float32 [B, S]: 1 for an entry, 0 for padding",
+}
 PREPROCESSING = {
     "size": OFFICIAL_SIZE,
     "steps": [
@@ -50,12 +56,7 @@ def export_checkpoint(checkpoint: str | Path, out: str | Path) -> str:
     meta = {
         "format": run_exported.FORMAT,
         "image_size": predictor.config.image_size,
-        "inputs": {
-            "query_image": "float32 [B, image_size, image_size, 1] in [0, 1]",
-            "support_images": "float32 [B, S, image_size, image_size, 1] in [0, 1]",
-            "support_labels": "float32 0/1, as support_images",
-            "support_mask": "float32 [B, S]: 1 for an entry, 0 for padding",
-        },
+        "inputs": INPUTS,
         "output": "logits float32 [B, image_size, image_size, 1]",
         "preprocessing": PREPROCESSING,
         "platforms": PLATFORMS,

@@ -1,4 +1,4 @@
-"""Write a checkpoint as one file that runs with jax and NumPy alone, on CPU, CUDA and TPU."""
+"""Write a checkpoint as one file that runs with jax and NumPy alone, on CPU, CUDA and TPU; or as ONNX."""
 
 import argparse
 
@@ -7,11 +7,17 @@ EXAMPLE = "universeg export --checkpoint runs/mine --out model.zip"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", default="small", help="a workdir of train.py, or one of its checkpoints")
-    parser.add_argument("--out", required=True, help="a new file")
+    parser.add_argument("--out", required=True, help="a new file; one that ends with .onnx is ONNX")
+    parser.add_argument("--support_size", type=int, default=16, help="of ONNX, most examples (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
-    from universeg_jax.export import export_checkpoint
+    if args.out.endswith(".onnx"):
+        from universeg_jax.export_onnx import export_onnx
 
-    print(export_checkpoint(args.checkpoint, args.out))
+        print(export_onnx(args.checkpoint, args.out, args.support_size))
+    else:
+        from universeg_jax.export import export_checkpoint
+
+        print(export_checkpoint(args.checkpoint, args.out))
     return 0
