@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks.check import spoil
 from tests.fixtures import disc, tiny_config, write_folder
@@ -129,6 +130,13 @@ def test_the_command_on_a_folder(tmp_path, capsys):
     assert [e["name"] for e in result["examples"]] == [f"p{i}_0" for i in range(5)]
     assert [c["support_size"] for c in result["curve"]] == [1, 2, 4]
     assert (tmp_path / "a.html").read_text().count("<figure>") == 5
+    Image.fromarray(np.ones((9, 7), np.uint8)).save(folder / "labels" / "p3_0.png")
+    (folder / "images" / "p4_0.png").write_bytes(b"broken")
+    assert main([*arguments, "--json", str(tmp_path / "a.json")]) == 0
+    assert "p3_0: unusable: " in capsys.readouterr().out
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert [f["example"] for f in result["findings"] if f["kind"] == "unusable"] == ["p3_0", "p4_0"]
+    assert len(result["examples"]) == 3
     for part in ("images", "labels"):
         for i in range(1, 5):
             (folder / part / f"p{i}_0.png").unlink()

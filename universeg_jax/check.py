@@ -7,7 +7,7 @@ labels of the other examples; what fits best says which mistake it is likely to 
 
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -44,12 +44,17 @@ class Finding:
 
 
 def check(
-    predictor: Predictor, support: Support, support_size: int = 64, thorough: bool = True, progress: bool = False
+    predictor: Predictor,
+    support: Support,
+    support_size: int = 64,
+    thorough: bool = True,
+    progress: bool = False,
+    unusable: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """{"dice", "ci_low", "ci_high", "examples": [...], "findings": [...], "curve": [...]}; Dice in [0, 1].
 
-    `thorough`: also each example's influence and the learning curve, twenty times the work. Raises UserError for
-    fewer than two examples.
+    `thorough`: also each example's influence and the learning curve, twenty times the work. `unusable`: cases that
+    are not in the support, and why. Raises UserError for fewer than two examples.
     """
     if len(support) < 2:
         raise UserError(f"{len(support)} example: at least two are needed to hold one against the others")
@@ -61,6 +66,7 @@ def check(
     probabilities = segmenter.by_rows(support.images, draw(others, size, 1, rng), progress)
     dice = scores(probabilities, support)
     findings = [
+        *(Finding(name, "unusable", why) for name, why in (unusable or {}).items()),
         *find_sets(support),
         *find_duplicates(support),
         *find_odd(support),

@@ -132,12 +132,12 @@ def predict_files(
     try:
         for file, rows in tqdm(done, desc="predict", unit="file", total=len(todo), disable=len(todo) < 4):
             if isinstance(rows, str):
-                print(f"skipped: {rows}", file=sys.stderr)
+                tqdm.write(f"skipped: {rows}", file=sys.stderr)  # on a line of its own, not behind the bar
                 failed += 1
                 continue
             _append(out / "predictions.csv", rows)
             for warning in sorted({row["warnings"] for row in rows} - {""}):
-                print(f"{file}: {warning}", file=sys.stderr)
+                tqdm.write(f"{file}: {warning}", file=sys.stderr)
     except (OSError, BrokenProcessPool) as error:
         why = getattr(error, "strerror", None) or error
         raise UserError(

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from universeg_jax.data.cases import Case, check_inside, class_masks, read_label_on
-from universeg_jax.data.folder import read_folder, read_support
+from universeg_jax.data.folder import read_each, read_folder, read_support
 from universeg_jax.data.images import preprocess_image, preprocess_mask, read_image, read_label, to_grey
 from universeg_jax.data.volume_files import read_volume
 from universeg_jax.data.volumes import Volume, mask_slices, slice_axis, volume_slices
@@ -142,21 +142,30 @@ def check_not_exchanged(name: str, image: np.ndarray, label: np.ndarray) -> None
         )
 
 
-def read_support_folder(path: str | Path, label: int | None = None, axis: int | None = None, tiles: int = 0) -> Support:
+def read_support_folder(
+    path: str | Path,
+    label: int | None = None,
+    axis: int | None = None,
+    tiles: int = 0,
+    unusable: dict[str, str] | None = None,
+) -> Support:
     """A folder as data/folder.py reads it, of pictures or of volumes, of which slices are taken. Raises UserError.
 
     `label`: this id alone. `axis`: of volumes; default: the acquired planes of the first. `tiles` as in `make_support`.
+    `unusable`: gets names of cases that cannot be used, and why; otherwise the first one is raised.
     """
     cases = read_folder(path).cases
     if not any(case.volume for case in cases):
-        images, labels, names = read_support(path, label)
-        support = make_support(images, labels, names, [case.subject for case in cases], tiles)
+        images, labels, names = read_support(path, label, unusable)
+        subjects = {case.name: case.subject for case in cases}
+        support = make_support(images, labels, names, [subjects[name] for name in names], tiles)
         return support if label is None else _renamed(support, label)
     if tiles:
         raise UserError(f"{path} holds volumes, and tiles are for pictures: leave out --tiles")
     if pictures := [case.image for case in cases if not case.volume]:
         raise UserError(f"{pictures[0]} is a picture among volumes: keep one kind in a support folder")
-    pairs = [_volume_with_label(case) for case in cases]
+    read = read_each(cases, _volume_with_label, unusable)
+    cases, pairs = [case for case in cases if case.name in read], list(read.values())
     axis = slice_axis(pairs[0][0]) if axis is None else axis
     ids = sorted({int(i) for _, ids in pairs for i in np.unique(ids.data)} - {0})
     if label not in (None, *ids):

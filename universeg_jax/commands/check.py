@@ -20,12 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from universeg_jax.check import as_page, as_text, check
     from universeg_jax.predictor import Predictor
-    from universeg_jax.startup import use_compilation_cache
     from universeg_jax.support import read_support_folder
 
-    use_compilation_cache()
-    support = read_support_folder(args.support, args.label)
-    result = check(Predictor.from_checkpoint(args.checkpoint), support, progress=True)
+    unusable: dict[str, str] = {}
+    support = read_support_folder(args.support, args.label, unusable=unusable)
+    result = check(Predictor.from_checkpoint(args.checkpoint), support, progress=True, unusable=unusable)
     print(as_text(result))
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=2) + "\n")

@@ -6,8 +6,9 @@ the background. Hidden files and other inner folders are passed over; files of o
 `Folder.ignored`. Folders of nnU-Net and of the Medical Segmentation Decathlon are recognised (layouts.py).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,25 +62,41 @@ def read_folder(path: str | Path, size: int = 128) -> Folder:
     )
 
 
-def read_support(path: str | Path, label: int | None = None) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
+def read_support(
+    path: str | Path, label: int | None = None, unusable: dict[str, str] | None = None
+) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
     """(images float32 [H, W], label maps int32 [H, W], names) of a support folder; with `label` that id alone, as 1.
 
     Raises FolderError, also where `label` never occurs, and ImageError for a file that cannot be used: of a support set
-    nothing is left out.
+    nothing is left out, but where `unusable` is given, which then gets names and why.
     """
     folder = read_folder(path)
     for case in folder.cases:
         if case.volume:
             raise FolderError(f"{case.image} is a volume; a support set holds pictures: save the slices that you label")
-    pairs = [read_pair(case) for case in folder.cases]
-    names = [case.name for case in folder.cases]
-    images, labels = [image for image, _ in pairs], [ids for _, ids in pairs]
+    pairs = read_each(folder.cases, read_pair, unusable)
+    names, images, labels = list(pairs), [image for image, _ in pairs.values()], [ids for _, ids in pairs.values()]
     if label is not None:
         found = sorted({int(i) for ids in labels for i in np.unique(ids)} - {0})
         if label not in found:
             raise FolderError(f"{path}: label {label} never occurs; the ids there are {found}")
         labels = [(ids == label).astype(np.int32) for ids in labels]
     return images, labels, names
+
+
+def read_each(cases: Iterable[Case], read: Callable[[Case], Any], unusable: dict[str, str] | None) -> dict[str, Any]:
+    """Name → what was read of a case. Raises ImageError, or tells `unusable` of it where that is given."""
+    found = {}
+    for case in cases:
+        try:
+            found[case.name] = read(case)
+        except ImageError as error:
+            if unusable is None:
+                raise
+            unusable[case.name] = str(error)
+    if not found:
+        raise FolderError(f"no case of the folder can be used: {next(iter(unusable.values()))}")
+    return found
 
 
 def list_images(path: str | Path) -> list[Path]:
