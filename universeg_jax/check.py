@@ -26,7 +26,8 @@ SAME = 0.004  # mean absolute difference of two pictures in [0, 1] below which t
 ODD = 6.0  # times the usual distance (median of the nearest ones) of grey values
 FEW_SUBJECTS = 5
 MISFIT = 0.75  # a label fits badly below this share of the median overlap,
-SPREADS = 3.0  # and without an explanation only where it is so many robust standard deviations below the median
+SPREADS = 3.0  # and without an explanation only where it is so many robust standard deviations below the median,
+UNEXPLAINED = 0.6  # and below this share of it: a slice at an organ's end is rare, not wrong
 ALIKE = 0.98  # Dice of two labels of different pictures from which one is taken for a copy
 GAIN = 0.15  # in Dice, by which another explanation must be better
 SHIFT = 0.06  # of the side: a smaller one is not called a shift
@@ -217,7 +218,8 @@ def _mistake(
     if value >= fit + GAIN:
         return kind, f"{message} {expected}"
     spread = 1.4826 * np.median(np.abs(fits[j][support.masks[j].any((1, 2))] - typical[j]))
-    return ("misfit", f"does not fit what the others find {expected}") if fit < typical[j] - SPREADS * spread else None
+    limit = min(typical[j] - SPREADS * spread, UNEXPLAINED * typical[j])
+    return ("misfit", f"does not fit what the others find {expected}") if fit < limit else None
 
 
 def best_shift(p: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, float]:
