@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests.fixtures import build_discs, tiny_config
 from universeg_jax import checkpoints, evaluation, training, weights
-from universeg_jax.configuration import ConfigError, check_resumable, to_dict
+from universeg_jax.configuration import ConfigError, to_dict
 from universeg_jax.data.episodes import Batch, batches, make_sampler
 from universeg_jax.data.tasks import task_table
 from universeg_jax.episode import Episode, to_device_floats
@@ -160,11 +160,6 @@ def test_a_run_of_superpixels_alone_needs_no_label_but_data(data_dir, tmp_path):
         training.train_and_evaluate(tiny_config(tmp_path / "empty", kinds=config.kinds), tmp_path / "none")
 
 
-def rows_without_times(workdir):
-    rows = read_json_lines(workdir / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if k not in ("time", "seconds_waiting")} for row in rows]
-
-
 def test_a_run_leaves_what_it_promises_and_stopping_changes_nothing(data_dir, tmp_path):
     config = tiny_config(data_dir, ema_decay=0.9)
     whole = training.train_and_evaluate(config, tmp_path / "whole")
@@ -205,90 +200,6 @@ def test_starting_from_a_checkpoint_takes_its_parameters_and_lineage(data_dir, t
     assert_trees_equal(jax.device_get(child.params), parent, atol=0)
     record = checkpoints.read_metadata(checkpoints.resolve(tmp_path / "child"))["lineage"]
     assert record["parents"] == [weights.params_hash(parent)]
-
-
-CHILD = """
-import sys
-sys.path.insert(0, {root!r})
-from absl import flags
-flags.FLAGS.mark_as_parsed()
-from tests.fixtures import tiny_config
-from universeg_jax.training import train_and_evaluate
-train_and_evaluate(tiny_config({data!r}, num_steps={steps}, eval_every=4), {workdir!r})
-"""
-
-
-def start(data_dir, workdir, count):
-    code = CHILD.format(root=str(ROOT), data=str(data_dir), workdir=str(workdir), steps=count)
-    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-
-
-def kill_and_compare(data_dir, tmp_path, delays, sig=signal.SIGKILL, count=40):
-    """Ends in the same parameters and lines, bit for bit, as a run that nobody killed."""
-    whole = start(data_dir, tmp_path / "whole", count)
-    assert whole.wait(120) == 0, whole.stderr.read()
-    for delay in delays:
-        process = start(data_dir, tmp_path / "killed", count)
-        wait_for_steps(process, tmp_path / "killed", delay)
-        process.send_signal(sig)
-        process.wait(60)
-    last = start(data_dir, tmp_path / "killed", count)
-    assert last.wait(120) == 0, last.stderr.read()
-    abstract = init_params(build_model(tiny_config().model), 0)
-    ends = [
-        checkpoints.load_params(tmp_path / name / "checkpoints" / str(count), abstract) for name in ("whole", "killed")
-    ]
-    jax.tree.map(np.testing.assert_array_equal, *ends)
-    assert rows_without_times(tmp_path / "killed") == rows_without_times(tmp_path / "whole")
-    logs = [read_json_lines(tmp_path / name / "eval" / "metrics.jsonl") for name in ("whole", "killed")]
-    assert logs[0] == logs[1]
-
-
-def wait_for_steps(process, workdir, steps_or_seconds):
-    """An int waits until so many more steps are logged, a float sleeps so many seconds."""
-    if isinstance(steps_or_seconds, float):
-        time.sleep(steps_or_seconds)
-        return
-    log, deadline = workdir / "metrics.jsonl", time.time() + 100
-    target = len(read_json_lines(log)) + steps_or_seconds
-    while process.poll() is None and time.time() < deadline and len(read_json_lines(log)) < target:
-        time.sleep(0.02)
-
-
-def test_a_killed_run_ends_as_one_that_was_not(data_dir, tmp_path):
-    kill_and_compare(data_dir, tmp_path, [1.0, 5, 13])
-
-
-@pytest.mark.slow
-def test_a_run_killed_at_twenty_random_instants(data_dir, tmp_path):
-    rng = np.random.default_rng(int(os.environ.get("KILL_SEED", "0")))
-    kill_and_compare(data_dir, tmp_path, [float(x) for x in rng.uniform(1, 14, 20)], count=400)
-
-
-def test_sigterm_saves_and_ends_with_code_0(data_dir, tmp_path):
-    process = start(data_dir, tmp_path, 100_000)
-    wait_for_steps(process, tmp_path, 5)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
-    logged = len(read_json_lines(tmp_path / "metrics.jsonl"))
-    assert max(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == logged
-
-
-FULL_DISK = """
-import resource, signal
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))  # bytes a file: room for logs, none for a checkpoint
-"""
-
-
-def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(data_dir, tmp_path):
-    training.train_and_evaluate(tiny_config(data_dir, num_steps=2), tmp_path)
-    code = FULL_DISK + CHILD.format(root=str(ROOT), data=str(data_dir), workdir=str(tmp_path), steps=40)
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
-    assert ended.returncode == 1
-    assert re.search(r"CheckpointError: no checkpoint could be written.*the last good one is of step 2", ended.stderr)
-    again = training.train_and_evaluate(tiny_config(data_dir, num_steps=4), tmp_path)  # there is room again
-    assert int(again.step) == 4
 
 
 def test_profile_writes_a_trace(data_dir, tmp_path):
@@ -470,13 +381,3 @@ def test_a_torn_last_line_and_later_steps_are_dropped(tmp_path):
     assert read_json_lines(path) == [{"step": 0}, {"step": 1}, {"step": 2, "again": True}]
     write_json(tmp_path / "deep" / "x.json", {"a": 1})
     assert read_json(tmp_path / "deep" / "x.json") == {"a": 1}
-
-
-def test_a_run_from_before_a_field_was_added_is_resumed():
-    new = to_dict(tiny_config())
-    old = to_dict(tiny_config())
-    del old["model"]["name"], old["model"]["stride"]
-    check_resumable(old, new, Path("run"))
-    new["model"]["name"] = "senet"
-    with pytest.raises(ConfigError, match=r"config.model.name: 'universeg' there, 'senet' given"):
-        check_resumable(old, new, Path("run"))

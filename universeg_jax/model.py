@@ -477,4 +477,7 @@ def init_params(model: nn.Module, seed: int) -> Any:
     """Kaiming-normal kernels and zero biases, a pure function of the seed."""
     image = jnp.zeros((1, 2 ** len(model.encoder_blocks), 2 ** len(model.encoder_blocks), 1))
     key = jax.random.key(seed, impl="threefry2x32")
-    return jax.jit(model.init)(key, image, image[None], image[None])["params"]
+    # Its many small programs of random bits take a CPU ten times as long to compile as they should, and give the same
+    # bits with less effort.
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    return jax.jit(model.init, compiler_options=options)(key, image, image[None], image[None])["params"]
