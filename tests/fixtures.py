@@ -10,7 +10,6 @@ from configs import default
 from universeg_jax.data.builder import build
 from universeg_jax.data.dataset import SLICINGS, Dataset, DatasetMeta, Example, Index, open_dataset
 
-
 LIGHT = ("noise", "flip_intensities")  # the augmentation that a tiny config has
 
 

@@ -27,11 +27,14 @@ def announce_phases() -> None:
     """Has the process print "compiling", "evaluating" and "saving STEP" where these begin, and "-" where they end."""
     from universeg_jax import training, validation
 
+    def tell(what):
+        print(f"\n{what}", flush=True)  # the progress line is left open
+
     def around(function, name):
         def announced(*args, **kwargs):
-            print(name, flush=True)
+            tell(name)
             result = function(*args, **kwargs)
-            print("-", flush=True)
+            tell("-")
             return result
 
         return announced
@@ -44,7 +47,7 @@ def announce_phases() -> None:
         return lambda *args: (calls.pop() if calls else run)(*args)
 
     def saving(checkpointer, step, *args):
-        print(f"saving {step}", flush=True)  # it ends in the background, where the directory gets its name
+        tell(f"saving {step}")  # it ends in the background, where the directory gets its name
         save(checkpointer, step, *args)
 
     training.pmap_step = compiling

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.fixtures import build_discs, tiny_config
-from tests.processes import ROOT, params_at, rows_without_times, start, steps_saved, wait_for_step, write_config
+from tests.processes import params_at, rows_without_times, start, steps_saved, wait_for_step, write_config
 from universeg_jax import training
 from universeg_jax.reporting import read_json_lines
 
@@ -45,7 +45,7 @@ def kill(config, workdir, phase, delay):
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     said += process.communicate()[0].splitlines()
-    marks = [line for line in said if line == "-" or line.split()[0] in WITHIN] or ["starting"]
+    marks = [line for line in said if line.startswith(("-", *WITHIN))] or ["starting"]
     steps, saved = len(read_json_lines(workdir / "metrics.jsonl")), steps_saved(workdir) if workdir.exists() else []
     unfinished = [p.name for p in (workdir / "checkpoints").glob("*tmp*")]
     if phase == "saving":
@@ -70,7 +70,8 @@ def kill_and_compare(data_dir, tmp_path, phases, num_steps, seed=0):
         told = "its start" if phase == "anywhere" else f"{phase} began"
         print(f"kill {number}, {delay:.3f} s after {told}: {instant}", flush=True)
     last = start(config, tmp_path / "killed")
-    assert last.wait(100) == 0, last.stdout.read()
+    said = last.communicate(timeout=300)[0]
+    assert last.returncode == 0, said
     training.train_and_evaluate(tiny_config(data_dir, num_steps=num_steps, **RUN), tmp_path / "whole")
     ends = [params_at(tmp_path / name, num_steps) for name in ("whole", "killed")]
     jax.tree.map(np.testing.assert_array_equal, *ends)
@@ -114,9 +115,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(data_dir, tmp_path):
     process = start(config, tmp_path / "run")
     said = process.communicate(timeout=100)[0]
     assert process.returncode == 1
-    assert f"train.py: {tmp_path / 'run'} could not be written to" in said
-    assert "the last good checkpoint is of step 2: make room there and start the same command again" in said
-    assert "Traceback" not in said
+    said = said.splitlines()[-1]
+    assert said.startswith(f"train.py: {tmp_path / 'run'} could not be written to")
+    assert said.endswith("the last good checkpoint is of step 2: make room there and start the same command again")
     again = training.train_and_evaluate(tiny_config(data_dir, num_steps=4), tmp_path / "run")  # there is room again
     assert int(again.step) == 4
 
@@ -128,7 +129,3 @@ def test_a_log_on_a_full_disk_ends_the_run_in_the_same_way(data_dir, tmp_path, m
     monkeypatch.setattr("universeg_jax.reporting.JsonLines.write", full)
     with pytest.raises(training.checkpoints.CheckpointError, match="No space left on device.*no step yet"):
         training.train_and_evaluate(tiny_config(data_dir), tmp_path)
-
-
-def test_train_py_is_what_these_tests_start():
-    assert (ROOT / "train.py").is_file()

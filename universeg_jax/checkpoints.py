@@ -53,9 +53,10 @@ def open_checkpointer(workdir: str | Path, keep_every: int = 0) -> Iterator[ocp.
         if getattr(error, "errno", None) not in FULL and "os_error_code" not in str(error):
             raise
         written = sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())
+        good = f"step {written[-1]}" if written else "no step yet"
         raise CheckpointError(
             f"{directory.parent} could not be written to ({str(error).splitlines()[-1]}); the last good checkpoint is "
-            f"of {f'step {written[-1]}' if written else 'no step yet'}: make room there and start the same command again"
+            f"of {good}: make room there and start the same command again"
         ) from None
 
 
