@@ -1,6 +1,7 @@
 """What a process settles with JAX: where compiled programs are kept, determinism, and the other hosts of a run."""
 
 import contextlib
+import functools
 import os
 import signal
 import threading
@@ -11,6 +12,8 @@ import jax
 from jax.experimental import multihost_utils
 
 CACHE = "~/.cache/universeg_jax"
+# For what runs once or twice, where compiling takes most of the time: the program is slower, and compiled much sooner.
+jit_for_once = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 class Interrupted(Exception):

@@ -32,7 +32,7 @@ from universeg_jax.made_data import make_datasets
 from universeg_jax.model import UniverSeg, build_model, init_params
 from universeg_jax.optimizer import make_optimizer
 from universeg_jax.reporting import lock, plot_rows
-from universeg_jax.startup import Interrupted, wait_for_all_hosts, when_to_stop
+from universeg_jax.startup import Interrupted, jit_for_once, wait_for_all_hosts, when_to_stop
 from universeg_jax.step_log import NotFinite, Profile, StepLog
 from universeg_jax.validation import Evaluator, ValidationLog, make_evaluator
 
@@ -492,7 +492,7 @@ def draw_episode(sampler: EpisodeSampler, index: int, config: ConfigDict, path: 
     batch = trim_support(batch, *support_size_of(index // config.batch_size, config))
     one = jax.tree.map(lambda x: x[0], batch)
 
-    @jax.jit
+    @jit_for_once
     def both(index: Array, kind: Array, raw: Episode) -> tuple[Episode, Episode]:
         return plain_episode(index, kind, raw, config)[0], device_episode(index, kind, raw, config)[0]
 
