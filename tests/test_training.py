@@ -364,7 +364,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_episodes(data_dir
         ({"kinds": {"synthetic": 1.0}, "image_size": 8}, "config.synthesis.*_scales .* needs a size of"),
         ({"kinds": {"synthetic": 1.0}, "synthesis": {"weights": {"shapes": 0.0}}}, "config.synthesis.weights must not"),
         ({"kinds": {"superpixel": 1.0}, "image_size": 8}, "config.superpixel.cells .* needs a size of 10, not 8"),
-        ({"optimizer": {"name": "adamm"}}, "no such optimizer; is it adam.*adamw"),
+        ({"optimizer": {"name": "adamm"}}, "no such optimizer; is it adam, "),
         ({"optimizer": {"schedule": "sine"}}, "constant, cosine"),
         ({"optimizer": {"weight_decay": 0.1}}, "does not take"),
         ({"init_from": "nowhere"}, "does not exist"),

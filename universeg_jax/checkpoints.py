@@ -18,7 +18,7 @@ import ml_collections
 from orbax.checkpoint import v1 as ocp
 
 from universeg_jax import weights
-from universeg_jax.model import build_model, init_params
+from universeg_jax.model import build_model, param_shapes
 from universeg_jax.weights import CheckpointError
 
 METRIC = "mean_dice"
@@ -162,6 +162,6 @@ def load(path: str | Path) -> tuple[Any, ml_collections.ConfigDict]:
 
 def abstract_params(config: ml_collections.ConfigDict) -> Any:
     """Shapes, dtypes and a single-device sharding of the parameters of a config."""
-    shapes = jax.eval_shape(lambda: init_params(build_model(config.model), 0))
+    shapes = param_shapes(build_model(config.model))
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
