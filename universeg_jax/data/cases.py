@@ -90,6 +90,7 @@ class Case:
     axes: tuple[int, ...] = ()  # of AXES or IN_PLANE; () = by the size of the voxels
     window: str | tuple[float, float] = "auto"  # "auto": by the modality's words
     root: str = "/"  # no file may lie outside this folder
+    fault: tuple[str, str] = ("", "")  # (problem, detail), where its files are missing or too many: it is to be dropped
 
     def __str__(self) -> str:
         return self.name
@@ -103,6 +104,7 @@ def make_examples(case: Case) -> list[Example]:
 
 def read_pair(case: Case) -> tuple[np.ndarray, np.ndarray]:
     """(image float32 [H, W], label map int32 [H, W]) of a picture; where classes overlap the higher id is seen."""
+    check_complete(case)
     image = _read_picture(case)
     label = np.zeros(image.shape, np.int32)
     for i, mask in class_masks(case, lambda file: _read_label_picture(file, image.shape)):
@@ -155,8 +157,15 @@ def _read_known(case: Case, read: Callable[[LabelFile], np.ndarray], file: Label
     return label
 
 
+def check_complete(case: Case) -> None:
+    """Raises ImageError for a case that its folder holds in part, or twice."""
+    if case.fault[0]:
+        raise ImageError(case.image, *case.fault)
+
+
 def check_inside(case: Case) -> None:
-    """Raises ImageError for a link: it must not make a stranger's folder read other files of this machine."""
+    """As `check_complete`, and for a link: it must not make a stranger's folder read other files of this machine."""
+    check_complete(case)
     root = Path(case.root).resolve()
     for path in (Path(case.image), *(Path(file.path) for file in case.labels)):
         for file in (path, *(path.iterdir() if path.is_dir() else ())):
