@@ -4,7 +4,8 @@ Pictures, or volumes: NIfTI, NRRD, MetaImage, a TIFF of several pages, or a fold
 subject is its name before the last "_" (the whole name where there is none), unless meta.json says otherwise. Id 0 is
 the background. Hidden files and other inner folders are passed over; files of other types too, but those are named in
 `Folder.ignored`. An image without a label, a label without an image and two files of one name are cases at fault: a
-build drops and counts them, a support set is refused. Folders of nnU-Net and of the Medical Segmentation Decathlon are recognised (layouts.py).
+build drops and counts them, a support set is refused. Folders of nnU-Net and of the Medical Segmentation Decathlon are
+recognised (layouts.py).
 """
 
 from collections.abc import Iterable
@@ -21,10 +22,10 @@ from universeg_jax.data.volume_files import VOLUME_EXTENSIONS, is_volume, read_l
 
 
 def read_folder(path: str | Path, size: int = 128) -> Folder:
-    """The cases of a folder in the natural order of their names (p2 before p10). Raises FolderError, also where no image
-    has a label.
+    """The cases of a folder in the natural order of their names (p2 before p10).
 
-    Where meta.json names no labels, the ids that occur are used: every label file is read for that.
+    Where meta.json names no labels, the ids that occur are used: every label file is read for that. Raises FolderError,
+    also where no image has a label.
     """
     path = Path(path)
     if is_dataset_json(path):
