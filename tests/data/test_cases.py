@@ -276,3 +276,35 @@ def test_real_volumes_become_slices_of_three_axes_with_the_head_up(tmp_path):
             found += 1
             assert posterior > anterior
     assert found >= 20
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(
+    "UNIVERSEG_SHARED" not in os.environ, reason="UNIVERSEG_SHARED does not name the real data's folder"
+)
+def test_volumes_of_every_set_at_hand_are_built_and_nothing_is_dropped(tmp_path):
+    """Case → (image, label, axes by the size of its voxels)."""
+    volumes, whole = Path(os.environ["UNIVERSEG_SHARED"]) / "data" / "volumes", {0, 1, 2}
+    cases = {
+        "tumour": ("brats2015_flair/*pat0001_1_Flair", "brats2015_flair/*pat0001_1_OTMultiClass", whole),
+        "lesions": ("ms_lesions_flair/*_FLAIR", "ms_lesions_flair/*_lesions", whole),
+        "cord": ("spinal_cord_mr/unf01_T2w_image", "spinal_cord_mr/unf01_T2w_seg", whole),
+        "thick": ("spinal_cord_mr/sct_T2s_image", "spinal_cord_mr/sct_T2s_seg", {2}),
+        "breast": ("pyradiomics_nrrd/raw/breast1_image", "pyradiomics_nrrd/raw/breast1_label", {2}),
+        "prostate": (
+            "pyradiomics_nrrd/raw/prostate_phantom_subvolume",
+            "pyradiomics_nrrd/raw/prostate_phantom_subvolume-label",
+            {2},
+        ),
+    }
+    for name, (*pair, _) in cases.items():
+        for part, pattern in zip(("images", "labels"), pair, strict=True):
+            (file,) = volumes.glob(f"{pattern}.n*")
+            (tmp_path / "scans" / part).mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, tmp_path / "scans" / part / f"{name}.{file.name.partition('.')[2]}")
+    (tmp_path / "scans" / "meta.json").write_text('{"modality": "MR"}')
+    dataset = build(tmp_path / "scans", tmp_path / "data")
+    assert read_report(tmp_path / "data", "v").dropped == {}
+    examples = [dataset[row] for row in range(len(dataset))]
+    found = {name: {int(e["axis"]) for e in examples if e["subject"].decode() == name} for name in cases}
+    assert found == {name: axes for name, (*_, axes) in cases.items()}
