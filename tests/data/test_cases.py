@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import tifffile
+from PIL import Image
 
 from tests.data.test_volume_files import series
 from tests.fixtures import block_volume, write_nifti
@@ -19,7 +21,7 @@ from universeg_jax.data.dataset import list_datasets, open_dataset, read_report
 from universeg_jax.data.folder import read_folder, read_support
 from universeg_jax.data.images import ImageError
 from universeg_jax.data.tasks import task_table
-from universeg_jax.data.volume_files import read_volume
+from universeg_jax.data.volume_files import read_dicom_picture, read_volume
 from universeg_jax.data.volumes import IN_PLANE
 
 
@@ -157,6 +159,28 @@ def test_every_kind_of_volume_in_one_folder(tmp_path):
     assert axes == {"a": {0, 1, 2}, "d": {2}, "mha": {0, 1, 2}, "mhd": {0, 1, 2}, "nrrd": {0, 1, 2}, "t": {2}}
     with pytest.raises(FolderError, match="a.nii is a volume; a support set holds pictures"):
         read_support(tmp_path)
+
+
+def test_dicom_files_of_one_frame_are_pictures(tmp_path):
+    series(tmp_path / "images", 3)
+    series(tmp_path / "zero", 1, PixelData=bytes(2 * 128 * 128))
+    (tmp_path / "zero" / "0.dcm").rename(tmp_path / "images" / "3.dcm")
+    (tmp_path / "labels").mkdir()
+    for i in range(4):
+        Image.fromarray(np.eye(128, dtype=np.uint8)).save(tmp_path / "labels" / f"{i}.png")
+    first, *_, last = read_folder(tmp_path, 128).cases
+    (example,) = make_examples(first)
+    assert (example.slicing, example.image.shape) == ("image", (128, 128))
+    pixels = read_dicom_picture(tmp_path / "images" / "0.dcm")
+    np.testing.assert_allclose(example.image, 255 * (pixels - pixels.min()) / np.ptp(pixels), atol=0.51)
+    with pytest.raises(ImageError, match="3.dcm: every pixel is the same"):
+        make_examples(last)
+    (windowed,) = make_examples(replace(first, modality="chest CT"))  # Hounsfield units, unlike a PNG's
+    expected = np.clip(pixels, -500, 1000)
+    expected = (expected - expected.min()) / np.ptp(expected)
+    np.testing.assert_allclose(windowed.image, 255 * expected, atol=0.51)
+    (same,) = make_examples(replace(first, window="ct"))
+    np.testing.assert_array_equal(same.image, windowed.image)
 
 
 def test_bad_volumes_are_dropped_and_counted_and_nothing_else_is_lost(tmp_path, capsys):

@@ -53,14 +53,14 @@ def test_any_order_of_files_gives_one(names, seed):
 
 def test_hidden_files_and_inner_folders_are_passed_over_and_other_types_named(tmp_path):
     write_folder(tmp_path, count=12)
-    for name in (".hidden.png", "notes.txt", "scan.dcm"):
+    for name in (".hidden.png", "notes.txt", "scan.xcf"):
         (tmp_path / "images" / name).write_text("no picture")
     (tmp_path / "images" / "inner").mkdir()
     Image.new("L", (30, 20)).save(tmp_path / "images" / "inner" / "p99_0.png")
     Image.new("L", (30, 20)).save(tmp_path / "labels" / "._p0_0.png")
     folder = read_folder(tmp_path)
     assert [case.name for case in folder.cases] == [f"p{i}_0" for i in range(12)]
-    assert folder.ignored == ("images/notes.txt", "images/scan.dcm")
+    assert folder.ignored == ("images/notes.txt", "images/scan.xcf")
     assert [path.name for path in list_images(tmp_path / "images")] == [f"p{i}_0.png" for i in range(12)]
 
 
@@ -143,7 +143,7 @@ def change(path, what):
         (path / "meta.json").write_text('{"subjects_identifiable": "false"}')
     elif what == "other types only":
         for file in (path / "images").iterdir():
-            file.rename(file.with_suffix(".dcm"))
+            file.rename(file.with_suffix(".xcf"))
     elif what == "damaged labels":
         for file in (path / "labels").iterdir():
             file.write_bytes(b"")
@@ -163,7 +163,7 @@ def change(path, what):
         ("meta of another kind", "must be an object"),
         ("meta of another encoding", "not JSON in UTF-8"),
         ("no boolean", "'false'; write true or false"),
-        ("other types only", "images holds no pictures.*only p0_0.dcm"),
+        ("other types only", "images holds no pictures.*only p0_0.xcf"),
         ("damaged labels", "labels/p0_0.png: cannot be read"),
         ("empty labels", "every label is empty"),
     ],

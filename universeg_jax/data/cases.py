@@ -21,6 +21,7 @@ from universeg_jax.data.dataset import Example
 from universeg_jax.data.files import extension
 from universeg_jax.data.images import (
     ImageError,
+    check_picture,
     preprocess_image,
     preprocess_mask,
     quantize,
@@ -181,12 +182,16 @@ def _of_picture(case: Case) -> list[Example]:
         i: preprocess_mask(mask, case.size)
         for i, mask in class_masks(case, lambda file: _read_label_picture(file, image.shape))
     }
-    window = None if isinstance(case.window, str) else case.window
-    return [_example(case, preprocess_image(image, case.size, window), masks)]
+    window = case.window
+    if window == "auto":  # other pictures have no units any more, whatever their modality
+        window = choose_window(case.modality) if extension(case.image) in DICOM else "none"
+    return [_example(case, preprocess_image(window_volume(image, window), case.size, scale=False), masks)]
 
 
 def _read_picture(case: Case) -> np.ndarray:
-    return read_dicom_picture(case.image) if extension(case.image) in DICOM else read_image(case.image)
+    if extension(case.image) in DICOM:
+        return check_picture(read_dicom_picture(case.image), case.image)
+    return read_image(case.image)
 
 
 def _read_label_picture(file: LabelFile, shape: tuple[int, int]) -> np.ndarray:

@@ -1,11 +1,11 @@
 """A researcher's own folder: images/ and labels/ with the same names, and an optional meta.json (see meta.py).
 
-Pictures, or volumes: NIfTI, NRRD, MetaImage, a TIFF of several pages, or a folder of DICOM files a series. A case's
-subject is its name before the last "_" (the whole name where there is none), unless meta.json says otherwise. Id 0 is
-the background. Hidden files and other inner folders are passed over; files of other types too, but those are named in
-`Folder.ignored`. An image without a label, a label without an image and two files of one name are cases at fault: a
-build drops and counts them, a support set is refused. Folders of nnU-Net and of the Medical Segmentation Decathlon are
-recognised (layouts.py).
+Pictures, DICOM files of one frame among them, or volumes: NIfTI, NRRD, MetaImage, a TIFF of several pages, or a folder
+of DICOM files a series. A case's subject is its name before the last "_" (the whole name where there is none), unless
+meta.json says otherwise. Id 0 is the background. Hidden files and other inner folders are passed over; files of other
+types too, but those are named in `Folder.ignored`. An image without a label, a label without an image and two files of
+one name are cases at fault: a build drops and counts them, a support set is refused. Folders of nnU-Net and of the
+Medical Segmentation Decathlon are recognised (layouts.py).
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ from universeg_jax.data.files import extension, natural_order, stem
 from universeg_jax.data.images import EXTENSIONS, ImageError, read_label
 from universeg_jax.data.layouts import is_dataset_json, read_dataset_json
 from universeg_jax.data.meta import Folder, read_meta, subject_rule
-from universeg_jax.data.volume_files import VOLUME_EXTENSIONS, is_volume, read_label_volume
+from universeg_jax.data.volume_files import DICOM, VOLUME_EXTENSIONS, is_volume, read_label_volume
 
 
 def read_folder(path: str | Path, size: int = 128) -> Folder:
@@ -97,7 +97,7 @@ def _names(path: Path) -> list[str]:
 
 
 def _is_case(path: Path) -> bool:
-    return is_volume(path) if path.is_dir() else extension(path) in (*EXTENSIONS, *VOLUME_EXTENSIONS)
+    return is_volume(path) if path.is_dir() else extension(path) in (*EXTENSIONS, *VOLUME_EXTENSIONS, *DICOM)
 
 
 def _other_files(path: Path) -> list[str]:
@@ -126,7 +126,7 @@ def _files(path: Path) -> dict[str, list[Path]]:
             files.setdefault(stem(name) if (path / name).is_file() else name, []).append(path / name)
     if not files:
         others = f"; there are only {', '.join(_other_files(path)[:3])}" if _other_files(path) else ""
-        raise FolderError(f"{path} holds no pictures ({', '.join((*EXTENSIONS, *VOLUME_EXTENSIONS))}){others}")
+        raise FolderError(f"{path} holds no pictures ({', '.join((*EXTENSIONS, *VOLUME_EXTENSIONS, *DICOM))}){others}")
     return files
 
 
