@@ -157,11 +157,13 @@ class Dataset:
         return images[rows], masks.reshape(-1, self.meta.size, self.meta.size)
 
     def gather_records(self, rows: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `gather`, from the records."""
+        """As `gather`, from the records, each of which is read once: a support drawn with replacement repeats some."""
         pixels = np.zeros((2, len(rows), self.meta.size, self.meta.size), np.uint8)
-        for i, (row, position) in enumerate(zip(rows, positions, strict=True)):
+        distinct, which = np.unique(rows, return_inverse=True)
+        for k, row in enumerate(distinct):
             example = self[int(row)]
-            pixels[:, i] = example["image"], example["masks"][position]
+            for i in np.flatnonzero(which == k):
+                pixels[:, i] = example["image"], example["masks"][positions[i]]
         return pixels[0], pixels[1]
 
 
