@@ -175,7 +175,7 @@ def _digest_of_cases(cases: Sequence[Case]) -> bytes:
     for case in cases:
         options = [(file.classes, file.ignored) for file in case.labels]
         how = (case.name, case.subject, case.modality, case.subset, case.channel, case.axes, case.window, options)
-        digest.update(repr(how).encode())
+        digest.update(repr(how + case.fault if case.fault[0] else how).encode())
         for path in (case.image, *(file.path for file in case.labels)):
             digest.update(digest_of(path))
     return digest.digest()
