@@ -12,6 +12,5 @@ SOURCES = (
         licence="research use (registration)",
         citation="Staal et al., Ridge-based vessel segmentation in color images of the retina. IEEE TMI 2004.",
         page="https://drive.grand-challenge.org/",
-        verified=True,  # all 20 pictures, from a copy of the publisher's folder (GitHub, mipple1986/data)
     ),
 )
