@@ -25,6 +25,13 @@ settings.register_profile(
 settings.load_profile("default")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_what_was_compiled():
+    """A compiled function holds some twenty memory maps; the 65,530 that Linux gives a process end within the suite."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     """Of a tiny model: parameters alone, as packaged or converted weights are."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import optax
+import optax.contrib
 from ml_collections import ConfigDict
 
 from universeg_jax.configuration import ConfigError
@@ -37,19 +38,38 @@ def make_schedule(config: ConfigDict) -> optax.Schedule:
 
 
 def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Any optimizer of optax that takes learning_rate, after clipping by the global norm; and its schedule."""
+    """Any optimizer of optax that takes learning_rate, or muon, after clipping by the global norm; and its schedule."""
     c, schedule = config.optimizer, make_schedule(config)
-    if not hasattr(optax, c.name):
-        near = ", ".join(difflib.get_close_matches(c.name, dir(optax))) or "adam, adamw, sgd or lion"
+    if c.name != "muon" and not hasattr(optax, c.name):
+        near = ", ".join(difflib.get_close_matches(c.name, dir(optax))) or "adam, adamw, sgd or muon"
         raise ConfigError(f"config.optimizer.name={c.name!r}: optax has no such optimizer; is it {near}?")
     decay = {"weight_decay": c.weight_decay, "mask": _kernels} if c.weight_decay else {}
     try:
-        optimizer = getattr(optax, c.name)(learning_rate=schedule, **decay)
+        optimizer = (muon if c.name == "muon" else getattr(optax, c.name))(learning_rate=schedule, **decay)
     except TypeError as error:
         raise ConfigError(
             f"config.optimizer.name={c.name!r} does not take {[*decay, 'learning_rate']}: {error}"
         ) from error
     return optax.chain(optax.clip_by_global_norm(c.clip_norm), optimizer) if c.clip_norm else optimizer, schedule
+
+
+def muon(learning_rate: optax.Schedule, weight_decay: float = 0.0, mask: Any = None) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) for kernels, as matrices of [k k C, F]; Adam for biases, norms and the output.
+
+    Steps are scaled to the size of Adam's (Liu et al. 2025, arXiv 2502.16982), so that one learning rate serves both.
+    """
+
+    def as_matrices(params: Any) -> Any:
+        shape = optax.contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
+        return jax.tree.map(lambda p: shape if p.ndim == 4 and p.shape[3] > 1 else None, params)
+
+    return optax.contrib.muon(
+        learning_rate,
+        weight_decay=weight_decay,
+        weight_decay_mask=mask,
+        muon_weight_dimension_numbers=as_matrices,
+        consistent_rms=0.2,
+    )
 
 
 def _kernels(params: Any) -> Any:
