@@ -429,7 +429,7 @@ def train(
     trace = Profile(workdir / "profile") if profile else None
     (must_stop, check_signal), stopped, step = stopping, False, first_step
 
-    with jax.transfer_guard("disallow"):
+    with jax.transfer_guard("disallow"), log.progress:  # which is closed before an error is told
         for step in range(first_step, config.num_steps + 1):
             stopped, scores = must_stop(step), None
             due = step and (step % config.eval_every == 0 or step == config.num_steps)
