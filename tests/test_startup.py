@@ -31,7 +31,8 @@ def start_two(config, workdir):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    xla_flags = os.environ["XLA_FLAGS"].replace("device_count=4", "device_count=2")
+    environment = os.environ | {"XLA_FLAGS": xla_flags}
     flags = [f"--coordinator=localhost:{port}", "--process_count=2"]
     return [start(config, workdir, *flags, f"--process_index={i}", **environment) for i in range(2)]
 

@@ -195,9 +195,7 @@ def test_device_episodes_depend_on_seed_and_index_alone(data_dir):
     config = tiny_config(data_dir, kinds=MIXED)
     batch = mixed_batch(config)
     assert set(batch.kind.tolist()) == {0, 1, 2}
-    # Compiling takes most of the time here; a program that runs slower compiles three times as fast.
-    jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-    run = jit(functools.partial(training.device_episodes, config=config))
+    run = jax.jit(functools.partial(training.device_episodes, config=config))
     together, _ = run(batch)
     order = np.array([2, 0, 7, 3, 1, 6, 5, 4])
     shuffled, _ = run(jax.tree.map(lambda x: x[order], batch))
@@ -205,35 +203,35 @@ def test_device_episodes_depend_on_seed_and_index_alone(data_dir):
     later, _ = run(batch._replace(index=batch.index + 8))
     assert np.abs(later.query_image - together.query_image).max((1, 2, 3)).min() > 0.05
     assert run._cache_size() == 1  # one program for all kinds
-    # Each is what its kind alone would have made of it.
-    for kind, name in enumerate(MIXED):
-        alone = tiny_config(data_dir, kinds=dict.fromkeys(MIXED, 0.0) | {name: 1.0})
-        chosen = np.flatnonzero(batch.kind == kind)
-        part, _ = jit(functools.partial(training.device_episodes, config=alone))(
-            jax.tree.map(lambda x, chosen=chosen: x[chosen], batch)
-        )
-        expected = jax.tree.map(lambda x, chosen=chosen: x[chosen], together)
-        assert_trees_equal(part, expected, atol=1e-5)
 
 
-def test_a_kind_without_weight_is_not_even_traced(data_dir, monkeypatch):
-    batch = mixed_batch(tiny_config(data_dir, kinds=MIXED))
-    made = []
-    makers = {"synthetic": (training.synthesis, "synthetic_episode")}
-    makers["superpixel"] = (training.superpixel, "superpixel_episode")
-    for name, (module, function) in makers.items():
-        original = getattr(module, function)
-        monkeypatch.setattr(module, function, lambda *x, n=name, f=original: made.append(n) or f(*x))
-    for kinds, expected in (
-        ({"real": 1.0, "synthetic": 0.0, "superpixel": 0.0}, set()),
-        ({"real": 1.0, "synthetic": 0.0, "superpixel": 0.1}, {"superpixel"}),
-        ({"real": 1.0, "synthetic": 0.1, "superpixel": 0.0}, {"synthetic"}),
-        ({"real": 0.0, "synthetic": 0.1, "superpixel": 0.1}, {"synthetic", "superpixel"}),
-    ):
+def test_each_kind_has_its_maker_and_one_without_weight_is_not_even_traced(data_dir, monkeypatch):
+    batch, made = mixed_batch(tiny_config(data_dir, kinds=MIXED)), []
+
+    def filled(value, support_size):
+        images = jnp.full((support_size, 16, 16, 1), value)
+        return Episode(images[0], images[0], images, images, jnp.ones(support_size))
+
+    def synthetic(key, size, support_size, config):
+        made.append("synthetic")
+        return filled(-1.0, support_size)
+
+    def superpixels(key, image, support_size, config):
+        made.append("superpixel")
+        return filled(-2.0, support_size), jnp.int32(0)
+
+    monkeypatch.setattr(training.synthesis, "synthetic_episode", synthetic)
+    monkeypatch.setattr(training.superpixel, "superpixel_episode", superpixels)
+    for drawn in (["real"], ["real", "superpixel"], ["real", "synthetic"], ["synthetic", "superpixel"], list(MIXED)):
         made.clear()
-        config = tiny_config(data_dir, kinds=kinds)
-        jax.eval_shape(functools.partial(training.device_episodes, config=config), batch)
-        assert set(made) == expected
+        config = tiny_config(data_dir, kinds={name: float(name in drawn) for name in MIXED})
+        there = np.isin(batch.kind, [list(MIXED).index(name) for name in drawn])
+        index, kind, raw = jax.tree.map(lambda x, there=there: x[there], (batch.index, batch.kind, batch.episode))
+        plain = jax.jit(jax.vmap(lambda *x, config=config: training.plain_episode(*x, config)[0].query_image))
+        found = np.asarray(plain(index, kind, raw)).mean((1, 2, 3))
+        assert set(made) == set(drawn) - {"real"}
+        expected = raw.query_image.mean((1, 2, 3)) / 255
+        np.testing.assert_allclose(found, np.choose(kind, [expected, -1.0, -2.0]), atol=1e-5)
 
 
 def test_a_run_of_superpixels_alone_needs_no_label_but_data(data_dir, tmp_path):
