@@ -1,16 +1,19 @@
 """How fast episodes are read and drawn, and what the index of a million examples weighs: one JSON object a line.
 
     python -m benchmarks.data [--only=records,table,cold,index,tasks] [--folder=DIR] [--repeats=5] [--out=FILE]
+    python -m benchmarks.data --only=build --collection=DIR
 
 `records` reads every example of an episode from the array_record files, as any TFDS dataset can be; `table` gathers it
 from the table of pixels that lies beside them, mapped into memory: first with its pages dropped from the system's cache
 as far as the system lets a program drop them, then warm. `cold` is a process that opens every dataset, makes the task
-table and reads one batch. `index` and `tasks` are made tables without pixels.
+table and reads one batch. `index` and `tasks` are made tables without pixels. `build` is the command that builds a
+collection of folders (see docs/data.md), from nothing.
 """
 
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -23,7 +26,7 @@ import numpy as np
 
 from universeg_jax.data import dataset as dataset_files
 from universeg_jax.data.builder import build
-from universeg_jax.data.dataset import Dataset, DatasetMeta, Example, Index, list_datasets, open_dataset
+from universeg_jax.data.dataset import Dataset, DatasetMeta, Example, Index, list_datasets, open_dataset, read_report
 from universeg_jax.data.episodes import EpisodeSampler, batches, make_sampler
 from universeg_jax.data.tasks import task_table
 
@@ -140,6 +143,21 @@ def cold_start(folder: Path, report: Reporter) -> None:
     report("cold start: open, task table, first batch of 4", opening, "s", datasets=count)
 
 
+def build_time(collection: str, report: Reporter) -> None:
+    load, before = os.getloadavg()[0], resource.getrusage(resource.RUSAGE_CHILDREN)
+    with tempfile.TemporaryDirectory() as data_dir:
+        where = ["--collection", collection, "--data_dir", data_dir, "--workers", str(THREADS)]
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "universeg_jax.cli", "build", *where]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+        reports = [read_report(data_dir, name) for name in list_datasets(data_dir)]
+    more = {"datasets": len(reports), "examples": sum(each.examples for each in reports)}
+    more |= {"dropped": sum(len(each.dropped) for each in reports), "workers": THREADS, "load": load}
+    report("build a collection", seconds, "s", **more)
+    report("build a collection", sum(after[:2]) - sum(before[:2]), "CPU-s", **more)
+
+
 def made_index(examples: int, subjects: int, labels: int) -> Index:
     """Every example has one mask of each label."""
     code = np.arange(examples, dtype=np.int32) % subjects
@@ -170,8 +188,6 @@ def index_size(report: Reporter, examples: int = 1_000_000, labels: int = 3) -> 
 
 
 def peak_bytes() -> int:
-    import resource
-
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
@@ -208,6 +224,7 @@ def seconds_of(function: Callable[[int], object], first: int, count: int) -> flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="records,table,cold,index,tasks")
+    parser.add_argument("--collection", help="with --only=build: a folder of folders with a splits.json")
     parser.add_argument("--folder", help="where the made datasets are kept; default: made for this run alone")
     parser.add_argument("--datasets", type=int, default=54)
     parser.add_argument("--examples", type=int, default=60, help="of each dataset")
@@ -222,6 +239,8 @@ def main() -> None:
         read_benchmarks(folder, only, arguments.repeats, report)
         if "cold" in only:
             cold_start(folder, report)
+    if "build" in only:
+        build_time(arguments.collection, report)
     if "index" in only:
         index_size(report)
     if "tasks" in only:

@@ -63,7 +63,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.prototype_grid = 8  # cells a side whose averages are alpnet's local prototypes
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "adam"  # any optimizer of optax that takes learning_rate
+    config.optimizer.name = "adam"  # any optimizer of optax that takes learning_rate, or "muon"
     config.optimizer.learning_rate = 1e-4  # peak
     config.optimizer.schedule = "constant"  # "constant" | "cosine" (to 0 at num_steps) | "wsd" (linear to 0 at the end)
     config.optimizer.warmup_steps = 0  # linear from 0

@@ -117,7 +117,7 @@ def test_volumes_become_slices_with_positions(tmp_path):
     with pytest.raises(UserError, match="label 7 never occurs; the ids there are .2"):
         read_support_folder(tmp_path, label=7)
     (tmp_path / "labels" / "case1.nii.gz").unlink()
-    with pytest.raises(UserError, match=r"case1.nii.gz has no label"):
+    with pytest.raises(UserError, match=r"case1.nii.gz: has no label"):
         read_support_folder(tmp_path)
 
 

@@ -47,7 +47,7 @@ def picture(array: np.ndarray, kind: str = "PNG") -> bytes:
 
 
 def test_pictures_that_cannot_be_used_are_dropped_one_by_one(tmp_path, capsys):
-    folder = write_folder(tmp_path / "scans", count=16)
+    folder = write_folder(tmp_path / "scans", count=19)
     (folder / "meta.json").write_text('{"labels": {"1": "a"}}')
     good = (folder / "images" / "p15_0.png").read_bytes()
     floats = np.full((20, 30), 0.5, np.float32)
@@ -63,14 +63,18 @@ def test_pictures_that_cannot_be_used_are_dropped_one_by_one(tmp_path, capsys):
         "p8_0": ("images", tmp_path / "outside.png", "link out of its folder"),
         "p9_0": ("images", picture(np.full((20, 30), np.nan, np.float32), "TIFF"), "NaN"),
         "p10_0": ("labels", picture(np.ones((20, 30), np.uint8), "JPEG"), "a label in JPEG"),
+        "p16_0": ("labels", None, "has no label"),
+        "p17_0": ("images", None, "has no image"),
+        "p18_0": ("images", good, "two files of one name"),
     }
+    (folder / "images" / "p18_0.bmp").write_bytes(good)
     (tmp_path / "outside.png").write_bytes(good)
     for name, (part, what, _) in faults.items():
         path = folder / part / f"{name}.png"
         path.unlink()
         if isinstance(what, bytes):
             path.write_bytes(what)
-        else:
+        elif what:
             path.symlink_to(what)
     for part in ("images", "labels"):  # names of other alphabets are names
         (folder / part / "p11_0.png").rename(folder / part / "Łukasz 病人_0.png")

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.fixtures import write_folder
+from universeg_jax import data
 from universeg_jax.cli import main
 from universeg_jax.data.dataset import list_datasets, open_dataset, read_report
 
@@ -189,6 +190,7 @@ def test_a_fleet_of_two_workers_gives_the_same_bytes(tmp_path, capsys):
 def test_without_beam_the_remedy_is_said(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     monkeypatch.delitem(sys.modules, "universeg_jax.data.fleet", raising=False)
+    monkeypatch.delattr(data, "fleet", raising=False)  # where Beam is installed, a test before may have imported it
     folder = write_folder(tmp_path / "scans", count=3)
     assert main(["build", "--folder", str(folder), "--data_dir", str(tmp_path / "data"), "--beam"]) == 1
     assert "pip install 'universeg_jax[beam]'" in capsys.readouterr().err

@@ -282,6 +282,17 @@ def test_a_folder_that_is_no_dataset_is_left_alone(tmp_path):
     assert precious.read_text() == "raw data"
 
 
+@pytest.mark.parametrize("name", ["index.npz", "metadata.json", "build_report.json"])
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: data[::-1]])
+def test_a_damaged_dataset_is_named_and_built_again(tmp_path, name, damage):
+    file = Path(build_discs(tmp_path, "discs", "val", count=4).directory) / name
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(BuildError, match="discs/1.0.0 is damaged .*; build it again"):
+        open_dataset(tmp_path, "discs")
+    assert (read_report(tmp_path, "discs") is None) == (name == "build_report.json")
+    assert len(build_discs(tmp_path, "discs", "val", count=4)) == 4
+
+
 def test_a_missing_dataset_names_those_that_are_there(tmp_path):
     build_discs(tmp_path, "discs", "val", count=3)
     with pytest.raises(BuildError, match="'disks' is not built in .*there: discs"):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import tifffile
+from PIL import Image
 
 from tests.data.test_volume_files import series
 from tests.fixtures import block_volume, write_nifti
@@ -19,7 +21,7 @@ from universeg_jax.data.dataset import list_datasets, open_dataset, read_report
 from universeg_jax.data.folder import read_folder, read_support
 from universeg_jax.data.images import ImageError
 from universeg_jax.data.tasks import task_table
-from universeg_jax.data.volume_files import read_volume
+from universeg_jax.data.volume_files import read_dicom_picture, read_volume
 from universeg_jax.data.volumes import IN_PLANE
 
 
@@ -159,6 +161,28 @@ def test_every_kind_of_volume_in_one_folder(tmp_path):
         read_support(tmp_path)
 
 
+def test_dicom_files_of_one_frame_are_pictures(tmp_path):
+    series(tmp_path / "images", 3)
+    series(tmp_path / "zero", 1, PixelData=bytes(2 * 128 * 128))
+    (tmp_path / "zero" / "0.dcm").rename(tmp_path / "images" / "3.dcm")
+    (tmp_path / "labels").mkdir()
+    for i in range(4):
+        Image.fromarray(np.eye(128, dtype=np.uint8)).save(tmp_path / "labels" / f"{i}.png")
+    first, *_, last = read_folder(tmp_path, 128).cases
+    (example,) = make_examples(first)
+    assert (example.slicing, example.image.shape) == ("image", (128, 128))
+    pixels = read_dicom_picture(tmp_path / "images" / "0.dcm")
+    np.testing.assert_allclose(example.image, 255 * (pixels - pixels.min()) / np.ptp(pixels), atol=0.51)
+    with pytest.raises(ImageError, match="3.dcm: every pixel is the same"):
+        make_examples(last)
+    (windowed,) = make_examples(replace(first, modality="chest CT"))  # Hounsfield units, unlike a PNG's
+    expected = np.clip(pixels, -500, 1000)
+    expected = (expected - expected.min()) / np.ptp(expected)
+    np.testing.assert_allclose(windowed.image, 255 * expected, atol=0.51)
+    (same,) = make_examples(replace(first, window="ct"))
+    np.testing.assert_array_equal(same.image, windowed.image)
+
+
 def test_bad_volumes_are_dropped_and_counted_and_nothing_else_is_lost(tmp_path, capsys):
     folder = volume_folder(tmp_path / "scans", count=12, shape=(12, 12, 12), labels={"1": "a", "2": "b"})
     image, label = block_volume((12, 12, 12), (1, 2))
@@ -276,3 +300,35 @@ def test_real_volumes_become_slices_of_three_axes_with_the_head_up(tmp_path):
             found += 1
             assert posterior > anterior
     assert found >= 20
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(
+    "UNIVERSEG_SHARED" not in os.environ, reason="UNIVERSEG_SHARED does not name the real data's folder"
+)
+def test_volumes_of_every_set_at_hand_are_built_and_nothing_is_dropped(tmp_path):
+    """Case → (image, label, axes by the size of its voxels)."""
+    volumes, whole = Path(os.environ["UNIVERSEG_SHARED"]) / "data" / "volumes", {0, 1, 2}
+    cases = {
+        "tumour": ("brats2015_flair/*pat0001_1_Flair", "brats2015_flair/*pat0001_1_OTMultiClass", whole),
+        "lesions": ("ms_lesions_flair/*_FLAIR", "ms_lesions_flair/*_lesions", whole),
+        "cord": ("spinal_cord_mr/unf01_T2w_image", "spinal_cord_mr/unf01_T2w_seg", whole),
+        "thick": ("spinal_cord_mr/sct_T2s_image", "spinal_cord_mr/sct_T2s_seg", {2}),
+        "breast": ("pyradiomics_nrrd/raw/breast1_image", "pyradiomics_nrrd/raw/breast1_label", {2}),
+        "prostate": (
+            "pyradiomics_nrrd/raw/prostate_phantom_subvolume",
+            "pyradiomics_nrrd/raw/prostate_phantom_subvolume-label",
+            {2},
+        ),
+    }
+    for name, (*pair, _) in cases.items():
+        for part, pattern in zip(("images", "labels"), pair, strict=True):
+            (file,) = volumes.glob(f"{pattern}.n*")
+            (tmp_path / "scans" / part).mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, tmp_path / "scans" / part / f"{name}.{file.name.partition('.')[2]}")
+    (tmp_path / "scans" / "meta.json").write_text('{"modality": "MR"}')
+    dataset = build(tmp_path / "scans", tmp_path / "data")
+    assert read_report(tmp_path / "data", "v").dropped == {}
+    examples = [dataset[row] for row in range(len(dataset))]
+    found = {name: {int(e["axis"]) for e in examples if e["subject"].decode() == name} for name in cases}
+    assert found == {name: axes for name, (*_, axes) in cases.items()}

@@ -53,14 +53,14 @@ def test_any_order_of_files_gives_one(names, seed):
 
 def test_hidden_files_and_inner_folders_are_passed_over_and_other_types_named(tmp_path):
     write_folder(tmp_path, count=12)
-    for name in (".hidden.png", "notes.txt", "scan.dcm"):
+    for name in (".hidden.png", "notes.txt", "scan.xcf"):
         (tmp_path / "images" / name).write_text("no picture")
     (tmp_path / "images" / "inner").mkdir()
     Image.new("L", (30, 20)).save(tmp_path / "images" / "inner" / "p99_0.png")
     Image.new("L", (30, 20)).save(tmp_path / "labels" / "._p0_0.png")
     folder = read_folder(tmp_path)
     assert [case.name for case in folder.cases] == [f"p{i}_0" for i in range(12)]
-    assert folder.ignored == ("images/notes.txt", "images/scan.dcm")
+    assert folder.ignored == ("images/notes.txt", "images/scan.xcf")
     assert [path.name for path in list_images(tmp_path / "images")] == [f"p{i}_0.png" for i in range(12)]
 
 
@@ -125,15 +125,12 @@ def change(path, what):
     """One mistake in a good folder."""
     if what == "no images folder":
         (path / "images").rename(path / "pictures")
-    elif what == "no label":
-        (path / "labels" / "p1_0.png").unlink()
-    elif what == "no image":
-        (path / "images" / "p1_0.png").unlink()
+    elif what == "no pairs":
+        for file in (path / "labels").iterdir():
+            file.rename(file.with_stem(f"{file.stem}_mask"))
     elif what == "nothing":
         for file in (path / "images").iterdir():
             file.unlink()
-    elif what == "two of a name":
-        Image.new("L", (30, 20)).save(path / "images" / "p1_0.bmp")
     elif what == "bad meta":
         (path / "meta.json").write_text("{")
     elif what == "labels without ids":
@@ -146,7 +143,7 @@ def change(path, what):
         (path / "meta.json").write_text('{"subjects_identifiable": "false"}')
     elif what == "other types only":
         for file in (path / "images").iterdir():
-            file.rename(file.with_suffix(".dcm"))
+            file.rename(file.with_suffix(".xcf"))
     elif what == "damaged labels":
         for file in (path / "labels").iterdir():
             file.write_bytes(b"")
@@ -159,16 +156,14 @@ def change(path, what):
     ("what", "message"),
     [
         ("no images folder", "images is missing"),
-        ("no label", r"images/p1_0.png has no label"),
-        ("no image", r"labels/p1_0.png has no image"),
+        ("no pairs", r"images/p0_0.png: has no label .add labels/p0_0\.\*.*; no image of this folder has one"),
         ("nothing", "images holds no pictures"),
-        ("two of a name", "p1_0.bmp"),
         ("bad meta", "meta.json is not JSON"),
         ("labels without ids", "must map ids to names"),
         ("meta of another kind", "must be an object"),
         ("meta of another encoding", "not JSON in UTF-8"),
         ("no boolean", "'false'; write true or false"),
-        ("other types only", "images holds no pictures.*only p0_0.dcm"),
+        ("other types only", "images holds no pictures.*only p0_0.xcf"),
         ("damaged labels", "labels/p0_0.png: cannot be read"),
         ("empty labels", "every label is empty"),
     ],
@@ -177,6 +172,31 @@ def test_a_mistake_in_the_folder_is_named(tmp_path, what, message):
     change(write_folder(tmp_path, count=3), what)
     with pytest.raises(FolderError, match=message):
         read_folder(tmp_path)
+
+
+def test_what_is_there_in_part_or_twice_costs_itself_alone(tmp_path):
+    write_folder(tmp_path, count=5)
+    (tmp_path / "labels" / "p1_0.png").rename(tmp_path / "labels" / "p1_0.txt")
+    (tmp_path / "images" / "p2_0.png").unlink()
+    Image.new("L", (30, 20)).save(tmp_path / "labels" / "p3_0.bmp")
+    (tmp_path / "meta.json").write_text('{"subjects": "who.csv"}')
+    (tmp_path / "who.csv").write_text("case,subject\np0_0,anna\np4_0,bo\n")  # the others are not asked for
+    folder = read_folder(tmp_path)
+    faults = {
+        "p1_0": "images/p1_0.png: has no label .add labels/p1_0",
+        "p2_0": "labels/p2_0.png: has no image .add images/p2_0",
+        "p3_0": "images/p3_0.png: two files of one name .p3_0.bmp and p3_0.png; keep one",
+    }
+    assert [case.name for case in folder.cases] == [f"p{i}_0" for i in range(5)]
+    assert folder.labels == {1: "label 1"}
+    for case in folder.cases:
+        if case.name in faults:
+            with pytest.raises(ImageError, match=faults[case.name]):
+                make_examples(case)
+        else:
+            assert len(make_examples(case)) == 1
+    with pytest.raises(ImageError, match=faults["p1_0"]):
+        read_support(tmp_path)  # of a support set nothing is dropped
 
 
 def test_no_pictures_at_all(tmp_path):

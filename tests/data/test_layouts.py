@@ -9,7 +9,7 @@ import pytest
 from tests.fixtures import block_volume, write_folder, write_nifti
 from universeg_jax.cli import main
 from universeg_jax.data.cases import FolderError, make_examples
-from universeg_jax.data.dataset import open_dataset
+from universeg_jax.data.dataset import open_dataset, read_report
 from universeg_jax.data.folder import read_folder
 from universeg_jax.data.images import ImageError
 from universeg_jax.data.tasks import task_table
@@ -132,8 +132,14 @@ def test_pictures_in_the_nnunet_layout(tmp_path):
             {"training": [{"image": "../../etc/passwd", "label": "./labelsTr/liver_1.nii.gz"}]},
             "lies outside the folder",
         ),
-        ({"training": [{"image": "./a.nii", "label": "./labelsTr/absent.nii.gz"}]}, "absent.nii.gz is missing"),
-        ({"channel_names": {"0": "a", "1": "b", "2": "c"}}, "has no image .*liver_1_0002.nii.gz"),
+        (
+            {"training": [{"image": "./a.nii", "label": "./labelsTr/absent.nii.gz"}]},
+            "has no label .add labelsTr/absent.nii.gz or .*; so it is with every case",
+        ),
+        (
+            {"channel_names": {"0": "a", "1": "b", "2": "c"}},
+            "has no image .add imagesTr/liver_1_0002.nii.gz or .*; so it is with every case",
+        ),
     ],
 )
 def test_mistakes_in_dataset_json_are_named(tmp_path, change, word):
@@ -142,6 +148,25 @@ def test_mistakes_in_dataset_json_are_named(tmp_path, change, word):
     (tmp_path / "dataset.json").write_text(json.dumps({**spec, **change}))
     with pytest.raises(FolderError, match=word):
         read_folder(tmp_path)
+
+
+def test_what_is_there_in_part_or_twice_costs_itself_alone(tmp_path):
+    for make, damage in (
+        (nnunet, {"imagesTr/liver_2_0001.nii.gz": None, "labelsTr/liver_10.nii": block_volume((10, 12, 8))[1]}),
+        (decathlon, {"imagesTr/BRATS_001.nii.gz": None, "labelsTr/BRATS_003.nii.gz": None}),
+    ):
+        folder = make(tmp_path / make.__name__)
+        for name, data in damage.items():
+            (folder / name).unlink() if data is None else write_nifti(folder / name, data)
+        arguments = ["--name", make.__name__, "--data_dir", str(tmp_path / "data"), "--size", "16"]
+        assert main(["build", "--folder", str(folder), *arguments]) == 0
+    report = read_report(tmp_path / "data", "nnunet")
+    assert report.dropped_by_problem == {"has no image": 1, "two files of one name": 2}
+    assert report.dropped["liver_2_0001"] == "has no image (add imagesTr/liver_2_0001.nii.gz or remove the label)"
+    assert open_dataset(tmp_path / "data", "nnunet").index.subjects == ("liver_1", "liver_2")
+    report = read_report(tmp_path / "data", "decathlon")
+    assert report.dropped_by_problem == {"has no image": 2, "has no label": 2}
+    assert open_dataset(tmp_path / "data", "decathlon").index.subjects == ("BRATS_002",)
 
 
 def test_unused_files_are_named_and_an_empty_folder_is_refused(tmp_path):

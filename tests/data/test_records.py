@@ -1,5 +1,7 @@
 """`universeg build --tfds`: a TFDS dataset that somebody else prepared joins like a folder."""
 
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -7,7 +9,9 @@ from PIL import Image
 
 from universeg_jax.cli import main
 from universeg_jax.data.dataset import open_dataset, read_report
-from universeg_jax.data.images import preprocess_image, preprocess_mask, quantize
+from universeg_jax.data.images import ImageError, preprocess_image, preprocess_mask, quantize
+from universeg_jax.data.records import make_record_examples, read_records
+from universeg_jax.errors import UserError
 
 COUNT = 5
 
@@ -112,3 +116,52 @@ def test_what_is_not_there_is_named(scans, tmp_path, capsys, place, more, word):
     error = capsys.readouterr().err
     assert word in error
     assert error.count("\n") == 1
+
+
+def flip(scans, path, seed):
+    """What became of the dataset with three flipped bits in one of its files: the messages of all errors."""
+    root = path / str(seed)
+    shutil.copytree(scans / "scans" / "1.0.0", root)
+    files = sorted(root.iterdir())
+    file, rng = files[seed % len(files)], np.random.default_rng(seed)
+    data = bytearray(file.read_bytes())
+    for position in rng.integers(0, min(len(data), 4000), 3):
+        data[position] ^= 1 << rng.integers(8)
+    file.write_bytes(bytes(data))
+    said = []
+    try:
+        for case in read_records(str(root), path, "image", "drawn/ids", "patient", "", "", 16).cases:
+            try:
+                make_record_examples(case)
+            except ImageError as error:
+                said.append(str(error))
+    except UserError as error:
+        said.append(str(error))
+    shutil.rmtree(root)
+    return said
+
+
+def check_flips(scans, path, count):
+    outcomes = [flip(scans, path, seed) for seed in range(count)]
+    said = [message for outcome in outcomes for message in outcome]
+    assert all(message and "\n" not in message for message in said)
+    for word in ("cannot be opened as a TFDS dataset", "cannot be read", "every pixel is the same"):
+        assert any(word in message for message in said)
+    assert any(len(outcome) == 1 and "the same" in outcome[0] for outcome in outcomes)  # all the others were read
+
+
+def test_flipped_bits_end_in_one_line_or_nothing(scans, tmp_path):
+    check_flips(scans, tmp_path, 25)
+
+
+@pytest.mark.slow
+def test_a_thousand_flips(scans, tmp_path):
+    check_flips(scans, tmp_path, 1000)
+
+
+def test_more_records_than_its_files_can_hold_are_refused(scans, tmp_path):
+    shutil.copytree(scans / "scans" / "1.0.0", tmp_path / "bomb")
+    file = tmp_path / "bomb" / "dataset_info.json"
+    file.write_text(file.read_text().replace('"2"', f'"{10**15}"'))
+    with pytest.raises(UserError, match="promises 1,000,000,000,000,003 records in"):
+        read_records(str(tmp_path / "bomb"), tmp_path, "image", "drawn/ids", "", "", "", 16)

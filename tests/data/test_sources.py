@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import tarfile
 import zipfile
 from dataclasses import replace
@@ -247,7 +248,8 @@ def test_sources_of_the_same_patients_split_them_alike():
     sources = all_sources()
     assert sources["lits"].source_group == sources["msd_liver"].source_group != ""
     assert sources["brats"].source_group == sources["msd_brain_tumour"].source_group != ""
-    assert {s.name for s in sources.values() if s.verified} == {"wbc_jtsc", "wbc_cellavision", "bbbc038"}
+    verified = {"wbc_jtsc", "wbc_cellavision", "bbbc038", "msd_hippocampus"}
+    assert {s.name for s in sources.values() if s.verified} == verified
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
@@ -365,3 +367,25 @@ def test_verified_sources_are_built_from_their_publishers_files(tmp_path, name, 
     assert (report.examples, report.dropped, report.labels_never_seen) == (cases, {}, {})
     assert source.verified
     assert all(not task.unusable for task in task_table([open_dataset(tmp_path, name)]))
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(
+    "UNIVERSEG_SHARED" not in os.environ, reason="UNIVERSEG_SHARED does not name the real data's folder"
+)
+def test_the_decathlons_hippocampi_are_built_in_all_three_axes(tmp_path):
+    """The volumes at hand have other names than in the archive: they are put back under its own."""
+    for file in (Path(os.environ["UNIVERSEG_SHARED"]) / "data" / "volumes" / "msd_hippocampus").iterdir():
+        name, _, kind = file.name.removesuffix(".nii.gz").rpartition("_")
+        target = tmp_path / "Task04_Hippocampus" / f"{kind}sTr" / f"{name}.nii.gz"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, target)
+    source = find_sources("msd_hippocampus")[0]
+    contents = read_source(source, tmp_path, 64)
+    report, _ = build_contents(contents, source.name, "train_open", "", tmp_path / "data", 64)
+    assert source.verified
+    assert (report.subjects, report.dropped, report.labels_never_seen) == (24, {}, {})
+    tasks = task_table([open_dataset(tmp_path / "data", source.name)])
+    assert {(t.axis, t.slicing, t.label) for t in tasks if not t.unusable} >= {
+        (axis, "max", label) for axis in range(3) for label in (1, 2)
+    }

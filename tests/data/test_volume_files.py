@@ -2,6 +2,7 @@
 
 import gzip
 import warnings
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -170,11 +171,76 @@ def test_a_dicom_series_is_sorted_by_position_and_rescaled(tmp_path):
     assert is_volume(tmp_path / "scan")
 
 
-def test_a_dicom_picture_in_monochrome1_is_turned_round(tmp_path):
-    series(tmp_path / "a", 1)
-    series(tmp_path / "b", 1, PhotometricInterpretation="MONOCHROME1")
-    plain, turned = read_dicom_picture(tmp_path / "a" / "0.dcm"), read_dicom_picture(tmp_path / "b" / "0.dcm")
-    np.testing.assert_array_equal(turned, plain.max() + plain.min() - plain)
+def test_monochrome1_is_turned_round_and_slices_still_fit(tmp_path):
+    series(tmp_path / "a")
+    series(tmp_path / "b", PhotometricInterpretation="MONOCHROME1")
+    for read, name in ((read_dicom_picture, "0.dcm"), (lambda path: read_volume(path).data, "")):
+        plain, turned = read(tmp_path / "a" / name), read(tmp_path / "b" / name)
+        np.testing.assert_array_equal(turned, plain.max() + plain.min() - plain)
+
+
+def shipped(name):
+    pytest.importorskip("pydicom")
+    from pydicom.data import get_testdata_file
+
+    return get_testdata_file(name)
+
+
+def test_dicom_files_of_scanners_say_the_same_in_every_encoding():
+    """MR_small, which pydicom ships in seven transfer syntaxes, and a CT in Hounsfield units."""
+    kinds = ("", "_RLE", "_bigendian", "_expb", "_implicit", "_jp2klossless", "_jpeg_ls_lossless")
+    first, *others = (read_volume(shipped(f"MR_small{kind}.dcm")) for kind in kinds)
+    for other in others:
+        np.testing.assert_array_equal(other.data, first.data)
+        np.testing.assert_array_equal(other.affine, first.affine)
+    np.testing.assert_allclose(first.spacing, [0.3125, 0.3125, 0.8], rtol=1e-6)  # as its header says
+    assert read_volume(shipped("CT_small.dcm")).data.min() == 128 - 1024  # of its stored values, slope 1
+
+
+def test_a_palette_is_seen_in_its_colours():
+    """Grey by luma of what the palette says, not the numbers of its colours."""
+    from pydicom import dcmread
+    from pydicom.pixels import apply_color_lut
+
+    dataset = dcmread(shipped("examples_palette.dcm"))
+    red, green, blue = np.moveaxis(apply_color_lut(dataset.pixel_array, dataset).astype(float), -1, 0)
+    expected = 0.299 * red + 0.587 * green + 0.114 * blue
+    np.testing.assert_allclose(read_dicom_picture(shipped("examples_palette.dcm")), expected, rtol=1e-5)
+
+
+def test_every_dicom_file_at_hand_is_read_or_refused_in_one_line(caplog, capfd):
+    """All that pydicom ships: every encoding, broken files, reports and plans without pictures, several frames."""
+    path = Path(shipped("CT_small.dcm")).parent
+    outcomes = {}
+    for file in sorted(file for file in path.glob("*.dcm") if file.stat().st_size < 200_000):
+        for read in (read_dicom_picture, read_volume):
+            try:
+                read(file)
+                outcomes[file.name, read] = ""
+            except ImageError as error:
+                outcomes[file.name, read] = str(error)
+    assert all(str(path / name) in said and "\n" not in said for (name, _), said in outcomes.items() if said)
+    assert sum(not said for said in outcomes.values()) > 50
+    for name, word in {
+        "MR_truncated.dcm": "cannot be read", "rtplan.dcm": "holds no picture", "rtdose.dcm": "several frames",
+        "no_meta.dcm": "cannot be read",
+    }.items():  # fmt: skip
+        assert word in outcomes[name, read_dicom_picture]
+    assert not caplog.records
+    assert capfd.readouterr() == ("", "")  # what the libraries remark on headers is not said
+
+
+def test_a_deflated_file_that_may_be_a_bomb_is_refused(monkeypatch):
+    assert read_dicom_picture(shipped("image_dfl.dcm")).shape == (512, 512)
+    monkeypatch.setattr(volume_files, "MAX_BYTES", 1_000_000)
+    with pytest.raises(ImageError, match="image_dfl.dcm: may inflate to too many bytes"):
+        read_dicom_picture(shipped("image_dfl.dcm"))
+    assert read_dicom_picture(shipped("CT_small.dcm")).shape == (128, 128)  # as large, but not deflated
+
+
+def test_whatever_a_damaged_file_holds_the_message_is_one_line():
+    error = ImageError("a.dcm", "holds no picture", "1.2\x00\x08\n  \x1b[31mred")
+    assert str(error) == "a.dcm: holds no picture (1.2 [31mred)"
 
 
 @pytest.mark.parametrize(

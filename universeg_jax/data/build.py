@@ -174,8 +174,8 @@ def _digest_of_cases(cases: Sequence[Case]) -> bytes:
     digest_of = functools.lru_cache(maxsize=64)(_digest_of)  # channels of a volume, one after another, share files
     for case in cases:
         options = [(file.classes, file.ignored) for file in case.labels]
-        how = (case.name, case.subject, case.modality, case.subset, case.channel, case.axes, case.window, options)
-        digest.update(repr(how).encode())
+        how = (case.name, case.subject, case.modality, case.subset, case.channel, case.axes, case.window, case.fault)
+        digest.update(repr((*how, options)).encode())
         for path in (case.image, *(file.path for file in case.labels)):
             digest.update(digest_of(path))
     return digest.digest()

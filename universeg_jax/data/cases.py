@@ -21,6 +21,7 @@ from universeg_jax.data.dataset import Example
 from universeg_jax.data.files import extension
 from universeg_jax.data.images import (
     ImageError,
+    check_picture,
     preprocess_image,
     preprocess_mask,
     quantize,
@@ -90,6 +91,7 @@ class Case:
     axes: tuple[int, ...] = ()  # of AXES or IN_PLANE; () = by the size of the voxels
     window: str | tuple[float, float] = "auto"  # "auto": by the modality's words
     root: str = "/"  # no file may lie outside this folder
+    fault: tuple[str, str] = ("", "")  # (problem, detail), where its files are missing or too many: it is to be dropped
 
     def __str__(self) -> str:
         return self.name
@@ -103,6 +105,7 @@ def make_examples(case: Case) -> list[Example]:
 
 def read_pair(case: Case) -> tuple[np.ndarray, np.ndarray]:
     """(image float32 [H, W], label map int32 [H, W]) of a picture; where classes overlap the higher id is seen."""
+    check_complete(case)
     image = _read_picture(case)
     label = np.zeros(image.shape, np.int32)
     for i, mask in class_masks(case, lambda file: _read_label_picture(file, image.shape)):
@@ -155,8 +158,15 @@ def _read_known(case: Case, read: Callable[[LabelFile], np.ndarray], file: Label
     return label
 
 
+def check_complete(case: Case) -> None:
+    """Raises ImageError for a case that its folder holds in part, or twice."""
+    if case.fault[0]:
+        raise ImageError(case.image, *case.fault)
+
+
 def check_inside(case: Case) -> None:
-    """Raises ImageError for a link: it must not make a stranger's folder read other files of this machine."""
+    """As `check_complete`, and for a link: it must not make a stranger's folder read other files of this machine."""
+    check_complete(case)
     root = Path(case.root).resolve()
     for path in (Path(case.image), *(Path(file.path) for file in case.labels)):
         for file in (path, *(path.iterdir() if path.is_dir() else ())):
@@ -172,12 +182,16 @@ def _of_picture(case: Case) -> list[Example]:
         i: preprocess_mask(mask, case.size)
         for i, mask in class_masks(case, lambda file: _read_label_picture(file, image.shape))
     }
-    window = None if isinstance(case.window, str) else case.window
-    return [_example(case, preprocess_image(image, case.size, window), masks)]
+    window = case.window
+    if window == "auto":  # other pictures have no units any more, whatever their modality
+        window = choose_window(case.modality) if extension(case.image) in DICOM else "none"
+    return [_example(case, preprocess_image(window_volume(image, window), case.size, scale=False), masks)]
 
 
 def _read_picture(case: Case) -> np.ndarray:
-    return read_dicom_picture(case.image) if extension(case.image) in DICOM else read_image(case.image)
+    if extension(case.image) in DICOM:
+        return check_picture(read_dicom_picture(case.image), case.image)
+    return read_image(case.image)
 
 
 def _read_label_picture(file: LabelFile, shape: tuple[int, int]) -> np.ndarray:

@@ -10,6 +10,8 @@ then a gather of slices. Where the table is missing the records are read.
 import dataclasses
 import functools
 import json
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ VERSION = "1.0.0"  # raise it when the same files would give other records
 SPLIT = "examples"
 SLICINGS = ("image", "mid", "max")
 IMAGE_TABLE, MASK_TABLE = "images.u8", "masks.bits"
+DAMAGE = (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile, zlib.error)  # how it is noticed
 GLIBC_KEEPS = 31 << 20  # bytes, just below the largest threshold that it adapts to
 
 
@@ -154,11 +157,13 @@ class Dataset:
         return images[rows], masks.reshape(-1, self.meta.size, self.meta.size)
 
     def gather_records(self, rows: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `gather`, from the records."""
+        """As `gather`, from the records, each of which is read once: a support drawn with replacement repeats some."""
         pixels = np.zeros((2, len(rows), self.meta.size, self.meta.size), np.uint8)
-        for i, (row, position) in enumerate(zip(rows, positions, strict=True)):
+        distinct, which = np.unique(rows, return_inverse=True)
+        for k, row in enumerate(distinct):
             example = self[int(row)]
-            pixels[:, i] = example["image"], example["masks"][position]
+            for i in np.flatnonzero(which == k):
+                pixels[:, i] = example["image"], example["masks"][positions[i]]
         return pixels[0], pixels[1]
 
 
@@ -184,17 +189,22 @@ def _table(directory: str, fingerprint: str, size: int) -> tuple[np.ndarray, np.
 
 
 def open_dataset(data_dir: str | Path, name: str) -> Dataset:
-    """A built dataset; raises BuildError naming those that are there."""
+    """A built dataset; raises BuildError, naming those that are there, or where its files are damaged."""
     directory = _directory(Path(data_dir), name)
     if directory is None:
         built = ", ".join(list_datasets(data_dir)) or "none"
         raise BuildError(f"dataset {name!r} is not built in {data_dir}; there: {built}. `universeg build` makes one")
-    with np.load(directory / "index.npz") as arrays:
-        index = Index(**{k: tuple(v.tolist()) if v.dtype.kind == "U" else v for k, v in arrays.items()})
-    meta = _read_json(directory / "metadata.json")
-    meta["labels"] = {int(i): label for i, label in meta["labels"].items()}
-    fingerprint = _read_json(directory / "build_report.json")["fingerprint"]
-    return Dataset(DatasetMeta(**meta), index, fingerprint, str(directory.resolve()))
+    try:
+        with np.load(directory / "index.npz") as arrays:
+            index = Index(**{k: tuple(v.tolist()) if v.dtype.kind == "U" else v for k, v in arrays.items()})
+        meta = _read_json(directory / "metadata.json")
+        meta = DatasetMeta(**{**meta, "labels": {int(i): label for i, label in meta["labels"].items()}})
+        fingerprint = _read_json(directory / "build_report.json")["fingerprint"]
+    except DAMAGE as error:
+        raise BuildError(
+            f"{directory} is damaged ({type(error).__name__}: {error}); build it again with --overwrite"
+        ) from error
+    return Dataset(meta, index, fingerprint, str(directory.resolve()))
 
 
 def list_datasets(data_dir: str | Path) -> list[str]:
@@ -205,9 +215,12 @@ def list_datasets(data_dir: str | Path) -> list[str]:
 
 
 def read_report(data_dir: str | Path, name: str) -> BuildReport | None:
-    """The report of a dataset, None where it is not built or was built by a version with another report."""
+    """The report of a dataset, None where it is not built, is damaged or was built by a version with another report."""
     directory = _directory(Path(data_dir), name)
-    report = _read_json(directory / "build_report.json") if directory else {}
+    try:
+        report = _read_json(directory / "build_report.json") if directory else {}
+    except DAMAGE:
+        return None  # whoever asks builds it again
     if report.keys() != {column.name for column in dataclasses.fields(BuildReport)}:
         return None
     return BuildReport(**{**report, "ignored": tuple(report["ignored"])})

@@ -1,9 +1,11 @@
 """A researcher's own folder: images/ and labels/ with the same names, and an optional meta.json (see meta.py).
 
-Pictures, or volumes: NIfTI, NRRD, MetaImage, a TIFF of several pages, or a folder of DICOM files a series. A case's
-subject is its name before the last "_" (the whole name where there is none), unless meta.json says otherwise. Id 0 is
-the background. Hidden files and other inner folders are passed over; files of other types too, but those are named in
-`Folder.ignored`. Folders of nnU-Net and of the Medical Segmentation Decathlon are recognised (layouts.py).
+Pictures, DICOM files of one frame among them, or volumes: NIfTI, NRRD, MetaImage, a TIFF of several pages, or a folder
+of DICOM files a series. A case's subject is its name before the last "_" (the whole name where there is none), unless
+meta.json says otherwise. Id 0 is the background. Hidden files and other inner folders are passed over; files of other
+types too, but those are named in `Folder.ignored`. An image without a label, a label without an image and two files of
+one name are cases at fault: a build drops and counts them, a support set is refused. Folders of nnU-Net and of the
+Medical Segmentation Decathlon are recognised (layouts.py).
 """
 
 from collections.abc import Callable, Iterable
@@ -17,39 +19,41 @@ from universeg_jax.data.files import extension, natural_order, stem
 from universeg_jax.data.images import EXTENSIONS, ImageError, read_label
 from universeg_jax.data.layouts import is_dataset_json, read_dataset_json
 from universeg_jax.data.meta import Folder, read_meta, subject_rule
-from universeg_jax.data.volume_files import VOLUME_EXTENSIONS, is_volume, read_label_volume
+from universeg_jax.data.volume_files import DICOM, VOLUME_EXTENSIONS, is_volume, read_label_volume
 
 
 def read_folder(path: str | Path, size: int = 128) -> Folder:
-    """The cases of a folder in the natural order of their names (p2 before p10). Raises FolderError.
+    """The cases of a folder in the natural order of their names (p2 before p10).
 
-    Where meta.json names no labels, the ids that occur are used: every label file is read for that.
+    Where meta.json names no labels, the ids that occur are used: every label file is read for that. Raises FolderError,
+    also where no image has a label.
     """
     path = Path(path)
     if is_dataset_json(path):
         return read_dataset_json(path, size)
     images, labels = _files(path / "images"), _files(path / "labels")
-    for name in natural_order(labels.keys() - images.keys()):
-        raise FolderError(f"{labels[name]} has no image {path}/images/{name}.*; add it or remove the label")
-    for name in natural_order(images.keys() - labels.keys()):
-        raise FolderError(f"{images[name]} has no label {path}/labels/{name}.*; add it or remove the image")
+    faults = {name: _fault(images.get(name, []), labels.get(name, []), name) for name in images | labels}
+    if not images.keys() & labels.keys():
+        name = next(iter(images))
+        raise FolderError(f"{images[name][0]}: {' ('.join(faults[name])}); no image of this folder has one")
     meta = read_meta(path)
     subject = subject_rule(path, meta, lambda name: name.rpartition("_")[0] or name)
     cases = tuple(
         Case(
-            image=str(images[name]),
-            labels=(LabelFile(str(labels[name])),),
-            subject=subject(name),
+            image=str((images.get(name) or labels[name])[0]),
+            labels=tuple(LabelFile(str(file)) for file in labels.get(name, ())),
+            subject=name if faults[name][0] else subject(name),
             name=name,
             size=size,
             ids=tuple(meta.labels),
             modality=meta.modality,
-            volume=is_volume(images[name]),
+            volume=is_volume((images.get(name) or labels[name])[0]),
             axes=meta.axes,
             window=meta.window,
             root=str(path),
+            fault=faults[name],
         )
-        for name in images
+        for name in natural_order(faults)
     )
     return Folder(
         cases,
@@ -110,27 +114,36 @@ def _names(path: Path) -> list[str]:
 
 
 def _is_case(path: Path) -> bool:
-    return is_volume(path) if path.is_dir() else extension(path) in (*EXTENSIONS, *VOLUME_EXTENSIONS)
+    return is_volume(path) if path.is_dir() else extension(path) in (*EXTENSIONS, *VOLUME_EXTENSIONS, *DICOM)
 
 
 def _other_files(path: Path) -> list[str]:
     return natural_order(name for name in _names(path) if not _is_case(path / name))
 
 
-def _files(path: Path) -> dict[str, Path]:
-    """Case → its file or DICOM folder."""
+def _fault(images: list[Path], labels: list[Path], name: str) -> tuple[str, str]:
+    """(problem, detail) of a case; ("", "") where it has one image and one label."""
+    if not labels:
+        return "has no label", f"add labels/{name}.* or remove the image"
+    if not images:
+        return "has no image", f"add images/{name}.* or remove the label"
+    for files in (images, labels):
+        if len(files) > 1:
+            return "two files of one name", f"{' and '.join(file.name for file in files)}; keep one of them"
+    return "", ""
+
+
+def _files(path: Path) -> dict[str, list[Path]]:
+    """Case → its files or DICOM folders; more than one are too many."""
     if not path.is_dir():
         raise FolderError(f"{path} is missing; a folder needs images/ and labels/ with the same file names")
-    files: dict[str, Path] = {}
+    files: dict[str, list[Path]] = {}
     for name in natural_order(each.name for each in path.iterdir() if not each.name.startswith(".")):
         if _is_case(path / name):
-            case = stem(name) if (path / name).is_file() else name
-            if case in files:
-                raise FolderError(f"{files[case]} and {path / name} have one name; keep one of them")
-            files[case] = path / name
+            files.setdefault(stem(name) if (path / name).is_file() else name, []).append(path / name)
     if not files:
         others = f"; there are only {', '.join(_other_files(path)[:3])}" if _other_files(path) else ""
-        raise FolderError(f"{path} holds no pictures ({', '.join((*EXTENSIONS, *VOLUME_EXTENSIONS))}){others}")
+        raise FolderError(f"{path} holds no pictures ({', '.join((*EXTENSIONS, *VOLUME_EXTENSIONS, *DICOM))}){others}")
     return files
 
 

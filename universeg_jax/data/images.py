@@ -40,10 +40,12 @@ MAX_INTENSITY = 1e30  # beyond it float32 overflows in min-max; such values are 
 class ImageError(UserError):
     """A file that is no usable picture: "<path>: <problem> (<detail>)".
 
-    `problem` is the same text for every file with this fault, so that faults can be counted by it.
+    `problem` is the same text for every file with this fault, so that faults can be counted by it. `detail` may come
+    from a damaged file: whatever it holds, the message is one line that a terminal can show.
     """
 
     def __init__(self, path: str | Path, problem: str, detail: str = ""):
+        detail = " ".join("".join(c if c.isprintable() else " " for c in detail).split())
         super().__init__(str(path), problem, detail)  # as args, so that the error can be pickled
         self.path, self.problem, self.detail = str(path), problem, detail
 

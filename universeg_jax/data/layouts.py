@@ -6,9 +6,11 @@
 
 Each channel is a modality of its own. A case is its own subject unless meta.json says otherwise: of names such as
 "liver_12" the part before the "_" is no patient. Regions of nnU-Net, [1, 2, 3], are labels that may overlap; its label
-"ignore" is none. Images without labels, imagesTs among them, are not read.
+"ignore" is none. Images without labels, imagesTs among them, are not read. A label without its image, and a case that
+is listed and not there, are cases at fault: dropped and counted, unless it is so with all.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +32,20 @@ def read_dataset_json(path: Path, size: int) -> Folder:
     channels = _channels(file, spec)
     labels, of_label = _labels(file, spec)
     subject = subject_rule(path, meta, lambda name: name)
-    pairs = _listed(path, spec) or _found(path)
+    listed = _listed(path, spec)
+    pairs = listed or _found(path)
+    copies = Counter() if listed else Counter(stem(file) for file in _files(path / "labelsTr"))
     cases, used = [], set()
     for name, (image, label) in pairs.items():
         images = [image] * len(channels) if image else _channel_files(path, name, label, len(channels))
         several = image is not None and len(channels) > 1
         for channel, (each, modality) in enumerate(zip(images, channels, strict=True)):
+            fault = _fault(each, label, copies[name])
             cases.append(
                 Case(
-                    image=str(each),
-                    labels=(LabelFile(str(label), *of_label),),
-                    subject=subject(name),
+                    image=str(label if fault[0] and label.exists() else each),
+                    labels=() if fault[0] else (LabelFile(str(label), *of_label),),
+                    subject=name if fault[0] else subject(name),
                     name=f"{name}_{channel:04d}" if len(channels) > 1 else name,
                     size=size,
                     ids=() if of_label else tuple(labels),
@@ -50,11 +55,16 @@ def read_dataset_json(path: Path, size: int) -> Folder:
                     axes=meta.axes,
                     window=meta.window,
                     root=str(path),
+                    fault=fault,
                 )
             )
         used |= {label, *images}
     if not cases:
         raise FolderError(f"{path} holds no labels in labelsTr/; cases without labels are not read")
+    for modality in range(len(channels)):
+        of_channel = cases[modality :: len(channels)]
+        if all(case.fault[0] for case in of_channel):
+            raise FolderError(f"{of_channel[0].image}: {' ('.join(of_channel[0].fault)}); so it is with every case")
     others = [f for part in ("imagesTr", "labelsTr") for f in _files(path / part) if f not in used]
     return Folder(
         tuple(cases),
@@ -109,8 +119,6 @@ def _listed(path: Path, spec: dict[str, Any]) -> dict[str, tuple[Path | None, Pa
         for each in (image, label):
             if not each.resolve().is_relative_to(path.resolve()):
                 raise FolderError(f"{path / 'dataset.json'}: {each} lies outside the folder")
-        if not label.exists():
-            raise FolderError(f"{path / 'dataset.json'}: {label} is missing; add it or take it off the list")
         pairs[stem(label)] = (image if image.exists() else None, label)
     return {name: pairs[name] for name in natural_order(pairs)}
 
@@ -120,16 +128,25 @@ def _found(path: Path) -> dict[str, tuple[None, Path]]:
 
 
 def _channel_files(path: Path, name: str, label: Path, count: int) -> list[Path]:
-    """imagesTr/<case>_0000… for every channel; in whatever type, where it is not the label's."""
+    """imagesTr/<case>_0000… for every channel; in whatever type, where it is not the label's. Some may not exist."""
     files = []
     for channel in range(count):
         wanted = path / "imagesTr" / f"{name}_{channel:04d}{extension(label)}"
         if not wanted.exists():
             wanted = next(iter(sorted(wanted.parent.glob(f"{_escaped(name)}_{channel:04d}.*"))), wanted)
-        if not wanted.exists():
-            raise FolderError(f"{label} has no image {wanted}; add it or remove the label")
         files.append(wanted)
     return files
+
+
+def _fault(image: Path, label: Path, copies: int) -> tuple[str, str]:
+    """(problem, detail) of a case; ("", "") where it has one image and one label."""
+    if not label.exists():
+        return "has no label", f"add labelsTr/{label.name} or take it off the list of dataset.json"
+    if not image.exists():
+        return "has no image", f"add imagesTr/{image.name} or remove the label"
+    if copies > 1:
+        return "two files of one name", f"{copies} in labelsTr are called {stem(label)}; keep one of them"
+    return "", ""
 
 
 def _escaped(name: str) -> str:

@@ -8,7 +8,8 @@ All fields may be left out:
     subjects                how a case's name gives its subject: a pattern with one group, "^(patient[0-9]+)", or
                             the name of a CSV file in the folder with the columns case and subject
     axes                    of volumes: of "sagittal", "coronal", "axial", "in-plane" (the planes that were acquired)
-    window                  "ct", "mr", "none" or [low, high]; without it by the words of the modality, of volumes only
+    window                  "ct", "mr", "none" or [low, high]; without it by the words of the modality, of volumes and
+                            DICOM files only
 """
 
 import csv

@@ -50,7 +50,7 @@ def read_records(
     Every mask is read once, for the ids that occur, unless the feature names its classes.
     """
     directory = _find(Path(place) if Path(place).is_dir() else Path(data_dir) / place)
-    info = tfds.builder_from_directory(directory).info
+    info = _info(directory)
     if info.file_format.value != "array_record":
         raise BuildError(
             f"{directory} is in {info.file_format.value}, which needs TensorFlow to be read; prepare it again with "
@@ -81,7 +81,7 @@ def read_records(
 
 def make_record_examples(case: Record) -> list[Example]:
     """The example of a record. Raises ImageError where it cannot be used."""
-    record = _source(case.directory, case.split)[case.row]
+    record = _record(case)
     image = check_picture(_value(record, case.image), case)
     label = check_label(_value(record, case.mask), case)
     if label.shape != image.shape:
@@ -111,6 +111,32 @@ def _find(root: Path) -> Path:
     if len(found) > 1:
         raise BuildError(f"{root} holds several TFDS datasets: {', '.join(map(str, found))}; give one of them")
     return found[0].resolve()
+
+
+def _info(directory: Path) -> Any:
+    try:
+        info = tfds.builder_from_directory(directory).info
+        promised = sum(split.num_examples for split in info.splits.values())
+    except Exception as error:  # a damaged description makes TFDS raise almost anything
+        raise BuildError(f"{directory} cannot be opened as a TFDS dataset: {_short(error)}") from error
+    held = sum(file.stat().st_size for file in directory.iterdir())
+    if promised > held:
+        raise BuildError(f"{directory} promises {promised:,} records in {held:,} bytes; prepare it again")
+    return info
+
+
+def _record(case: Record) -> dict[str, Any]:
+    """Raises ImageError where it cannot be read, whatever the reason."""
+    try:
+        return _source(case.directory, case.split)[case.row]
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged records, pictures in them that cannot be decoded
+        raise ImageError(case, "cannot be read", _short(error).replace(f"{case.directory}/", "")) from error
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _feature(directory: Path, features: Any, key: str) -> Any:
@@ -147,6 +173,6 @@ def _ids_that_occur(cases: tuple[Record, ...]) -> set[int]:
 def _readable_labels(cases: tuple[Record, ...]) -> Iterator[np.ndarray]:
     for case in cases:
         try:
-            yield check_label(_value(_source(case.directory, case.split)[case.row], case.mask), case)
+            yield check_label(_value(_record(case), case.mask), case)
         except ImageError:
             continue  # whoever makes the example gets it again, and drops and counts it

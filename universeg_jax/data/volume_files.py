@@ -6,6 +6,7 @@ a .mhd may name the one file of voxels that lies beside it.
 """
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,6 +26,8 @@ TIFF = (".tif", ".tiff")
 DICOM = (".dcm", ".ima", ".dicom")
 VOLUME_EXTENSIONS = (*NIFTI, *ITK)  # always volumes; a TIFF may be one, a DICOM series is a folder
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK and DICOM point x to the left and y to the back
+INFLATES = 1032  # bytes that deflate makes of one at most
+CHATTY = ("nibabel.global", "pydicom", "tifffile")  # loggers that remark on every odd header field
 
 
 def is_dicom(path: str | Path) -> bool:
@@ -123,7 +126,7 @@ def _read(path: Path, channel: int | None) -> Volume:
 @contextlib.contextmanager
 def _as_image_errors(path: Path) -> Iterator[None]:
     try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
+        with warnings.catch_warnings(), np.errstate(all="ignore"), _silence(*CHATTY):
             warnings.simplefilter("ignore")  # of odd header fields; what counts is checked
             yield
     except (ImageError, MemoryError):
@@ -132,6 +135,19 @@ def _as_image_errors(path: Path) -> Iterator[None]:
         message = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
         message = message.replace(f"{path.parent}/", "")  # reports must not depend on where files lie
         raise ImageError(path, "cannot be read", message[-160:]) from error
+
+
+@contextlib.contextmanager
+def _silence(*names: str) -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _check_size(path: Path, shape: tuple[int, ...]) -> None:
@@ -251,7 +267,7 @@ def _read_tiff(path: Path) -> Volume:
 def read_dicom_picture(path: str | Path) -> np.ndarray:
     """One DICOM file of one frame, such as an X-ray or ultrasound picture → float32 [H, W]."""
     with _as_image_errors(Path(path)):
-        return _dicom_pixels(_dicom_file(Path(path)), Path(path))
+        return _dicom_planes([_dicom_file(Path(path))])[0]
 
 
 def _dicom_file(path: Path):
@@ -259,11 +275,16 @@ def _dicom_file(path: Path):
         import pydicom
     except ImportError as error:
         raise ImageError(path, "DICOM needs another package", "pip install 'universeg_jax[dicom]'") from error
-    if path.stat().st_size > MAX_BYTES:
+    size = path.stat().st_size
+    if size > MAX_BYTES:
         raise ImageError(path, "the file is too large", f"at most {MAX_BYTES:,} bytes are read")
+    if size * INFLATES > MAX_BYTES:  # what is deflated is inflated whole, before anything of it is known
+        syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
+        if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
+            raise ImageError(path, "may inflate to too many bytes", f"at most {MAX_BYTES:,}; save it without deflation")
     dataset = pydicom.dcmread(path)
     if "PixelData" not in dataset:
-        raise ImageError(path, "holds no picture", str(dataset.get("SOPClassUID", "")))
+        raise ImageError(path, "holds no picture", str(dataset.get("SOPClassUID", ""))[:80])
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames > 1:
         raise ImageError(path, "has several frames", f"{frames}; save each as a file of its own")
@@ -272,19 +293,28 @@ def _dicom_file(path: Path):
     return dataset
 
 
-def _dicom_pixels(dataset, path: Path) -> np.ndarray:
-    """float32 [H, W] in rescaled units (CT: HU); MONOCHROME1, where small means bright, is turned round."""
-    pixels = to_grey(dataset.pixel_array)
-    pixels = pixels * float(dataset.get("RescaleSlope", 1)) + float(dataset.get("RescaleIntercept", 0))
-    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
-        pixels = pixels.max() + pixels.min() - pixels
-    return pixels.astype(np.float32)
+def _dicom_planes(datasets: list[Any]) -> list[np.ndarray]:
+    """float32 [H, W] each, in rescaled units (CT: HU); colour becomes grey.
+
+    MONOCHROME1, where small means bright, is turned round, all slices about one value: else they would not fit.
+    """
+    from pydicom.pixels import apply_color_lut, apply_modality_lut
+
+    planes = []
+    for dataset in datasets:
+        is_palette = dataset.get("PhotometricInterpretation") == "PALETTE COLOR"
+        look_up = apply_color_lut if is_palette else apply_modality_lut
+        planes.append(to_grey(look_up(dataset.pixel_array, dataset)))
+    if datasets[0].get("PhotometricInterpretation") == "MONOCHROME1":
+        ends = max(plane.max() for plane in planes) + min(plane.min() for plane in planes)
+        planes = [ends - plane for plane in planes]
+    return planes
 
 
 def _read_dicom(path: Path) -> Volume:
     """A folder that holds one series, or one file as a volume of one slice. Slices are sorted by their position."""
     slices = dicom_slices(path)
-    return _dicom_volume(path, slices, [_dicom_pixels(dataset, file) for dataset, file in slices])
+    return _dicom_volume(path, slices, _dicom_planes([dataset for dataset, _ in slices]))
 
 
 def read_label_stack(path: str | Path, series: str | Path) -> Volume:
