@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter1d
 
+from universeg_jax import predictor as predictor_module
 from universeg_jax.cli import main
 from universeg_jax.data.images import preprocess_image
 from universeg_jax.data.volumes import make_volume
@@ -126,6 +127,13 @@ def test_smoothing_blurs_across_the_slices_of_a_volume(predictor):
     for wrong in (-1.0, np.nan, np.inf):
         with pytest.raises(UserError, match="smooth="):
             Options(smooth=wrong)
+
+
+def test_a_loaded_predictor_keeps_compiled_programs_for_later_processes(checkpoint, monkeypatch):
+    calls = []
+    monkeypatch.setattr(predictor_module, "use_compilation_cache", lambda: calls.append(1))
+    predictor_module.Predictor.from_checkpoint(checkpoint)
+    assert calls == [1]
 
 
 def test_threads_share_a_predictor(predictor):

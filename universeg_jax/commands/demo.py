@@ -13,8 +13,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from universeg_jax.demo_page import serve
     from universeg_jax.predictor import Predictor
-    from universeg_jax.startup import use_compilation_cache
 
-    use_compilation_cache()
     serve(Predictor.from_checkpoint(args.checkpoint), args.port)
     return 0
