@@ -68,8 +68,10 @@ def test_the_config_of_a_run_is_read_as_it_was_given(run, tmp_path):
     assert to_dict(read_config(workdir)) == to_dict(config)
     write_config(config, tmp_path)
     older = {name: value for name, value in read_json(tmp_path / "config.json").items() if name != "draw"}
+    del older["augment"]["task"]["blur"]["kernel"]
     write_json(tmp_path / "config.json", older)
     assert read_config(tmp_path).draw == "datasets"
+    assert read_config(tmp_path).augment.task.blur.kernel == 5
 
 
 @pytest.mark.parametrize(

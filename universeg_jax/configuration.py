@@ -34,6 +34,7 @@ ADDED = {
     "model.stride": 8,
     "model.embedding": 256,
     "model.prototype_grid": 8,
+    **{f"{part}.{level}.blur.kernel": 5 for part in ("augment", "superpixel.views") for level in ("in_task", "task")},
 }
 
 
