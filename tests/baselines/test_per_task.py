@@ -169,6 +169,8 @@ def test_rows_are_those_of_evaluate_and_a_done_task_is_not_done_again(data_dir, 
 def test_the_commands(data_dir, tmp_path, checkpoint, capsys):
     flags = [f"--data_dir={data_dir}", "--role=test", "--support_size=2", "--max_cases=2", "--steps=2"]
     out = tmp_path / "tuned"
+    out.mkdir()
+    (out / "log.txt").touch()  # as a launcher does that keeps what the command prints
     finetune = ["baseline", "--kind=finetune", *flags, "--score_every=1", "--train_batch_size=1", f"--out={out}"]
     assert cli.main([*finetune, f"--checkpoint={checkpoint}"]) == 0
     assert "M parameters" in capsys.readouterr().out

@@ -158,7 +158,7 @@ def claim(out: Path, plan: dict[str, Any]) -> None:
         if differing:
             there = "; ".join(f"{name}: {before.get(name)} there, {plan.get(name)} asked for" for name in differing)
             raise UserError(f"{out} holds another run's files ({there}); take another --out")
-    elif any(path.name != ".lock" for path in out.iterdir()):
+    elif any(path.name not in (".lock", "log.txt") for path in out.iterdir()):  # the log of who started it
         raise UserError(f"{out} holds files that are not of such a run; take another --out")
     else:
         write_json(path, plan)
