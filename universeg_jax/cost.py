@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 from universeg_jax.episode import OFFICIAL_SIZE, Episode
 from universeg_jax.errors import UserError
 from universeg_jax.reporting import markdown_table, percent
-from universeg_jax.summary import interval_text
+from universeg_jax.summary import cost_cells, interval_text
 
 
 def count_parameters(params: Any) -> int:
@@ -73,11 +73,3 @@ def _setting(name: str, summary: dict[str, Any], support_size: int, ensemble: in
 def _with_interval(of: dict[str, Any], field: str, ends: str) -> str:
     text = interval_text(of.get(f"{ends}_low"), of.get(f"{ends}_high"))
     return f"{percent(of[field])} ({text})" if text else percent(of[field])
-
-
-def cost_cells(cost: dict[str, Any] | None) -> Sequence[str]:
-    """Parameters, milliseconds and seconds of preparation a task; - for what was not measured."""
-    if cost is None:
-        return "-", "-", "-"
-    preparation = cost.get("preparation_seconds", 0.0)
-    return f"{cost['parameters'] / 1e6:.2f}", f"{cost['milliseconds']:.0f}", f"{preparation:.0f}"
