@@ -30,7 +30,9 @@ def parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        message = error.args[0] if isinstance(error, KeyError) else error
+        while error.args and isinstance(error.args[0], Exception):  # what ml_collections wraps
+            error = error.args[0]
+        message = error.args[0] if isinstance(error, KeyError) else error  # whose str would be quoted again
         sys.exit(f"train.py: {' '.join(str(message).split())}")
 
 

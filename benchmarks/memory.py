@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from universeg_jax.losses import soft_dice
-from universeg_jax.model import build_model, init_params
+from universeg_jax.model import build_model, param_shapes
 
 SIZE = 128
 
 
 def bytes_needed(support: int, gradient: bool, **fields) -> int:
     model = build_model({}, **fields)
-    params = jax.eval_shape(lambda: init_params(model, 0))
+    params = param_shapes(model)
     query = jax.ShapeDtypeStruct((1, SIZE, SIZE, 1), jnp.float32)
     entries = jax.ShapeDtypeStruct((1, support, SIZE, SIZE, 1), jnp.float32)
 

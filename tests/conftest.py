@@ -1,4 +1,4 @@
-"""Four fake CPU devices, strict ranks and quiet absl flags, before anything imports JAX."""
+"""Four fake CPU devices, quick compilation, strict ranks and quiet absl flags, before anything imports JAX."""
 
 import os
 import tempfile
@@ -9,7 +9,13 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiled once a session, for the processes that tests start too.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="universeg_jax_test_"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=4",
+        "--xla_backend_optimization_level=0",  # compiling takes most of the time, and half as long so
+    ]
+)
 
 import jax
 from absl import flags

@@ -10,6 +10,8 @@ from configs import default
 from universeg_jax.data.builder import build
 from universeg_jax.data.dataset import SLICINGS, Dataset, DatasetMeta, Example, Index, open_dataset
 
+LIGHT = ("noise", "flip_intensities")  # the augmentation that a tiny config has
+
 
 def tiny_config(data_dir: str = "", **fields):
     """The default config, small enough to train in seconds."""
@@ -28,6 +30,10 @@ def tiny_config(data_dir: str = "", **fields):
     config.eval.pictures = 0
     config.synthesis.weights = {"shapes": 1.0, "tubes": 0.0, "blobs": 0.0, "nests": 0.0}  # half the time to compile
     config.superpixel.cells = (3, 6)
+    for level in ("task", "in_task"):  # each operation takes a second to compile; tests/test_augment.py has them all
+        for name in config.augment[level]:
+            if name not in LIGHT and "p" in config.augment[level][name]:
+                config.augment[level][name].p = 0.0
     config.update(fields)
     return config
 

@@ -9,7 +9,7 @@ import pytest
 from configs import default
 from universeg_jax import training
 from universeg_jax.configuration import flatten, to_dict
-from universeg_jax.model import build_model, init_params
+from universeg_jax.model import build_model, param_shapes
 from universeg_jax.optimizer import make_optimizer
 
 NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("[a-z]*.py"))
@@ -25,7 +25,7 @@ def test_config(name, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     training.check_config(config)
     make_optimizer(config)
-    jax.eval_shape(lambda: init_params(build_model(config.model), 0))
+    param_shapes(build_model(config.model))
 
 
 def test_arguments():

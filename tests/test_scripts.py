@@ -18,7 +18,7 @@ def run(*arguments, timeout=100):
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["--config.batchsize=2"], "batch_size"),
+        (["--config.optimizer.learningrate=2"], 'Did you mean "learning_rate"'),
         (["--config.batch_size=two"], "two"),
         (["--config.support_size=0"], "config.support_size=0"),
         (["extra"], "unknown arguments extra"),

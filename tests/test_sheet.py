@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.fixtures import build_discs, tiny_config
-from universeg_jax import cli, sheet
+from universeg_jax import augment, cli, sheet
 from universeg_jax.configuration import ConfigError, load_config
 from universeg_jax.errors import UserError
 
@@ -57,7 +57,7 @@ def test_task_rows_are_the_episodes_of_training(data_dir):
 
 
 def test_every_operation_has_a_row_that_begins_with_the_image(data_dir):
-    config = tiny_config(data_dir, image_size=32)
+    config = tiny_config(data_dir, image_size=32, augment=augment.get_config())
     config.augment.task.flip_labels.p = 0.125
     rows = {row.title: row for row in sheet.augment_rows(config)}
     ops = [f"{level} {op}\np {config.augment[level][op].p:g}" for level in sheet.LEVELS for op in config.augment[level]]

@@ -2,11 +2,12 @@
 
 A checkpoint is a directory with two parts: `params`, what evaluation and prediction use, and `state`, what training
 resumes from. Its metadata holds the config and the lineage, so that it can be used without anything beside it.
-A workdir keeps its latest and its best checkpoint in `<workdir>/checkpoints/<step>/`. Wherever one is read, a name or
-file of packaged weights (weights.py) will do.
+A workdir keeps its latest two and its best checkpoint in `<workdir>/checkpoints/<step>/`: there is a good one while one
+is replaced. Wherever one is read, a name or file of packaged weights (weights.py) will do.
 """
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,22 +18,24 @@ import ml_collections
 from orbax.checkpoint import v1 as ocp
 
 from universeg_jax import weights
-from universeg_jax.model import build_model, init_params
+from universeg_jax.model import build_model, param_shapes
 from universeg_jax.weights import CheckpointError
 
 METRIC = "mean_dice"
 FORMAT = "universeg_jax checkpoint 1"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what an operating system says of a full disk
 
 
 @contextlib.contextmanager
 def open_checkpointer(workdir: str | Path, keep_every: int = 0) -> Iterator[ocp.training.Checkpointer]:
-    """Keeps the latest, the best by METRIC, and every `keep_every`-th step if that is not 0.
+    """Keeps the latest two, the best by METRIC, and every `keep_every`-th step if that is not 0.
 
-    Raises CheckpointError where one could not be written, as on a full disk; those written before stay.
+    Raises CheckpointError where one could not be written or, inside the `with`, a log beside them, as on a full disk;
+    those written before stay.
     """
     policies = ocp.training.preservation_policies
     keep = [
-        policies.LatestN(1),
+        policies.LatestN(2),
         policies.BestN(get_metric_fn=lambda metrics: metrics[METRIC], n=1, keep_checkpoints_without_metrics=False),
     ]
     if keep_every:
@@ -45,13 +48,15 @@ def open_checkpointer(workdir: str | Path, keep_every: int = 0) -> Iterator[ocp.
             cleanup_tmp_directories=True,  # what a kill in the middle of a save left
         ) as checkpointer:
             yield checkpointer
-    except ValueError as error:  # TensorStore's way to report what the operating system said
-        if "os_error_code" not in str(error):
+    except (ValueError, OSError) as error:
+        # TensorStore reports what the operating system said as a ValueError.
+        if getattr(error, "errno", None) not in FULL and "os_error_code" not in str(error):
             raise
         written = sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())
+        good = f"step {written[-1]}" if written else "no step yet"
         raise CheckpointError(
-            f"no checkpoint could be written to {directory} ({str(error).splitlines()[-1]}); the last good one is of "
-            f"{f'step {written[-1]}' if written else 'no step yet'}: make room there and start the same command again"
+            f"{directory.parent} could not be written to ({str(error).splitlines()[-1]}); the last good checkpoint is "
+            f"of {good}: make room there and start the same command again"
         ) from None
 
 
@@ -65,13 +70,15 @@ def save(
 ) -> None:
     """Copies the arrays to the host and returns; the writing goes on in the background.
 
-    With several hosts each holds all of it, and Orbax lets the first one write.
+    With several hosts each holds all of it, and Orbax lets the first one write. A checkpoint of the same step, whose
+    evaluation was cut short, is replaced.
     """
     params, state = jax.device_get((params, state))
     checkpointer.save_checkpointables_async(
         step,
         {"params": params, "state": state},
         force=True,
+        overwrite=any(written.step == step for written in checkpointer.checkpoints),
         metrics=metrics,
         custom_metadata={"format": FORMAT, "step": step, "metrics": metrics, **metadata},
     )
@@ -82,6 +89,11 @@ def restore_state(checkpointer: ocp.training.Checkpointer, state: Any) -> Any:
     if checkpointer.latest is None:
         return state
     return checkpointer.load_checkpointables(checkpointer.latest.step, {"state": jax.device_get(state)})["state"]
+
+
+def latest_metadata(checkpointer: ocp.training.Checkpointer) -> dict[str, Any] | None:
+    """`read_metadata` of the latest checkpoint, if there is one."""
+    return None if checkpointer.latest is None else read_metadata(checkpointer.latest.path)
 
 
 def write_params(path: str | Path, params: Any, metadata: dict[str, Any]) -> None:
@@ -150,6 +162,6 @@ def load(path: str | Path) -> tuple[Any, ml_collections.ConfigDict]:
 
 def abstract_params(config: ml_collections.ConfigDict) -> Any:
     """Shapes, dtypes and a single-device sharding of the parameters of a config."""
-    shapes = jax.eval_shape(lambda: init_params(build_model(config.model), 0))
+    shapes = param_shapes(build_model(config.model))
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)

@@ -22,21 +22,6 @@ RESUMABLE = (
     "tensorboard",
 )
 
-# Fields that configs got after the first runs, with the value that those runs had: they can be resumed.
-ADDED = {
-    "train_tasks": 0,
-    "draw": "datasets",
-    "draw_exponent": 0.5,
-    "label_union": 0.0,
-    "all_labels": 0.0,
-    "model.name": "universeg",
-    "model.conditioner_features": 16,
-    "model.stride": 8,
-    "model.embedding": 256,
-    "model.prototype_grid": 8,
-    **{f"{part}.{level}.blur.kernel": 5 for part in ("augment", "superpixel.views") for level in ("in_task", "task")},
-}
-
 
 class ConfigError(UserError):
     """A config that cannot be run, or not in this workdir."""
@@ -76,15 +61,11 @@ def write_config(config: ConfigDict, workdir: Path) -> None:
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The config of a run; fields that it is older than have the value that they stood for. Raises ConfigError."""
+    """The config of a run. Raises ConfigError where there is none."""
     path = workdir / "config.json"
     if not path.is_file():
         raise ConfigError(f"{workdir} holds no config.json; give the --workdir of a run of train.py")
-    config = ConfigDict(json.loads(path.read_text()))
-    for name, value in ADDED.items():
-        if name not in flatten(config.to_dict()):
-            config.update_from_flattened_dict({name: value})
-    return config
+    return ConfigDict(json.loads(path.read_text()))
 
 
 def check_resumable(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> None:
@@ -92,8 +73,7 @@ def check_resumable(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> 
     allowed = RESUMABLE
     if old["optimizer"]["schedule"] == new["optimizer"]["schedule"] == "constant":
         allowed += ("num_steps",)  # the schedule does not depend on it, so a longer run begins with the shorter one
-    after = flatten(new)
-    before = {name: value for name, value in ADDED.items() if name in after} | flatten(old)
+    before, after = flatten(old), flatten(new)
     differing = [
         f"config.{name}: {before.get(name, 'absent')!r} there, {after.get(name, 'absent')!r} given"
         for name in sorted(before.keys() | after.keys())

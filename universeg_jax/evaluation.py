@@ -81,9 +81,11 @@ def evaluate(
     tasks: Sequence[Task],
     settings: Settings,
     progress: bool = True,
+    check: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
     """One row per (case, method, support size, ensemble); `methods` maps a name to (method, its parameters).
 
+    `check` is called before each batch and may raise, to end it all.
     All methods see the same episodes. `tasks` must be usable ones of `datasets`. Raises FloatingPointError naming
     the case where a prediction is not finite.
     """
@@ -104,6 +106,7 @@ def evaluate(
     with bar, ThreadPoolExecutor(AHEAD) as pool:
         for support_size in settings.support_sizes:
             for batch in prefetched(cases, by_name, settings, support_size):
+                check()
                 episode = jax.device_put(batch.episode)
                 scores = {name: _scorer(m, settings)(params, episode) for name, (m, params) in methods.items()}
                 # The scores are on their way: a thread waits for them, and this one dispatches the next batch.

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-import universeg_jax
 from universeg_jax import checkpoints, lineage
 from universeg_jax.baselines import per_task
 from universeg_jax.baselines.per_task import FEWEST_TO_HOLD_BACK, MOST_SCORED, Array, Fitted, Recipe
@@ -145,7 +144,7 @@ def lineage_of(name: str, support: Support, licence: str, trained: bool) -> dict
     """Of role "user", which is never packaged; parameters that are still those of the start were but selected on it."""
     about = {"role": "user", "fingerprint": support.digest()}
     return {
-        "code_version": universeg_jax.__version__,
+        "code_version": lineage.code_version(),
         "trained_on": {name: {**about, "licence": licence}} if trained else {},
         "synthetic": False,
         "selected_on": {name: about},

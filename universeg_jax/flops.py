@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from universeg_jax.model import UniverSeg, init_params
+from universeg_jax.model import UniverSeg, param_shapes
 
 
 def forward_flops(model: UniverSeg, size: int, support_size: int) -> tuple[int, int]:
@@ -50,7 +50,7 @@ def counted_flops(model: nn.Module, size: int, support_size: int) -> int:
     query = jax.ShapeDtypeStruct((1, size, size, 1), "float32")
     support = jax.ShapeDtypeStruct((1, support_size, size, size, 1), "float32")
     whole = model.clone(support_chunk=0)  # a loop's body would count once
-    params = jax.eval_shape(lambda: init_params(whole, 0))
+    params = param_shapes(whole)
     return int(jax.jit(whole.apply).lower({"params": params}, query, support, support).cost_analysis()["flops"])
 
 

@@ -1,5 +1,7 @@
 """What a checkpoint says of its origin, so that weights can be given away only where every licence allows it."""
 
+import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ TRAIN_ROLE, SELECT_ROLE = "train_open", "val"  # of weights that may be given aw
 def lineage(config: ConfigDict, train: Sequence[Dataset], validation: Sequence[Dataset]) -> dict[str, Any]:
     """What a checkpoint says of its origin: every dataset that it was trained or selected on, and its parents."""
     return {
-        "code_version": universeg_jax.__version__,
+        "code_version": code_version(),
         "trained_on": {
             d.meta.name: {"role": d.meta.role, "licence": d.meta.licence, "fingerprint": d.fingerprint} for d in train
         },
@@ -25,6 +27,16 @@ def lineage(config: ConfigDict, train: Sequence[Dataset], validation: Sequence[D
         "selected_on": {d.meta.name: {"role": d.meta.role, "fingerprint": d.fingerprint} for d in validation},
         "parents": [],
     }
+
+
+def code_version() -> str:
+    """The version, and the commit where this is a checkout of git: 0.1.0+1a2b3c4d5e6f, with -dirty where it differs."""
+    root = Path(universeg_jax.__file__).parents[1]
+    if not (root / ".git").exists() or not shutil.which("git"):
+        return universeg_jax.__version__
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    described = subprocess.run(command, capture_output=True, text=True, check=False)
+    return f"{universeg_jax.__version__}+{described.stdout.strip() or 'unknown'}"
 
 
 def inherit(path: Path, record: dict[str, Any], abstract_params: Any) -> tuple[Any, dict[str, Any]]:

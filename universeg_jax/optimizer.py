@@ -1,5 +1,6 @@
 """The optimizer and its learning rate, by name from config.optimizer."""
 
+import difflib
 from typing import Any
 
 import jax
@@ -40,7 +41,8 @@ def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, op
     """Any optimizer of optax that takes learning_rate, or muon, after clipping by the global norm; and its schedule."""
     c, schedule = config.optimizer, make_schedule(config)
     if c.name != "muon" and not hasattr(optax, c.name):
-        raise ConfigError(f"config.optimizer.name={c.name!r}: optax has no such optimizer")
+        near = ", ".join(difflib.get_close_matches(c.name, dir(optax))) or "adam, adamw, sgd or muon"
+        raise ConfigError(f"config.optimizer.name={c.name!r}: optax has no such optimizer; is it {near}?")
     decay = {"weight_decay": c.weight_decay, "mask": _kernels} if c.weight_decay else {}
     try:
         optimizer = (muon if c.name == "muon" else getattr(optax, c.name))(learning_rate=schedule, **decay)

@@ -2,21 +2,20 @@
 
 import base64
 import html
-import importlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from universeg_jax import checkpoints
-from universeg_jax.configuration import flatten, to_dict
+from universeg_jax.configuration import flatten
 from universeg_jax.errors import UserError
 from universeg_jax.reporting import curves_figure, percent, png_of, read_json, read_json_lines
 
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em}"
     "table{border-collapse:collapse}td,th{padding:.2em .8em;border-bottom:1px solid #ccc;text-align:left}"
-    "td.n{text-align:right;font-variant-numeric:tabular-nums}img{max-width:100%}"
+    "summary h2{display:inline}td.n{text-align:right;font-variant-numeric:tabular-nums}img{max-width:100%}"
 )
 
 
@@ -35,10 +34,11 @@ def write_report(workdir: Path) -> Path:
         image(png_of(curves_figure(lines, evaluations))),
         *scores(evaluations),
         *(["<h2>Masks at the last evaluation</h2>", image(sheet.read_bytes())] if sheet.exists() else []),
-        "<h2>Config, where it differs from configs/default.py</h2>",
-        table(["field", "default", "here"], differences(config)),
         "<h2>Data</h2>",
         table(["dataset", "role", "licence"], datasets(workdir)),
+        "<details><summary><h2>Config</h2></summary>",
+        table(["field", "value"], [[f"config.{name}", value] for name, value in flatten(config).items()]),
+        "</details>",
     ]
     return write_page(workdir / "report.html", workdir.name, parts)
 
@@ -83,12 +83,6 @@ def scores(evaluations: Sequence[dict[str, Any]]) -> list[str]:
     rows.append(["mean", percent(last["mean_dice"]), percent(best["mean_dice"])])
     head = ["dataset", f"step {last['step']:,}", f"best, step {best['step']:,}"]
     return ["<h2>Dice (%) on the validation datasets</h2>", table(head, rows)]
-
-
-def differences(config: dict[str, Any]) -> list[list[Any]]:
-    default = flatten(to_dict(importlib.import_module("configs.default").get_config()))
-    here = flatten(config)
-    return [[name, default.get(name, ""), value] for name, value in here.items() if default.get(name) != value]
 
 
 def datasets(workdir: Path) -> list[list[Any]]:

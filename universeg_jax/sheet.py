@@ -15,12 +15,11 @@ from universeg_jax.data.episodes import KINDS, SUPERPIXEL, SYNTHETIC, make_sampl
 from universeg_jax.data.tasks import task_table, usable
 from universeg_jax.episode import Episode, to_device_floats
 from universeg_jax.reporting import plot_rows
+from universeg_jax.startup import jit_for_once
 
 SHEETS = ("synthetic", "superpixel", "augment")
 TASKS, SUBJECTS = 12, 8
 LEVELS = ("in_task", "task")
-# Compiling takes most of the time; a program that runs slower compiles three times as fast.
-quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 class Row(NamedTuple):
@@ -50,7 +49,7 @@ def task_rows(kind: str, config: ConfigDict, first: int = 0) -> list[Row]:
     training.check_parts(config)
     datasets, _ = training.open_data(config)
     sampler = training.sampler_of(config, datasets)
-    make = quick(functools.partial(training.plain_episode, config=config))
+    make = jit_for_once(functools.partial(training.plain_episode, config=config))
     rows = []
     for index in range(first, first + TASKS):
         batch = sampler(index)
@@ -74,7 +73,7 @@ def augment_rows(config: ConfigDict, first: int = 0) -> list[Row]:
     one = Episode(image, label, image[None], label[None], np.ones(1, np.float32))
     rows = []
     for title, changed in settings(config.augment):
-        draw = quick(jax.vmap(lambda index, changed=changed: augmented(index, one, config.seed, changed)))
+        draw = jit_for_once(jax.vmap(lambda index, changed=changed: augmented(index, one, config.seed, changed)))
         drawn = jax.device_get(draw(jnp.arange(first, first + SUBJECTS - 1)))
         rows.append(
             Row(title, *(np.concatenate([x[None], xs])[..., 0] for x, xs in zip((image, label), drawn, strict=True)))

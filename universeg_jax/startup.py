@@ -1,15 +1,23 @@
 """What a process settles with JAX: where compiled programs are kept, determinism, and the other hosts of a run."""
 
+import contextlib
+import functools
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 from jax.experimental import multihost_utils
 
 CACHE = "~/.cache/universeg_jax"
+# For what runs once or twice, where compiling takes most of the time: the program is slower, and compiled much sooner.
+jit_for_once = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+class Interrupted(Exception):
+    """A SIGTERM came in the middle of what can be done again."""
 
 
 def use_compilation_cache() -> None:
@@ -49,10 +57,25 @@ def wait_for_all_hosts(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def when_to_stop() -> Callable[[int], bool]:
-    """step → whether to save and end there because of a SIGTERM, as before a preemption; every host hears the same."""
+@contextlib.contextmanager
+def when_to_stop() -> Iterator[tuple[Callable[[int], bool], Callable[[], None]]]:
+    """Two functions for a SIGTERM, which clusters send before they take a machine.
+
+    The first, of a step, says whether to save and end there; every host hears the same. The second raises Interrupted
+    once the signal came, for what takes long between two steps; with several hosts it never does, since JAX holds the
+    signal then until they agree on a step.
+    """
     if jax.process_count() > 1:
-        return multihost_utils.reached_preemption_sync_point  # JAX holds the signal then, and agrees on the step
+        yield multihost_utils.reached_preemption_sync_point, lambda: None
+        return
     stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    return lambda step: stop.is_set()
+
+    def check() -> None:
+        if stop.is_set():
+            raise Interrupted
+
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        yield lambda step: stop.is_set(), check
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -18,11 +18,12 @@ ESTIMATE = 20  # steps from which the expected end is told
 
 
 class NotFinite(FloatingPointError):
-    """A loss or gradient that is not a number; `episodes` are the global indices that it may come from."""
+    """A loss, gradient or parameter that is not finite; `episodes` are the global indices that it may come from."""
 
     def __init__(self, step: int, values: dict[str, float], episodes: list[int]):
         super().__init__(
-            f"loss {values['loss']}, gradient norm {values['grad_norm']} at step {step}, "
+            f"loss {values['loss']}, gradient norm {values['grad_norm']}, parameter norm {values['param_norm']} "
+            f"at step {step}, "
             f"{'episode' if len(episodes) == 1 else 'episodes'} {', '.join(map(str, episodes))}; "
             "lower config.optimizer.learning_rate or set config.optimizer.clip_norm"
         )
@@ -64,18 +65,19 @@ class StepLog:
         sums = jax.device_get(sums)
         episodes, losses = sums.pop("episodes"), sums.pop("losses")
         values = {name: float(total / count) for name, (total, count) in sums.items()}
-        if not np.isfinite([values["loss"], values["grad_norm"]]).all():
+        if not np.isfinite([values["loss"], values["grad_norm"], values["param_norm"]]).all():
             bad = episodes[~np.isfinite(losses)] if not np.isfinite(losses).all() else episodes
             raise NotFinite(step, values, sorted(bad.tolist()))
         passed = time.time() - self.started
-        shown = {"loss": f"{values['loss']:.3f}", "dice": f"{values['dice']:.3f}"}
+        rate = (self.progress.format_dict["rate"] or 0.0) * self.config.batch_size
+        shown = {"loss": f"{values['loss']:.3f}", "dice": f"{values['dice']:.3f}", "episodes/s": f"{rate:.3g}"}
         self.progress.set_postfix(shown, waiting=f"{self.waited / passed:.0%}", refresh=False)
         if self.writes and step % self.config.log_every == 0:
             seconds = {"seconds_waiting": round(waited, 6), "time": round(passed, 3)}
             self.lines.write({"step": step, **values, **seconds})
             if self.board:
                 for name, value in values.items():
-                    self.board.add_scalar(f"train/{name}", value, step)
+                    self.board.add_scalar(f"train/{name}", value, step + 1)  # by steps done, as evaluations are
         if step == self.first_step and self.writes:
             tqdm.write(f"first step after {passed:.0f} s; {peak_memory()}", file=sys.stderr)
             self.first_done = passed
@@ -105,21 +107,31 @@ class Profile:
     """A trace of five steps, once ten have passed: open it with TensorBoard or Perfetto."""
 
     def __init__(self, directory: Path):
-        self.directory = directory
+        self.directory, self.running, self.told = directory, False, False
 
     def after(self, done: int) -> None:
         """Called when `done` + 1 steps of this process were dispatched."""
         if done == 10:
             jax.profiler.start_trace(str(self.directory))
+            self.running = True
         elif done == 15:
+            self.close()
+
+    def close(self) -> None:
+        """Ends a trace that is going on; says so where there was none."""
+        if self.running:
             jax.profiler.stop_trace()
-            tqdm.write(f"trace of 5 steps in {self.directory}", file=sys.stderr)
+        if not self.told:
+            what = f"trace of 5 steps in {self.directory}" if self.running else "no trace: it needs 11 steps or more"
+            tqdm.write(what, file=sys.stderr)
+        self.running, self.told = False, True
 
 
 def _tensorboard(workdir: Path, first_step: int) -> Any:
     from tensorboardX import SummaryWriter  # slow to import, and only where it is asked for
 
-    return SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
+    # What a killed run wrote after its last checkpoint is hidden; the evaluation at that checkpoint is not.
+    return SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
 
 def peak_memory() -> str:

@@ -5,6 +5,7 @@ parameters that were evaluated at t, and everything logged before t is on disk w
 killed and started again ends in the same bytes as one that never stopped.
 """
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from universeg_jax import augment, checkpoints, losses, metrics, superpixel, synthesis
-from universeg_jax.configuration import ConfigError, to_dict, write_config
+from universeg_jax.configuration import ConfigError, flatten, to_dict, write_config
 from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
 from universeg_jax.data.episodes import KINDS, Batch, EpisodeSampler, batches, make_sampler, task_name
 from universeg_jax.data.tasks import Task, subject_hash, task_table, usable
@@ -31,13 +32,19 @@ from universeg_jax.made_data import make_datasets
 from universeg_jax.model import UniverSeg, build_model, init_params
 from universeg_jax.optimizer import make_optimizer
 from universeg_jax.reporting import lock, plot_rows
-from universeg_jax.startup import wait_for_all_hosts, when_to_stop
+from universeg_jax.startup import Interrupted, jit_for_once, wait_for_all_hosts, when_to_stop
 from universeg_jax.step_log import NotFinite, Profile, StepLog
 from universeg_jax.validation import Evaluator, ValidationLog, make_evaluator
 
 Array = jax.Array
 PICTURE_COLUMNS = 13
 SUPPORT_SCHEDULES = ("fixed", "uniform", "log_uniform")
+LOWEST = {
+    **dict.fromkeys(("batch_size", "support_size", "image_size", "num_steps", "accumulation"), 1),
+    **dict.fromkeys(("log_every", "eval_every", "checkpoint_every"), 1),
+    **dict.fromkeys(("eval.support_size", "eval.ensemble", "eval.batch_size"), 1),
+    **dict.fromkeys(("eval.max_cases", "eval.pictures", "keep_every", "ema_decay", "optimizer.clip_norm"), 0),
+}  # of config fields
 
 
 class TrainState(NamedTuple):
@@ -276,18 +283,15 @@ def check_same_data(workdir: Path, train_data: list[Dataset]) -> None:
 
 def check_config(config: ConfigDict) -> None:
     """Raises ConfigError, or ValueError of the part concerned, naming the field; before anything is computed."""
-    for name in (
-        "batch_size",
-        "support_size",
-        "image_size",
-        "num_steps",
-        "checkpoint_every",
-        "eval_every",
-        "log_every",
-        "accumulation",
-    ):
-        if config[name] < 1:
-            raise ConfigError(f"config.{name}={config[name]}: at least 1 is needed")
+    values = flatten(config.to_dict())
+    for name, lowest in LOWEST.items():
+        if values[name] < lowest:
+            raise ConfigError(f"config.{name}={values[name]}: at least {lowest} is needed")
+    if config.ema_decay >= 1:
+        raise ConfigError(f"config.ema_decay={config.ema_decay}: a share below 1, or 0 for none, is needed")
+    terms = {name: config.loss[name] for name in ("soft_dice", "bce", "focal")}
+    if min(terms.values()) < 0 or not 0 < sum(terms.values()) < np.inf:
+        raise ConfigError(f"config.loss: {terms}: finite, non-negative weights, one above 0, are needed")
     if config.batch_size % (jax.device_count() * config.accumulation):
         raise ConfigError(
             f"config.batch_size={config.batch_size} is not a multiple of the {jax.device_count()} devices times "
@@ -386,17 +390,23 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, profile: bool = 
     """
     run, workdir = prepare(config), Path(workdir)
     main = jax.process_index() == 0  # the first host alone writes, besides each one's share of a checkpoint
-    with lock(workdir if main else None), checkpoints.open_checkpointer(workdir, config.keep_every) as checkpointer:
+    with (
+        lock(workdir if main else None),
+        checkpoints.open_checkpointer(workdir, config.keep_every) as checkpointer,
+        when_to_stop() as stopping,
+    ):
         if main:
             write_config(config, workdir)
         try:
-            return train(run, config, workdir, checkpointer, profile)
+            return train(run, config, workdir, checkpointer, stopping, profile)
         except NotFinite as error:
             raise explain(error, run, config, workdir) from None
 
 
-def train(run: Run, config: ConfigDict, workdir: Path, checkpointer: Any, profile: bool = False) -> TrainState:
-    """The loop."""
+def train(
+    run: Run, config: ConfigDict, workdir: Path, checkpointer: Any, stopping: tuple[Any, Any], profile: bool = False
+) -> TrainState:
+    """The loop. `stopping`: see startup.when_to_stop."""
     replicated, split = local_shardings()
     # The workdir's latest checkpoint comes before config.init_from, which comes before a random start.
     state = jax.device_put(checkpoints.restore_state(checkpointer, run.state), replicated)
@@ -411,28 +421,33 @@ def train(run: Run, config: ConfigDict, workdir: Path, checkpointer: Any, profil
         threads=config.read_threads,
     )
     log = StepLog(workdir, config, first_step)
-    validation = ValidationLog(workdir, config, first_step)
+    before = checkpoints.latest_metadata(checkpointer)
+    tell_of_other_code(before, run)
+    # A SIGTERM in an evaluation leaves a checkpoint without a score: that evaluation is then the first thing to do.
+    scored = before is not None and before["metrics"] is not None
+    validation = ValidationLog(workdir, config, first_step + 1 if scored else first_step)
     trace = Profile(workdir / "profile") if profile else None
-    must_stop, stopped, step = when_to_stop(), False, first_step
+    (must_stop, check_signal), stopped, step = stopping, False, first_step
 
-    with jax.transfer_guard("disallow"):
+    with jax.transfer_guard("disallow"), log.progress:  # which is closed before an error is told
         for step in range(first_step, config.num_steps + 1):
             stopped, scores = must_stop(step), None
+            due = step and (step % config.eval_every == 0 or step == config.num_steps)
+            if run.evaluate and due and not (step == first_step and scored):
+                log.flush()
+                with jax.transfer_guard("allow"), contextlib.suppress(Interrupted):
+                    summary = run.evaluate(evaluated_params(state), check_signal)
+                    scores = validation.write(step, summary)
+                    sheet = workdir / "eval" / "sheet.png"
+                    if config.eval.pictures and jax.process_index() == 0:
+                        run.evaluate.draw(evaluated_params(state), config.eval.pictures, sheet)
+                    log.evaluated(step, summary, sheet if config.eval.pictures else None)
+                stopped = stopped or scores is None
             last = stopped or step == config.num_steps
-            if step > first_step:
-                if run.evaluate and (step % config.eval_every == 0 or step == config.num_steps):
-                    log.flush()
-                    with jax.transfer_guard("allow"):
-                        summary = run.evaluate(evaluated_params(state))
-                        scores = validation.write(step, summary)
-                        sheet = workdir / "eval" / "sheet.png"
-                        if config.eval.pictures and jax.process_index() == 0:
-                            run.evaluate.draw(evaluated_params(state), config.eval.pictures, sheet)
-                        log.evaluated(step, summary, sheet if config.eval.pictures else None)
-                if scores or step % config.checkpoint_every == 0 or last:
-                    log.flush()
-                    with jax.transfer_guard("allow"):
-                        checkpoints.save(checkpointer, step, evaluated_params(state), state, run.metadata, scores)
+            if scores or (step > first_step and (last or step % config.checkpoint_every == 0)):
+                log.flush()
+                with jax.transfer_guard("allow"):
+                    checkpoints.save(checkpointer, step, evaluated_params(state), state, run.metadata, scores)
             if last:
                 break
             waiting = time.time()
@@ -444,17 +459,29 @@ def train(run: Run, config: ConfigDict, workdir: Path, checkpointer: Any, profil
                 trace.after(step - first_step)
     log.close()
     validation.close()
-    if stopped and step < config.num_steps:
+    if trace:
+        trace.close()
+    if stopped and (step < config.num_steps or (run.evaluate and not scores)):
         checkpointer.close()
         print(f"stopped by SIGTERM at step {step}; the same command continues")
         raise SystemExit(0)
     return state
 
 
+def tell_of_other_code(before: dict[str, Any] | None, run: Run) -> None:
+    """Says so where a run is continued by another version of the code: then its numbers may be others."""
+    if before and jax.process_index() == 0:
+        old, new = (record["lineage"]["code_version"] for record in (before, run.metadata))
+        if old != new:
+            print(f"step {before['step']} was written by the code {old}, and is continued by {new}")
+
+
 def explain(error: NotFinite, run: Run, config: ConfigDict, workdir: Path) -> NotFinite:
     """The error with the tasks of the episodes it may come from, and a picture of the first beside the logs."""
     names = {task_name(run.sampler, i) for i in error.episodes}
-    path = draw_episode(run.sampler, error.episodes[0], config, workdir / f"episode_{error.episodes[0]}.png")
+    path = workdir / f"episode_{error.episodes[0]}.png"
+    if jax.process_index() == 0:
+        draw_episode(run.sampler, error.episodes[0], config, path)
     error.args = (f"{error.args[0]}. Tasks: {', '.join(sorted(names))}; the first is drawn in {path}",)
     return error
 
@@ -465,7 +492,7 @@ def draw_episode(sampler: EpisodeSampler, index: int, config: ConfigDict, path: 
     batch = trim_support(batch, *support_size_of(index // config.batch_size, config))
     one = jax.tree.map(lambda x: x[0], batch)
 
-    @jax.jit
+    @jit_for_once
     def both(index: Array, kind: Array, raw: Episode) -> tuple[Episode, Episode]:
         return plain_episode(index, kind, raw, config)[0], device_episode(index, kind, raw, config)[0]
 

@@ -1,6 +1,6 @@
 """Scores of parameters on the validation datasets while a training goes on; they choose its best checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +22,11 @@ class Evaluator(NamedTuple):
     settings: evaluation.Settings
     method: evaluation.Method
 
-    def __call__(self, params: Any) -> dict[str, Any]:
+    def __call__(self, params: Any, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """The summary of all cases; `check` is called between batches and may raise."""
         params = jax.device_put(jax.device_get(params), jax.local_devices()[0])
         methods = {"model": (self.method, params)}
-        rows = evaluation.evaluate(methods, self.datasets, self.tasks, self.settings, progress=False)
+        rows = evaluation.evaluate(methods, self.datasets, self.tasks, self.settings, progress=False, check=check)
         return evaluation.summarize(rows, "model", self.settings.support_sizes[0], self.settings.ensembles[0])
 
     def draw(self, params: Any, count: int, path: Path) -> None:
@@ -57,11 +58,10 @@ def make_evaluator(config: ConfigDict, datasets: Sequence[Dataset], model: Unive
 class ValidationLog:
     """eval/metrics.jsonl, a line an evaluation, and eval/summary.json, the latest one; written by the first host."""
 
-    def __init__(self, workdir: Path, config: ConfigDict, first_step: int):
+    def __init__(self, workdir: Path, config: ConfigDict, first: int):
+        """`first`: the first step that may be evaluated now; lines from there on are dropped."""
         self.directory, self.role = workdir / "eval", config.val_role
-        # The evaluation of the first step itself was written before its checkpoint: it stays.
-        writes = jax.process_index() == 0
-        self.lines = JsonLines(self.directory / "metrics.jsonl", first_step + 1) if writes else None
+        self.lines = JsonLines(self.directory / "metrics.jsonl", first) if jax.process_index() == 0 else None
 
     def write(self, step: int, summary: dict[str, Any]) -> dict[str, float]:
         """The metrics that the checkpoint of this step is chosen by."""
