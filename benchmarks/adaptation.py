@@ -151,8 +151,13 @@ def run(
     max_cases: int,
     max_tasks: int,
     out: Path,
+    minutes: float = 0,
 ) -> dict[str, list[dict[str, float]]]:
-    """Does what is not in <out>/adaptation.jsonl yet, draws, and returns the points."""
+    """Does what is not in <out>/adaptation.jsonl yet, draws, and returns the points.
+
+    After `minutes`, if not 0, nothing is begun; all is drawn that is there.
+    """
+    started = time.monotonic()
     plan = {
         "params_hash": weights.params_hash(Predictor.from_checkpoint(checkpoint).params),
         "recipes": {name: asdict(recipe) for name, recipe in recipes.items()},
@@ -172,7 +177,7 @@ def run(
             trainers = make_trainers(checkpoint, n, recipes["finetune"], recipes["unet"], features)
             for task in chosen_tasks(datasets, max_tasks):
                 for method, trainer in trainers.items():
-                    if (task.name, n, method) in done:
+                    if (task.name, n, method) in done or (minutes and time.monotonic() - started > 60 * minutes):
                         continue
                     about = {"task": task.name, "dataset": task.dataset, "n": n, "method": method}
                     line = about | measure(trainer, by_name[task.dataset], task, n, max_cases) | machine
@@ -200,6 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--score_every", type=int, default=20)
     parser.add_argument("--image_size", type=int, default=128, help="pixels of the U-Net")
     parser.add_argument("--features", default="16,32,64,128,128", help="of each level of the U-Net")
+    parser.add_argument("--minutes", type=float, default=0, help="begin nothing after so many; 0 = no limit")
     parser.add_argument("--out", required=True)
     args = parser.parse_args(argv)
     startup.use_compilation_cache()
@@ -212,9 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = tuple(args.datasets.split(",")) if args.datasets else ()
         datasets = evaluation.select(opened, args.data_dir, names, args.role)
         sizes, features = (tuple(int(x) for x in text.split(",")) for text in (args.sizes, args.features))
-        points = run(
-            args.checkpoint, datasets, sizes, recipes, features, args.max_cases, args.max_tasks, Path(args.out)
-        )
+        limits = args.max_cases, args.max_tasks
+        points = run(args.checkpoint, datasets, sizes, recipes, features, *limits, Path(args.out), args.minutes)
     except (UserError, OSError) as error:
         print(f"adaptation: {error}", file=sys.stderr)
         return 1

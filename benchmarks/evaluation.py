@@ -3,8 +3,9 @@
     python -m benchmarks.evaluation --data_dir data --role test --out results.jsonl
     python -m benchmarks.evaluation --data_dir data --only torch,batched --max_cases 4 --support_size 16 --ensemble 5
 
-One JSON line a measurement; compilation is left out of all of them (a first run warms up). `torch` needs torch (extra
-`bench`) and runs the released architecture, ours of the same size; both read the same cases and supports from disk.
+One JSON line a measurement; what --out holds already, of the same machine and cases, is not measured again. Compilation
+is left out of all of them (a first run warms up). `torch` needs torch (extra `bench`) and runs the released
+architecture, ours of the same size; both read the same cases and supports from disk.
 
 - torch: one episode a call, the next one read when the last is done.
 - batched: all cases in batches, with all that `cases.csv` holds but distances; `ratio` is PyTorch's time over it.
@@ -35,6 +36,7 @@ from universeg_jax.data.tasks import Task, dataset_tasks
 from universeg_jax.evaluation import Settings, evaluate, model_method
 from universeg_jax.evaluation_cases import cases_of, gather
 from universeg_jax.model import build_model, init_params
+from universeg_jax.reporting import read_json_lines
 
 PARTS = ("torch", "batched", "compiled", "surfaces", "memory")
 
@@ -162,12 +164,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             with args.out.open("a") as file:
                 file.write(line + "\n")
 
-    wanted = args.only.split(",")
-    seconds: dict[str, float] = {}
+    before = read_json_lines(args.out) if args.out else []
+    done = {line["benchmark"]: line for line in before if about.items() <= line.items()}
+    wanted = set(args.only.split(",")) - done.keys()
+    seconds: dict[str, float] = {name: line["seconds"] for name, line in done.items() if "seconds" in line}
     if "torch" in wanted:
         seconds["torch"] = time_torch(args.features, datasets, tasks, settings)
         tell("torch", seconds=round(seconds["torch"], 3))
-    if {"batched", "compiled", "surfaces"} & set(wanted):
+    if "batched" in wanted or ("batched" not in seconds and {"compiled", "surfaces"} & wanted):
         seconds["batched"] = time_batched(method, datasets, tasks, settings)
         ratio = {"ratio": round(seconds["torch"] / seconds["batched"], 2)} if "torch" in seconds else {}
         tell("batched", seconds=round(seconds["batched"], 3), **ratio)

@@ -1,6 +1,6 @@
 """Which augmentation and which made tasks help: short trainings with equal steps and seeds, scored on `val` datasets.
 
-    python -m benchmarks.which_helps --data_dir data --workdir runs/which_helps --steps 3000 --seeds 0,1
+    python -m benchmarks.which_helps --data_dir data --workdir runs/which_helps --steps 1200 --seeds 0,1
 
 Every run lies in <workdir>/<variant>_<seed>; the same command goes on where it was stopped, and what is finished is not
 done again. The table is printed and written to <workdir>/results.jsonl; with --steps 0 it is gathered from what is
@@ -10,6 +10,7 @@ No `test` dataset is opened.
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -48,6 +49,12 @@ def mixed(kind: str, *families: str) -> Callable[[ConfigDict], None]:
     return change
 
 
+def published(config: ConfigDict) -> None:
+    """Synthetic label maps without what we added to them: unions, textures, borders, fields of view."""
+    mixed("synthetic", "shapes")(config)
+    config.synthesis.update(dict.fromkeys(("union", "texture", "border", "view"), 0.0))
+
+
 def gentle(config: ConfigDict) -> None:
     """The ranges of configs/quickstart.py in place of the published ones."""
     config.augment = quickstart.get_config().augment
@@ -63,6 +70,7 @@ VARIANTS: dict[str, Callable[[ConfigDict], None]] = {
     "synthetic": mixed("synthetic", "shapes"),
     "structures": mixed("synthetic", "shapes", "tubes", "blobs", "nests"),
     "superpixel": mixed("superpixel"),
+    "published": published,
 }
 
 
@@ -84,11 +92,19 @@ def finished(workdir: Path, steps: int) -> bool:
     return summary.exists() and read_json(summary)["step"] == steps
 
 
-def run(workdir: Path, variants: Sequence[str], seeds: Sequence[int], steps: int, data_dir: str, base=None) -> None:
-    """Trains what is not finished yet, seed by seed, so that a table can be made of the first seed early."""
+def run(
+    workdir: Path, variants: Sequence[str], seeds: Sequence[int], steps: int, data_dir: str, base=None, minutes=0
+) -> None:
+    """Trains what is not finished yet, seed by seed, so that a table can be made of the first seed early.
+
+    After `minutes`, if not 0, no training is begun.
+    """
+    started = time.monotonic()
     for seed in seeds:
         for variant in variants:
             directory = workdir / f"{variant}_{seed}"
+            if minutes and time.monotonic() - started > 60 * minutes:
+                return
             if not finished(directory, steps):
                 train_and_evaluate(config_of(variant, seed, steps, data_dir, base), directory)
 
@@ -144,13 +160,15 @@ def main() -> None:
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--steps", type=int, required=True, help="of each run; 0 gathers what is there")
+    parser.add_argument("--minutes", type=float, default=0, help="begin no training after so many; 0 = no limit")
     parser.add_argument("--seeds", type=lambda text: [int(x) for x in text.split(",")], default=[0])
     parser.add_argument("--variants", type=lambda text: text.split(","), default=list(VARIANTS))
     arguments = parser.parse_args()
     if unknown := sorted(set(arguments.variants) - set(VARIANTS)):
         parser.error(f"--variants: no {', '.join(unknown)}; choose among {', '.join(VARIANTS)}")
     if arguments.steps:
-        run(arguments.workdir, arguments.variants, arguments.seeds, arguments.steps, arguments.data_dir)
+        a = arguments
+        run(a.workdir, a.variants, a.seeds, a.steps, a.data_dir, minutes=a.minutes)
     rows = gather(arguments.workdir, arguments.variants, arguments.seeds)
     (arguments.workdir / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     print(table(rows))

@@ -98,6 +98,10 @@ def test_augmentation_is_switched_off_level_by_level():
 
 
 def test_runs_that_differ_in_nothing_are_trained_once(data_dir, tmp_path):
+    for sweep in ("support_size", "augmentation", "real_synthetic", "cross_activation", "support_schedule", "width"):
+        _, jobs = plan(sweep, Options(data_dir, tmp_path, seeds=(3,)))
+        assert "base_seed3" in [job.name for job in jobs]
+    assert "--support_size=8" in next(job for job in jobs if job.name == "base_seed3").evaluations[0][1]
     _, jobs = plan("ensemble", Options(data_dir, tmp_path, seeds=(3,)))
     assert [job.name for job in jobs] == ["base_seed3"]
     assert len(jobs[0].evaluations) == 4
@@ -150,7 +154,7 @@ def test_seeds_are_averaged_within_a_case(tmp_path):
     assert len(rows) == 1
     got = [rows[0][k] for k in ("mean_dice", "ci_low", "ci_high", "seeds")]
     np.testing.assert_allclose(got, [expected.mean, expected.low, expected.high, 2])
-    assert "- failed: r: why" in (tmp_path / "x.md").read_text()
+    assert "- not done: r: why" in (tmp_path / "x.md").read_text()
     with pytest.raises(UserError, match="no run of the sweep x has a result: why"):
         gather("x", [Point("2", (tmp_path / "absent",))], Options("", tmp_path), {"r": "why"})
 
@@ -181,6 +185,14 @@ def test_a_failed_run_is_done_again_and_a_done_one_is_not(tmp_path, capsys):
     assert "ZeroDivisionError" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "good")
     assert run_local(jobs[:1]) == {}
+
+
+def test_after_its_minutes_no_run_is_begun(tmp_path, monkeypatch):
+    now = iter([0, 59, 61, 500])
+    monkeypatch.setattr(ablate.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(ablate, "run_job", lambda job: "")
+    jobs = [command_job(tmp_path / name, "") for name in "abc"]
+    assert run_local(jobs, minutes=1) == dict.fromkeys("bc", "not begun within 1 minutes")
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ def test_a_tiny_figure_is_measured_resumed_and_drawn(tmp_path, capsys, monkeypat
 
     monkeypatch.setattr(adaptation, "measure", lambda *_: pytest.fail("measured again"))
     assert adaptation.main([*flags, "--sizes=1,2"]) == 0
+    assert adaptation.main([*flags, "--sizes=1,2,4", "--minutes=1e-9"]) == 0
     assert adaptation.main([*flags, "--sizes=1,2", "--unet_steps=4"]) == 1
     assert "holds another run's files (recipes" in capsys.readouterr().err
 

@@ -78,7 +78,8 @@ def test_published_tables():
     assert task.affine == own.affine
     assert own.brightness_contrast.to_dict() == {"p": 0.25, "brightness": (-0.1, 0.1), "contrast": (0.5, 1.5)}
     assert task.brightness_contrast.to_dict() == {"p": 0.5, "brightness": (-0.1, 0.1), "contrast": (0.8, 1.2)}
-    assert (own.blur.p, task.blur.p, own.blur.sigma) == (0.25, 0.5, (0.1, 1.1))
+    assert own.blur.to_dict() == {"p": 0.25, "kernel": 5, "sigma": (0.1, 1.1)}
+    assert task.blur.to_dict() == {"p": 0.5, "kernel": 5, "sigma": (0.1, 1.1)}
     assert own.noise.to_dict() == {"p": 0.25, "mean": (0, 0.05), "variance": (0, 0.05)}
     assert task.noise.to_dict() == {"p": 0.5, "mean": (0, 0.05), "std": (0, 0.05)}
     assert (own.sharpness.p, task.sharpness.p, task.sharpness.factor) == (0.25, 0.5, (0, 5))
@@ -435,6 +436,7 @@ def test_any_number_of_devices_by_vmap_or_map_gives_the_same_pixels(devices):
         ("in_task.affine.degrees", (0.0, float("inf"))),
         ("task.brightness_contrast.brightness", (float("nan"), 0.1)),
         ("task.blur.sigma", (0.1, 0.5, 1.1)),
+        ("task.blur.kernel", 4),
         ("in_task.noise.variance", (-0.1, 0.1)),
         ("in_task.zoom.factor", (0.5, 2.0)),
         ("task.low_resolution.factor", (0.5, 2.0)),

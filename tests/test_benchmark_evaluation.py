@@ -31,6 +31,8 @@ def test_every_part_but_pytorch_gives_a_line(data_dir, tmp_path, capsys):
     assert lines["compiled"]["share"] > 0
     assert lines["memory"]["peak_mb"] > 50
     assert len((tmp_path / "lines.jsonl").read_text().splitlines()) == 4
+    evaluation.main([f"--data_dir={data_dir}", *TINY, only, "--repeat=2", f"--out={tmp_path / 'lines.jsonl'}"])
+    assert not lines_of(capsys)  # nothing is measured again
 
 
 def test_the_loop_in_pytorch(data_dir, capsys):

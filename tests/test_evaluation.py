@@ -106,6 +106,10 @@ def test_an_ensemble_averages_probabilities_of_its_draws(dataset):
     rows = evaluate({"m": (trivial.mean_mask, None)}, [dataset], tasks, Settings((1,), (1, 3)), progress=False)
     one, three = ([r for r in rows if r["ensemble"] == k] for k in (1, 3))
     assert all(r["dice"] == r["single_dice"] for r in one)
+    for alone, of_three in zip(one, three, strict=True):
+        draws = [float(x) for x in of_three["dice_by_draw"].split()]
+        assert (len(draws), alone["dice_by_draw"]) == (3, of_three["dice_by_draw"].split()[0])
+        assert of_three["single_dice"] == pytest.approx(np.mean(draws), abs=1e-6)
     assert any(r["dice"] != r["single_dice"] for r in three)
     # A vote of three single supports, computed by hand for the first case.
     case, pool = cases_of(tasks[0])[0], support_pool(tasks[0])

@@ -1,4 +1,4 @@
-"""Boundary distances against two other ways to compute them: all pairs of pixels, and SimpleITK."""
+"""Boundary distances against other ways to compute them: all pairs of pixels, SimpleITK, and surface-distance."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from universeg_jax.errors import UserError
-from universeg_jax.surfaces import boundary, diagonal, hd95, surface_dice
+from universeg_jax.surfaces import boundary, diagonal, hd95, surface_dice, surface_scores
 
 
 @st.composite
@@ -89,6 +89,33 @@ def test_distances_are_those_of_itk(pair):
     tolerance = 1.2345  # no sum of squares, so that rounding decides nothing
     close = (np.concatenate(directed) <= tolerance).mean()
     np.testing.assert_allclose(surface_dice(prediction, truth, spacing, tolerance), close, rtol=1e-9)
+
+
+def random_blob(rng, size):
+    """A disc of 6 to 19 pixels with a ragged border."""
+    y, x = np.mgrid[:size, :size] - rng.uniform(24, size - 24, 2)[:, None, None]
+    bumps = ndimage.gaussian_filter(rng.normal(size=(size, size)), 4) * 12
+    return np.hypot(y, x) + bumps < rng.uniform(6, 19)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # it imports SciPy by old names
+def test_scores_are_near_those_of_deepminds_surface_distance():
+    """On 240 random pairs: another definition (see surfaces.py), so near and no more; a wrong spacing, percentile,
+    direction or tolerance would be far."""
+    library = pytest.importorskip("surface_distance", reason="surface-distance is not installed (extra test)")
+    rng = np.random.default_rng(0)
+    ours, theirs = [], []
+    for _ in range(240):
+        pair, spacing = [random_blob(rng, 64) for _ in range(2)], tuple(rng.uniform(0.5, 2, 2))
+        distances = library.compute_surface_distances(pair[1], pair[0], spacing)
+        close = library.compute_surface_dice_at_tolerance(distances, 2.0)
+        theirs.append((library.compute_robust_hausdorff(distances, 95), close))
+        ours.append(surface_scores(*pair, spacing, 2.0))
+    ours, theirs = np.transpose(ours), np.transpose(theirs)
+    apart = np.abs(ours - theirs)
+    assert (apart.mean(1) < [0.35, 0.03]).all()
+    assert (apart.max(1) < [2, 0.1]).all()
+    assert min(np.corrcoef(*pair)[0, 1] for pair in zip(ours, theirs, strict=True)) > 0.98
 
 
 @given(pair=pairs(), scale=st.floats(0.1, 10))

@@ -112,6 +112,37 @@ def test_published_values():
     assert (config.background_zero, config.gamma_std, config.min_label_area) == (0.2, 0.25, 0.001)
 
 
+DRAWS = 2000
+
+
+def within_4_sigma(happened, p):
+    assert np.mean(happened) == pytest.approx(p, abs=4 * np.sqrt(p * (1 - p) / len(happened)))
+
+
+def test_families_and_distractors_are_drawn_as_often_as_configured():
+    config = synthesis.get_config()
+    keys = random.split(key(), DRAWS)
+    config.weights = {"shapes": 1.0, "tubes": 2.0, "blobs": 0.0, "nests": 5.0}
+    families = np.asarray(jit(jax.vmap(lambda k: synthesis.draw_family(k, config)))(keys))
+    for place, p in enumerate((1 / 8, 2 / 8, 0, 5 / 8)):
+        within_4_sigma(families == place, p)
+    config.weights = {"shapes": 1.0, "tubes": 0.0, "blobs": 0.0, "nests": 0.0}  # nothing to compile
+    flow = jnp.zeros((1, 2, 8, 8))
+    kinds = jit(jax.vmap(lambda k: synthesis.structures(k, jnp.int32(1), flow, config)[1]))(keys)
+    within_4_sigma(np.asarray(kinds)[:, 1] > 0, config.distractor)
+
+
+def test_backgrounds_are_zeroed_as_often_as_configured():
+    """A zeroed background has no noise."""
+    config = synthesis.get_config()
+    config.update({"std_min": (0.1, 0.1), "std_max": (0.1, 0.1), "texture": 0.0, "border": 0.0})
+    config.blur_std = config.bias_std = (0.0, 0.0)
+    labels = jnp.broadcast_to(jnp.arange(8)[:, None] // 4, (DRAWS, 8, 8))
+    codes, kinds = jnp.zeros_like(labels), jnp.zeros(2, jnp.int32)
+    images = jit(lambda k: synthesis.render(k, labels, codes, kinds, jnp.asarray(False), config))(key())
+    within_4_sigma(np.ptp(np.asarray(images)[:, :4], axis=(1, 2)) < 1e-6, config.background_zero)
+
+
 def test_label_map_has_the_drawn_number_of_labels_and_looks_alike_at_every_size():
     config = synthesis.get_config()
     maps = {

@@ -236,9 +236,11 @@ def test_each_kind_has_its_maker_and_one_without_weight_is_not_even_traced(data_
 
 def test_a_run_of_superpixels_alone_needs_no_label_but_data(data_dir, tmp_path):
     config = tiny_config(data_dir, num_steps=2, kinds={"real": 0.0, "synthetic": 0.0, "superpixel": 1.0})
+    config.augment.in_task.view.update({"p": 1.0, "radius": (0.01, 0.01), "shift": (0.0, 0.0)})  # sees no pixel
     training.train_and_evaluate(config, tmp_path / "run")
     rows = read_json_lines(tmp_path / "run" / "metrics.jsonl")
     assert [np.isfinite(row["loss"]) for row in rows] == [True, True]
+    assert all(row["repaired"] >= 1 + config.support_size for row in rows)  # labels an episode, all of them here
     record = checkpoints.read_metadata(checkpoints.resolve(tmp_path / "run"))["lineage"]
     assert set(record["trained_on"]) == {"train_discs"}  # its images count
     with pytest.raises(UserError, match="no dataset of roles"):

@@ -30,7 +30,9 @@ def test_variants_differ_in_what_they_say():
         "synthetic": (0.5, 0.0),
         "structures": (0.5, 0.0),
         "superpixel": (0.0, 0.5),
+        "published": (0.5, 0.0),
     }
+    assert (configs["synthetic"].synthesis.texture, configs["published"].synthesis.texture) == (0.3, 0.0)
     assert configs["synthetic"].synthesis.weights.tubes == 0
     assert configs["structures"].synthesis.weights.tubes == 1
 
@@ -81,3 +83,7 @@ def test_a_tiny_comparison_and_what_is_finished_is_not_done_again(tmp_path, monk
     monkeypatch.setattr(which_helps, "train_and_evaluate", lambda config, directory: begun.append(directory.name))
     which_helps.run(workdir, ["none", "superpixel"], [0], 2, str(data_dir), tiny_config())
     assert begun == ["superpixel_0"]
+    now = iter([0, 59, 61])
+    monkeypatch.setattr(which_helps.time, "monotonic", lambda: next(now))
+    which_helps.run(workdir, ["task", "both"], [0], 2, str(data_dir), tiny_config(), minutes=1)
+    assert begun == ["superpixel_0", "task_0"]

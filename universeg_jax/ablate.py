@@ -14,6 +14,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ class Job:
     """One training and what is evaluated of it."""
 
     workdir: Path
-    train: tuple[str, ...]
+    train: tuple[str, ...]  # () = nothing
     evaluations: tuple[tuple[Path, tuple[str, ...]], ...]  # (folder of the results, command)
 
     @property
@@ -89,13 +90,15 @@ def plan(name: str, options: Options) -> tuple[list[Point], list[Job]]:
 
     def add(value: Any, train: dict[str, Any] | None = None, evaluate: dict[str, Any] | None = None) -> None:
         results = []
+        # What the base has already is no change, so that one run serves the middle of several sweeps.
+        changes = {field: x for field, x in (train or {}).items() if x != ablations.get(config, field)}
         for seed in options.seeds:
-            folder = options.workdir / "runs" / f"{slug(train or {})}_seed{seed}"
-            size = (train or {}).get("support_size", config.support_size)
+            folder = options.workdir / "runs" / f"{slug(changes)}_seed{seed}"
+            size = changes.get("support_size", config.support_size)
             flags = {"support_size": size, "ensemble": 1, "pool_size": 0, **(evaluate or {})}
             flags |= {"role": options.role, "max_cases": options.max_cases}
             out = folder / ("results_" + "_".join(f"{k}-{v}" for k, v in flags.items()))
-            _, evaluations = trainings.setdefault(folder, (train_command(folder, seed, train or {}, options), {}))
+            _, evaluations = trainings.setdefault(folder, (train_command(folder, seed, changes, options), {}))
             evaluations[out] = eval_command(folder, out, flags, options)
             results.append(out)
         points.append(Point(str(value), tuple(results)))
@@ -162,7 +165,7 @@ def run_job(job: Job) -> str:
         *((command, out, "evaluated") for out, command in job.evaluations),
     ):
         done, log = folder / f"{what}.json", folder / "log.txt"
-        if done.exists() and read_json(done) == list(command[1:]):
+        if not command or (done.exists() and read_json(done) == list(command[1:])):
             continue
         folder.mkdir(parents=True, exist_ok=True)
         with log.open("a") as file:
@@ -174,11 +177,15 @@ def run_job(job: Job) -> str:
     return ""
 
 
-def run_local(jobs: Sequence[Job]) -> dict[str, str]:
-    """One after another in this machine; what went wrong by the name of the job."""
-    problems = {}
+def run_local(jobs: Sequence[Job], minutes: float = 0) -> dict[str, str]:
+    """One after another in this machine; what went wrong by the name of the job.
+
+    After `minutes`, if not 0, none is begun: the same command goes on with them.
+    """
+    problems, started = {}, time.monotonic()
     for job in tqdm(jobs, desc="ablate", unit="run"):
-        if problem := run_job(job):
+        late = minutes and time.monotonic() - started > 60 * minutes
+        if problem := f"not begun within {minutes:g} minutes" if late else run_job(job):
             problems[job.name] = problem
             tqdm.write(f"{job.name}: {problem}", file=sys.stderr)
     return problems
@@ -241,7 +248,7 @@ def gather(name: str, points: Sequence[Point], options: Options, problems: dict[
         markdown_table(head, table),
         "",
         f"![{name}]({name}.png)",
-        *(f"\n- failed: {run}: {problem}" for run, problem in problems.items()),
+        *(f"\n- not done: {run}: {problem}" for run, problem in problems.items()),
     ]
     (options.workdir / f"{name}.md").write_text("\n".join(lines) + "\n")
     draw(name, rows, options.workdir / f"{name}.png")

@@ -63,7 +63,8 @@ def get_config() -> ConfigDict:
             },
             "blur": {
                 "p": 0.25,
-                "sigma": (0.1, 1.1),  # px; the kernel has 5 px
+                "kernel": 5,  # px a side, odd; σ is cut there
+                "sigma": (0.1, 1.1),  # px
             },
             "noise": {
                 "p": 0.25,
@@ -123,6 +124,10 @@ def validate(config: ConfigDict, name: str = "config.augment") -> None:
                 field = f"{level}.{op}.{part}"
                 if part == "p":
                     check(0 <= value <= 1, field, f"must lie in [0, 1], got {value}")
+                    continue
+                if part == "kernel":
+                    good = isinstance(value, int) and value > 0 and value % 2
+                    check(good, field, f"must be an odd whole number, got {value}")
                     continue
                 check(len(value) == 2, field, f"must be (lowest, highest), got {value}")
                 check(value[0] <= value[1], field, f"must be lowest ≤ highest, got {value}")
@@ -289,7 +294,7 @@ def intensities(key: Array, images: Array, section: ConfigDict) -> Array:
         images = when("brightness_contrast", lambda x: x * contrast + brightness, images)
     if section.blur.p:
         sigma = draw(section.blur.sigma) * (size / PUBLISHED_SIZE)
-        radius = int(np.ceil(2 * size / PUBLISHED_SIZE))
+        radius = int(np.ceil(section.blur.kernel // 2 * size / PUBLISHED_SIZE))
         images = when("blur", lambda x: warp.blur(x, sigma, radius), images)
     if section.noise.p:
         mean = draw(section.noise.mean)

@@ -2,14 +2,16 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from universeg_jax.episode import OFFICIAL_SIZE, Episode
+from universeg_jax.errors import UserError
 from universeg_jax.reporting import markdown_table, percent
+from universeg_jax.summary import cost_cells, interval_text
 
 
 def count_parameters(params: Any) -> int:
@@ -43,19 +45,31 @@ def cost(
     }
 
 
-def cost_table(summaries: dict[str, dict[str, Any]]) -> str:
-    """The paper's table: a line a method, from its summary.json; - where a method was not run on a dataset."""
-    datasets = sorted({name for summary in summaries.values() for name in summary["datasets"]})
+def cost_table(summaries: dict[str, dict[str, Any]], support_size: int = 0, ensemble: int = 0) -> str:
+    """The paper's table: a line a method, from its summary.json; - where a method was not run on a dataset.
+
+    Of a support size and a number of draws, 0 = each method's largest. Milliseconds are of the largest support size.
+    """
+    chosen = {name: _setting(name, summary, support_size, ensemble) for name, summary in summaries.items()}
+    datasets = sorted({name for of in chosen.values() for name in of["datasets"]})
     rows = []
-    for name, summary in summaries.items():
-        scores = [percent(summary["datasets"][d]["dice"]) if d in summary["datasets"] else "-" for d in datasets]
-        rows.append([name, *cost_cells(summary.get("cost")), *scores, percent(summary["mean_dice"])])
+    for name, of in chosen.items():
+        scores = [_with_interval(of["datasets"][d], "dice", "ci") if d in of["datasets"] else "-" for d in datasets]
+        mean = _with_interval(of, "mean_dice", "mean_ci")
+        rows.append([name, *cost_cells(summaries[name].get("cost")), *scores, mean])
     return markdown_table(["Dice (%)", "M parameters", "ms", "preparation (s)", *datasets, "mean"], rows)
 
 
-def cost_cells(cost: dict[str, Any] | None) -> Sequence[str]:
-    """Parameters, milliseconds and seconds of preparation a task; - for what was not measured."""
-    if cost is None:
-        return "-", "-", "-"
-    preparation = cost.get("preparation_seconds", 0.0)
-    return f"{cost['parameters'] / 1e6:.2f}", f"{cost['milliseconds']:.0f}", f"{preparation:.0f}"
+def _setting(name: str, summary: dict[str, Any], support_size: int, ensemble: int) -> dict[str, Any]:
+    wanted = {k: v for k, v in (("support_size", support_size), ("ensemble", ensemble)) if v}
+    sizes = {field: summary[field] for field in ("support_size", "ensemble") if field in summary} | wanted
+    for of in (summary, *summary.get("settings", ())):
+        if of.get("method") == summary.get("method") and all(of.get(k) == v for k, v in sizes.items()):
+            return of
+    there = ", ".join(f"{of.get('support_size')} with {of.get('ensemble')}" for of in summary.get("settings", ()))
+    raise UserError(f"{name} has no result of {sizes}; support sizes and draws that are there: {there or 'none'}")
+
+
+def _with_interval(of: dict[str, Any], field: str, ends: str) -> str:
+    text = interval_text(of.get(f"{ends}_low"), of.get(f"{ends}_high"))
+    return f"{percent(of[field])} ({text})" if text else percent(of[field])

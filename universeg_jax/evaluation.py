@@ -154,6 +154,7 @@ def _rows(
                         "ensemble": ensemble,
                         **dict(zip(("hd95", "nsd"), distances, strict=True)),
                         **values,
+                        "dice_by_draw": " ".join(f"{dice:.6f}" for dice in of_method["draws"][i, :ensemble]),
                         "empty": empty,
                         "effective_support": batch.about[i]["effective_support"],
                         "distance_unit": "pixels",
@@ -182,6 +183,7 @@ def _compiled_scorer(
         at_thresholds = jax.lax.map(lambda t: metrics.dice_score(means >= t, against), jnp.asarray(THRESHOLDS))
         scores = {
             "dice": metrics.dice_score(masks, against),
+            "draws": single,
             "single_dice": jnp.stack([single[:, :k].mean(1) for k in ensembles], 1),
             "oracle_dice": at_thresholds.max(0),
             "sensitivity": metrics.sensitivity(masks, against),

@@ -8,7 +8,7 @@ from typing import Any
 from universeg_jax.report import image, write_page
 from universeg_jax.report import table as html_table
 from universeg_jax.reporting import markdown_table, percent, png_of, sheet_figure
-from universeg_jax.summary import Row, interval_text, table
+from universeg_jax.summary import Row, cost_cells, interval_text, table
 
 Drawer = Callable[[Sequence[Row]], list[dict[str, Any]]]  # rows → pictures for `sheet_figure`
 Table = tuple[Sequence[Any], Sequence[Sequence[Any]]]
@@ -75,6 +75,13 @@ def about(summary: dict[str, Any]) -> list[str]:
     ]
     if "mean_oracle_dice" in summary:
         lines.append("The oracle cuts each case at the threshold that its own truth prefers: a bound, no result.")
+    if "cost" in summary:
+        cost = summary["cost"]
+        parameters, milliseconds, seconds = cost_cells(cost)
+        lines.append(
+            f"{parameters} M parameters; {milliseconds} ms a mask with {cost['support_size']} supports "
+            f"({cost['device']}); {seconds} s of preparation a task."
+        )
     for name, d in summary["datasets"].items():
         if d["effective_support"] is not None and d["effective_support"] < summary["support_size"]:
             lines.append(

@@ -95,6 +95,14 @@ def interval_text(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"{percent(low)} to {percent(high)}"
 
 
+def cost_cells(cost: dict[str, Any] | None) -> Sequence[str]:
+    """Parameters, milliseconds and seconds of preparation a task; - for what was not measured."""
+    if cost is None:
+        return "-", "-", "-"
+    preparation = cost.get("preparation_seconds", 0.0)
+    return f"{cost['parameters'] / 1e6:.2f}", f"{cost['milliseconds']:.0f}", f"{preparation:.0f}"
+
+
 def table(summary: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """(head, rows): Dice by dataset with its interval, the other scores that were measured, and the means."""
     unit = summary.get("distance_unit", "")

@@ -185,8 +185,7 @@ def synthetic_episode(key: Array, size: int, support_size: int, config: ConfigDi
         raise UserError(f"config.support_size must be at least 1, got {support_size}")
     count = support_size + 1
     keys = random.split(key, 7)
-    weights = jnp.asarray([config.weights.get(name, 0) for name in FAMILIES], jnp.float32)
-    family = random.categorical(keys[0], jnp.log(weights))
+    family = draw_family(keys[0], config)
     quiet = family > 0
     base = label_map(keys[1], size, quiet, config)
     flow = subject_flows(keys[2], count, size, quiet, config)
@@ -201,6 +200,12 @@ def synthetic_episode(key: Array, size: int, support_size: int, config: ConfigDi
     order = usable_first(foreground.mean((1, 2)) >= config.min_foreground)
     images, foreground = images[order][..., None], foreground[order][..., None].astype(jnp.float32)
     return Episode(images[0], foreground[0], images[1:], foreground[1:], jnp.ones(support_size, jnp.float32))
+
+
+def draw_family(key: Array, config: ConfigDict) -> Array:
+    """The index in FAMILIES, by `config.weights`."""
+    weights = jnp.asarray([config.weights.get(name, 0) for name in FAMILIES], jnp.float32)
+    return random.categorical(key, jnp.log(weights))
 
 
 def usable_first(usable: Array) -> Array:

@@ -151,6 +151,8 @@ def test_rows_are_those_of_evaluate_and_a_done_task_is_not_done_again(data_dir, 
     assert summary["cost"]["parameters"] == count_parameters(trainer.start)
     (training,) = summary["training"].values()
     assert summary["cost"]["preparation_seconds"] == training["seconds"] > 0
+    for name in ("model", "unet"):
+        assert " M parameters; " in (tmp_path / name / "report.md").read_text()
 
     def refuse(*_):
         raise AssertionError("trained again")
@@ -168,6 +170,8 @@ def test_rows_are_those_of_evaluate_and_a_done_task_is_not_done_again(data_dir, 
 def test_the_commands(data_dir, tmp_path, checkpoint, capsys):
     flags = [f"--data_dir={data_dir}", "--role=test", "--support_size=2", "--max_cases=2", "--steps=2"]
     out = tmp_path / "tuned"
+    out.mkdir()
+    (out / "log.txt").touch()  # as a launcher does that keeps what the command prints
     finetune = ["baseline", "--kind=finetune", *flags, "--score_every=1", "--train_batch_size=1", f"--out={out}"]
     assert cli.main([*finetune, f"--checkpoint={checkpoint}"]) == 0
     assert "M parameters" in capsys.readouterr().out
@@ -194,6 +198,39 @@ def test_a_table_holds_costs_beside_dice():
     assert lines[0] == "| Dice (%) | M parameters | ms | preparation (s) | a | b | mean |"
     assert lines[2] == "| ours | 1.18 | 142 | 0 | 50.0 | - | 50.0 |"
     assert lines[3] == "| older | - | - | - | 25.0 | 75.0 | 50.0 |"
+
+
+def test_a_table_is_of_the_setting_that_is_asked_for():
+    def of(size, dice):
+        dataset = {"dice": dice, "ci_low": dice - 0.1, "ci_high": dice + 0.1}
+        ends = {"mean_ci_low": dice - 0.05, "mean_ci_high": dice + 0.05}
+        return {
+            "method": "m",
+            "support_size": size,
+            "ensemble": 5,
+            "mean_dice": dice,
+            **ends,
+            "datasets": {"a": dataset},
+        }
+
+    summaries = {"ours": {**of(64, 0.7), "settings": [of(16, 0.6), of(64, 0.7)]}}
+    assert cost_table(summaries).endswith("| 70.0 (60.0 to 80.0) | 70.0 (65.0 to 75.0) |")
+    assert cost_table(summaries, support_size=16).endswith("| 60.0 (50.0 to 70.0) | 60.0 (55.0 to 65.0) |")
+    with pytest.raises(UserError, match=r"ours has no result of .*'ensemble': 1.*are there: 16 with 5, 64 with 5"):
+        cost_table(summaries, ensemble=1)
+
+
+def test_what_needs_no_training_is_measured_by_the_same_command(data_dir, tmp_path, capsys):
+    flags = [f"--data_dir={data_dir}", "--role=test", "--support_size=2", "--max_cases=2", f"--out={tmp_path}"]
+    assert cli.main(["baseline", "--kind=nearest_features", *flags]) == 0
+    assert "0.00 M parameters" in capsys.readouterr().out
+    summary = read_json(tmp_path / "summary.json")
+    assert (summary["method"], summary["cost"]["parameters"]) == ("nearest_features", 0)
+    assert (tmp_path / "report.html").exists()
+    assert cli.main(["baseline", "--kind=mean_mask", *flags]) == 1
+    assert "of another run" in capsys.readouterr().err
+    assert cli.main(["baseline", "--kind=mean_mask", *flags, "--checkpoint=small"]) == 1
+    assert "finetune needs one, others take none" in capsys.readouterr().err
 
 
 def test_a_unet_ignores_the_support_and_names_a_wrong_size():

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from universeg_jax import evaluation, weights
+from universeg_jax import evaluation, evaluation_report, weights
+from universeg_jax.baselines import trivial
 from universeg_jax.baselines.per_task import (
     Fitted,
     Recipe,
@@ -30,8 +31,6 @@ from universeg_jax.data.tasks import Examples, Task, dataset_tasks, usable
 from universeg_jax.errors import UserError
 from universeg_jax.predictor import Predictor
 from universeg_jax.reporting import lock, read_json, write_json
-
-KINDS = ("unet", "finetune")
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,8 @@ def evaluate_per_task(
     """Trains on the support split of every task of datasets by name or role, `settings.pool_size` of it if that is
     not 0, and evaluates on its query split.
 
-    Writes <out>/cases.csv and summary.json as `evaluation.evaluate_to`, and a file a task that is done in <out>/tasks.
+    Writes what `evaluation.evaluate_to` writes, the report without pictures: nets are not kept, only a file a task
+    that is done in <out>/tasks.
     """
     opened = [open_dataset(data_dir, name) for name in list_datasets(data_dir)]
     datasets = evaluation.select(opened, data_dir, names, role)
@@ -133,7 +133,20 @@ def evaluate_per_task(
         seconds = float(np.mean([about["seconds"] for about in trained.values()]))
         spent = cost(trainer.method, trainer.start, max(settings.support_sizes)) | {"preparation_seconds": seconds}
         about = {"kind": trainer.kind, **trainer.about, "role": role, "cost": spent, "training": trained}
-        return evaluation.write_results(out, rows, [trainer.kind], datasets, settings, about)
+        summary = evaluation.write_results(out, rows, [trainer.kind], datasets, settings, about)
+        evaluation_report.write(out, summary, rows)
+        return summary
+
+
+def evaluate_trivial(
+    kind: str, data_dir: str, names: Sequence[str], role: str, settings: evaluation.Settings, out: Path
+) -> dict[str, Any]:
+    """A method of baselines/trivial.py, as `evaluation.evaluate_to`; there is nothing to train."""
+    opened = [open_dataset(data_dir, name) for name in list_datasets(data_dir)]
+    datasets = evaluation.select(opened, data_dir, names, role)
+    method = trivial.METHODS[kind]
+    about = {"kind": kind, "role": role, "cost": cost(method, None, max(settings.support_sizes))}
+    return evaluation.evaluate_to(out, {kind: (method, None)}, datasets, settings, about)
 
 
 def claim(out: Path, plan: dict[str, Any]) -> None:
@@ -145,7 +158,7 @@ def claim(out: Path, plan: dict[str, Any]) -> None:
         if differing:
             there = "; ".join(f"{name}: {before.get(name)} there, {plan.get(name)} asked for" for name in differing)
             raise UserError(f"{out} holds another run's files ({there}); take another --out")
-    elif any(path.name != ".lock" for path in out.iterdir()):
+    elif any(path.name not in (".lock", "log.txt") for path in out.iterdir()):  # the log of who started it
         raise UserError(f"{out} holds files that are not of such a run; take another --out")
     else:
         write_json(path, plan)

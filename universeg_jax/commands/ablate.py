@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=_numbers, default=(0, 1), help="runs of each point (default: 0,1)")
     parser.add_argument("--role", default="test", help="of the datasets to evaluate on (default: %(default)s)")
     parser.add_argument("--max_cases", type=int, default=0, help="queries a task; 0 = all")
+    parser.add_argument("--minutes", type=float, default=0, help="begin no run after so many; 0 = no limit (local)")
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
     parser.add_argument("--launcher", default="local", choices=("local", "slurm"))
     parser.add_argument(
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     parameters = {key: int(value) if value.isdigit() else value for key, value in pairs}
     with lock(args.workdir):
         slurm = args.launcher == "slurm"
-        problems = run_slurm(jobs, args.workdir / "slurm", parameters) if slurm else run_local(jobs)
+        problems = run_slurm(jobs, args.workdir / "slurm", parameters) if slurm else run_local(jobs, args.minutes)
         gather(args.sweep, points, options, problems)
     print((args.workdir / f"{args.sweep}.md").read_text(), end="")
     return int(bool(problems))

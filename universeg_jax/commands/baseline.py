@@ -1,4 +1,4 @@
-"""Train a U-Net, or fine-tune a checkpoint, for each task on its labelled images, and measure it as `evaluate` does."""
+"""Measure, as `evaluate` does, a U-Net or a fine-tuned checkpoint trained for each task, or what needs no training."""
 
 import argparse
 from pathlib import Path
@@ -6,13 +6,14 @@ from pathlib import Path
 from universeg_jax.commands.evaluate import add_settings, print_datasets, settings_of
 
 EXAMPLE = "universeg baseline --kind unet --data_dir data --role test --support_size=16 --out results/unet"
+TRIVIAL = ("mean_mask", "nearest_label", "nearest_features")  # of baselines/trivial.py
 STEPS = {"unet": 300, "finetune": 60}
 BATCH_SIZES = {"unet": 8, "finetune": 2}
 LEARNING_RATES = {"unet": 2e-3, "finetune": 1e-4}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--kind", choices=tuple(STEPS), required=True)
+    parser.add_argument("--kind", choices=(*STEPS, *TRIVIAL), required=True)
     parser.add_argument("--checkpoint", default="", help="what finetune starts from")
     add_settings(parser)
     parser.add_argument("--steps", type=int, default=0, help=f"of training a task (default: {_shown(STEPS)})")
@@ -32,13 +33,17 @@ def _shown(by_kind: dict[str, float]) -> str:
 def run(args: argparse.Namespace) -> int:
     from universeg_jax import startup
     from universeg_jax.baselines.per_task import Recipe
-    from universeg_jax.baselines.workflow import evaluate_per_task, finetune_trainer, unet_trainer
+    from universeg_jax.baselines.workflow import evaluate_per_task, evaluate_trivial, finetune_trainer, unet_trainer
     from universeg_jax.errors import UserError
 
     if bool(args.checkpoint) != (args.kind == "finetune"):
-        raise UserError(f"--kind={args.kind} --checkpoint={args.checkpoint!r}: finetune needs one, unet takes none")
+        raise UserError(f"--kind={args.kind} --checkpoint={args.checkpoint!r}: finetune needs one, others take none")
     startup.use_compilation_cache()
     settings = settings_of(args)
+    names = tuple(args.datasets.split(",")) if args.datasets else ()
+    if args.kind in TRIVIAL:
+        print_datasets(evaluate_trivial(args.kind, args.data_dir, names, args.role, settings, args.out))
+        return 0
     recipe = Recipe(
         args.steps or STEPS[args.kind],
         args.train_batch_size or BATCH_SIZES[args.kind],
@@ -51,7 +56,6 @@ def run(args: argparse.Namespace) -> int:
         trainer = unet_trainer(tuple(int(number) for number in args.features.split(",")), recipe)
     else:
         trainer = finetune_trainer(args.checkpoint, max(settings.support_sizes), recipe)
-    names = tuple(args.datasets.split(",")) if args.datasets else ()
     summary = evaluate_per_task(trainer, args.data_dir, names, args.role, settings, Path(args.out))
     print_datasets(summary)
     return 0

@@ -57,8 +57,7 @@ def settings_of(args: argparse.Namespace) -> Any:
 
 def print_datasets(summary: dict[str, Any]) -> None:
     """The table, what was left out, and what a mask costs where that was measured."""
-    from universeg_jax.cost import cost_cells
-    from universeg_jax.summary import as_markdown
+    from universeg_jax.summary import as_markdown, cost_cells
 
     print(as_markdown(summary))
     for note in (*(f"skipped {name}: {reason}" for name, reason in summary["skipped"].items()), *summary["notes"]):

@@ -1,4 +1,4 @@
-"""One table of several evaluations: parameters, milliseconds, and Dice by dataset."""
+"""One table of several evaluations: parameters, milliseconds, and Dice by dataset with intervals."""
 
 import argparse
 from pathlib import Path
@@ -8,6 +8,8 @@ EXAMPLE = "universeg table results/ours results/senet results/unet"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", nargs="+", type=Path, help="the --out of `universeg evaluate` or `baseline`")
+    parser.add_argument("--support_size", type=int, default=0, help="0 = the largest of each")
+    parser.add_argument("--ensemble", type=int, default=0, help="0 = the largest of each")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -20,5 +22,6 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"no summary.json in {', '.join(missing)}; `universeg evaluate … --out` writes one")
     names = [path.name for path in args.results]
     names = names if len(set(names)) == len(names) else [str(path) for path in args.results]
-    print(cost_table({name: read_json(path / "summary.json") for name, path in zip(names, args.results, strict=True)}))
+    summaries = {name: read_json(path / "summary.json") for name, path in zip(names, args.results, strict=True)}
+    print(cost_table(summaries, args.support_size, args.ensemble))
     return 0

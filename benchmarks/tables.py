@@ -1,0 +1,125 @@
+"""The main table on two cores: few-shot models trained with equal episodes, and what is trained for each task.
+
+    python -m benchmarks.tables --data_dir data --workdir runs/tables --steps 1500 --minutes 240
+
+Trains configs/small.py and configs/baselines.py:senet, :panet and :alpnet with the same seed, episodes and schedule,
+and evaluates them, the baselines without training, a U-Net for each task and the first model fine-tuned for each task
+on the roles asked for. --checkpoints adds others, such as `small`. Nothing is chosen by it: the last step is taken.
+
+The same command goes on where it was stopped; what failed or was not begun within --minutes is told of, and the tables
+<workdir>/<role>.md hold what there is: at each support size Dice with intervals, and the paired differences to ours.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from universeg_jax.ablate import Job, run_local
+from universeg_jax.baselines.trivial import METHODS as TRIVIAL
+from universeg_jax.comparison import compare
+from universeg_jax.cost import cost_table
+from universeg_jax.errors import UserError
+from universeg_jax.reporting import lock, markdown_table, percent, read_json
+
+OURS = "universeg"
+MODELS = {OURS: "configs/small.py:64"} | {n: f"configs/baselines.py:{n}" for n in ("senet", "panet", "alpnet")}
+# A short run in the place of a long one: the rate falls to 0 at its end, and the last step is what is evaluated.
+SCHEDULE = {"optimizer.schedule": "cosine", "optimizer.warmup_steps": 50, "ema_decay": 0.99, "checkpoint_every": 100}
+SCHEDULE |= {"eval.pictures": 0}
+
+
+def plan(args: argparse.Namespace) -> list[Job]:
+    """What is worth most first: models, then baselines without training, then those trained for each task."""
+    workdir, data_dir = args.workdir.resolve(), Path(args.data_dir).resolve()
+
+    def universeg(*arguments: str) -> tuple[str, ...]:
+        return sys.executable, "-m", "universeg_jax.cli", *arguments
+
+    def measured(name: str, *command: str, support_size: str = args.support_size) -> Job:
+        """The command for every role, as evaluations of a job that trains nothing."""
+        settings = [f"--support_size={support_size}", f"--ensemble={args.ensemble}", f"--max_cases={args.max_cases}"]
+        settings.append(f"--data_dir={data_dir}")
+        todo = [
+            (out, universeg(*command, *settings, f"--role={role}", f"--out={out}"))
+            for role in args.roles.split(",")
+            for out in [workdir / role / name]
+        ]
+        return Job(workdir / "models" / name, (), tuple(todo))
+
+    def evaluated(name: str, checkpoint: str | Path) -> Job:
+        return measured(name, "evaluate", f"--checkpoint={checkpoint}", "--overwrite")
+
+    jobs = []
+    fields = {**SCHEDULE, "seed": args.seed, "num_steps": args.steps, "eval_every": args.steps, "data_dir": data_dir}
+    for name, config in MODELS.items():
+        folder = workdir / "models" / name
+        flags = [f"--config.{field}={value}" for field, value in fields.items()]
+        train = (sys.executable, "train.py", f"--config={config}", f"--workdir={folder}", *flags)
+        jobs.append(replace(evaluated(name, folder), train=train))
+    jobs += [evaluated(Path(checkpoint).name, checkpoint) for checkpoint in args.checkpoints.split(",") if checkpoint]
+    # Two cases at a time: 64 supports of five draws at 128x128 are 0.2 GB a case with their features.
+    jobs += [measured(name, "baseline", f"--kind={name}", "--batch_size=2") for name in TRIVIAL]
+    jobs.append(measured("unet", "baseline", "--kind=unet"))
+    tuned = ("baseline", "--kind=finetune", f"--checkpoint={workdir / 'models' / OURS}")
+    smallest = args.support_size.split(",")[0]  # its time is linear in the support
+    return [*jobs, measured("finetune", *tuned, support_size=smallest)]
+
+
+def table(workdir: Path, role: str, support_sizes: Sequence[int], ensemble: int) -> str:
+    """Of what is there."""
+    parts = [f"# Role {role}, {ensemble} draws averaged", ""]
+    for size in support_sizes:
+        summaries = {path.parent.name: read_json(path) for path in sorted((workdir / role).glob("*/summary.json"))}
+        there = {
+            name: summary
+            for name, summary in summaries.items()
+            if any((s["support_size"], s["ensemble"]) == (size, ensemble) for s in summary["settings"])
+        }
+        if not there:
+            continue
+        ordered = {name: there[name] for name in sorted(there, key=lambda n: there[n]["mean_dice"])}
+        parts += [f"## Support size {size}", "", cost_table(ordered, size, ensemble), ""]
+        if OURS in there and len(there) > 1:
+            parts += [differences(workdir / role, [n for n in ordered if n != OURS], size, ensemble), ""]
+    return "\n".join(parts)
+
+
+def differences(folder: Path, names: Sequence[str], support_size: int, ensemble: int) -> str:
+    rows = []
+    for name in names:
+        row = compare(folder / name, folder / OURS, support_size=support_size, ensemble=ensemble)["all"]
+        ends = "" if row["low"] is None else f"{percent(row['low'])} to {percent(row['high'])}"
+        rows.append([name, percent(row["difference"]), ends, "" if row["p"] is None else f"{row['p']:.4f}"])
+    return markdown_table([f"{OURS} minus", "mean Dice (%)", "95 % interval", "p"], rows)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", default="data")
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--steps", type=int, required=True, help="of training each few-shot model")
+    parser.add_argument("--minutes", type=float, default=0, help="begin no part after so many; 0 = no limit")
+    parser.add_argument("--roles", default="val,test")
+    parser.add_argument("--support_size", default="16,64")
+    parser.add_argument("--ensemble", type=int, default=5)
+    parser.add_argument("--max_cases", type=int, default=0, help="queries a task; 0 = all")
+    parser.add_argument("--checkpoints", default="", help="further ones, comma-separated")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    try:
+        with lock(args.workdir):
+            problems = run_local(plan(args), args.minutes)
+            for role in args.roles.split(","):
+                text = table(args.workdir, role, [int(s) for s in args.support_size.split(",")], args.ensemble)
+                (args.workdir / f"{role}.md").write_text(text)
+                print(text)
+    except (UserError, OSError) as error:
+        print(f"tables: {error}", file=sys.stderr)
+        return 1
+    return int(bool(problems))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

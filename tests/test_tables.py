@@ -1,0 +1,66 @@
+"""The main table: that its commands can be typed, and what is gathered."""
+
+import jax
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from benchmarks import tables
+from tests.fixtures import build_discs
+from universeg_jax import cli, training
+from universeg_jax.baselines import trivial
+from universeg_jax.commands.baseline import TRIVIAL
+from universeg_jax.evaluation import Settings, evaluate_to
+
+
+@pytest.fixture
+def jobs(tmp_path, monkeypatch):
+    """What is planned, without being run."""
+    planned = []
+    monkeypatch.setattr(tables, "run_local", lambda jobs, minutes: planned.extend(jobs) or {})
+    arguments = [f"--workdir={tmp_path}", "--steps=7", "--support_size=2,4", "--ensemble=3", "--checkpoints=small"]
+    assert tables.main(arguments) == 0
+    return planned
+
+
+def test_every_command_can_be_typed_and_models_have_equal_episodes(jobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    names = [job.name for job in jobs]
+    assert names == ["universeg", "senet", "panet", "alpnet", "small", *TRIVIAL, "unet", "finetune"]
+    configs = {}
+    for job in jobs:
+        assert [out for out, _ in job.evaluations] == [tmp_path / role / job.name for role in ("val", "test")]
+        for out, command in job.evaluations:
+            args = cli.make_parser().parse_args(command[3:])
+            assert (args.out, args.ensemble) == (out, (3,))
+            assert args.support_size == ((2,) if job.name == "finetune" else (2, 4))
+        if job.train:
+            parsed = flags.FlagValues()  # as train.py reads them
+            config_flags.DEFINE_config_file("config", lock_config=True, flag_values=parsed)
+            given = [part for part in job.train[1:] if not part.startswith("--workdir=")]
+            monkeypatch.setattr("sys.argv", given)  # where overrides are looked for
+            parsed(given)
+            training.check_config(parsed.config)
+            configs[job.name] = parsed.config.to_dict()
+    assert {config.pop("model")["name"] for config in configs.values()} == {"universeg", "senet", "panet", "alpnet"}
+    assert all(config == configs["universeg"] for config in configs.values())
+    assert configs["universeg"]["num_steps"] == configs["universeg"]["eval_every"] == 7
+
+
+def test_tables_hold_what_there_is_with_differences_to_ours(tmp_path):
+    dataset = build_discs(tmp_path / "data", "discs", "test", count=12)
+    for name, method, sizes in (
+        ("universeg", trivial.mean_mask, (2, 4)),
+        ("senet", trivial.nearest_label, (2, 4)),
+        ("finetune", trivial.nearest_label, (2,)),
+    ):
+        evaluate_to(
+            tmp_path / "test" / name, {name: (method, None)}, [dataset], Settings(sizes, (3,)), {}, report=False
+        )
+    text = tables.table(tmp_path, "test", (2, 4), 3)
+    first, second = text.split("## Support size ")[1:]
+    assert first.count("| finetune |") == 2  # its Dice and its difference
+    assert "finetune" not in second
+    assert second.count("| senet |") == 2
+    assert "| universeg minus | mean Dice (%) | 95 % interval | p |" in second
+    assert tables.table(tmp_path, "val", (2, 4), 3).count("|") == 0
