@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.lines import write_line
 from universeg_jax.check import check
 from universeg_jax.predictor import Predictor
 from universeg_jax.support import Support, read_support_folder
@@ -93,11 +94,7 @@ def main() -> None:
             if found:
                 row |= {"found": sum(found), "false_alarms_a_set": round(float(np.mean(alarms)), 2)}
                 row |= {"dice": round(float(np.mean(dices)), 3)}
-            line = json.dumps(row)
-            print(line, flush=True)
-            if args.out:
-                with Path(args.out).open("a") as file:
-                    file.write(line + "\n")
+            write_line(row, args.out)
             if kind == "none" and np.mean(dices) < 0.6:
                 print(json.dumps({"folder": Path(folder).name, "left out": "leave-one-out Dice below 0.6"}), flush=True)
                 break

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.lines import write_line
 from universeg_jax.check import scores
 from universeg_jax.predictor import Options, Predictor
 from universeg_jax.support import CHOICES, Support, read_support_folder
@@ -54,11 +55,7 @@ def main() -> None:
         row = {"benchmark": "choose", "support_size": size, "ensemble": ensemble, "choose": how}
         row |= {"datasets": len(by_name), "mean_dice": round(float(np.mean(list(by_name.values()))), 4)}
         row["dice"] = {name: round(d, 3) for name, d in by_name.items()}
-        line = json.dumps(row)
-        print(line, flush=True)
-        if args.out:
-            with Path(args.out).open("a") as file:
-                file.write(line + "\n")
+        write_line(row, args.out)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ collection of folders (see docs/data.md), from nothing.
 """
 
 import argparse
-import json
 import os
 import resource
 import subprocess
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.lines import write_line
 from universeg_jax.data import dataset as dataset_files
 from universeg_jax.data.builder import build
 from universeg_jax.data.dataset import Dataset, DatasetMeta, Example, Index, list_datasets, open_dataset, read_report
@@ -53,11 +53,7 @@ class Reporter:
         self.out = out
 
     def __call__(self, name: str, value: float, unit: str, **more: object) -> None:
-        line = json.dumps({"name": name, "value": round(value, 4), "unit": unit, **more})
-        print(line, flush=True)
-        if self.out:
-            with open(self.out, "a") as file:
-                file.write(line + "\n")
+        write_line({"name": name, "value": round(value, 4), "unit": unit, **more}, self.out)
 
 
 def make_example(case: int) -> list[Example]:

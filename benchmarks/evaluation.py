@@ -16,7 +16,6 @@ architecture, ours of the same size; both read the same cases and supports from 
 """
 
 import argparse
-import json
 import platform
 import resource
 import subprocess
@@ -30,6 +29,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.lines import write_line
 from universeg_jax import evaluation
 from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
 from universeg_jax.data.tasks import Task, dataset_tasks
@@ -158,11 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
 
     def tell(benchmark: str, **values: Any) -> None:
-        line = json.dumps({"benchmark": benchmark, **values, **about})
-        print(line, flush=True)
-        if args.out:
-            with args.out.open("a") as file:
-                file.write(line + "\n")
+        write_line({"benchmark": benchmark, **values, **about}, args.out)
 
     before = read_json_lines(args.out) if args.out else []
     done = {line["benchmark"]: line for line in before if about.items() <= line.items()}

@@ -7,17 +7,16 @@ Entries are drawn from their number, chunk by chunk, as a reader of files would.
 """
 
 import argparse
-import json
 import os
 import resource
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.lines import write_line
 from universeg_jax.large_support import streamed_logits
 from universeg_jax.model import build_model, init_params
 
@@ -74,11 +73,7 @@ def main() -> None:
         images, labels = (np.concatenate(each)[None].astype(np.float32) for each in zip(*chunks, strict=True))
         expected = jax.jit(model.apply)({"params": params}, query, images / 255, labels)
         row["largest_difference"] = float(jnp.abs(logits - expected).max())
-    line = json.dumps(row)
-    print(line)
-    if args.out:
-        with Path(args.out).open("a") as file:
-            file.write(line + "\n")
+    write_line(row, args.out)
 
 
 if __name__ == "__main__":

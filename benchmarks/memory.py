@@ -7,12 +7,11 @@ answer confirms it. Nothing is run.
 """
 
 import argparse
-import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
+from benchmarks.lines import write_line
 from universeg_jax.losses import soft_dice
 from universeg_jax.model import build_model, param_shapes
 
@@ -69,11 +68,7 @@ def main() -> None:
             "jax": jax.__version__,
             "device": jax.devices()[0].device_kind,
         }
-        line = json.dumps(row)
-        print(line, flush=True)
-        if args.out:
-            with Path(args.out).open("a") as file:
-                file.write(line + "\n")
+        write_line(row, args.out)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ that slows down slows all of them; `ratio` is PyTorch eager's median over the ca
 
 import argparse
 import importlib
-import json
 import platform
 import statistics
 import sys
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from benchmarks.lines import write_line
 from benchmarks.torch_model import UniverSeg as TorchUniverSeg
 from universeg_jax.losses import soft_dice
 from universeg_jax.model import build_model, init_params
@@ -190,12 +190,7 @@ def main() -> None:
     for each in args.only.split(","):
         kind, support = each.split("-")
         for row in measure(kind, int(support), args.rounds, args.release):
-            line = json.dumps({**row, **machine})
-            print(line)
-            sys.stdout.flush()
-            if args.out:
-                with Path(args.out).open("a") as file:
-                    file.write(line + "\n")
+            write_line({**row, **machine}, args.out)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ The weights are random, of the base size; a support set of `--support` pictures 
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -28,6 +27,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
+from benchmarks.lines import write_line
 from universeg_jax import checkpoints
 from universeg_jax.configuration import to_dict
 from universeg_jax.model import build_model, init_params
@@ -167,11 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             machine = {"cores": os.cpu_count(), "load": round(load, 1), "jax": jax.__version__}
             for row in functions[part](folder, segmenter, args):
                 rounded = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
-                line = json.dumps({"benchmark": "predict", **rounded, **about, **machine})
-                print(line, flush=True)
-                if args.out:
-                    with Path(args.out).open("a") as file:
-                        file.write(line + "\n")
+                write_line({"benchmark": "predict", **rounded, **about, **machine}, args.out)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ and with the second. `bound` is the Dice of the labels with themselves at 128x12
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.lines import write_line
 from universeg_jax.data.dataset import DatasetMeta
 from universeg_jax.data.folder import read_folder, read_support
 from universeg_jax.data.images import preprocess_mask, restore
@@ -71,11 +71,7 @@ def main() -> None:
     predictor = Predictor.from_checkpoint(args.checkpoint)
     for folder in map(Path, args.folders.split(",")):
         for times in map(int, args.times.split(",")):
-            line = json.dumps(measure(predictor, folder, times, args.queries, args.support_size))
-            print(line, flush=True)
-            if args.out:
-                with Path(args.out).open("a") as file:
-                    file.write(line + "\n")
+            write_line(measure(predictor, folder, times, args.queries, args.support_size), args.out)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ it; `torch` benchmarks/torch_model.py with Adam, soft Dice and torch's DataLoade
 
 import argparse
 import importlib.util
-import json
-import re
 import statistics
 import subprocess
 import sys
@@ -23,6 +21,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarks.lines import write_line
 from configs import default
 from universeg_jax import training
 from universeg_jax.reporting import read_json_lines
@@ -148,11 +147,7 @@ def main() -> None:
 
     def report(row: dict) -> None:
         row = {"benchmark": "training", "support": args.support, "jax": jax.__version__, **row}
-        line = json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
-        print(re.sub(r"\s+$", "", line), flush=True)
-        if args.out:
-            with Path(args.out).open("a") as file:
-                file.write(line + "\n")
+        write_line({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, args.out)
 
     before = bare_seconds(config, args.steps // 2)
     looped = loop(config)
