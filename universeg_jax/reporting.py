@@ -117,9 +117,10 @@ def curves_figure(train: Sequence[dict[str, Any]], held_out: Sequence[dict[str, 
     left.plot(steps[window - 1 :], smooth, color="tab:blue", label=f"mean of {window} steps")
     left.set(xlabel="step", ylabel="training loss")
     left.legend()
+    at = [row["step"] for row in held_out]
     for name in held_out[-1]["datasets"] if held_out else ():
-        right.plot([r["step"] for r in held_out], [100 * r["datasets"][name] for r in held_out], lw=0.8, label=name)
-    right.plot([r["step"] for r in held_out], [100 * r["mean_dice"] for r in held_out], "k", lw=2, label="mean")
+        right.plot(at, [100 * r["datasets"][name] for r in held_out], ".-", lw=0.8, label=name)
+    right.plot(at, [100 * r["mean_dice"] for r in held_out], "k.-", lw=2, label="mean")
     right.set(xlabel="step", ylabel="held-out Dice (%), val", ylim=(0, 100))
     right.legend(fontsize=6, ncols=2)
     return fig
