@@ -82,6 +82,7 @@ def config_of(variant: str, seed: int, steps: int, data_dir: str, base: ConfigDi
     config.kinds.update({"real": 1.0, "synthetic": 0.0, "superpixel": 0.0})
     config.augment = augment.get_config()
     config.eval_every = steps  # once, at the end: nothing is chosen by it
+    config.eval.max_cases = 0  # all: the differences are small
     config.eval.pictures = 0
     VARIANTS[variant](config)
     return config
