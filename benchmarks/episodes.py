@@ -23,11 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import default
-from universeg_jax import augment, superpixel, synthesis, training, warp
+from universeg_jax import augment, superpixel, synthesis, warp
 from universeg_jax.data.episodes import KINDS, Batch
 from universeg_jax.episode import Episode
 from universeg_jax.losses import soft_dice
 from universeg_jax.model import UniverSeg
+from universeg_jax.step import device_episodes
 
 BATCH = 8  # episodes a call, one after another on a CPU as in training
 
@@ -156,7 +157,7 @@ def kinds(size: int, support_size: int, repeats: int) -> None:
 
     def program(weights):
         config.kinds.update(weights)
-        return jax.jit(functools.partial(training.device_episodes, config=config.copy_and_resolve_references()))
+        return jax.jit(functools.partial(device_episodes, config=config.copy_and_resolve_references()))
 
     every = program(dict.fromkeys(KINDS, 1.0))
     for place, kind in enumerate(KINDS):

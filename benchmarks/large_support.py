@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.lines import write_line
 from universeg_jax.large_support import streamed_logits
-from universeg_jax.model import build_model, init_params
+from universeg_jax.networks import build_model, init_params
 
 SIZE = 128
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from benchmarks.lines import write_line
 from universeg_jax.losses import soft_dice
-from universeg_jax.model import build_model, param_shapes
+from universeg_jax.networks import build_model, param_shapes
 
 SIZE = 128
 

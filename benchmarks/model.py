@@ -25,7 +25,7 @@ import torch
 from benchmarks.lines import write_line
 from benchmarks.torch_model import UniverSeg as TorchUniverSeg
 from universeg_jax.losses import soft_dice
-from universeg_jax.model import build_model, init_params
+from universeg_jax.networks import build_model, init_params
 
 SIZE = 128
 

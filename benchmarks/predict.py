@@ -30,7 +30,7 @@ from PIL import Image
 from benchmarks.lines import write_line
 from universeg_jax import checkpoints
 from universeg_jax.configuration import to_dict
-from universeg_jax.model import build_model, init_params
+from universeg_jax.networks import build_model, init_params
 from universeg_jax.predict_files import predict_file
 from universeg_jax.predictor import Options, Predictor, Segmenter
 from universeg_jax.startup import use_compilation_cache

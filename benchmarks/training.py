@@ -26,6 +26,7 @@ from configs import default
 from universeg_jax import training
 from universeg_jax.reporting import read_json_lines
 from universeg_jax.startup import use_compilation_cache
+from universeg_jax.step import local_shardings, shard_batch
 
 SKIP = 3  # steps at the start that compile and fill the queue
 
@@ -48,12 +49,12 @@ def make_config(data_dir: str, steps: int, support: int) -> ConfigDict:
 def bare_seconds(config: ConfigDict, rounds: int) -> float:
     """Median seconds of the compiled step on one batch."""
     run = training.prepare(config)
-    replicated, split = training.local_shardings()
+    replicated, split = local_shardings()
     state = jax.device_put(run.state, replicated)
     drawn = jax.tree.map(lambda *x: np.stack(x), *[run.sampler(i) for i in range(config.batch_size)])
     seconds = []
     for _ in range(rounds + 1):
-        batch = training.shard_batch(drawn, split)
+        batch = shard_batch(drawn, split)
         started = time.perf_counter()
         state, sums = run.step_fn(state, batch)
         jax.block_until_ready((state, sums))

@@ -39,12 +39,24 @@ def forget_what_was_compiled():
 
 
 @pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A dataset of bright discs for each role."""
+    from tests.fixtures import build_discs
+
+    path = tmp_path_factory.mktemp("data")
+    build_discs(path, "train_discs", "train_open", count=20)
+    build_discs(path, "val_discs", "val", count=8, seed=1)
+    build_discs(path, "test_discs", "test", count=8, seed=2)
+    return path
+
+
+@pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     """Of a tiny model: parameters alone, as packaged or converted weights are."""
     from tests.fixtures import tiny_config
     from universeg_jax import checkpoints
     from universeg_jax.configuration import to_dict
-    from universeg_jax.model import build_model, init_params
+    from universeg_jax.networks import build_model, init_params
 
     path, config = tmp_path_factory.mktemp("weights") / "tiny", tiny_config()
     params = init_params(build_model(config.model), 0)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import nibabel as nib
 import numpy as np
 from PIL import Image
@@ -110,3 +111,17 @@ def write_nifti(path: Path, data: np.ndarray, spacing: tuple[float, float, float
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(data, np.diag([*spacing, 1.0])), path)
     return path
+
+
+def assert_trees_equal(a, b, **tolerance):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+def key(seed: int = 0) -> jax.Array:
+    return jax.random.key(seed, impl="threefry2x32")
+
+
+def within_4_sigma(happened, p: float) -> None:
+    """What happened in so many draws has probability p."""
+    assert abs(np.mean(happened) - p) <= 4 * np.sqrt(p * (1 - p) / len(happened))

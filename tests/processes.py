@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.fixtures import tiny_config
 from universeg_jax import checkpoints
-from universeg_jax.model import build_model, init_params
+from universeg_jax.networks import build_model, init_params
 from universeg_jax.reporting import read_json_lines
 
 ROOT = Path(__file__).parents[1]

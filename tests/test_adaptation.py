@@ -8,7 +8,7 @@ from benchmarks import adaptation
 from tests.fixtures import build_discs, tiny_config
 from universeg_jax import checkpoints
 from universeg_jax.configuration import to_dict
-from universeg_jax.model import build_model, init_params
+from universeg_jax.networks import build_model, init_params
 from universeg_jax.reporting import read_json_lines
 
 FLAGS = ("--role=test", "--max_cases=1", "--unet_steps=2", "--finetune_steps=2", "--score_every=2", "--image_size=16")

@@ -6,21 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import random
+from jax import jit, random
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import FrozenConfigDict
 from scipy import ndimage
 
+from tests.fixtures import key
 from universeg_jax import augment, warp
 from universeg_jax.episode import Episode
 
 LEVELS = ("task", "in_task")
-# Compiling takes most of the time here; a program that runs slower compiles three times as fast.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-def key(seed=0):
-    return random.key(seed, impl="threefry2x32")
 
 
 def config_with(**ops):

@@ -25,7 +25,7 @@ from universeg_jax.check import (
 from universeg_jax.cli import main
 from universeg_jax.configuration import to_dict
 from universeg_jax.errors import UserError
-from universeg_jax.model import build_model, init_params
+from universeg_jax.networks import build_model, init_params
 from universeg_jax.predictor import Predictor
 from universeg_jax.support import Support, make_support
 

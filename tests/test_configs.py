@@ -9,7 +9,7 @@ import pytest
 from configs import default
 from universeg_jax import training
 from universeg_jax.configuration import flatten, to_dict
-from universeg_jax.model import build_model, param_shapes
+from universeg_jax.networks import build_model, param_shapes
 from universeg_jax.optimizer import make_optimizer
 
 NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("[a-z]*.py"))

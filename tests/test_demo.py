@@ -20,7 +20,7 @@ from universeg_jax.data.folder import read_support
 from universeg_jax.data.images import read_image, read_label
 from universeg_jax.demo import PALETTE, Example, Session
 from universeg_jax.errors import UserError
-from universeg_jax.model import build_model, init_params
+from universeg_jax.networks import build_model, init_params
 
 SHAPE = (40, 60)
 

@@ -32,7 +32,7 @@ from universeg_jax.evaluation import (
     support_pool,
 )
 from universeg_jax.intervals import Cases, interval
-from universeg_jax.model import build_model, init_params
+from universeg_jax.networks import build_model, init_params
 from universeg_jax.predictor import Predictor
 from universeg_jax.reporting import percent
 from universeg_jax.summary import as_markdown

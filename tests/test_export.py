@@ -17,7 +17,7 @@ from universeg_jax.cli import main
 from universeg_jax.configuration import to_dict
 from universeg_jax.errors import UserError
 from universeg_jax.export import load_exported
-from universeg_jax.model import build_model, init_params
+from universeg_jax.networks import build_model, init_params
 
 DOCS = Path(__file__).parent.parent / "docs"
 LINEAGE = {"trained_on": {"discs": {"role": "train_open"}}}

@@ -13,7 +13,7 @@ from universeg_jax.configuration import to_dict
 from universeg_jax.errors import UserError
 from universeg_jax.finetune import LOSS, as_text, choose_held_out, draw, finetune, finetune_to, read_tasks
 from universeg_jax.lineage import check_open
-from universeg_jax.model import build_model, init_params
+from universeg_jax.networks import build_model, init_params
 from universeg_jax.support import Support, read_support_folder
 from universeg_jax.weights import params_hash
 

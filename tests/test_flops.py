@@ -6,7 +6,8 @@ import pytest
 
 from tests.fixtures import tiny_config
 from universeg_jax.flops import forward_flops, training_flops
-from universeg_jax.model import UniverSeg, build_model, init_params
+from universeg_jax.model import UniverSeg
+from universeg_jax.networks import build_model, init_params
 
 
 @pytest.mark.parametrize("form", ["plain", "fast"])

@@ -8,21 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from tests.fixtures import build_discs, tiny_config
+from tests.fixtures import tiny_config
 from tests.processes import params_at, rows_without_times, start, steps_saved, wait_for_step, write_config
 from universeg_jax import training
 from universeg_jax.reporting import read_json_lines
 
 WITHIN = {"compiling": 0.3, "evaluating": 0.02, "saving": 0.05}  # seconds after which a phase may have ended
 RUN = {"eval_every": 4, "checkpoint_every": 2, "eval": {"support_size": 2, "max_cases": 2, "pictures": 0}}
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data")
-    build_discs(path, "train_discs", "train_open", count=20)
-    build_discs(path, "val_discs", "val", count=8, seed=1)
-    return path
 
 
 def kill(config, workdir, phase, passed, delay):

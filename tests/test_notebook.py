@@ -10,7 +10,7 @@ from PIL import Image
 from tests.fixtures import tiny_config
 from universeg_jax import checkpoints
 from universeg_jax.configuration import to_dict
-from universeg_jax.model import build_model, init_params
+from universeg_jax.networks import build_model, init_params
 
 NOTEBOOK = Path(__file__).parent.parent / "docs" / "predict.ipynb"
 

@@ -14,7 +14,7 @@ from universeg_jax.data.images import preprocess_image
 from universeg_jax.data.volumes import make_volume
 from universeg_jax.episode import resize
 from universeg_jax.errors import UserError
-from universeg_jax.model import build_model
+from universeg_jax.networks import build_model
 from universeg_jax.predictor import Options, among, combine
 from universeg_jax.support import choose, make_support
 

@@ -12,6 +12,7 @@ from universeg_jax import checkpoints, cli, training
 from universeg_jax.configuration import read_config, to_dict, write_config
 from universeg_jax.data.episodes import batches
 from universeg_jax.lineage import lineage
+from universeg_jax.step import device_episodes, support_size_of, trim_support
 
 STEP = 2
 
@@ -40,8 +41,8 @@ def test_it_draws_what_the_step_was_given(run, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines() == [str(tmp_path / str(k)) for k in range(2)]
     sampler = training.sampler_of(config, training.open_data(config)[0])
     batch = next(batches(sampler, batch_size=2, first_step=STEP, last_step=STEP + 1))
-    batch = training.trim_support(batch, *training.support_size_of(STEP, config))
-    trained_on = jax.jit(functools.partial(training.device_episodes, config=config))(batch)[0]
+    batch = trim_support(batch, *support_size_of(STEP, config))
+    trained_on = jax.jit(functools.partial(device_episodes, config=config))(batch)[0]
     count = 1 + int(batch.episode.support_mask[0].sum())
     for k in range(2):
         (raw, augmented), title = drawn[str(k)]

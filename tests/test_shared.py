@@ -17,7 +17,7 @@ from universeg_jax.cli import main
 from universeg_jax.data.dataset import list_datasets, open_dataset
 from universeg_jax.data.tasks import task_table
 from universeg_jax.evaluation import Settings, evaluate_checkpoint
-from universeg_jax.model import build_model
+from universeg_jax.networks import build_model
 from universeg_jax.training import train_and_evaluate
 
 SHARED = Path(os.environ.get("UNIVERSEG_SHARED", "absent"))

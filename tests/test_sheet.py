@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.fixtures import build_discs, tiny_config
+from tests.fixtures import tiny_config
 from universeg_jax import augment, cli, sheet
 from universeg_jax.configuration import ConfigError, load_config
 from universeg_jax.errors import UserError
@@ -17,14 +17,6 @@ from tests.fixtures import tiny_config
 def get_config(seed="0"):
     return tiny_config({data!r}, seed=int(seed))
 """
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data")
-    build_discs(path, "train_discs", "train_open", count=10)
-    build_discs(path, "val_discs", "val", count=8, seed=1)
-    return path
 
 
 @pytest.fixture

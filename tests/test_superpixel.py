@@ -7,21 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax, random
+from jax import jit, lax, random
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import FrozenConfigDict
 from scipy import ndimage
 
-from tests.fixtures import disc
+from tests.fixtures import disc, key
 from universeg_jax import superpixel
 
 SIZE, SUPPORT = 32, 3
-# Compiling takes most of the time here; a program that runs slower compiles three times as fast.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-def key(seed=0):
-    return random.key(seed, impl="threefry2x32")
 
 
 def small_config(**changes):

@@ -6,20 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax, random
+from jax import jit, lax, random
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import FrozenConfigDict
 from scipy import ndimage
 
-from universeg_jax import synthesis
+from tests.fixtures import key, within_4_sigma
+from universeg_jax import render, structures, synthesis
 
 SIZE, SUPPORT = 32, 3
-# Compiling takes most of the time here; a program that runs slower compiles three times as fast.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-def key(seed=0):
-    return random.key(seed, impl="threefry2x32")
 
 
 def small_config(**changes):
@@ -115,10 +110,6 @@ def test_published_values():
 DRAWS = 2000
 
 
-def within_4_sigma(happened, p):
-    assert np.mean(happened) == pytest.approx(p, abs=4 * np.sqrt(p * (1 - p) / len(happened)))
-
-
 def test_families_and_distractors_are_drawn_as_often_as_configured():
     config = synthesis.get_config()
     keys = random.split(key(), DRAWS)
@@ -128,19 +119,8 @@ def test_families_and_distractors_are_drawn_as_often_as_configured():
         within_4_sigma(families == place, p)
     config.weights = {"shapes": 1.0, "tubes": 0.0, "blobs": 0.0, "nests": 0.0}  # nothing to compile
     flow = jnp.zeros((1, 2, 8, 8))
-    kinds = jit(jax.vmap(lambda k: synthesis.structures(k, jnp.int32(1), flow, config)[1]))(keys)
+    kinds = jit(jax.vmap(lambda k: structures.structures(k, jnp.int32(1), flow, config)[1]))(keys)
     within_4_sigma(np.asarray(kinds)[:, 1] > 0, config.distractor)
-
-
-def test_backgrounds_are_zeroed_as_often_as_configured():
-    """A zeroed background has no noise."""
-    config = synthesis.get_config()
-    config.update({"std_min": (0.1, 0.1), "std_max": (0.1, 0.1), "texture": 0.0, "border": 0.0})
-    config.blur_std = config.bias_std = (0.0, 0.0)
-    labels = jnp.broadcast_to(jnp.arange(8)[:, None] // 4, (DRAWS, 8, 8))
-    codes, kinds = jnp.zeros_like(labels), jnp.zeros(2, jnp.int32)
-    images = jit(lambda k: synthesis.render(k, labels, codes, kinds, jnp.asarray(False), config))(key())
-    within_4_sigma(np.ptp(np.asarray(images)[:, :4], axis=(1, 2)) < 1e-6, config.background_zero)
 
 
 def test_label_map_has_the_drawn_number_of_labels_and_looks_alike_at_every_size():
@@ -248,7 +228,7 @@ def test_subjects_without_foreground_are_left_out(usable, order):
 
 def flat_config(*families):
     """Images that show nothing but their labels' means; structures lie on one label and have no inside."""
-    config = small_config(weights={name: float(name in families) for name in synthesis.FAMILIES})
+    config = small_config(weights={name: float(name in families) for name in structures.FAMILIES})
     config.update({"texture": 0.0, "border": 0.0, "distractor": 0.0, "quiet_labels": (1, 2)})
     config.update({"union": 0.0, "background_zero": 0.0, "view": float(families == ("shapes",))})
     for field in ("std_min", "std_max", "blur_std", "bias_std"):
@@ -277,81 +257,9 @@ def test_a_structures_label_is_where_its_intensity_is_in_every_subject():
     assert 0.2 < brighter.mean() < 0.8
 
 
-@functools.partial(jit, static_argnums=(1, 2, 3))
-def structure(keys, kind, config, size):
-    flow = jnp.zeros((4, 2, size, size))
-    return jax.vmap(lambda k: getattr(synthesis, kind)(k, flow, config))(keys)
-
-
-def test_ellipses_are_shared_or_redrawn():
-    config = synthesis.get_config().nests
-    config.update({"redraw": 0.0, "radius_std": 0.0, "elongation": (1.0, 1.0), "nested": 0.0})
-    codes = np.asarray(structure(random.split(key(), 10), "ellipses", FrozenConfigDict(config), 64))
-    assert (codes == codes[:, :1]).all()
-    assert ((codes > 0).mean((2, 3)) > 0).all()
-    config.redraw = 1.0
-    codes = np.asarray(structure(random.split(key(), 10), "ellipses", FrozenConfigDict(config), 64))
-    assert (codes != codes[:, :1]).any((2, 3))[:, 1:].all()
-
-
-def test_ellipses_cover_at_most_their_share_and_insides_are_inside():
-    config = synthesis.get_config().blobs
-    config.update({"nested": 1.0, "coverage": 0.2, "radius_std": 0.0})
-    codes = np.asarray(structure(random.split(key(), 12), "ellipses", FrozenConfigDict(config), 64))
-    assert set(np.unique(codes)) == {0, 1, 2}
-    assert (codes > 0).mean((2, 3)).max() < 0.25
-    counts = [ndimage.label(c > 0)[1] for c in codes.reshape(-1, 64, 64)]
-    assert max(counts) > 15
-    assert max(counts) < config.count[1]
-    config.update({"radius": (40.0, 60.0), "coverage": 1.0, "inner": (0.3, 0.6), "count": (1, 2)})
-    codes = np.asarray(structure(random.split(key(), 12), "ellipses", FrozenConfigDict(config), 64))
-    touching = sum((ndimage.binary_dilation(c == 2) & (c == 0)).sum() for c in codes.reshape(-1, 64, 64))
-    assert touching < 0.01 * (codes == 2).sum()
-    assert ((codes == 2).mean((2, 3)) > 0).all()
-
-
-def test_tubes_are_thin_connected_and_different_in_every_subject():
-    config = synthesis.get_config().tubes
-    size, widest = 64, config.radius[1] * 64 / 256
-    trees = np.asarray(structure(random.split(key(), 12), "tubes", FrozenConfigDict(config), 64)) > 0
-    assert trees.mean((2, 3)).min() > 0
-    assert trees.mean() < 0.3
-    assert (trees != trees[:, :1]).any((2, 3))[:, 1:].all()
-    pieces = [ndimage.label(t, np.ones((3, 3)))[1] for t in trees.reshape(-1, size, size)]
-    assert np.median(pieces) <= 5
-    config.update({"levels": (1, 2), "spread": (0.0, 0.0)})  # without branches the widest place is the trunk
-    trunks = np.asarray(structure(random.split(key(), 12), "tubes", FrozenConfigDict(config), 64)) > 0
-    depth = [ndimage.distance_transform_edt(t).max() for t in trunks.reshape(-1, size, size)]
-    assert np.median(depth) <= widest + 1
-
-
-def test_structures_look_alike_at_every_size():
-    """Wide vessels, because none is thinner than a pixel."""
-    config = synthesis.get_config()
-    config.tubes.update({"radius": (10.0, 14.0), "taper": (0.9, 1.0)})
-    for kind, part in (("tubes", config.tubes), ("ellipses", config.nests)):
-        keys = random.split(key(), 12)
-        small, large = (np.asarray(structure(keys, kind, FrozenConfigDict(part), size)) > 0 for size in (32, 64))
-        assert large.mean() == pytest.approx(small.mean(), rel=0.15)
-        reduced = large.reshape(12, 4, 32, 2, 32, 2).mean((3, 5)) >= 0.5
-        assert 2 * (reduced & small).sum() / (reduced.sum() + small.sum()) > 0.8
-
-
-def test_distractors_of_the_same_kind_have_the_other_sign():
-    config = synthesis.get_config()
-    contrast = jit(jax.vmap(lambda k, kinds: synthesis.structure_contrasts(k, 3, kinds, config), (0, None)))
-    same = np.asarray(contrast(random.split(key(), 100), jnp.asarray([2, 2])))
-    assert (np.sign(same[..., 1]) == -np.sign(same[..., 3])).all()
-    assert (same[..., 0] == 0).all()
-    assert (np.sign(same[..., 1]) == np.sign(same[:, :1, 1])).all()  # of all subjects
-    assert 0.3 < (same[:, 0, 1] > 0).mean() < 0.7
-    other = np.asarray(contrast(random.split(key(), 100), jnp.asarray([2, 1])))
-    assert 0.3 < (np.sign(other[:, 0, 1]) == np.sign(other[:, 0, 3])).mean() < 0.7
-
-
 def test_outside_the_field_of_view_nothing_is_seen_or_labelled():
     config = synthesis.get_config()
-    view = jit(jax.vmap(lambda k: synthesis.field_of_view(k, 3, 16, config)))
+    view = jit(jax.vmap(lambda k: render.field_of_view(k, 3, 16, config)))
     seen = np.asarray(view(random.split(key(), 2000)))
     cut = ~seen.all((1, 2, 3))
     sigma = np.sqrt(config.view * (1 - config.view) / 2000)
@@ -362,29 +270,6 @@ def test_outside_the_field_of_view_nothing_is_seen_or_labelled():
     for corner in (0, -1):
         assert (images[:, :, 0, corner] == 0).all()
         assert (labels[:, :, 0, corner] == 0).all()
-
-
-def test_borders_change_only_borders():
-    image = np.zeros((1, 64, 64), np.float32)
-    image[:, :, 32:] = 1
-    changed = np.asarray(synthesis.borders(key(), jnp.asarray(image), synthesis.get_config()))
-    assert np.abs(changed - image)[:, :, 31:33].min() > 0.01
-    np.testing.assert_allclose(changed[:, :, :20], 0, atol=1e-4)
-    np.testing.assert_allclose(changed[:, :, 44:], 1, atol=1e-4)
-
-
-def test_texture_belongs_to_labels():
-    """Each label has texture in all subjects or in none, and textures have mean 0."""
-    labels = jnp.broadcast_to((jnp.arange(64) // 8)[None, None], (3, 64, 64)).astype(jnp.int32)
-    codes = jnp.zeros_like(labels)
-    config = synthesis.get_config()
-    config.texture_cell = (4.0, 6.0)
-    added = jit(jax.vmap(lambda k: synthesis.texture(k, labels, codes, config)))(random.split(key(), 20))
-    strength = np.asarray(added).reshape(20, 3, 64, 8, 8).std((2, 4))
-    has = strength > 1e-4
-    assert (has == has[:, :1]).all()
-    assert 0.3 < has.mean() < 0.7
-    assert abs(np.asarray(added).mean()) < 0.02
 
 
 @pytest.mark.parametrize(
@@ -422,6 +307,6 @@ def test_weights_sizes_and_supports_that_cannot_be():
         synthesis.validate(config, 63)
     with pytest.raises(ValueError, match="support_size must be at least 1, got 0"):
         synthesis.synthetic_episode(key(), 64, 0, config)
-    config.weights = dict.fromkeys(synthesis.FAMILIES, 0.0)
+    config.weights = dict.fromkeys(structures.FAMILIES, 0.0)
     with pytest.raises(ValueError, match="config.synthesis.weights must not sum to 0"):
         synthesis.validate(config, 64)

@@ -13,7 +13,7 @@ from universeg_jax.cli import main
 from universeg_jax.configuration import to_dict
 from universeg_jax.errors import UserError
 from universeg_jax.lineage import package
-from universeg_jax.model import build_model, init_params
+from universeg_jax.networks import build_model, init_params
 
 OPEN = {
     "trained_on": {"a": {"role": "train_open", "licence": "CC0", "fingerprint": "1"}},

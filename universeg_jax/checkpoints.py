@@ -18,7 +18,7 @@ import ml_collections
 from orbax.checkpoint import v1 as ocp
 
 from universeg_jax import weights
-from universeg_jax.model import build_model, param_shapes
+from universeg_jax.networks import build_model, param_shapes
 from universeg_jax.weights import CheckpointError
 
 METRIC = "mean_dice"

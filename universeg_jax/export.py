@@ -21,7 +21,7 @@ from universeg_jax import checkpoints, run_exported
 from universeg_jax.configuration import to_dict
 from universeg_jax.episode import OFFICIAL_SIZE
 from universeg_jax.errors import UserError
-from universeg_jax.model import build_model
+from universeg_jax.networks import build_model
 from universeg_jax.predictor import Predictor
 from universeg_jax.run_exported import ExportedModel
 

@@ -21,7 +21,7 @@ from universeg_jax import checkpoints
 from universeg_jax.configuration import to_dict
 from universeg_jax.errors import UserError
 from universeg_jax.export import INPUTS, PREPROCESSING
-from universeg_jax.model import build_model
+from universeg_jax.networks import build_model
 from universeg_jax.predictor import Predictor
 
 NAMES = tuple(INPUTS)

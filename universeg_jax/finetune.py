@@ -21,7 +21,7 @@ from universeg_jax.baselines.per_task import FEWEST_TO_HOLD_BACK, MOST_SCORED, A
 from universeg_jax.configuration import to_dict
 from universeg_jax.episode import Episode, resize
 from universeg_jax.errors import UserError
-from universeg_jax.model import build_model
+from universeg_jax.networks import build_model
 from universeg_jax.support import Support
 
 HELD_OUT = 0.25  # of the subjects

@@ -4,7 +4,8 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from universeg_jax.model import UniverSeg, param_shapes
+from universeg_jax.model import UniverSeg
+from universeg_jax.networks import param_shapes
 
 
 def forward_flops(model: UniverSeg, size: int, support_size: int) -> tuple[int, int]:

@@ -19,8 +19,6 @@ One set of parameters, two forms that compute the same function:
 Arrays are channels last: query [B, H, W, C], support [B, S, H, W, C].
 """
 
-import dataclasses
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,135 +28,28 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from universeg_jax.convolution import convolve
+from universeg_jax.layers import (
+    Array,
+    Conv,
+    MapSum,
+    activate,
+    add_to_each,
+    chunked,
+    concat,
+    conv,
+    map_sum,
+    max_pool,
+    patches,
+    weighted_sum,
+)
 
-Array = jax.Array
 Block = int | tuple[int, int]  # features, or (cross_features, conv_features)
-MapSum = Callable[[Callable[[Any], tuple[Any, Any]], Any], tuple[Any, Any]]  # as map_sum
 
 CROSS_ACTIVATIONS = ("none", "leaky_relu")
 NORMS = ("none", "layer")
 RESIDUALS = ("none", "support", "both")
 DTYPES = ("float32", "bfloat16", "float64")
 FORMS = ("plain", "fast")
-
-
-def activate(x: Array) -> Array:
-    """LeakyReLU(0.01)."""
-    return nn.leaky_relu(x, 0.01)
-
-
-def conv(x: Array, kernel: Array, bias: Array | None = None) -> Array:
-    """Zero-padded convolution of x [..., H, W, C] by kernel [k, k, C, F], in x's dtype."""
-    y = convolve(x.reshape((-1, *x.shape[-3:])), kernel).reshape((*x.shape[:-1], kernel.shape[-1]))
-    return y if bias is None else y + jnp.expand_dims(bias.astype(x.dtype), range(y.ndim - 1))
-
-
-@jax.custom_vjp
-def add_to_each(once: Array, each: Array) -> Array:
-    """once [B, ...] + each [B, S, ...] for every entry."""
-    return once[:, None] + each
-
-
-def _add_to_each_backward(_: None, d: Array) -> tuple[Array, Array]:
-    # A product with ones: XLA:CPU's reduction over an inner axis takes ten times as long.
-    return jnp.einsum("s,bs...->b...", jnp.ones(d.shape[1], d.dtype), d, preferred_element_type=d.dtype), d
-
-
-add_to_each.defvjp(lambda once, each: (add_to_each(once, each), None), _add_to_each_backward)
-
-
-def max_pool(x: Array) -> Array:
-    """2x2 max-pool of [..., H, W, C]. Among equal values the first in row-major order gets the gradient."""
-
-    def first_max(a: Array, b: Array) -> Array:
-        return jnp.where(a >= b, a, b)
-
-    rows = x.reshape((*x.shape[:-3], x.shape[-3] // 2, 2, x.shape[-2] // 2, 2, x.shape[-1]))
-    top = first_max(rows[..., 0, :, 0, :], rows[..., 0, :, 1, :])
-    bottom = first_max(rows[..., 1, :, 0, :], rows[..., 1, :, 1, :])
-    return first_max(top, bottom)
-
-
-def upsample(x: Array) -> Array:
-    """Bilinear x2 with aligned corners of [..., H, W, C] (half-pixel resizing would be another function)."""
-
-    def matrix(size: int) -> np.ndarray:
-        position = np.arange(2 * size) * (size - 1) / (2 * size - 1)
-        return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(size)))
-
-    rows, columns = (jnp.asarray(matrix(size), x.dtype) for size in x.shape[-3:-1])
-    x = jnp.einsum("Hh,...hwc->...Hwc", rows, x)
-    return jnp.einsum("Ww,...hwc->...hWc", columns, x)
-
-
-def patches(x: Array) -> Array:
-    """Zero-padded 3x3 neighbourhoods of [..., H, W, C] as channels [..., H, W, 9 C], row-major, C fastest."""
-    height, width = x.shape[-3:-1]
-    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(1, 1), (1, 1), (0, 0)])
-    return jnp.concatenate([padded[..., i : i + height, j : j + width, :] for i in range(3) for j in range(3)], axis=-1)
-
-
-def concat(parts: Sequence[Array]) -> Array:
-    """The decoder's input [upsampled, skip]; linear, so that it may act on means."""
-    below, skip = parts
-    return jnp.concatenate([upsample(below), skip], axis=-1)
-
-
-def weighted_sum(weights: Array, tree: Any) -> Any:
-    """Σ_s weights [B, s] x [B, s, ...] for every x of a tree, in float32 or wider whatever x is."""
-
-    def one(x: Array) -> Array:
-        dtype = jnp.promote_types(x.dtype, jnp.float32)
-        return jnp.einsum("bs,bs...->b...", weights.astype(dtype), x.astype(dtype))
-
-    return jax.tree.map(one, tree)
-
-
-def chunked(tree: Any, size: int) -> Any:
-    """[B, S, ...] → [n, B, size, ...], padded with zeros to whole chunks; size 0 makes one chunk of all S."""
-
-    def one(x: Array) -> Array:
-        if size == 0 or size >= x.shape[1]:
-            return x[None]
-        x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % size)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape((x.shape[0], -1, size, *x.shape[2:])), 1, 0)
-
-    return jax.tree.map(one, tree)
-
-
-def map_sum(function: Callable[[Any], tuple[Any, Any]], chunks: Any) -> tuple[Any, Any]:
-    """function(chunk) → (partial, kept) over the leading axis of `chunks`: (Σ partial, kept stacked)."""
-    (length,) = {x.shape[0] for x in jax.tree.leaves(chunks)}
-    first = jax.tree.map(lambda x: x[0], chunks)
-    if length == 1:
-        partial, kept = function(first)
-        return partial, jax.tree.map(lambda x: x[None], kept)
-
-    def body(total, chunk):
-        partial, kept = function(chunk)
-        return jax.tree.map(jnp.add, total, partial), kept
-
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, first)[0])
-    return lax.scan(body, zeros, chunks)
-
-
-class Conv(nn.Module):
-    """Convolution with Kaiming-normal (fan-in) weights of a given gain and zero bias."""
-
-    features_in: int
-    features: int
-    gain: float
-    size: int = 3
-
-    def setup(self):
-        shape = (self.size, self.size, self.features_in, self.features)
-        init = nn.initializers.variance_scaling(self.gain**2, "fan_in", "normal")
-        self.kernel = self.param("kernel", init, shape)
-        self.bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-
-    def __call__(self, x: Array) -> Array:
-        return conv(x, self.kernel, self.bias)
 
 
 class CrossConv(Conv):
@@ -430,62 +321,3 @@ def check_shapes(query: Array, images: Array, labels: Array, mask: Array | None,
         raise ValueError(f"support_labels has shape {labels.shape}, but support_images has {images.shape}")
     if mask is not None and mask.shape != images.shape[:2]:
         raise ValueError(f"support_mask has shape {mask.shape}; [B, S] = {images.shape[:2]} is needed")
-
-
-MODELS = {  # config.model.name → its class; imported when asked for, since the baselines build on this module
-    "universeg": "universeg_jax.model:UniverSeg",
-    "senet": "universeg_jax.baselines.senet:SENet",
-    "panet": "universeg_jax.baselines.panet:PANet",
-    "alpnet": "universeg_jax.baselines.alpnet:ALPNet",
-}
-
-
-def model_class(name: str) -> type[nn.Module]:
-    if name not in MODELS:
-        raise ValueError(f"config.model.name={name!r}: choose one of {', '.join(MODELS)}")
-    module, attribute = MODELS[name].split(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
-def fields_of(model: type[nn.Module]) -> dict[str, Any]:
-    """Its fields and their defaults."""
-    return {f.name: f.default for f in dataclasses.fields(model) if f.name not in ("parent", "name")}
-
-
-def build_model(config: Any, **overrides: Any) -> nn.Module:
-    """The model `config.model` (a mapping) names, UniverSeg by default; overrides are for fields that change no
-    parameter.
-
-    A config has the fields of all models; raises ValueError for one that no model has, or that this one has not and
-    that was set nevertheless.
-    """
-    fields = {**config, **overrides}
-    name = fields.pop("name", "universeg")
-    model = model_class(name)
-    own, every = fields_of(model), [fields_of(model_class(each)) for each in MODELS]
-    for field, value in fields.items():  # JSON and ConfigDict give lists; flax needs hashable fields
-        if field in ("encoder_blocks", "decoder_blocks"):
-            value = fields[field] = tuple(b if isinstance(b, int) else tuple(b) for b in value)
-        if not any(field in fields for fields in every):
-            raise ValueError(f"config.model.{field}: no model has this field; {name} has {', '.join(own)}")
-        if field not in own and value not in [fields[field] for fields in every if field in fields]:
-            raise ValueError(f"config.model.{field}={value!r}: {name} has no such field; it has {', '.join(own)}")
-    return model(**{field: value for field, value in fields.items() if field in own})
-
-
-def init_params(model: nn.Module, seed: int) -> Any:
-    """Kaiming-normal kernels and zero biases, a pure function of the seed."""
-    # Its many small programs of random bits take a CPU ten times as long to compile as they should, and give the same
-    # bits with less effort.
-    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    return jax.jit(model.init, compiler_options=options)(*_init_arguments(model, seed))["params"]
-
-
-def param_shapes(model: nn.Module) -> Any:
-    """The shapes and dtypes of `init_params`, which is not computed."""
-    return jax.eval_shape(model.init, *_init_arguments(model, 0))["params"]
-
-
-def _init_arguments(model: nn.Module, seed: int) -> tuple[Array, ...]:
-    image = jnp.zeros((1, 2 ** len(model.encoder_blocks), 2 ** len(model.encoder_blocks), 1))
-    return jax.random.key(seed, impl="threefry2x32"), image, image[None], image[None]

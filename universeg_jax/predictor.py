@@ -22,7 +22,7 @@ from universeg_jax.data.images import ImageError, preprocess_image, restore
 from universeg_jax.data.volumes import Volume, from_slices, smooth_slices, volume_slices
 from universeg_jax.episode import OFFICIAL_SIZE, resize
 from universeg_jax.errors import UserError
-from universeg_jax.model import build_model
+from universeg_jax.networks import build_model
 from universeg_jax.quality import Reference, doubts, reference
 from universeg_jax.startup import use_compilation_cache
 from universeg_jax.support import CHOICES, Support, as_grey, choose, make_support

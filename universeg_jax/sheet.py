@@ -16,6 +16,7 @@ from universeg_jax.data.tasks import task_table, usable
 from universeg_jax.episode import Episode, to_device_floats
 from universeg_jax.reporting import plot_rows
 from universeg_jax.startup import jit_for_once
+from universeg_jax.step import plain_episode
 
 SHEETS = ("synthetic", "superpixel", "augment")
 TASKS, SUBJECTS = 12, 8
@@ -49,7 +50,7 @@ def task_rows(kind: str, config: ConfigDict, first: int = 0) -> list[Row]:
     training.check_parts(config)
     datasets, _ = training.open_data(config)
     sampler = training.sampler_of(config, datasets)
-    make = jit_for_once(functools.partial(training.plain_episode, config=config))
+    make = jit_for_once(functools.partial(plain_episode, config=config))
     rows = []
     for index in range(first, first + TASKS):
         batch = sampler(index)

@@ -38,11 +38,11 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from universeg_jax import warp
 from universeg_jax.episode import Episode
 from universeg_jax.errors import UserError
+from universeg_jax.render import field_of_view, most_labels, render
+from universeg_jax.structures import FAMILIES, PUBLISHED_SIZE, structures
 
 Array = jax.Array
 
-FAMILIES = ("shapes", "tubes", "blobs", "nests")
-PUBLISHED_SIZE = 256  # of lengths in pixels
 SCALES = ("shapes_scales", "shapes_warp_scales", "warp_scales")
 SHARES = (
     *("background_zero", "union", "union_share", "distractor", "texture", "border", "view"),
@@ -56,7 +56,6 @@ COUNTS = {
     "nests.count": 1,
     "tubes.levels": 1,
 }  # and the least of each
-CODES = 5  # what lies over the label map: nothing, structure, its inside, distractor, its inside
 
 
 def get_config() -> ConfigDict:
@@ -222,10 +221,6 @@ def _nodes(scales: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(max(2, int(np.ceil(PUBLISHED_SIZE / scale))) for scale in scales)
 
 
-def _most_labels(config: ConfigDict) -> int:
-    return max(config.labels[1], config.quiet_labels[1]) - 1
-
-
 def _noise(key: Array, shape: tuple[int, ...], bound: Array, scales: tuple[int, ...], size: int) -> Array:
     """Multi-scale noise [*shape, size, size], the standard deviation of each scale ~ U(0, bound)."""
     keys, nodes = random.split(key), _nodes(scales)
@@ -238,7 +233,7 @@ def label_map(key: Array, size: int, quiet: Array, config: ConfigDict) -> Array:
     """Label map [size, size] of a task, int32. Channels are drawn at half size: their cells are 16 px or more."""
     keys = random.split(key, 3)
     draw = warp.uniforms(keys[0], count=4)
-    half, most = size // 2, _most_labels(config)
+    half, most = size // 2, most_labels(config)
     channels = _noise(keys[1], (most,), draw(config.shapes_std), config.shapes_scales, half)
     bound = draw(config.shapes_warp_std) * (half / PUBLISHED_SIZE)
     moves = _noise(keys[2], (most, 2), bound, config.shapes_warp_scales, half)
@@ -265,7 +260,7 @@ def drop_small(labels: Array, view: Array, config: ConfigDict) -> tuple[Array, A
     count what it gained.
     """
     seen = jnp.where(view, labels, -1)
-    areas = lax.map(lambda label: (seen == label).mean((1, 2), dtype=jnp.float32), jnp.arange(_most_labels(config))).T
+    areas = lax.map(lambda label: (seen == label).mean((1, 2), dtype=jnp.float32), jnp.arange(most_labels(config))).T
     small = areas < config.min_label_area
     kept = jnp.where(small, 0, np.arange(areas.shape[1])[None])
     return jax.vmap(lambda table, label: table[label])(kept, labels), jnp.where(small, 0, areas)
@@ -289,244 +284,3 @@ def foreground_tables(key: Array, areas: Array, codes: Array, config: ConfigDict
     parts = jnp.asarray([[0, 1, 1, 0, 0], [0, 0, 1, 0, 0], [0, 1, 0, 0, 0]], bool)
     both = jnp.stack([(codes == code).mean() for code in (1, 2)]).min() >= 2 * config.min_foreground
     return jnp.where((draw() < config.union) & fits, union, one), parts[jnp.where(both, warp.whole(draw(), (0, 3)), 0)]
-
-
-def structures(key: Array, family: Array, flow: Array, config: ConfigDict) -> tuple[Array, Array]:
-    """Codes [n, H, W] and kinds [2]: a structure (1, inside 2) over a distractor (3, inside 4) over nothing (0).
-
-    A kind is the index of its family; 0 is no structure.
-    """
-    keys = random.split(key, 3)
-    count, _, size, _ = flow.shape
-    draw = warp.uniforms(keys[0], count=2)
-    kind = jnp.where(draw() < config.distractor, warp.whole(draw(), (1, len(FAMILIES))), 0)
-    kinds = jnp.stack([family, jnp.where(family > 0, kind, 0)])
-    drawn = {
-        "tubes": lambda k: tubes(k, flow, config.tubes),
-        "blobs": lambda k: ellipses(k, flow, config.blobs),
-        "nests": lambda k: ellipses(k, flow, config.nests),
-    }
-    weights = {name: config.weights.get(name, 0) for name in FAMILIES}
-    if not any(weights[name] for name in drawn):
-        drawn = {}
-    elif not config.distractor:
-        drawn = {name: drawn[name] for name in drawn if weights[name]}
-
-    def nothing(_):
-        return jnp.zeros((count, size, size), jnp.int32)
-
-    # What cannot be drawn is not compiled.
-    branches = [drawn.get(name, nothing) for name in FAMILIES]
-    first, below = lax.map(lambda x: lax.switch(x[0], branches, x[1]), (kinds, keys[1:]))
-    return jnp.where(first > 0, first, jnp.where(below > 0, below + 2, 0)), kinds
-
-
-def ellipses(key: Array, flow: Array, config: ConfigDict) -> Array:
-    """1 in the ellipses of `config.blobs` or `config.nests`, 2 inside their insides, else 0: [n, H, W] int32."""
-    count, _, size, _ = flow.shape
-    most = config.count[1] - 1
-    keys = random.split(key, 3)
-    draw, same, own = (
-        warp.uniforms(keys[0], count=6),
-        warp.uniforms(keys[1], (1, most), 3),
-        warp.uniforms(keys[2], (count, most), 8),
-    )
-    # Coordinates in which the image is [-1, 1]².
-    y, x = jnp.moveaxis((flow + warp.grid(size)[None]) * (2 / (size - 1)) - 1, 1, 0)
-    drawn = warp.whole(draw(), config.count)
-    elongation, ratio = draw(config.elongation), draw(config.inner)
-    # An ellipse has π r² of the 4 units of the image: many are smaller, so that they stay apart.
-    radius = draw(config.radius) / (PUBLISHED_SIZE / 2)
-    radius = jnp.minimum(radius, jnp.sqrt(4 * config.coverage / (np.pi * drawn)))
-    nested = draw() < config.nested
-
-    def place(bounds):
-        return same(bounds) * (1 - config.redraw) + own(bounds) * config.redraw
-
-    center_y, center_x = (place((-1, 1)) * (1 - radius) * 0.95 for _ in range(2))
-    angle = place((0, np.pi))
-    radii = radius * jnp.exp(own(warp.around(config.radius_std)))
-    stretch = jnp.sqrt(1 + (elongation - 1) * own((0.5, 1)))
-    inner = jnp.where(nested, jnp.minimum(ratio * own((0.85, 1.15)), 0.9), 0)
-    shift_u, shift_v = (own((-0.6, 0.6)) * (1 - inner) for _ in range(2))
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-
-    def add(n, code):
-        def at(values):
-            return lax.dynamic_index_in_dim(values, n, 1)[..., None]
-
-        dy, dx = y - at(center_y), x - at(center_x)
-        u = (at(cos) * dx + at(sin) * dy) / at(radii * stretch)
-        v = (at(cos) * dy - at(sin) * dx) / at(radii / stretch)
-        outside = jnp.square(u) + jnp.square(v)
-        inside = jnp.square(u - at(shift_u)) + jnp.square(v - at(shift_v))
-        return jnp.maximum(code, jnp.where(inside < at(jnp.square(inner)), 2, jnp.where(outside < 1, 1, 0)))
-
-    return lax.fori_loop(0, drawn, add, jnp.zeros((count, size, size), jnp.int32))
-
-
-def tubes(key: Array, flow: Array, config: ConfigDict) -> Array:
-    """1 on the vessels of a tree, else 0: [n, H, W] int32; each subject has a tree of its own.
-
-    A tree is 32 curves in a frame whose rows t run along it: curves share their way up to the branching that parts
-    them. In a radial frame t is the distance from a point and the other coordinate the angle, else both are straight.
-    The frame holds the distance to the nearest curve minus its radius, in pixels, and is read once per pixel.
-    """
-    count, _, size, _ = flow.shape
-    depth, leaves, waves = 5, 32, 10
-    rows, columns = size, 2 * size
-    reach = 1.5 * size  # length of the frame along t and, if straight, across, in pixels
-    keys = random.split(key, 4)
-    draw, own = warp.uniforms(keys[0], count=10), warp.uniforms(keys[1], (count,), 3)
-    branch = warp.uniforms(keys[2], (depth + 1, count, leaves), 4)
-    bends = random.normal(keys[3], (depth + 1, count, leaves, waves))
-    radial = draw() < config.radial
-    levels = warp.whole(draw(), config.levels)
-    trunks = warp.whole(draw(), (0, 3))  # log2 of the trees that start together
-    spread, wiggle = draw(config.spread) * size, draw(config.wiggle) * size
-    taper, trunk = draw(config.taper), draw(config.radius) * (size / PUBLISHED_SIZE)
-    shift = jnp.where(radial, jnp.stack([draw((-0.3, 0.3)), draw((-0.3, 0.3))]), 0)
-    center = (0.5 + shift[None] + jnp.stack([own((-0.1, 0.1)), own((-0.1, 0.1))], 1)) * (size - 1)
-    turn = draw((0, 2 * np.pi)) + own((-0.5, 0.5))
-
-    # Arrays are [level, subject, curve, t]. At a level there are 2^level branches, and a curve belongs to one of each.
-    level = np.arange(depth + 1)[:, None, None]
-    node = np.arange(leaves) >> (depth - level)
-    first = (level > 0) & (level <= trunks)
-    later = (level > trunks) & (level <= levels)
-
-    def of(values, which):
-        """Of values [level, subject, branch] what each curve's branch has."""
-        return jnp.take_along_axis(values, jnp.broadcast_to(which, values.shape), axis=2)
-
-    t = np.arange(rows, dtype=np.float32)[None, None, None] * (reach / (rows - 1))
-    scale = jnp.where(radial, jnp.maximum(t, 1.0), size / 4)  # pixels per unit of the other coordinate
-    gap = jnp.where(level > trunks, of(branch((0.05, 0.35)), node >> 1), 0)  # siblings part in the same place
-    since = jnp.maximum(t - size * jnp.cumsum(gap, 0)[..., None], 0)
-    side = np.where(node % 2 == 0, -1.0, 1.0).astype(np.float32)
-    apart = later * side * spread * 0.75**level * of(branch((0.3, 1.5)), node)
-    # First partings are angles of a radial frame; later ones are pixels, so that branches do not fan out.
-    together = first * side * 0.55**level * jnp.where(radial, 3.2, 2.8)
-    waves_of_t = np.cos(np.pi * np.arange(waves) * np.linspace(0, 1, rows)[:, None]) / (1 + np.arange(waves))
-    bend = jnp.einsum("rk,lsnk->lsnr", waves_of_t.astype(np.float32), bends * wiggle, precision="highest")
-    bend = jnp.take_along_axis(bend, jnp.broadcast_to(node, bends.shape[:3])[..., None], axis=2)
-    bend = jnp.where((first | later | (level == 0))[..., None], bend * jnp.minimum(since / (0.2 * size), 1), 0)
-    path = (together[..., None] + (apart[..., None] * (since / (since + 0.3 * size)) + bend) / scale).sum(0)
-    thin = jnp.where(later, jnp.log(taper) * of(branch((0.5, 2.0)), node), 0)[..., None]
-    width = trunk * jnp.exp(jnp.where(since > 0, thin, 0).sum(0))
-    t, scale = t[0], scale[0]
-    spacing = jnp.where(radial, 2 * np.pi * t, reach) / columns
-    width = jnp.maximum(width, jnp.maximum(0.5, 0.55 * spacing))  # nothing thinner than the frame or a pixel shows
-    width = jnp.where(t < branch((0.4, 1.6))[0, ..., None] * size, width, -1e3)  # where a curve has ended
-    slope = jnp.gradient(path, reach / (rows - 1), axis=2) * scale
-    upright = jnp.broadcast_to(scale, path.shape) / jnp.sqrt(1 + jnp.square(slope))
-    across = np.linspace(-1, 1, columns, dtype=np.float32)
-    across = jnp.where(radial, across * np.pi, across * (reach / 2) / (size / 4))
-
-    def nearest(leaf, best):
-        def at(values):
-            return lax.dynamic_index_in_dim(values, leaf, 1, keepdims=False)[..., None]
-
-        apart = jnp.abs(across[None, None] - at(path))
-        apart = jnp.where(radial, jnp.minimum(apart, jnp.abs(2 * np.pi - apart)), apart)
-        return jnp.minimum(best, apart * at(upright) - at(width))
-
-    frame = lax.fori_loop(0, leaves, nearest, jnp.full((count, rows, columns), 1e3, jnp.float32))
-
-    def read(frame, flow, center, turn):
-        y, x = flow + warp.grid(size) - center[:, None, None]
-        cos, sin = jnp.cos(turn), jnp.sin(turn)
-        y, x = cos * y + sin * x, cos * x - sin * y
-        along = jnp.where(radial, jnp.sqrt(jnp.square(y) + jnp.square(x)), y + reach / 2)
-        other = jnp.where(radial, jnp.arctan2(x, y) / np.pi, x / (reach / 2))
-        at = jnp.stack([along * ((rows - 1) / reach), (other + 1) / 2 * (columns - 1)])
-        return warp.sample(frame[..., None], at)[..., 0] < 0
-
-    return jax.vmap(read)(frame, flow, center, turn).astype(jnp.int32)
-
-
-def render(key: Array, labels: Array, codes: Array, kinds: Array, quiet: Array, config: ConfigDict) -> Array:
-    """Images [n, H, W] in [0, 1] of labels [n, H, W] with structures `codes` [n, H, W] over them."""
-    count, size, _ = labels.shape
-    scale = size / PUBLISHED_SIZE
-    most, nodes = _most_labels(config), int(np.ceil(PUBLISHED_SIZE / config.bias_res[0])) + 1
-    keys = random.split(key, 11)
-    draw, own = warp.uniforms(keys[0], count=16), warp.uniforms(keys[1], (count, 1, 1), 8)
-    each, each_own = warp.uniforms(keys[2], (1, most), 1), warp.uniforms(keys[3], (count, most), 2)
-
-    def share(bounds):
-        """Of a published strength: all of it in shapes, less under a structure."""
-        return jnp.where(quiet, draw(bounds), 1.0)
-
-    bound = each()
-    other = jnp.clip(bound + draw(config.interimage_std) * random.normal(keys[9], (1, most)), 0, 1)
-    means = 0.5 + (bound + (other - bound) * each_own() - 0.5) * share(config.quiet_contrast)
-    low, high = draw(config.std_min), draw(config.std_max)
-    stds = (low + (high - low) * each_own()) * share(config.quiet_noise)
-    zeroed = (own()[..., 0] < config.background_zero) & (np.arange(most)[None] == 0)
-    means, stds = jnp.where(zeroed, 0, means), jnp.where(zeroed, 0, stds)
-    steps = structure_contrasts(keys[4], count, kinds, config)
-
-    lookup = jax.vmap(lambda table, index: table[index])
-    image = lookup(means, labels) + lookup(steps, codes)
-    image = lax.cond(draw() < config.border, lambda x: borders(keys[5], x, config), lambda x: x, image)
-    image = lax.cond(draw() < config.texture, lambda x: x + texture(keys[6], labels, codes, config), lambda x: x, image)
-    image = image + lookup(stds, labels) * random.normal(keys[7], labels.shape)
-    sigma = own()[:, 0, 0] * draw(config.blur_std) * share(config.quiet_blur)
-    image = warp.blur(image, sigma * scale)
-    field = own() * draw(config.bias_std) * share(config.quiet_bias) * random.normal(keys[8], (count, nodes, nodes))
-    image = image * jnp.exp(warp.separable(warp.spaced_matrix(size, draw(config.bias_res) * scale, nodes), field))
-    return warp.minmax(image) ** jnp.exp(config.gamma_std * random.normal(keys[10], (count, 1, 1)))
-
-
-def structure_contrasts(key: Array, count: int, kinds: Array, config: ConfigDict) -> Array:
-    """What each code [n, CODES] adds to the intensity below it; the sign and size belong to the task.
-
-    A distractor of the same kind as the structure has the other sign, or no one could tell them apart.
-    """
-    keys = random.split(key)
-    draw, own = warp.uniforms(keys[0], (1, 4), 2), warp.uniforms(keys[1], (count, 4), 1)
-    step = jnp.where(draw() < 0.5, -1, 1) * draw(config.contrast) * jnp.exp(own(warp.around(config.contrast_std)))
-    outer, inner, below, below_inner = jnp.moveaxis(step, 1, 0)
-    below = jnp.where(kinds[0] == kinds[1], -jnp.sign(outer) * jnp.abs(below), below)
-    return jnp.stack([jnp.zeros(count), outer, outer + inner, below, below + below_inner], 1)
-
-
-def borders(key: Array, image: Array, config: ConfigDict) -> Array:
-    """image [n, H, W] with borders that fade, or with a rim that shines."""
-    draw = warp.uniforms(key, count=2)
-    soft = warp.blur(image, draw(config.border_std) * (image.shape[-1] / PUBLISHED_SIZE))
-    return image + draw((-1, 1)) * (soft - image)
-
-
-def texture(key: Array, labels: Array, codes: Array, config: ConfigDict) -> Array:
-    """Texture [n, H, W], smooth noise or stripes, of a strength that each label and structure of the task has."""
-    count, size, _ = labels.shape
-    scale, most = size / PUBLISHED_SIZE, _most_labels(config) + CODES
-    keys = random.split(key, 4)
-    draw, own = warp.uniforms(keys[0], count=4), warp.uniforms(keys[1], (count, 1, 1), 2)
-    each = warp.uniforms(keys[2], (most,), 2)
-    finest = max(config.texture_cell[0] * scale, 1.0)
-    cell, nodes = jnp.maximum(draw(config.texture_cell) * scale, finest), int(np.ceil(size / finest)) + 1
-    noise = warp.separable(warp.spaced_matrix(size, cell, nodes), random.normal(keys[3], (count, nodes, nodes)))
-    angle = draw((0, np.pi)) + own((-0.35, 0.35))
-    y, x = warp.grid(size)[:, None]
-    stripes = jnp.sin(
-        (jnp.cos(angle) * x + jnp.sin(angle) * y) * (np.pi / jnp.maximum(cell, 1.5)) + own((0, 2 * np.pi))
-    )
-    strength = draw(config.texture_std) * each() * (each() < 0.5)
-    return jnp.where(draw() < 0.5, noise, stripes) * strength[jnp.where(codes > 0, most - CODES + codes, labels)]
-
-
-def field_of_view(key: Array, count: int, size: int, config: ConfigDict) -> Array:
-    """What is seen, [n, H, W] (bool): all, or per task a circle or a sector, which moves a little between subjects."""
-    keys = random.split(key)
-    draw, own = warp.uniforms(keys[0], count=4), warp.uniforms(keys[1], (count, 1, 1), 3)
-    y, x = warp.grid(size)[:, None] / (size - 1) - 0.5
-    y, x = y + own((-0.05, 0.05)), x + own((-0.05, 0.05))
-    radius = draw(config.view_radius) * own((0.95, 1.05))
-    circle = jnp.square(y) + jnp.square(x) < jnp.square(radius)
-    # A sector: between two lines that meet above the image, as deep as an arc around that point.
-    down = y + 0.55
-    sector = (jnp.abs(x) < jnp.tan(draw((0.5, 0.9))) * down) & (jnp.square(x) + jnp.square(down) < 1.05**2)
-    return (draw() >= config.view) | jnp.where(draw() < 0.5, sector, circle)

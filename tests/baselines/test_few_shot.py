@@ -16,8 +16,9 @@ from universeg_jax import training, weights
 from universeg_jax.baselines import alpnet, parts, senet
 from universeg_jax.cost import count_parameters
 from universeg_jax.evaluation import Settings, evaluate_checkpoint
+from universeg_jax.layers import max_pool
 from universeg_jax.losses import soft_dice
-from universeg_jax.model import build_model, init_params, max_pool, param_shapes
+from universeg_jax.networks import build_model, init_params, param_shapes
 from universeg_jax.predictor import Predictor
 from universeg_jax.reporting import read_json_lines
 

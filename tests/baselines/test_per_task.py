@@ -18,7 +18,7 @@ from universeg_jax.cost import cost_table, count_parameters
 from universeg_jax.data.tasks import Examples, dataset_tasks
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation import Settings, support_pool
-from universeg_jax.model import build_model, init_params
+from universeg_jax.networks import build_model, init_params
 from universeg_jax.reporting import read_json
 
 RECIPE = Recipe(steps=40, batch_size=4, learning_rate=1e-2, score_every=20, image_size=16)

@@ -29,7 +29,8 @@ from universeg_jax.baselines.parts import (
     to_image,
     unit,
 )
-from universeg_jax.model import DTYPES, Array, max_pool, weighted_sum
+from universeg_jax.layers import Array, max_pool, weighted_sum
+from universeg_jax.model import DTYPES
 
 Stage = int | tuple[int, int]  # features of two bottlenecks, or (features, bottlenecks)
 

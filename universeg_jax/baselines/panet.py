@@ -25,7 +25,8 @@ from universeg_jax.baselines.parts import (
     to_image,
     unit,
 )
-from universeg_jax.model import DTYPES, NORMS, Array, max_pool, weighted_sum
+from universeg_jax.layers import Array, max_pool, weighted_sum
+from universeg_jax.model import DTYPES, NORMS
 
 Stage = int | tuple[int, int]  # features of two convolutions, or (features, convolutions)
 

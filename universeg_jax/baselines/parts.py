@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from universeg_jax.model import check_shapes, chunked, conv, map_sum
+from universeg_jax.layers import chunked, conv, map_sum
+from universeg_jax.model import check_shapes
 
 Array = jax.Array
 SIMILARITY_SCALE = 20.0  # of the cosine, in PANet and in ALPNet

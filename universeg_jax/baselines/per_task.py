@@ -33,7 +33,7 @@ from universeg_jax.data.dataset import Dataset
 from universeg_jax.data.tasks import Examples, Task, subject_hash
 from universeg_jax.episode import Episode, to_device_floats
 from universeg_jax.errors import UserError
-from universeg_jax.model import build_model
+from universeg_jax.networks import build_model
 
 Array = jax.Array
 HELD_BACK = 0.2  # of the subjects

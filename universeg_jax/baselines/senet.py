@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from universeg_jax.baselines.parts import Convolution, Layer, check_choice, over_entries, prepare
-from universeg_jax.model import DTYPES, NORMS, Array, activate, max_pool, weighted_sum
+from universeg_jax.layers import Array, activate, max_pool, weighted_sum
+from universeg_jax.model import DTYPES, NORMS
 
 KERNEL = 5  # pixels a side
 

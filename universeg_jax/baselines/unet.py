@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from universeg_jax.baselines.parts import Convolution
-from universeg_jax.model import Array, activate, concat, max_pool
+from universeg_jax.layers import Array, activate, concat, max_pool
 
 
 class Block(nn.Module):
