@@ -30,6 +30,7 @@ from universeg_jax.baselines.workflow import Trainer, claim, finetune_trainer, u
 from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
 from universeg_jax.data.tasks import Task, dataset_tasks, subject_hash, usable
 from universeg_jax.errors import UserError
+from universeg_jax.evaluation_cases import Settings, cases_of, gather, support_pool
 from universeg_jax.predictor import Predictor
 from universeg_jax.reporting import figure, lock, markdown_table, percent, read_json_lines, save_figure
 
@@ -50,9 +51,9 @@ def make_trainers(
 
 def measure(trainer: Trainer, dataset: Dataset, task: Task, n: int, max_cases: int) -> dict[str, Any]:
     """Mean Dice over the query cases of a task, and the seconds of the training and of one mask."""
-    pool = evaluation.support_pool(task, n)
+    pool = support_pool(task, n)
     fitted = trainer.fit(dataset, task, pool)
-    settings = evaluation.Settings((n,), (1,), pool_size=n, max_cases=max_cases, batch_size=4)
+    settings = Settings((n,), (1,), pool_size=n, max_cases=max_cases, batch_size=4)
     rows = evaluation.evaluate(
         {trainer.kind: (trainer.method, fitted.params)}, [dataset], [task], settings, progress=False
     )
@@ -71,12 +72,10 @@ def measure(trainer: Trainer, dataset: Dataset, task: Task, n: int, max_cases: i
     }
 
 
-def one_mask(
-    trainer: Trainer, params: Any, dataset: Dataset, task: Task, settings: evaluation.Settings
-) -> tuple[float, float]:
+def one_mask(trainer: Trainer, params: Any, dataset: Dataset, task: Task, settings: Settings) -> tuple[float, float]:
     """(median seconds of a mask, seconds of compiling) for the first query of a task with its support."""
-    case = evaluation.cases_of(task, 1)[0]
-    episode, _ = evaluation.gather([case], {dataset.meta.name: dataset}, settings, settings.support_sizes[0], 1)
+    case = cases_of(task, 1)[0]
+    episode, _ = gather([case], {dataset.meta.name: dataset}, settings, settings.support_sizes[0], 1)
     flat = evaluation.Episode(*episode[:2], *(x[:, 0] for x in episode[2:]))
     floats = jax.device_put(evaluation.to_device_floats(flat, evaluation.OFFICIAL_SIZE))
     started = time.perf_counter()

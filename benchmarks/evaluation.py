@@ -33,8 +33,8 @@ from benchmarks.lines import write_line
 from universeg_jax import evaluation
 from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
 from universeg_jax.data.tasks import Task, dataset_tasks
-from universeg_jax.evaluation import Settings, evaluate, model_method
-from universeg_jax.evaluation_cases import cases_of, gather
+from universeg_jax.evaluation import evaluate, model_method
+from universeg_jax.evaluation_cases import Settings, cases_of, gather
 from universeg_jax.networks import build_model, init_params
 from universeg_jax.reporting import read_json_lines
 

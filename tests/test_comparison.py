@@ -10,7 +10,8 @@ from universeg_jax.baselines import trivial
 from universeg_jax.cli import main
 from universeg_jax.comparison import as_markdown, compare
 from universeg_jax.errors import UserError
-from universeg_jax.evaluation import Settings, evaluate_to
+from universeg_jax.evaluation import evaluate_to
+from universeg_jax.evaluation_cases import Settings
 from universeg_jax.reporting import write_csv, write_json
 
 

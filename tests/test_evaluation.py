@@ -20,17 +20,8 @@ from universeg_jax.cli import main
 from universeg_jax.configuration import to_dict
 from universeg_jax.data.tasks import FIRST, SECOND, dataset_tasks
 from universeg_jax.errors import UserError
-from universeg_jax.evaluation import (
-    Settings,
-    cases_of,
-    draw_support,
-    evaluate,
-    evaluate_to,
-    over_flips,
-    select,
-    summarize,
-    support_pool,
-)
+from universeg_jax.evaluation import evaluate, evaluate_to, over_flips, select, summarize
+from universeg_jax.evaluation_cases import Settings, cases_of, draw_support, gather, support_pool
 from universeg_jax.intervals import Cases, interval
 from universeg_jax.networks import build_model, init_params
 from universeg_jax.predictor import Predictor
@@ -114,7 +105,7 @@ def test_an_ensemble_averages_probabilities_of_its_draws(dataset):
     # A vote of three single supports, computed by hand for the first case.
     case, pool = cases_of(tasks[0])[0], support_pool(tasks[0])
     settings = Settings((1,), (3,))
-    episode, _ = evaluation.gather([case], {"discs": dataset}, settings, 1, 1)
+    episode, _ = gather([case], {"discs": dataset}, settings, 1, 1)
     for k in range(3):
         row = int(pool.rows[draw_support(case, pool, 1, k, 0)[0]])
         np.testing.assert_array_equal(episode.support_labels[0, k, 0, ..., 0], dataset[row]["masks"][0])
@@ -194,7 +185,7 @@ def test_scores_of_a_case_by_hand(dataset):
     settings = Settings((1,), surfaces=True, tolerance=1.0)
     got = evaluate({"m": (method, None)}, [dataset], [task], settings, progress=False)[0]
     case = cases_of(task)[0]
-    episode, _ = evaluation.gather([case], {"discs": dataset}, settings, 1, 1)
+    episode, _ = gather([case], {"discs": dataset}, settings, 1, 1)
     target = np.asarray(evaluation.to_device_floats(episode, 128).query_label)[0, ..., 0] > 0
     found = target & (np.arange(128) % 2 == 0)[:, None]
     mask = found | (np.arange(128) == 0)[None]
@@ -225,7 +216,7 @@ def test_flips_average_what_the_method_says_of_each_turned_picture(dataset):
         return jnp.broadcast_to(quarter.astype(jnp.float32), episode.query_image.shape)
 
     case = cases_of(dataset_tasks(dataset)[0])[0]
-    episode, _ = evaluation.gather([case], {"discs": dataset}, Settings(), 2, 1)
+    episode, _ = gather([case], {"discs": dataset}, Settings(), 2, 1)
     floats = evaluation.to_device_floats(evaluation.Episode(*episode[:2], *(x[:, 0] for x in episode[2:])), 128)
     for follows in (truth, trivial.mean_mask, trivial.nearest_label):
         np.testing.assert_allclose(over_flips(follows)(None, floats), follows(None, floats), atol=1e-6)
@@ -335,7 +326,7 @@ def checkpoint(tmp_path_factory):
 def test_a_model_of_another_size_sees_its_size_and_is_scored_at_128(dataset, checkpoint):
     predictor = Predictor.from_checkpoint(checkpoint)
     case = cases_of(dataset_tasks(dataset)[0])[0]
-    episode, _ = evaluation.gather([case], {"discs": dataset}, Settings(), 2, 1)
+    episode, _ = gather([case], {"discs": dataset}, Settings(), 2, 1)
     floats = evaluation.to_device_floats(evaluation.Episode(*episode[:2], *(x[:, 0] for x in episode[2:])), 128)
     got = evaluation.model_method(predictor.model, 16)(predictor.params, floats)
     small = [jax.image.resize(x, (*x.shape[:-3], 16, 16, 1), "linear") for x in (floats[0], floats[2], floats[3])]

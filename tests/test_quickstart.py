@@ -7,7 +7,7 @@ from PIL import Image
 from tests.fixtures import tiny_config, write_folder
 from universeg_jax import made_data, quickstart
 from universeg_jax.data.dataset import open_dataset
-from universeg_jax.evaluation import Settings
+from universeg_jax.evaluation_cases import Settings
 from universeg_jax.reporting import read_json
 
 

@@ -16,7 +16,8 @@ from tests.test_model import FORMS, from_release
 from universeg_jax.cli import main
 from universeg_jax.data.dataset import list_datasets, open_dataset
 from universeg_jax.data.tasks import task_table
-from universeg_jax.evaluation import Settings, evaluate_checkpoint
+from universeg_jax.evaluation import evaluate_checkpoint
+from universeg_jax.evaluation_cases import Settings
 from universeg_jax.networks import build_model
 from universeg_jax.training import train_and_evaluate
 

@@ -10,7 +10,8 @@ from tests.fixtures import build_discs
 from universeg_jax import cli, training
 from universeg_jax.baselines import trivial
 from universeg_jax.commands.baseline import TRIVIAL
-from universeg_jax.evaluation import Settings, evaluate_to
+from universeg_jax.evaluation import evaluate_to
+from universeg_jax.evaluation_cases import Settings
 
 
 @pytest.fixture

@@ -27,14 +27,12 @@ from universeg_jax.data.tasks import Task, dataset_tasks, usable
 from universeg_jax.episode import OFFICIAL_SIZE, Episode, resize, to_device_floats
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation_cases import Batch, Case, Settings, cases_of, gather, prefetched
-from universeg_jax.evaluation_cases import draw_support as draw_support  # callers find the protocol in one place
-from universeg_jax.evaluation_cases import support_pool as support_pool
 from universeg_jax.predictor import FLIPS, Predictor
 from universeg_jax.reporting import write_csv, write_json
 from universeg_jax.summary import open_results, summarize
 from universeg_jax.surfaces import surface_scores
 
-SCORES = ("dice", "single_dice", "oracle_dice", "sensitivity", "precision", "false_positive_area")
+SCORES = (*metrics.METRICS, "single_dice", "oracle_dice")
 THRESHOLDS = np.linspace(0.05, 0.95, 19, dtype=np.float32)  # of the oracle
 AHEAD = 2  # batches whose scores are still being measured
 Method = Callable[[Any, Episode], jax.Array]  # (params, episode) → probabilities [B, H, W, 1] at the episode's size
@@ -181,14 +179,11 @@ def _compiled_scorer(
         masks, against = means >= 0.5, truth[:, None]
         single = metrics.dice_score(probabilities >= 0.5, against)
         at_thresholds = jax.lax.map(lambda t: metrics.dice_score(means >= t, against), jnp.asarray(THRESHOLDS))
-        scores = {
-            "dice": metrics.dice_score(masks, against),
+        found = metrics.overlap(masks, against)
+        scores = {name: metric(found) for name, metric in metrics.METRICS.items()} | {
             "draws": single,
             "single_dice": jnp.stack([single[:, :k].mean(1) for k in ensembles], 1),
             "oracle_dice": at_thresholds.max(0),
-            "sensitivity": metrics.sensitivity(masks, against),
-            "precision": metrics.precision(masks, against),
-            "false_positive_area": metrics.false_positive_area(masks, against),
             "empty": truth.sum((1, 2)) == 0,
             "finite": jnp.isfinite(probabilities).all((1, 2, 3)),
         }

@@ -36,13 +36,17 @@ def focal(logits: Array, labels: Array, gamma: float = 20.0) -> Array:
     return -jnp.mean(y * jnp.exp(gamma * log_not_p) * log_p + (1 - y) * jnp.exp(gamma * log_p) * log_not_p, AXES)
 
 
+TERMS = {  # weight in config.loss → the term
+    "soft_dice": lambda logits, labels, config: soft_dice(logits, labels, squared=config.squared),
+    "bce": lambda logits, labels, config: bce(logits, labels),
+    "focal": lambda logits, labels, config: focal(logits, labels, config.focal_gamma),
+}
+
+
 def total(logits: Array, labels: Array, config: Any) -> Array:
     """The weighted sum that `config.loss` asks for; terms of weight 0 are not computed."""
     loss = jnp.zeros(logits.shape[0], jnp.float32)
-    if config.soft_dice:
-        loss += config.soft_dice * soft_dice(logits, labels, squared=config.squared)
-    if config.bce:
-        loss += config.bce * bce(logits, labels)
-    if config.focal:
-        loss += config.focal * focal(logits, labels, config.focal_gamma)
+    for name, term in TERMS.items():
+        if config[name]:
+            loss += config[name] * term(logits, labels, config)
     return loss

@@ -20,6 +20,7 @@ from universeg_jax.data.images import read_label
 from universeg_jax.data.volume_files import TIFF, VOLUME_EXTENSIONS, is_volume, read_label_volume
 from universeg_jax.data.volumes import check_same_place
 from universeg_jax.errors import UserError
+from universeg_jax.metrics import METRICS, Overlap
 from universeg_jax.reporting import write_csv, write_json
 from universeg_jax.summary import Row, open_results, summarize
 from universeg_jax.surfaces import surface_scores
@@ -135,18 +136,15 @@ def read_pair(prediction: Path, truth: Path) -> tuple[np.ndarray, np.ndarray, Se
 
 def scores(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], tolerance: float | None) -> Row:
     """Of two boolean masks; distances where there is a tolerance and the truth is not empty."""
-    both, p, t = int((prediction & truth).sum()), int(prediction.sum()), int(truth.sum())
+    found = Overlap(*(int(x.sum()) for x in (prediction & truth, prediction, truth)), truth.size)
     distances: tuple[float | None, float | None] = (None, None)
-    if tolerance is not None and t:
+    if tolerance is not None and found.true:
         distances = surface_scores(prediction, truth, spacing, tolerance)
     return {
         "hd95": distances[0],
         "nsd": distances[1],
-        "dice": 2 * both / (p + t) if p + t else 1.0,
-        "sensitivity": both / t if t else float(not p),
-        "precision": both / p if p else float(not t),
-        "false_positive_area": (p - both) / truth.size,
-        "empty": not t,
+        **{name: metric(found) for name, metric in METRICS.items()},
+        "empty": not found.true,
     }
 
 

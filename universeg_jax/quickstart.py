@@ -17,6 +17,7 @@ from universeg_jax.data.build import build_all, read_collection
 from universeg_jax.data.dataset import list_datasets, open_dataset
 from universeg_jax.episode import OFFICIAL_SIZE
 from universeg_jax.errors import UserError
+from universeg_jax.evaluation_cases import Settings
 from universeg_jax.made_data import make_datasets
 from universeg_jax.predictor import Predictor
 from universeg_jax.reporting import (
@@ -32,7 +33,7 @@ from universeg_jax.summary import interval_text
 from universeg_jax.weights import packaged, params_hash
 
 ROLES = ("train_open", "val", "test")
-SETTINGS = evaluation.Settings(support_sizes=(1, 4, 16), ensembles=(1,), batch_size=16)
+SETTINGS = Settings(support_sizes=(1, 4, 16), ensembles=(1,), batch_size=16)
 BASELINES = {"mean_mask": (trivial.mean_mask, None), "nearest_label": (trivial.nearest_label, None)}
 
 

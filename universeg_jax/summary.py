@@ -9,11 +9,18 @@ import numpy as np
 
 from universeg_jax.errors import UserError
 from universeg_jax.intervals import Cases, Estimate, interval, mean_of_means, subject_tables
+from universeg_jax.metrics import METRICS
 from universeg_jax.reporting import markdown_table, percent, read_json, write_json
 
 RESAMPLES = 10_000
 # Means beside Dice, over the same cases: those with a truth. Distances only where they were measured.
-OTHERS = ("single_dice", "oracle_dice", "sensitivity", "precision", "nsd", "hd95")
+OTHERS = (
+    "single_dice",
+    "oracle_dice",
+    *(x for x in METRICS if x not in ("dice", "false_positive_area")),
+    "nsd",
+    "hd95",
+)
 RESULTS = ("cases.csv", "summary.json", "report.md", "report.html")
 Row = dict[str, Any]
 
@@ -109,8 +116,6 @@ def table(summary: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
     titles = {
         "single_dice": "one draw (%)",
         "oracle_dice": "oracle (%)",
-        "sensitivity": "sensitivity (%)",
-        "precision": "precision (%)",
         "nsd": f"NSD within {summary.get('tolerance', 0):g} {unit} (%)",
         "hd95": f"HD95 ({unit})",
     }
@@ -129,7 +134,14 @@ def table(summary: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
     ends = (summary["mean_ci_low_over_datasets"], summary["mean_ci_high_over_datasets"])
     if None not in ends:
         rows.append(["mean, for other datasets", "", interval_text(*ends), *[""] * len(columns), "", ""])
-    return ["dataset", "Dice (%)", "95 % interval", *(titles[f] for f in columns), "cases", "subjects"], rows
+    return [
+        "dataset",
+        "Dice (%)",
+        "95 % interval",
+        *(titles.get(f, f"{f} (%)") for f in columns),
+        "cases",
+        "subjects",
+    ], rows
 
 
 def as_markdown(summary: dict[str, Any]) -> str:

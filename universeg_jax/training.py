@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from universeg_jax import augment, checkpoints, superpixel, synthesis
+from universeg_jax import augment, checkpoints, losses, superpixel, synthesis
 from universeg_jax.configuration import ConfigError, flatten, to_dict, write_config
 from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
 from universeg_jax.data.episodes import KINDS, EpisodeSampler, batches, make_sampler, task_name
@@ -112,7 +112,7 @@ def check_config(config: ConfigDict) -> None:
             raise ConfigError(f"config.{name}={values[name]}: at least {lowest} is needed")
     if config.ema_decay >= 1:
         raise ConfigError(f"config.ema_decay={config.ema_decay}: a share below 1, or 0 for none, is needed")
-    terms = {name: config.loss[name] for name in ("soft_dice", "bce", "focal")}
+    terms = {name: config.loss[name] for name in losses.TERMS}
     if min(terms.values()) < 0 or not 0 < sum(terms.values()) < np.inf:
         raise ConfigError(f"config.loss: {terms}: finite, non-negative weights, one above 0, are needed")
     if config.batch_size % (jax.device_count() * config.accumulation):

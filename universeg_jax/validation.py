@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from universeg_jax import checkpoints, evaluation
 from universeg_jax.data.dataset import Dataset
 from universeg_jax.data.tasks import Task, task_table, usable
+from universeg_jax.evaluation_cases import Settings
 from universeg_jax.model import UniverSeg
 from universeg_jax.reporting import JsonLines, plot_sheet, write_json
 
@@ -19,7 +20,7 @@ class Evaluator(NamedTuple):
 
     datasets: Sequence[Dataset]
     tasks: Sequence[Task]
-    settings: evaluation.Settings
+    settings: Settings
     method: evaluation.Method
 
     def __call__(self, params: Any, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
@@ -43,7 +44,7 @@ class Evaluator(NamedTuple):
 
 
 def make_evaluator(config: ConfigDict, datasets: Sequence[Dataset], model: UniverSeg) -> Evaluator | None:
-    settings = evaluation.Settings(
+    settings = Settings(
         support_sizes=(config.eval.support_size,),
         ensembles=(config.eval.ensemble,),
         max_cases=config.eval.max_cases,

@@ -15,7 +15,8 @@ from tests.fixtures import build_discs, disc, tiny_config
 from universeg_jax import training, weights
 from universeg_jax.baselines import alpnet, parts, senet
 from universeg_jax.cost import count_parameters
-from universeg_jax.evaluation import Settings, evaluate_checkpoint
+from universeg_jax.evaluation import evaluate_checkpoint
+from universeg_jax.evaluation_cases import Settings
 from universeg_jax.layers import max_pool
 from universeg_jax.losses import soft_dice
 from universeg_jax.networks import build_model, init_params, param_shapes

@@ -17,7 +17,7 @@ from universeg_jax.configuration import to_dict
 from universeg_jax.cost import cost_table, count_parameters
 from universeg_jax.data.tasks import Examples, dataset_tasks
 from universeg_jax.errors import UserError
-from universeg_jax.evaluation import Settings, support_pool
+from universeg_jax.evaluation_cases import Settings, support_pool
 from universeg_jax.networks import build_model, init_params
 from universeg_jax.reporting import read_json
 

@@ -29,6 +29,7 @@ from universeg_jax.cost import cost
 from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
 from universeg_jax.data.tasks import Examples, Task, dataset_tasks, usable
 from universeg_jax.errors import UserError
+from universeg_jax.evaluation_cases import Settings, support_pool
 from universeg_jax.predictor import Predictor
 from universeg_jax.reporting import lock, read_json, write_json
 
@@ -79,10 +80,10 @@ def finetune_trainer(checkpoint: str, support_size: int, recipe: Recipe) -> Trai
 
 
 def run_task(
-    trainer: Trainer, dataset: Dataset, task: Task, settings: evaluation.Settings
+    trainer: Trainer, dataset: Dataset, task: Task, settings: Settings
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """(rows as `evaluation.evaluate` gives, what is to be told of the training) of one task."""
-    examples = evaluation.support_pool(task, settings.pool_size)
+    examples = support_pool(task, settings.pool_size)
     fitted = trainer.fit(dataset, task, examples)
     methods = {trainer.kind: (trainer.method, fitted.params)}
     about = {"labelled": len(examples), **fitted.about}
@@ -104,7 +105,7 @@ def evaluate_per_task(
     data_dir: str,
     names: Sequence[str],
     role: str,
-    settings: evaluation.Settings,
+    settings: Settings,
     out: Path,
 ) -> dict[str, Any]:
     """Trains on the support split of every task of datasets by name or role, `settings.pool_size` of it if that is
@@ -139,7 +140,7 @@ def evaluate_per_task(
 
 
 def evaluate_trivial(
-    kind: str, data_dir: str, names: Sequence[str], role: str, settings: evaluation.Settings, out: Path
+    kind: str, data_dir: str, names: Sequence[str], role: str, settings: Settings, out: Path
 ) -> dict[str, Any]:
     """A method of baselines/trivial.py, as `evaluation.evaluate_to`; there is nothing to train."""
     opened = [open_dataset(data_dir, name) for name in list_datasets(data_dir)]

@@ -47,7 +47,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def settings_of(args: argparse.Namespace) -> Any:
-    from universeg_jax.evaluation import Settings
+    from universeg_jax.evaluation_cases import Settings
 
     return Settings(
         args.support_size, args.ensemble, args.pool_size, args.max_cases, args.batch_size, args.seed,
