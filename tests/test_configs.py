@@ -1,5 +1,6 @@
 """Every config has the default's fields, a docstring with its command, and a model that can be built."""
 
+import ast
 import importlib
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from universeg_jax.configuration import flatten, to_dict
 from universeg_jax.networks import build_model, param_shapes
 from universeg_jax.optimizer import make_optimizer
 
-NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("[a-z]*.py"))
+ROOT = Path(__file__).parents[1]
+NAMES = sorted(path.stem for path in (ROOT / "configs").glob("[a-z]*.py"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -38,3 +40,23 @@ def test_arguments():
     for name, wrong in (("small", "96"), ("default", "x"), ("release", "x"), ("baselines", "unet")):
         with pytest.raises(ValueError, match=wrong):
             importlib.import_module(f"configs.{name}").get_config(wrong)
+
+
+def names_read(tree: ast.AST) -> set[str]:
+    """Attributes that are read and names in quotes, outside the functions that make configs."""
+    found = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef) and node.name == "get_config":
+            continue
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            found.add(node.attr)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(node.value)
+        found |= names_read(node)
+    return found
+
+
+def test_every_field_has_a_reader():
+    files = [*(ROOT / "universeg_jax").rglob("*.py"), ROOT / "train.py"]
+    read = set().union(*(names_read(ast.parse(file.read_text())) for file in files))
+    assert not [f for f in flatten(to_dict(default.get_config())) if f.split(".")[-1] not in read]

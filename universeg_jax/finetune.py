@@ -26,7 +26,7 @@ from universeg_jax.support import Support
 
 HELD_OUT = 0.25  # of the subjects
 PATIENCE = 3  # scores without a better one, after which it stops
-LOSS = {"soft_dice": 1.0, "squared": True, "bce": 0.0, "focal": 0.0}  # of converted weights, whose config has none
+LOSS = {"soft_dice": 1.0, "squared": True}  # of converted weights, whose config has none
 
 
 class Tasks(NamedTuple):

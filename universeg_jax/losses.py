@@ -44,9 +44,9 @@ TERMS = {  # weight in config.loss → the term
 
 
 def total(logits: Array, labels: Array, config: Any) -> Array:
-    """The weighted sum that `config.loss` asks for; terms of weight 0 are not computed."""
+    """The weighted sum that `config.loss` asks for; terms of weight 0, or without one, are not computed."""
     loss = jnp.zeros(logits.shape[0], jnp.float32)
     for name, term in TERMS.items():
-        if config[name]:
+        if config.get(name):
             loss += config[name] * term(logits, labels, config)
     return loss
