@@ -83,4 +83,4 @@ def test_benchmarks_have_the_flags_that_pages_give_them():
 def test_files_that_pages_name_exist():
     folders = ("universeg_jax", "configs", "tests", "benchmarks", "docs")
     for name in re.findall(rf"`((?:{'|'.join(folders)})/[\w./-]+\.\w+)", EVERYWHERE):
-        assert (ROOT / name).exists(), name
+        assert "NAME" in name or (ROOT / name).exists(), name
