@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax import jit, random
+from ml_collections import FrozenConfigDict
 
 from tests.fixtures import key, within_4_sigma
 from universeg_jax import render, synthesis
@@ -55,3 +57,27 @@ def test_texture_belongs_to_labels():
     assert (has == has[:, :1]).all()
     assert 0.3 < has.mean() < 0.7
     assert abs(np.asarray(added).mean()) < 0.02
+
+
+def test_contrasts_are_log_uniform_and_pixels_are_as_noisy_as_they_are_strong():
+    config = synthesis.get_config()
+    config.contrast_std = 0.0
+    contrast = jit(jax.vmap(lambda k: render.structure_contrasts(k, 1, jnp.asarray([1, 0]), config)))
+    sizes = np.sort(np.log(np.abs(np.asarray(contrast(random.split(key(), DRAWS)))[:, 0, 1])))
+    low, high = np.log(config.contrast)
+    assert low <= sizes[0] <= sizes[-1] <= high
+    np.testing.assert_allclose(sizes, np.linspace(low, high, DRAWS), atol=0.05 * (high - low))
+
+    # Half an image is a structure of one contrast: its noise over its contrast is that of a strong one.
+    config.update({"texture": 0.0, "border": 0.0, "blur_std": (0.0, 0.0), "bias_std": (0.0, 0.0), "gamma_std": 0.0})
+    config.update({"std_min": (0.2, 0.2), "std_max": (0.2, 0.2), "background_zero": 0.0})
+    codes = jnp.broadcast_to((jnp.arange(64) < 32).astype(jnp.int32), (2, 64, 64))
+    ratios = []
+    for size in (0.03, 0.3):
+        config.contrast = (size, size)
+        image = render.render(
+            key(), jnp.zeros_like(codes), codes, jnp.asarray([1, 0]), jnp.asarray(True), FrozenConfigDict(config)
+        )
+        left, right = np.asarray(image)[0, :, :32], np.asarray(image)[0, :, 32:]
+        ratios.append(left.std() / abs(left.mean() - right.mean()))
+    assert ratios[0] == pytest.approx(ratios[1], rel=0.01)

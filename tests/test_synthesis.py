@@ -291,6 +291,8 @@ def test_outside_the_field_of_view_nothing_is_seen_or_labelled():
         ("tubes.radial", 2.0),
         ("blobs.count", (0, 5)),
         ("nests.inner", (0.5, 1.2)),
+        ("contrast", (0.0, 0.6)),
+        ("plain_contrast", 0.0),
     ],
 )
 def test_bad_config_names_the_field(field, value):

@@ -38,11 +38,19 @@ def render(key: Array, labels: Array, codes: Array, kinds: Array, quiet: Array, 
     zeroed = (own()[..., 0] < config.background_zero) & (np.arange(most)[None] == 0)
     means, stds = jnp.where(zeroed, 0, means), jnp.where(zeroed, 0, stds)
     steps = structure_contrasts(keys[4], count, kinds, config)
+    # A faint structure in strong noise could be seen by nobody: vessels of a fundus are as faint as 0.02, and smooth.
+    faint = jnp.where(quiet, jnp.minimum(jnp.abs(steps[:, 1:2]) / config.plain_contrast, 1), 1.0)
+    stds = stds * faint
 
     lookup = jax.vmap(lambda table, index: table[index])
     image = lookup(means, labels) + lookup(steps, codes)
     image = lax.cond(draw() < config.border, lambda x: borders(keys[5], x, config), lambda x: x, image)
-    image = lax.cond(draw() < config.texture, lambda x: x + texture(keys[6], labels, codes, config), lambda x: x, image)
+    image = lax.cond(
+        draw() < config.texture,
+        lambda x: x + faint[..., None] * texture(keys[6], labels, codes, config),
+        lambda x: x,
+        image,
+    )
     image = image + lookup(stds, labels) * random.normal(keys[7], labels.shape)
     sigma = own()[:, 0, 0] * draw(config.blur_std) * share(config.quiet_blur)
     image = warp.blur(image, sigma * scale)
@@ -58,7 +66,8 @@ def structure_contrasts(key: Array, count: int, kinds: Array, config: ConfigDict
     """
     keys = random.split(key)
     draw, own = warp.uniforms(keys[0], (1, 4), 2), warp.uniforms(keys[1], (count, 4), 1)
-    step = jnp.where(draw() < 0.5, -1, 1) * draw(config.contrast) * jnp.exp(own(warp.around(config.contrast_std)))
+    size = jnp.exp(draw(tuple(np.log(config.contrast))) + own(warp.around(config.contrast_std)))
+    step = jnp.where(draw() < 0.5, -1, 1) * size
     outer, inner, below, below_inner = jnp.moveaxis(step, 1, 0)
     below = jnp.where(kinds[0] == kinds[1], -jnp.sign(outer) * jnp.abs(below), below)
     return jnp.stack([jnp.zeros(count), outer, outer + inner, below, below + below_inner], 1)

@@ -92,7 +92,8 @@ def get_config() -> ConfigDict:
     config.quiet_blur = (0.05, 0.4)  # share of the published blur
     config.quiet_bias = (0.05, 0.5)  # share of the published bias field
     config.quiet_warp = (0.1, 0.5)  # share of the published velocity
-    config.contrast = (0.15, 0.6)  # intensity of a structure over what is around it, up or down
+    config.contrast = (0.03, 0.6)  # intensity of a structure over what is around it, up or down; log-uniform
+    config.plain_contrast = 0.3  # intensity; below it, pixel noise and texture weaken with the contrast
     config.contrast_std = 0.15  # of its log, between subjects
     config.distractor = 0.4  # probability of a second structure below the first
     config.tubes = ConfigDict(
@@ -171,6 +172,8 @@ def validate(config: ConfigDict, size: int) -> None:
         good = all(isinstance(bound, int) for bound in (low, high)) and least <= low < high
         check(good, field, f"must be whole numbers, {least} ≤ lowest < highest (which is excluded)")
     check(config.tubes.levels[1] <= 6, "tubes.levels", "must be at most 5 levels")
+    for field in ("contrast", "plain_contrast"):
+        check(np.min(fields[field]) > 0, field, "must be above 0")
     for field in ("bias_res", "texture_cell", "blobs.elongation", "nests.elongation"):
         check(fields[field][0] >= 1, field, "must be at least 1")
 
