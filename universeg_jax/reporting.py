@@ -109,9 +109,9 @@ def plot_curves(workdir: Path, path: Path) -> None:
 
 def curves_figure(train: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]]) -> Figure:
     """Lines of metrics.jsonl and of eval/metrics.jsonl."""
-    fig, ((left, right),) = figure(10, 4, columns=2)
+    fig, ((left, right),) = figure(11, 4, columns=2)
     steps, loss = [row["step"] for row in train], np.array([row["loss"] for row in train])
-    window = max(1, len(loss) // 100)
+    window = max(1, len(loss) // 25)
     left.plot(steps, loss, lw=0.4, alpha=0.4, color="tab:blue")
     smooth = np.convolve(loss, np.ones(window) / window, "valid")
     left.plot(steps[window - 1 :], smooth, color="tab:blue", label=f"mean of {window} steps")
@@ -122,7 +122,7 @@ def curves_figure(train: Sequence[dict[str, Any]], held_out: Sequence[dict[str, 
         right.plot(at, [100 * r["datasets"][name] for r in held_out], ".-", lw=0.8, label=name)
     right.plot(at, [100 * r["mean_dice"] for r in held_out], "k.-", lw=2, label="mean")
     right.set(xlabel="step", ylabel="held-out Dice (%), val", ylim=(0, 100))
-    right.legend(fontsize=6, ncols=2)
+    right.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))  # beside the curves, not over them
     return fig
 
 
