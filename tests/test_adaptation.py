@@ -14,6 +14,7 @@ from universeg_jax.reporting import read_json_lines
 FLAGS = ("--role=test", "--max_cases=1", "--unet_steps=2", "--finetune_steps=2", "--score_every=2", "--image_size=16")
 
 
+@pytest.mark.slow
 def test_a_tiny_figure_is_measured_resumed_and_drawn(tmp_path, capsys, monkeypatch):
     build_discs(tmp_path / "data", "discs", "test", count=6)
     config = tiny_config()

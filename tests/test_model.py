@@ -87,16 +87,22 @@ def tiny(**fields):
     return model, init_params(model, 0)
 
 
-@pytest.mark.parametrize("levels", [1, 2, 3])
+EVERY_FIELD = {"norm": "layer", "residual": "both", "cross_activation": "leaky_relu"}
+
+
 @pytest.mark.parametrize(
-    "variant",
+    ("variant", "levels"),
     [
-        {},
-        {"cross_activation": "leaky_relu"},
-        {"norm": "layer"},
-        {"residual": "support"},
-        {"norm": "layer", "residual": "both", "cross_activation": "leaky_relu"},
-        {"norm": "layer", "residual": "both"},
+        ({}, 1),
+        ({}, 2),
+        ({}, 3),
+        ({"cross_activation": "leaky_relu"}, 3),
+        ({"norm": "layer"}, 3),
+        ({"residual": "support"}, 3),
+        ({"norm": "layer", "residual": "both"}, 3),
+        (EVERY_FIELD, 1),
+        (EVERY_FIELD, 2),
+        (EVERY_FIELD, 3),
     ],
     ids=str,
 )
