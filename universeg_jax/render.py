@@ -38,7 +38,7 @@ def render(key: Array, labels: Array, codes: Array, kinds: Array, quiet: Array, 
     zeroed = (own()[..., 0] < config.background_zero) & (np.arange(most)[None] == 0)
     means, stds = jnp.where(zeroed, 0, means), jnp.where(zeroed, 0, stds)
     steps = structure_contrasts(keys[4], count, kinds, config)
-    # Nobody could see a faint structure in strong noise, and vessels of a fundus differ by 0.01 from what is around them.
+    # Nobody could see a faint structure in strong noise; vessels of a fundus differ by 0.01 from what is around them.
     faint = jnp.where(quiet, jnp.minimum(jnp.abs(steps[:, 1:2]) / config.plain_contrast, 1), 1.0)
     stds = stds * faint
 
