@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from tests.fixtures import tiny_config
-from universeg_jax.flops import forward_flops, training_flops
+from universeg_jax.flops import counted_flops, forward_flops, training_flops
 from universeg_jax.model import UniverSeg
 from universeg_jax.networks import build_model, init_params
 
@@ -22,6 +22,14 @@ def test_convolutions_are_nearly_all_of_the_program(form, cross_activation):
     formula, published = forward_flops(model, 64, 5)
     assert formula == pytest.approx(counted, rel=0.06)
     assert formula < published
+
+
+def test_matching_is_counted():
+    model = build_model({"encoder_blocks": ((32, 48), (48, 64), 64), "matching": 3}, support_chunk=0)
+    assert forward_flops(model, 64, 5)[0] == pytest.approx(counted_flops(model, 64, 5), rel=0.06)
+    extra = forward_flops(model, 128, 5)[0] - forward_flops(model.clone(matching=0), 128, 5)[0]
+    counted = counted_flops(model, 128, 5) - counted_flops(model.clone(matching=0), 128, 5)
+    assert extra == pytest.approx(counted, rel=0.1)
 
 
 def test_released_architecture_and_a_training_step():

@@ -23,7 +23,7 @@ def test_sharded_over_devices_equals_one_device(form, cross_activation):
 
 
 @pytest.mark.parametrize(
-    "variant", [{}, {"cross_activation": "leaky_relu"}, {"norm": "layer", "residual": "both"}], ids=str
+    "variant", [{}, {"cross_activation": "leaky_relu"}, {"norm": "layer", "residual": "both", "matching": 2}], ids=str
 )
 def test_streamed_from_the_host_equals_all_at_once(variant):
     model, params = tiny(**variant)

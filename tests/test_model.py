@@ -87,7 +87,7 @@ def tiny(**fields):
     return model, init_params(model, 0)
 
 
-EVERY_FIELD = {"norm": "layer", "residual": "both", "cross_activation": "leaky_relu"}
+EVERY_FIELD = {"norm": "layer", "residual": "both", "cross_activation": "leaky_relu", "matching": 2}
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,7 @@ EVERY_FIELD = {"norm": "layer", "residual": "both", "cross_activation": "leaky_r
         ({"norm": "layer"}, 3),
         ({"residual": "support"}, 3),
         ({"norm": "layer", "residual": "both"}, 3),
+        ({"matching": 1}, 2),
         (EVERY_FIELD, 1),
         (EVERY_FIELD, 2),
         (EVERY_FIELD, 3),

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
+from universeg_jax.matching import MATCHES
 from universeg_jax.model import UniverSeg
 from universeg_jax.networks import param_shapes
 
@@ -15,7 +16,7 @@ def forward_flops(model: UniverSeg, size: int, support_size: int) -> tuple[int, 
     compiler removes. The fast form with a linear CrossConv convolves u once a block, composes the first block's two
     convolutions of an entry, and needs a mean alone of what enters the last block.
     """
-    blocks, query_in, support_in = [], 1, 2
+    blocks, query_in, support_in = [], 1 + 2 * model.matching, 2
     encoder = [(b, b) if isinstance(b, int) else tuple(b) for b in model.encoder_blocks]
     decoder = [(b, b) if isinstance(b, int) else tuple(b) for b in model.decoder_blocks] or encoder[-2::-1]
     outputs = [conv for _, conv in encoder]
@@ -43,6 +44,7 @@ def forward_flops(model: UniverSeg, size: int, support_size: int) -> tuple[int, 
         once += cross * conv if linear and i == 0 and not last else 0  # the composed block's share of the query
         fast += taps * (support_size * entry + once)
     out = 2 * size**2 * blocks[-1][-1]
+    out += sum(kind(model.matching).flops(size, support_size) for kind in MATCHES) if model.matching else 0
     return (fast if model.form == "fast" else plain) + out, published + out
 
 

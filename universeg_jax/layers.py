@@ -64,11 +64,14 @@ def upsample(x: Array) -> Array:
     return jnp.einsum("Ww,...hwc->...hWc", columns, x)
 
 
-def patches(x: Array) -> Array:
-    """Zero-padded 3x3 neighbourhoods of [..., H, W, C] as channels [..., H, W, 9 C], row-major, C fastest."""
+def patches(x: Array, stride: int = 1) -> Array:
+    """Zero-padded 3x3 neighbourhoods of every `stride`-th pixel and row of [..., H, W, C] as channels [..., 9 C],
+    row-major, C fastest.
+    """
     height, width = x.shape[-3:-1]
     padded = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(1, 1), (1, 1), (0, 0)])
-    return jnp.concatenate([padded[..., i : i + height, j : j + width, :] for i in range(3) for j in range(3)], axis=-1)
+    shifted = (padded[..., i : i + height, j : j + width, :] for i in range(3) for j in range(3))
+    return jnp.concatenate([x[..., ::stride, ::stride, :] for x in shifted], axis=-1)
 
 
 def concat(parts: Sequence[Array]) -> Array:
@@ -113,6 +116,12 @@ def map_sum(function: Callable[[Any], tuple[Any, Any]], chunks: Any) -> tuple[An
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, first)[0])
     return lax.scan(body, zeros, chunks)
+
+
+def all_sum(partial: Any, axis: str, dtype: Any) -> Any:
+    """Partial sums over the local support entries → sums over all of them, also those of a mesh axis; in `dtype`."""
+    total = lax.psum(partial, axis) if axis else partial
+    return jax.tree.map(lambda x: x.astype(dtype), total)
 
 
 class Conv(nn.Module):

@@ -34,6 +34,7 @@ from universeg_jax.layers import (
     MapSum,
     activate,
     add_to_each,
+    all_sum,
     chunked,
     concat,
     conv,
@@ -42,6 +43,7 @@ from universeg_jax.layers import (
     patches,
     weighted_sum,
 )
+from universeg_jax.matching import MATCHES
 
 Block = int | tuple[int, int]  # features, or (cross_features, conv_features)
 
@@ -101,11 +103,6 @@ class CrossBlock(nn.Module):
     def cross_activate(self, z: Array) -> Array:
         return z if self.cross_activation == "none" else activate(z)
 
-    def all_sum(self, partial: Any, dtype: Any) -> Any:
-        """Partial sums over the local support entries → sums over all of them, in the dtype of activations."""
-        total = lax.psum(partial, self.support_axis) if self.support_axis else partial
-        return jax.tree.map(lambda x: x.astype(dtype), total)
-
     def query_out(self, u: Array, z: Array) -> Array:
         """u' from the block's input u and the mean of the z_i."""
         z = self.query(z)
@@ -124,7 +121,7 @@ class CrossBlock(nn.Module):
     def plain(self, u: Array, v: Array, weights: Array) -> tuple[Array, Array]:
         """The definition; `weights` [B, S] sum to 1 over the entries that count."""
         z = self.cross_activate(self.cross(u, v))
-        mean = self.all_sum(weighted_sum(weights, z), u.dtype)
+        mean = all_sum(weighted_sum(weights, z), self.support_axis, u.dtype)
         return self.query_out(u, mean), self.support_out(v, self.support(z))
 
     def fast(
@@ -163,7 +160,7 @@ class CrossBlock(nn.Module):
             return weighted_sum(weight, (entry if linear else z, averaged)), stored
 
         partial, stored = over(jax.checkpoint(chunk) if self.remat else chunk, (entries, weights))
-        mean, averaged = self.all_sum(partial, u.dtype)
+        mean, averaged = all_sum(partial, self.support_axis, u.dtype)
         return self.from_mean(u, join(mean)) if linear else self.query_out(u, mean), averaged, stored
 
     def split_kernel(self) -> tuple[Array, Array]:
@@ -186,6 +183,7 @@ class UniverSeg(nn.Module):
     cross_activation: str = "none"  # "none" (release) | "leaky_relu" (paper)
     norm: str = "none"  # "none" (release) | "layer": of each block's outputs, before their activation
     residual: str = "none"  # "none" (release) | "support" | "both": paths that add a block's input to its output
+    matching: int = 0  # heads of a first guess from what looks alike (matching.py); 0 (release) = none
     dtype: str = "float32"  # of activations; parameters, means over the support and logits stay float32
     remat: bool = False  # recompute each block's activations in the backward pass
     form: str = "fast"  # "fast" | "plain": the same function
@@ -225,7 +223,7 @@ class UniverSeg(nn.Module):
 
         outputs = [conv_features for _, conv_features in encoder]
         self.encoder = [
-            block(before, before + (level == 0), widths)
+            block(before + 2 * self.matching * (level == 0), before + (level == 0), widths)
             for level, (before, widths) in enumerate(zip([1, *outputs[:-1]], encoder, strict=True))
         ]
         below = [outputs[-1], *(conv_features for _, conv_features in decoder)][: len(decoder)]
@@ -233,6 +231,8 @@ class UniverSeg(nn.Module):
             block(b + skip, b + skip, widths) for b, skip, widths in zip(below, outputs[-2::-1], decoder, strict=True)
         ]
         self.out = Conv((decoder or encoder)[-1][1], 1, gain=1.0, size=1)
+        if self.matching:
+            self.matches = [kind(self.matching, support_axis=self.support_axis) for kind in MATCHES]
 
     def __call__(
         self,
@@ -261,7 +261,14 @@ class UniverSeg(nn.Module):
         u = self.plain(u, v, weights) if plain else self.fast(u, *chunked((v, weights), self.support_chunk))
         return self.out(u.astype(jnp.promote_types(jnp.float32, dtype)))
 
+    def with_matches(self, u: Array, entries: Any, weights: Any, over: MapSum) -> Array:
+        """The query and, with `matching`, the labels of what looks like it: [B, H, W, 1 + 2 heads]."""
+        if not self.matching:
+            return u
+        return jnp.concatenate([u, *(match(u, entries, weights, over) for match in self.matches)], axis=-1)
+
     def plain(self, u: Array, v: Array, weights: Array) -> Array:
+        u = self.with_matches(u, v[None], weights[None], map_sum)
         skips = []
         for level, block in enumerate(self.encoder):
             if level:
@@ -274,6 +281,7 @@ class UniverSeg(nn.Module):
 
     def fast(self, u: Array, entries: Any, weights: Array, over: MapSum = map_sum) -> Array:
         linear = self.cross_activation == "none"
+        u = self.with_matches(u, entries, weights, over)
         # A last block that is linear needs nothing of the support but the means of its two inputs: what comes from the
         # block below it, and the full-resolution features of the first block, never exist for all entries at once.
         below_last = [*self.encoder, *self.decoder][-2] if linear and self.decoder else None
