@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -77,115 +77,176 @@ def launch(predictor: Predictor, folder: Path, port: int = 0) -> Any:
 def build_page(predictor: Predictor, folder: Path) -> Any:
     import gradio as gr
 
-    colours = [(f"rgb({r}, {g}, {b})", demo.OPACITY) for r, g, b in demo.PALETTE]
-    pictures = {"file_count": "multiple", "file_types": list(EXTENSIONS), "height": 130}
     with gr.Blocks(title="UniverSeg", analytics_enabled=False, delete_cache=(DELETE_EVERY, DELETE_AFTER)) as page:
         session = gr.State(Session(), time_to_live=IDLE)
         shown = gr.State(None, time_to_live=IDLE)  # the mask that the editor was given
         gr.Markdown("## UniverSeg: segment by example")
-        with gr.Row():
-            with gr.Column(scale=2):
-                gr.Markdown(
-                    "**1. Examples**: images and their masks, with the same file names. Or draw the first below."
-                )
-                with gr.Row():
-                    images = gr.File(label="Images", elem_id="images", **pictures)
-                    masks = gr.File(label="Masks (0 is background)", elem_id="masks", **pictures)
-                with gr.Row():
-                    add = gr.Button("Add examples", variant="primary", elem_id="add")
-                    remove = gr.Button("Remove the last")
-            with gr.Column(scale=1):
-                gr.Markdown("**2. Images to segment**")
-                queries = gr.File(label="Images", elem_id="queries", **pictures)
-                with gr.Row():
-                    back, forward = gr.Button("Previous"), gr.Button("Next")
-        gallery = {"fit_columns": False, "object_fit": "contain", "format": "png", "buttons": [], "interactive": False}
-        support = gr.Gallery(label="Examples", elem_id="support", columns=8, height=180, **gallery)
-        status = gr.Markdown("No images yet.", elem_id="status")
-        with gr.Row():
-            with gr.Column(scale=2):
-                picture = {"format": "png", "interactive": False, "buttons": ["fullscreen"], "height": 330}
-                result = gr.Image(label="Prediction", elem_id="result", **picture)
-                doubt = gr.Image(label="Uncertainty (bright: not sure)", elem_id="doubt", **picture)
-            with gr.Column(scale=3):
-                editor = gr.ImageEditor(
-                    label="3. Draw or correct",
-                    elem_id="editor",
-                    format="png",
-                    height=675,
-                    canvas_size=(demo.VIEW, demo.VIEW),
-                    sources=(),
-                    transforms=(),
-                    layers=False,
-                    buttons=[],
-                    brush=gr.Brush(colors=colours, default_color=colours[0], color_mode="fixed", default_size=12),
-                    eraser=gr.Eraser(default_size=12),
-                )
-        take = gr.Button("4. Accept into the examples, next image", variant="primary", elem_id="accept")
-        effects = gr.Gallery(
-            label="What each added example changes (Δ: in pixels)", elem_id="effects", columns=6, height=220, **gallery
-        )
-        with gr.Row():
-            save_support = gr.Button("Save examples as a support folder", elem_id="save_support")
-            save_masks = gr.Button("Save masks of all images", elem_id="save_masks")
-            files = gr.File(label="Download", elem_id="files", interactive=False, visible=False)
+        inputs = _inputs()
+        view = _view()
+        files = _downloads()
+        on = _changes(predictor, session, [session, shown, *view[:5]], view.effects)
 
-        outputs = [session, shown, support, status, result, doubt, editor]
-        show = _shower(predictor)
-
-        def on(trigger: Any, change: Callable[..., Session], inputs: list[Any] = (), cleared: list[Any] = ()) -> None:
-            """Changes the session, shows it, then what each example did to the image that is shown."""
-
-            def changed(state: Session, *values: Any) -> tuple[Any, ...]:
-                try:
-                    state = change(state, *values)
-                except UserError as error:
-                    gr.Warning(str(error))
-                    return tuple([gr.skip()] * len(outputs) + [None] * len(cleared))
-                return (*show(state), *[None] * len(cleared))
-
-            event = trigger(
-                changed, [session, *inputs], [*outputs, *cleared], api_visibility="private", show_progress_on=result
-            )
-            event.success(
-                lambda state: demo.effects(predictor, state),
-                session,
-                effects,
-                api_visibility="private",
-                trigger_mode="always_last",
-            )
-
-        def upload(files: list[str] | None, is_label: bool = False) -> dict[str, np.ndarray]:
-            return demo.read_uploads(files or [], folder, is_label)
+        def upload(paths: list[str] | None, is_label: bool = False) -> dict[str, np.ndarray]:
+            return demo.read_uploads(paths or [], folder, is_label)
 
         on(
-            add.click,
+            inputs.add.click,
             lambda state, images, masks: demo.add_examples(state, upload(images), upload(masks, is_label=True)),
-            [images, masks],
-            [images, masks],
+            [inputs.images, inputs.masks],
+            [inputs.images, inputs.masks],
         )
-        on(remove.click, lambda state: replace(state, examples=state.examples[:-1]))
-        on(queries.upload, lambda state, files: demo.add_queries(state, upload(files)), [queries], [queries])
-        on(back.click, lambda state: demo.step(state, -1))
-        on(forward.click, lambda state: demo.step(state, 1))
-        on(take.click, _accept, [editor, shown])
-
-        def save(name: str, content: Callable[[Session], bytes]) -> Callable[[Session], Any]:
-            def saved(state: Session) -> Any:
-                try:
-                    return gr.File(_write(folder, name, content(state)), visible=True)
-                except UserError as error:
-                    gr.Warning(str(error))
-                    return gr.skip()
-
-            return saved
-
+        on(inputs.remove.click, lambda state: replace(state, examples=state.examples[:-1]))
+        on(
+            inputs.queries.upload,
+            lambda state, paths: demo.add_queries(state, upload(paths)),
+            [inputs.queries],
+            [inputs.queries],
+        )
+        on(inputs.back.click, lambda state: demo.step(state, -1))
+        on(inputs.forward.click, lambda state: demo.step(state, 1))
+        on(view.take.click, _accept, [view.editor, shown])
         for button, name, content in (
-            (save_support, "support.zip", lambda state: demo.support_zip(state.examples)),
-            (save_masks, "masks.zip", lambda state: demo.masks_zip(_all_masks(predictor, state))),
+            (files.support, "support.zip", lambda state: demo.support_zip(state.examples)),
+            (files.masks, "masks.zip", lambda state: demo.masks_zip(_all_masks(predictor, state))),
         ):
-            button.click(save(name, content), session, files, api_visibility="private")
+            button.click(_saver(folder, name, content), session, files.file, api_visibility="private")
     return page
+
+
+class Inputs(NamedTuple):
+    images: Any
+    masks: Any
+    add: Any
+    remove: Any
+    queries: Any
+    back: Any
+    forward: Any
+
+
+def _inputs() -> Inputs:
+    """The first row: examples and images to segment."""
+    import gradio as gr
+
+    pictures = {"file_count": "multiple", "file_types": list(EXTENSIONS), "height": 130}
+    with gr.Row():
+        with gr.Column(scale=2):
+            gr.Markdown("**1. Examples**: images and their masks, with the same file names. Or draw the first below.")
+            with gr.Row():
+                images = gr.File(label="Images", elem_id="images", **pictures)
+                masks = gr.File(label="Masks (0 is background)", elem_id="masks", **pictures)
+            with gr.Row():
+                add = gr.Button("Add examples", variant="primary", elem_id="add")
+                remove = gr.Button("Remove the last")
+        with gr.Column(scale=1):
+            gr.Markdown("**2. Images to segment**")
+            queries = gr.File(label="Images", elem_id="queries", **pictures)
+            with gr.Row():
+                back, forward = gr.Button("Previous"), gr.Button("Next")
+    return Inputs(images, masks, add, remove, queries, back, forward)
+
+
+class View(NamedTuple):
+    support: Any
+    status: Any
+    result: Any
+    doubt: Any
+    editor: Any
+    take: Any
+    effects: Any
+
+
+def _view() -> View:
+    """What the session looks like; the first five show it, and the editor is for drawing on."""
+    import gradio as gr
+
+    colours = [(f"rgb({r}, {g}, {b})", demo.OPACITY) for r, g, b in demo.PALETTE]
+    gallery = {"fit_columns": False, "object_fit": "contain", "format": "png", "buttons": [], "interactive": False}
+    picture = {"format": "png", "interactive": False, "buttons": ["fullscreen"], "height": 330}
+    support = gr.Gallery(label="Examples", elem_id="support", columns=8, height=180, **gallery)
+    status = gr.Markdown("No images yet.", elem_id="status")
+    with gr.Row():
+        with gr.Column(scale=2):
+            result = gr.Image(label="Prediction", elem_id="result", **picture)
+            doubt = gr.Image(label="Uncertainty (bright: not sure)", elem_id="doubt", **picture)
+        with gr.Column(scale=3):
+            editor = gr.ImageEditor(
+                label="3. Draw or correct",
+                elem_id="editor",
+                format="png",
+                height=675,
+                canvas_size=(demo.VIEW, demo.VIEW),
+                sources=(),
+                transforms=(),
+                layers=False,
+                buttons=[],
+                brush=gr.Brush(colors=colours, default_color=colours[0], color_mode="fixed", default_size=12),
+                eraser=gr.Eraser(default_size=12),
+            )
+    take = gr.Button("4. Accept into the examples, next image", variant="primary", elem_id="accept")
+    effects = gr.Gallery(
+        label="What each added example changes (Δ: in pixels)", elem_id="effects", columns=6, height=220, **gallery
+    )
+    return View(support, status, result, doubt, editor, take, effects)
+
+
+class Downloads(NamedTuple):
+    support: Any
+    masks: Any
+    file: Any
+
+
+def _downloads() -> Downloads:
+    import gradio as gr
+
+    with gr.Row():
+        support = gr.Button("Save examples as a support folder", elem_id="save_support")
+        masks = gr.Button("Save masks of all images", elem_id="save_masks")
+        file = gr.File(label="Download", elem_id="files", interactive=False, visible=False)
+    return Downloads(support, masks, file)
+
+
+def _changes(predictor: Predictor, session: Any, outputs: list[Any], effects: Any) -> Callable[..., None]:
+    """on(trigger, change, inputs, cleared): changes the session and shows it in `outputs`, in the order of `_shower`;
+    then what each example did to the image that is shown.
+    """
+    import gradio as gr
+
+    show = _shower(predictor)
+
+    def on(trigger: Any, change: Callable[..., Session], inputs: list[Any] = (), cleared: list[Any] = ()) -> None:
+        def changed(state: Session, *values: Any) -> tuple[Any, ...]:
+            try:
+                state = change(state, *values)
+            except UserError as error:
+                gr.Warning(str(error))
+                return tuple([gr.skip()] * len(outputs) + [None] * len(cleared))
+            return (*show(state), *[None] * len(cleared))
+
+        event = trigger(
+            changed, [session, *inputs], [*outputs, *cleared], api_visibility="private", show_progress_on=outputs[4]
+        )
+        event.success(
+            lambda state: demo.effects(predictor, state),
+            session,
+            effects,
+            api_visibility="private",
+            trigger_mode="always_last",
+        )
+
+    return on
+
+
+def _saver(folder: Path, name: str, content: Callable[[Session], bytes]) -> Callable[[Session], Any]:
+    import gradio as gr
+
+    def saved(state: Session) -> Any:
+        try:
+            return gr.File(_write(folder, name, content(state)), visible=True)
+        except UserError as error:
+            gr.Warning(str(error))
+            return gr.skip()
+
+    return saved
 
 
 def _shower(predictor: Predictor) -> Callable[[Session], tuple[Any, ...]]:

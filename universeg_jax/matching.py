@@ -81,7 +81,7 @@ class CellMatching(nn.Module):
         temperature, locality = (jnp.exp(x)[:, None, None] for x in (self.temperature, self.locality))
 
         def flat(keys: Array, *more: Array) -> Array:
-            """Keys [B, ..., heads, KEY] and numbers of a cell [heads or 1, cells, n] → [B, heads, all cells, KEY + 4]."""
+            """[B, ..., heads, KEY] and numbers of a cell [heads or 1, cells, n] → [B, heads, all cells, KEY + 4]."""
             keys = jnp.moveaxis(keys.reshape((batch, -1, rows * columns, *keys.shape[-2:])), 3, 1)
             shape = keys.shape[:-1]
             more = [jnp.broadcast_to(jnp.asarray(x, keys.dtype)[None, :, None], (*shape, x.shape[-1])) for x in more]
