@@ -9,7 +9,6 @@ import ast
 import csv
 import hashlib
 import importlib
-import importlib.util
 import re
 import shlex
 import subprocess
@@ -24,7 +23,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from universeg_jax.configuration import flatten, to_dict
+from universeg_jax.configuration import flatten, load_config, to_dict
 from universeg_jax.data.dataset import list_datasets, open_dataset
 from universeg_jax.data.tasks import subject_hash, task_table
 from universeg_jax.errors import UserError
@@ -71,6 +70,8 @@ class Point:
 
 def plan(name: str, options: Options) -> tuple[list[Point], list[Job]]:
     """The points of a sweep and the jobs that they need. Raises UserError for a sweep or data that are not there."""
+    if not (ROOT / "configs" / "ablations.py").is_file():
+        raise UserError("ablations need train.py, eval.py and configs/ of a clone: `pip install -e .` there")
     ablations = importlib.import_module("configs.ablations")
     if name not in ablations.SWEEPS:
         raise UserError(f"--sweep={name}: one of {', '.join(ablations.SWEEPS)} is needed")
@@ -110,14 +111,10 @@ def plan(name: str, options: Options) -> tuple[list[Point], list[Job]]:
 
 def base_config(options: Options) -> ConfigDict:
     """The base with its changes. Raises UserError for a file or a field that is not there."""
-    file, _, argument = options.base.partition(":")
-    path = ROOT / file if not Path(file).exists() else Path(file)
-    if not path.is_file():
+    file = options.base.partition(":")[0]
+    if not Path(file).exists() and not (ROOT / file).is_file():
         raise UserError(f"--base={options.base}: there is no such file")
-    spec = importlib.util.spec_from_file_location("base_config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(argument) if argument else module.get_config()
+    config = load_config(options.base if Path(file).exists() else f"{ROOT}/{options.base}")
     for change in options.changes:
         field, equals, text = change.partition("=")
         if not equals or field not in flatten(to_dict(config)):
