@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import quickstart
-from universeg_jax import augment
+from universeg_jax import augment, startup
 from universeg_jax.errors import UserError
 from universeg_jax.reporting import markdown_table, percent, read_json
 from universeg_jax.training import train_and_evaluate
@@ -68,6 +68,9 @@ VARIANTS: dict[str, Callable[[ConfigDict], None]] = {
     REFERENCE: without(),
     "gentle": gentle,
     "synthetic": mixed("synthetic", "shapes"),
+    "tubes": mixed("synthetic", "shapes", "tubes"),
+    "blobs": mixed("synthetic", "shapes", "blobs"),
+    "nests": mixed("synthetic", "shapes", "nests"),
     "structures": mixed("synthetic", "shapes", "tubes", "blobs", "nests"),
     "superpixel": mixed("superpixel"),
     "published": published,
@@ -169,6 +172,7 @@ def main() -> None:
         parser.error(f"--variants: no {', '.join(unknown)}; choose among {', '.join(VARIANTS)}")
     if arguments.steps:
         a = arguments
+        startup.split_cpu(quickstart.get_config().batch_size)
         run(a.workdir, a.variants, a.seeds, a.steps, a.data_dir, minutes=a.minutes)
     rows = gather(arguments.workdir, arguments.variants, arguments.seeds)
     (arguments.workdir / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

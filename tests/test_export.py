@@ -27,6 +27,7 @@ LINEAGE = {"trained_on": {"discs": {"role": "train_open"}}}
 def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "tiny"
     config = tiny_config()
+    config.model.update({"norm": "layer", "matching": 2})
     params = init_params(build_model(config.model), 0)
     checkpoints.write_params(path, params, {"config": to_dict(config), "lineage": LINEAGE})
     return path

@@ -27,14 +27,14 @@ def test_variants_differ_in_what_they_say():
     }
     made = {name: (c.kinds.synthetic, c.kinds.superpixel) for name, c in configs.items()}
     assert made == dict.fromkeys(configs, (0.0, 0.0)) | {
-        "synthetic": (0.5, 0.0),
-        "structures": (0.5, 0.0),
+        **dict.fromkeys(("synthetic", "tubes", "blobs", "nests", "structures"), (0.5, 0.0)),
         "superpixel": (0.0, 0.5),
         "published": (0.5, 0.0),
     }
     assert (configs["synthetic"].synthesis.texture, configs["published"].synthesis.texture) == (0.3, 0.0)
     assert configs["synthetic"].synthesis.weights.tubes == 0
     assert configs["structures"].synthesis.weights.tubes == 1
+    assert configs["nests"].synthesis.weights.to_dict() == {"shapes": 1, "tubes": 0, "blobs": 0, "nests": 1}
 
 
 def write(workdir, variant, seed, dice, step=5):

@@ -29,7 +29,9 @@ def release_name(path: tuple[str, ...]) -> str:
         return f"out_conv.conv.{LEAVES[path[-1]]}"
     part, number = path[0].rsplit("_", 1)
     if path[1] not in CONVS:
-        raise UserError(f"{'.'.join(path)} has no place in the released architecture: it has no normalisation")
+        raise UserError(
+            f"{'.'.join(path)} has no place in the released architecture; `universeg export` takes it elsewhere"
+        )
     return f"{PARTS[part]}.{number}.{CONVS[path[1]]}.{LEAVES[path[2]]}"
 
 

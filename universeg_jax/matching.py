@@ -149,13 +149,13 @@ class PixelMatching(nn.Module):
     def __call__(self, query: Array, entries: Any, weights: Any, over: MapSum) -> Array:
         def chunk(x):
             entry, weight = x
-            kinds = self.kinds(entry[..., :1], STRIDE).reshape((len(query), -1, self.heads * KINDS))
+            kinds = self.kinds(entry[..., :1], STRIDE).reshape((query.shape[0], -1, self.heads * KINDS))
             label = entry[..., ::STRIDE, ::STRIDE, 1].reshape((*weight.shape, -1)).astype(wide(query))
             both = (jnp.stack([label, 1 - label], 2) * weight[..., None, None]).swapaxes(1, 2)
-            return both.reshape((len(query), 2, -1)) @ kinds, None
+            return both.reshape((query.shape[0], 2, -1)) @ kinds, None
 
         partial, _ = over(chunk, (entries, weights))
-        counts = all_sum(partial, self.support_axis, wide(query)).reshape((len(query), 2, self.heads, KINDS))
+        counts = all_sum(partial, self.support_axis, wide(query)).reshape((query.shape[0], 2, self.heads, KINDS))
         shares = counts / (counts.sum(-1, keepdims=True) + 1e-12) + PRIOR
         foreground = shares[:, 0] / shares.sum(1)
         return jnp.einsum("bhwnk,bnk->bhwn", self.kinds(query, 1), foreground).astype(query.dtype)
