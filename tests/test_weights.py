@@ -24,7 +24,7 @@ OPEN = {
 
 
 def write_checkpoint(path, lineage=OPEN, **model):
-    config = tiny_config()
+    config = tiny_config("/somewhere")
     config.model.update(model)
     params = init_params(build_model(config.model), 0)
     checkpoints.write_params(path, params, {"config": to_dict(config), "lineage": lineage})
@@ -66,6 +66,7 @@ def test_a_file_that_is_not_what_its_header_says_is_refused(tmp_path):
     write_checkpoint(tmp_path / "run")
     path = tmp_path / "w.safetensors"
     package(tmp_path / "run", path)
+    assert weights.read_header(path)["config"]["data_dir"] == ""  # no place on the machine that made them
     with pytest.raises(UserError, match="ends in .safetensors"):
         package(tmp_path / "run", tmp_path / "w.pt")
     arrays, header = safetensors.numpy.load_file(path), weights.read_header(path)

@@ -61,12 +61,16 @@ def check_open(record: dict[str, Any]) -> None:
 
 
 def package(checkpoint: str | Path, out: str | Path) -> dict[str, Any]:
-    """Writes the parameters of a checkpoint to one file, with config and lineage. Raises UserError."""
+    """Writes the parameters of a checkpoint to one file, with config and lineage, but no path of this machine.
+
+    Raises UserError.
+    """
     out, path = Path(out), checkpoints.resolve(checkpoint)
     if out.suffix != weights.SUFFIX:
         raise UserError(f"{out}: the name of packaged weights ends in {weights.SUFFIX}")
     metadata = checkpoints.read_metadata(path)
     check_open(metadata.get("lineage", {}))
     header = {key: metadata.get(key) for key in ("format", "step", "config", "lineage")}
+    header["config"] |= {"data_dir": "", "init_from": ""}  # the lineage says what they were
     weights.write_file(out, checkpoints.load(path)[0], header)
     return weights.read_header(out)
