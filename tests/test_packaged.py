@@ -13,7 +13,7 @@ from universeg_jax.lineage import check_open
 from universeg_jax.predictor import Options, Predictor
 from universeg_jax.support import make_support
 
-DICE = {"small": 0.811}  # on `made_task`; a change of more than 0.01 is a change of what the weights do
+DICE = {"small": 0.973}  # on `made_task`; a change of more than 0.01 is a change of what the weights do
 CARD = Path(__file__).parents[1] / "docs" / "model-card.md"
 
 
