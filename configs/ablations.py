@@ -1,4 +1,4 @@
-r"""The paper's ablations, small enough for two CPU cores: configs/small.py at 64x64 with equal, few steps.
+r"""The paper's ablations, small enough for two CPU cores: configs/quickstart.py with equal, few steps.
 
 Expected: one table and figure a sweep in its --workdir; a run of 600 steps takes about five minutes. Nobody has run
 them at the paper's size with the data at hand yet; there give --base=configs/release.py.
@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import small
+from configs import quickstart
 
 Add = Callable[..., None]  # add(value, train={field: value}, evaluate={flag: value}); both may be left out
 
@@ -24,16 +24,9 @@ def get_config(arg: str = "") -> ConfigDict:
     """`arg` is not used."""
     if arg:
         raise ValueError(f"configs/ablations.py takes no argument, got {arg!r}")
-    config = small.get_config("64")
-    config.num_steps = 600
-    config.model.encoder_blocks = (32, 32, 32, 32)
-    config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_steps = 50
-    config.ema_decay = 0.99  # over about 100 steps
+    config = quickstart.get_config()
+    config.make_data = False
     config.eval_every = 300
-    config.checkpoint_every = 100
-    config.eval.support_size = 8
-    config.eval.max_cases = 3
     config.eval.pictures = 0
     return config
 
@@ -89,6 +82,12 @@ def cross_activation(add: Add, config: ConfigDict, datasets: list[str], tasks: i
         add(name, train={"model.cross_activation": name})
 
 
+def matching(add: Add, config: ConfigDict, datasets: list[str], tasks: int) -> None:
+    """As published, and with a first guess of some heads."""
+    for heads in (0, 1, 4, 8):
+        add(heads, train={"model.matching": heads})
+
+
 def support_schedule(add: Add, config: ConfigDict, datasets: list[str], tasks: int) -> None:
     for name in ("fixed", "uniform", "log_uniform"):
         add(name, train={"support_schedule": name})
@@ -111,6 +110,7 @@ SWEEPS = {
         ensemble,
         pool_size,
         cross_activation,
+        matching,
         support_schedule,
         width,
     )

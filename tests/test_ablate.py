@@ -98,7 +98,15 @@ def test_augmentation_is_switched_off_level_by_level():
 
 
 def test_runs_that_differ_in_nothing_are_trained_once(data_dir, tmp_path):
-    for sweep in ("support_size", "augmentation", "real_synthetic", "cross_activation", "support_schedule", "width"):
+    for sweep in (
+        "support_size",
+        "augmentation",
+        "real_synthetic",
+        "cross_activation",
+        "matching",
+        "support_schedule",
+        "width",
+    ):
         _, jobs = plan(sweep, Options(data_dir, tmp_path, seeds=(3,)))
         assert "base_seed3" in [job.name for job in jobs]
     assert "--support_size=8" in next(job for job in jobs if job.name == "base_seed3").evaluations[0][1]
