@@ -45,8 +45,6 @@ def main(argv: list[str]) -> None:
         startup.make_deterministic()
     if DISTRIBUTED.value or COORDINATOR.value:
         startup.join_hosts(COORDINATOR.value, COUNT.value, INDEX.value)
-    else:
-        startup.split_cpu(CONFIG.value.batch_size // max(CONFIG.value.accumulation, 1))
     try:
         train_and_evaluate(CONFIG.value, WORKDIR.value, PROFILE.value)
     except (UserError, FloatingPointError, OSError) as error:

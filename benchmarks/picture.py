@@ -1,6 +1,8 @@
 """Draws the README's picture: cases of a dataset, chosen by hash, with four of their supports and the mask.
 
-python -m benchmarks.picture --data_dir data --dataset sunnybrook_lv --out docs/picture.png
+    python -m benchmarks.picture --data_dir data --dataset sunnybrook_lv --out docs/picture.png
+
+What is published must be of a dataset whose licence allows it: Sunnybrook Cardiac Data are CC0.
 """
 
 import argparse

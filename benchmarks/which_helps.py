@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import quickstart
-from universeg_jax import augment, startup
+from universeg_jax import augment
 from universeg_jax.errors import UserError
 from universeg_jax.reporting import markdown_table, percent, read_json
 from universeg_jax.training import train_and_evaluate
@@ -172,7 +172,6 @@ def main() -> None:
         parser.error(f"--variants: no {', '.join(unknown)}; choose among {', '.join(VARIANTS)}")
     if arguments.steps:
         a = arguments
-        startup.split_cpu(quickstart.get_config().batch_size)
         run(a.workdir, a.variants, a.seeds, a.steps, a.data_dir, minutes=a.minutes)
     rows = gather(arguments.workdir, arguments.variants, arguments.seeds)
     (arguments.workdir / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -26,18 +26,6 @@ def data_dir(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize(("batch_size", "cores", "devices"), [(4, 2, 2), (4, 3, 1), (6, 4, 2), (1, 8, 1), (8, 16, 8)])
-def test_a_cpu_is_split_into_devices_that_share_a_batch_evenly(monkeypatch, batch_size, cores, devices):
-    asked = {}
-    monkeypatch.setattr(jax.config, "update", asked.__setitem__)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
-    startup.split_cpu(batch_size)
-    assert asked == {}  # the tests' own XLA_FLAGS name four
-    monkeypatch.setenv("XLA_FLAGS", "")
-    startup.split_cpu(batch_size)
-    assert asked == {"jax_num_cpu_devices": devices}
-
-
 def start_two(config, workdir):
     """Two processes of two devices each."""
     with socket.socket() as free:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from universeg_jax import evaluation, startup, training
+from universeg_jax import evaluation, training
 from universeg_jax.baselines import trivial
 from universeg_jax.data.build import build_all, read_collection
 from universeg_jax.data.dataset import list_datasets, open_dataset
@@ -58,7 +58,6 @@ def quickstart(workdir: Path, data: str) -> None:
     """The three parts, each of which leaves alone what is there already."""
     config = default_config()
     config.data_dir = str(workdir / "data")
-    startup.split_cpu(config.batch_size)
     print_plan(workdir, config, data)
     started = time.time()
     build_data(config.data_dir, data)

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import math
 import os
 import signal
 import threading
@@ -28,18 +27,6 @@ def use_compilation_cache() -> None:
     """
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(Path(CACHE).expanduser()))
-
-
-def split_cpu(batch_size: int) -> None:
-    """Makes a CPU's cores as many devices as share a batch evenly, each with one core: call it before JAX computes.
-
-    An operation of a step rarely fills two cores, two halves of a batch do. A number of devices that XLA_FLAGS or
-    JAX_NUM_CPU_DEVICES name is left alone; accelerators do not notice.
-    """
-    chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not chosen and jax.config.jax_num_cpu_devices < 1:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        jax.config.update("jax_num_cpu_devices", math.gcd(batch_size, cores))
 
 
 def make_deterministic() -> None:
