@@ -14,7 +14,7 @@ from PIL import Image
 
 from configs import ablations
 from tests.fixtures import build_discs, tiny_config
-from universeg_jax import ablate, training
+from universeg_jax import ablate, augment, training
 from universeg_jax.ablate import Options, Point, gather, plan, run_job, run_local, run_slurm
 from universeg_jax.cli import main
 from universeg_jax.configuration import flatten, to_dict
@@ -85,22 +85,50 @@ def test_subsets_of_datasets_and_tasks_are_nested(data_dir, tmp_path):
         open_tasks(tiny_config(train_tasks=9), datasets)
 
 
+def configs_of(sweep):
+    """The config of each point."""
+    base, configs = ablations.get_config(), {}
+
+    def add(value, train=None):
+        configs[value] = base.copy_and_resolve_references()
+        configs[value].update_from_flattened_dict(train or {})
+
+    ablations.sweep(add, sweep, base, [], 0)
+    return configs
+
+
 def test_augmentation_is_switched_off_level_by_level():
-    points = {}
-    config = ablations.get_config()
-    ablations.sweep(lambda value, train: points.update({value: train}), "augmentation", config, [], 0)
-    assert points["both"] == {}
-    assert all(field.startswith("augment.task.") for field in points["in-task"])
-    assert points["none"] == points["in-task"] | points["task"]
-    off = config.copy_and_resolve_references()
-    off.update_from_flattened_dict(points["none"])
-    assert not any(off.augment[level][op].p for level in ("task", "in_task") for op in off.augment[level])
+    configs = configs_of("augmentation")
+    on = {
+        value: [any(section.p for section in config.augment[level].values()) for level in ("in_task", "task")]
+        for value, config in configs.items()
+    }
+    assert on == {
+        "none": [False, False], "in-task": [True, False], "task": [False, True], "both": [True, True],
+        "published": [True, True],
+    }  # fmt: skip
+    assert configs["both"].augment == ablations.get_config().augment
+    assert configs["published"].augment == augment.get_config() != configs["both"].augment
+    assert all(config.kinds.to_dict()["synthetic"] == 0 for config in configs.values())
+
+
+def test_made_tasks_add_one_thing_each():
+    configs = configs_of("made_tasks")
+    kinds = {value: [k for k, weight in c.kinds.items() if weight] for value, c in configs.items()}
+    assert kinds.pop("real") == ["real"]
+    assert sorted(kinds.pop("superpixels")) == ["real", "superpixel"]
+    assert all(sorted(value) == ["real", "synthetic"] for value in kinds.values())
+    families = {v: {f for f, weight in configs[v].synthesis.weights.items() if weight} for v in kinds}
+    assert families.pop("all four") == {"shapes", "tubes", "blobs", "nests"}
+    for value, found in families.items():
+        assert found == {"shapes"} | ({value.removeprefix("and ")} if value.startswith("and ") else set())
+    assert (configs["label maps"].synthesis.texture, configs["label maps as published"].synthesis.texture) == (0.3, 0)
 
 
 def test_runs_that_differ_in_nothing_are_trained_once(data_dir, tmp_path):
     for sweep in (
         "support_size",
-        "augmentation",
+        "made_tasks",
         "real_synthetic",
         "cross_activation",
         "matching",
@@ -160,11 +188,24 @@ def test_seeds_are_averaged_within_a_case(tmp_path):
     names = [f"s{i}" for i in range(12)]
     expected = interval(Cases(["d"] * 12, ["t"] * 12, names, values.mean(0))).overall
     assert len(rows) == 1
-    got = [rows[0][k] for k in ("mean_dice", "ci_low", "ci_high", "seeds")]
-    np.testing.assert_allclose(got, [expected.mean, expected.low, expected.high, 2])
+    got = [rows[0][k] for k in ("mean_dice", "ci_low", "ci_high", "seeds", "minus_first")]
+    assert got[-1] is None
+    np.testing.assert_allclose(got[:-1], [expected.mean, expected.low, expected.high, 2])
     assert "- not done: r: why" in (tmp_path / "x.md").read_text()
     with pytest.raises(UserError, match="no run of the sweep x has a result: why"):
         gather("x", [Point("2", (tmp_path / "absent",))], Options("", tmp_path), {"r": "why"})
+
+
+def test_differences_to_the_first_point_are_paired_over_the_seeds_that_both_have(tmp_path):
+    values = np.random.default_rng(0).uniform(0.3, 0.6, (2, 12))
+    first = [write_point(tmp_path / f"a{seed}", values[seed].tolist()) for seed in (0, 1)]
+    second = [write_point(tmp_path / "b0", (values[0] + 0.1).tolist()), tmp_path / "absent"]
+    rows = gather("x", [Point("a", tuple(first)), Point("b", tuple(second))], Options("", tmp_path), {})
+    # The same for every subject, so that the difference is sure although the means are not.
+    got = [rows[1][f"minus_first{end}"] for end in ("", "_low", "_high")]
+    np.testing.assert_allclose(got, [0.1] * 3)
+    assert rows[1]["ci_high"] - rows[1]["ci_low"] > 0.01
+    assert "| 10.0 | 10.0 to 10.0 |" in (tmp_path / "x.md").read_text()
 
 
 def command_job(folder, code):

@@ -9,12 +9,13 @@ import ast
 import csv
 import hashlib
 import importlib
+import math
 import re
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from universeg_jax.configuration import flatten, load_config, to_dict
 from universeg_jax.data.dataset import list_datasets, open_dataset
 from universeg_jax.data.tasks import subject_hash, task_table
 from universeg_jax.errors import UserError
-from universeg_jax.intervals import Cases, interval, mean_of_means
+from universeg_jax.intervals import Cases, interval, mean_of_means, paired
 from universeg_jax.reporting import figure, markdown_table, percent, read_json, save_figure, write_csv, write_json
 from universeg_jax.summary import interval_text
 
@@ -217,20 +218,25 @@ def listing(jobs: Sequence[Job]) -> str:
 def gather(name: str, points: Sequence[Point], options: Options, problems: dict[str, str]) -> list[dict[str, Any]]:
     """Writes <workdir>/<sweep>.csv, .md and .png of all points with a result, and returns their rows.
 
-    Seeds are averaged within a case before subjects are resampled: the interval is of these runs on other subjects.
+    Seeds are averaged within a case before subjects are resampled: the intervals are of these runs on other subjects.
+    Differences are paired, to the first point.
     """
-    rows = [row for point in points if (row := point_row(point))]
-    if not rows:
+    cases = {point.value: of_seeds for point in points if (of_seeds := cases_by_seed(point))}
+    if not cases:
         raise UserError(f"no run of the sweep {name} has a result: {'; '.join(problems.values())}")
+    first = points[0].value
+    rows = [point_row(value, of_seeds, cases.get(first, {})) for value, of_seeds in cases.items()]
     write_csv(options.workdir / f"{name}.csv", rows)
     datasets = [column.removeprefix("dice_") for column in rows[0] if column.startswith("dice_")]
-    head = [name.replace("_", " "), "mean Dice (%)", "95 % interval", "by seed", *datasets]
+    head = [name.replace("_", " "), "mean Dice (%)", "95 % interval", "by seed", f"minus {first}", "95 % interval"]
     table = [
         [
             row["value"],
             percent(row["mean_dice"]),
             interval_text(row["ci_low"], row["ci_high"]),
             ", ".join(percent(float(x)) for x in row["by_seed"].split()),
+            "" if row["minus_first"] is None else percent(row["minus_first"]),
+            interval_text(row["minus_first_low"], row["minus_first_high"]),
             *(percent(row[f"dice_{d}"]) for d in datasets),
         ]
         for row in rows
@@ -239,10 +245,10 @@ def gather(name: str, points: Sequence[Point], options: Options, problems: dict[
         f"# {name.replace('_', ' ')}",
         "",
         f"Base {options.base}{''.join(f', {change}' for change in options.changes)}; datasets of role {options.role}; "
-        f"seeds {', '.join(map(str, options.seeds))}. Official Dice, mean over the datasets and seeds; the interval "
-        "resamples subjects, with datasets and seeds fixed.",
+        f"seeds {', '.join(map(str, options.seeds))}. Official Dice, mean over the datasets and seeds; the intervals "
+        "resample subjects, with datasets and seeds fixed; differences are paired.",
         "",
-        markdown_table(head, table),
+        markdown_table([*head, *datasets], table),
         "",
         f"![{name}]({name}.png)",
         *(f"\n- not done: {run}: {problem}" for run, problem in problems.items()),
@@ -252,26 +258,42 @@ def gather(name: str, points: Sequence[Point], options: Options, problems: dict[
     return rows
 
 
-def point_row(point: Point) -> dict[str, Any] | None:
-    """The mean over the seeds that have a result, with its interval; None where none has."""
-    of_seeds = [read_cases(out / "cases.csv") for out in point.results if (out / "evaluated.json").exists()]
-    if not of_seeds:
-        return None
-    joined = Cases(*(np.concatenate(columns) for columns in zip(*of_seeds, strict=True)))
-    result = interval(joined)
-    ends = (result.overall.low, result.overall.high, result.over_datasets.low, result.over_datasets.high)
-    low, high, low_over, high_over = (None if value != value else value for value in ends)
+def cases_by_seed(point: Point) -> dict[int, Cases]:
+    """Of the seeds that have a result."""
+    there = ((i, out) for i, out in enumerate(point.results) if (out / "evaluated.json").exists())
+    return {i: read_cases(out / "cases.csv") for i, out in there}
+
+
+def point_row(value: str, of_seeds: dict[int, Cases], first: dict[int, Cases]) -> dict[str, Any]:
+    """The mean over the seeds with its interval, and what it is above the first point over the seeds that both have."""
+    result = interval(joined(of_seeds, of_seeds))
+    overall, over_datasets = result.overall, result.over_datasets
+    both = of_seeds.keys() & first.keys()
+    same = of_seeds is first or not both
+    difference = None if same else paired(joined(first, both), joined(of_seeds, both)).overall
     return {
-        "value": point.value,
+        "value": value,
         "seeds": len(of_seeds),
-        "mean_dice": result.overall.mean,
-        "ci_low": low,
-        "ci_high": high,
-        "ci_low_over_datasets": low_over,
-        "ci_high_over_datasets": high_over,
-        "by_seed": " ".join(f"{mean_of_means(cases)[0]:.6f}" for cases in of_seeds),
+        "mean_dice": overall.mean,
+        "ci_low": known(overall.low),
+        "ci_high": known(overall.high),
+        "ci_low_over_datasets": known(over_datasets.low),
+        "ci_high_over_datasets": known(over_datasets.high),
+        "by_seed": " ".join(f"{mean_of_means(cases)[0]:.6f}" for cases in of_seeds.values()),
+        "minus_first": difference and difference.mean,
+        "minus_first_low": difference and known(difference.low),
+        "minus_first_high": difference and known(difference.high),
         **{f"dice_{name}": estimate.mean for name, estimate in result.by_dataset.items()},
     }
+
+
+def joined(of_seeds: dict[int, Cases], seeds: Iterable[int]) -> Cases:
+    chosen = [of_seeds[seed] for seed in sorted(seeds)]
+    return Cases(*(np.concatenate(columns) for columns in zip(*chosen, strict=True)))
+
+
+def known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def read_cases(path: Path) -> Cases:
