@@ -6,8 +6,9 @@ Trains configs/small.py and configs/baselines.py:senet, :panet and :alpnet with 
 and evaluates them, the baselines without training, a U-Net for each task and the first model fine-tuned for each task
 on the roles asked for. --checkpoints adds others, such as `small`. Nothing is chosen by it: the last step is taken.
 
-The same command goes on where it was stopped; what failed or was not begun within --minutes is told of, and the tables
-<workdir>/<role>.md hold what there is: at each support size Dice with intervals, and the paired differences to ours.
+The same command goes on where it was stopped, and twice at once it shares the work. What failed or was not begun within
+--minutes is told of, and the tables <workdir>/<role>.md hold what there is: at each support size Dice with intervals,
+and the paired differences to ours.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from universeg_jax.baselines.trivial import METHODS as TRIVIAL
 from universeg_jax.comparison import compare
 from universeg_jax.cost import cost_table
 from universeg_jax.errors import UserError
-from universeg_jax.reporting import lock, markdown_table, percent, read_json
+from universeg_jax.reporting import markdown_table, percent, read_json
 
 OURS = "universeg"
 MODELS = {OURS: "configs/small.py:64"} | {n: f"configs/baselines.py:{n}" for n in ("senet", "panet", "alpnet")}
@@ -109,12 +110,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     try:
-        with lock(args.workdir):
-            problems = run_local(plan(args), args.minutes)
-            for role in args.roles.split(","):
-                text = table(args.workdir, role, [int(s) for s in args.support_size.split(",")], args.ensemble)
-                (args.workdir / f"{role}.md").write_text(text)
-                print(text)
+        problems = run_local(plan(args), args.minutes)
+        for role in args.roles.split(","):
+            text = table(args.workdir, role, [int(s) for s in args.support_size.split(",")], args.ensemble)
+            (args.workdir / f"{role}.md").write_text(text)
+            print(text)
     except (UserError, OSError) as error:
         print(f"tables: {error}", file=sys.stderr)
         return 1

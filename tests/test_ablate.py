@@ -1,5 +1,6 @@
 """Sweeps: what they run, that they go on where they stopped, and what is gathered."""
 
+import contextlib
 import csv
 import itertools
 import shutil
@@ -21,7 +22,7 @@ from universeg_jax.configuration import flatten, to_dict
 from universeg_jax.data.dataset import open_dataset
 from universeg_jax.errors import UserError
 from universeg_jax.intervals import Cases, interval
-from universeg_jax.reporting import read_json, write_csv, write_json
+from universeg_jax.reporting import lock, read_json, write_csv, write_json
 from universeg_jax.training import open_tasks
 
 TINY = ["image_size=16", "batch_size=4", "num_steps=2", "model.encoder_blocks=(4,4)", "support_size=2",
@@ -234,6 +235,31 @@ def test_a_failed_run_is_done_again_and_a_done_one_is_not(tmp_path, capsys):
     assert "ZeroDivisionError" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "good")
     assert run_local(jobs[:1]) == {}
+
+
+def test_what_another_process_works_at_is_left_to_it_and_looked_at_again(tmp_path, capsys):
+    jobs = [command_job(tmp_path / name, "print(1)") for name in ("a", "b")]
+    with lock(jobs[0].workdir, ".job"):
+        problems = run_local(jobs)
+    assert problems.keys() == {"a"}
+    assert "another process works in" in problems["a"]
+    assert (tmp_path / "b" / "trained.json").exists()
+    # It is free again when the second job is done: here, since that one is what holds the first.
+    holder = contextlib.ExitStack()
+    holder.enter_context(lock(jobs[0].workdir, ".job"))
+    release = ablate.Job(tmp_path / "c", (), ())
+    original = ablate.run_job
+
+    def run(job):
+        if job is release:
+            holder.close()
+        return original(job)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ablate, "run_job", run)
+        assert run_local([jobs[0], release]) == {}
+    assert (tmp_path / "a" / "trained.json").exists()
+    assert "a: another process" in capsys.readouterr().err
 
 
 def test_after_its_minutes_no_run_is_begun(tmp_path, monkeypatch):

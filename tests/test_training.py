@@ -168,7 +168,7 @@ def test_starting_from_a_checkpoint_takes_its_parameters_and_lineage(data_dir, t
 
 
 def test_a_second_process_in_a_workdir_is_refused(tmp_path, data_dir):
-    with lock(tmp_path), pytest.raises(UserError, match="another process is training"):
+    with lock(tmp_path), pytest.raises(UserError, match="another process works in"):
         training.train_and_evaluate(tiny_config(data_dir), tmp_path)
 
 

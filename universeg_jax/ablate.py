@@ -2,6 +2,7 @@
 
 Every run is train.py and then eval.py as processes of their own, in <workdir>/runs/<what differs>_seed<n>/. A run that
 is done is not done again, one that stopped goes on, and one that fails is told of at the end and holds up no other.
+The same command twice, say on two devices, shares the runs; the one that ends last gathers all.
 Runs that differ in nothing, such as the points of `ensemble`, or one point of two sweeps, are trained once.
 """
 
@@ -29,7 +30,17 @@ from universeg_jax.data.dataset import list_datasets, open_dataset
 from universeg_jax.data.tasks import subject_hash, task_table
 from universeg_jax.errors import UserError
 from universeg_jax.intervals import Cases, interval, mean_of_means, paired
-from universeg_jax.reporting import figure, markdown_table, percent, read_json, save_figure, write_csv, write_json
+from universeg_jax.reporting import (
+    LockedError,
+    figure,
+    lock,
+    markdown_table,
+    percent,
+    read_json,
+    save_figure,
+    write_csv,
+    write_json,
+)
 from universeg_jax.summary import interval_text
 
 ROOT = Path(__file__).parents[1]  # of the checkout: train.py, eval.py and configs/ are not in the package
@@ -157,36 +168,50 @@ def eval_command(folder: Path, out: Path, flags: dict[str, Any], options: Option
 
 
 def run_job(job: Job) -> str:
-    """Trains and evaluates what is not done yet; "" or what went wrong."""
-    for command, folder, what in (
-        (job.train, job.workdir, "trained"),
-        *((command, out, "evaluated") for out, command in job.evaluations),
-    ):
-        done, log = folder / f"{what}.json", folder / "log.txt"
-        if not command or (done.exists() and read_json(done) == list(command[1:])):
-            continue
-        folder.mkdir(parents=True, exist_ok=True)
-        with log.open("a") as file:
-            code = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
-        if code:
-            lines = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines() or ["no output"]
-            return f"not {what}, exit code {code}: {lines[-1]} ({log})"
-        write_json(done, list(command[1:]))
+    """Trains and evaluates what is not done yet; "" or what went wrong. Raises LockedError where another one does."""
+    with lock(job.workdir, ".job"):  # the training locks the folder itself
+        for command, folder, what in (
+            (job.train, job.workdir, "trained"),
+            *((command, out, "evaluated") for out, command in job.evaluations),
+        ):
+            done, log = folder / f"{what}.json", folder / "log.txt"
+            if not command or (done.exists() and read_json(done) == list(command[1:])):
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            with log.open("a") as file:
+                code = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+            if code:
+                lines = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines() or ["no output"]
+                return f"not {what}, exit code {code}: {lines[-1]} ({log})"
+            write_json(done, list(command[1:]))
     return ""
 
 
 def run_local(jobs: Sequence[Job], minutes: float = 0) -> dict[str, str]:
     """One after another in this machine; what went wrong by the name of the job.
 
-    After `minutes`, if not 0, none is begun: the same command goes on with them.
+    After `minutes`, if not 0, none is begun: the same command goes on with them. Several processes may share the jobs:
+    one that another process works at is left to it, and looked at again at the end.
     """
     problems, started = {}, time.monotonic()
+
+    def run(job: Job) -> str:
+        if minutes and time.monotonic() - started > 60 * minutes:
+            return f"not begun within {minutes:g} minutes"
+        try:
+            return run_job(job)
+        except LockedError as error:
+            elsewhere.append(job)
+            return str(error)
+
+    elsewhere: list[Job] = []
     for job in tqdm(jobs, desc="ablate", unit="run"):
-        late = minutes and time.monotonic() - started > 60 * minutes
-        if problem := f"not begun within {minutes:g} minutes" if late else run_job(job):
+        if problem := run(job):
             problems[job.name] = problem
             tqdm.write(f"{job.name}: {problem}", file=sys.stderr)
-    return problems
+    for job in elsewhere[:]:
+        problems[job.name] = run(job)
+    return {name: problem for name, problem in problems.items() if problem}
 
 
 def run_slurm(jobs: Sequence[Job], folder: Path, parameters: dict[str, Any], cluster: str = "slurm") -> dict[str, str]:

@@ -59,20 +59,22 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
+class LockedError(UserError):
+    """A folder that another process works in."""
+
+
 @contextlib.contextmanager
-def lock(workdir: Path | None) -> Iterator[None]:
+def lock(workdir: Path | None, name: str = ".lock") -> Iterator[None]:
     """Refuses a second process in a workdir; the lock goes with the process, however it ends. None locks nothing."""
     if workdir is None:
         yield
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / ".lock").open("w") as file:
+    with (workdir / name).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"another process is training in {workdir}; wait for it, or take another --workdir"
-            ) from None
+            raise LockedError(f"another process works in {workdir}; wait for it, or take another folder") from None
         yield
 
 

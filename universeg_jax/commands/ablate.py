@@ -31,7 +31,6 @@ def _numbers(text: str) -> tuple[int, ...]:
 def run(args: argparse.Namespace) -> int:
     from universeg_jax.ablate import Options, gather, listing, plan, run_local, run_slurm
     from universeg_jax.errors import UserError
-    from universeg_jax.reporting import lock
 
     changes = tuple(args.set)
     options = Options(args.data_dir, args.workdir, args.base, args.role, args.seeds, changes, args.max_cases)
@@ -43,9 +42,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--slurm {wrong[0]}: write KEY=VALUE")
     pairs = (pair.split("=", 1) for pair in args.slurm)
     parameters = {key: int(value) if value.isdigit() else value for key, value in pairs}
-    with lock(args.workdir):
-        slurm = args.launcher == "slurm"
-        problems = run_slurm(jobs, args.workdir / "slurm", parameters) if slurm else run_local(jobs, args.minutes)
-        gather(args.sweep, points, options, problems)
+    slurm = args.launcher == "slurm"
+    problems = run_slurm(jobs, args.workdir / "slurm", parameters) if slurm else run_local(jobs, args.minutes)
+    gather(args.sweep, points, options, problems)
     print((args.workdir / f"{args.sweep}.md").read_text(), end="")
     return int(bool(problems))
