@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from tests.fixtures import tiny_config
 from tests.processes import steps_saved
-from universeg_jax import checkpoints, cli
+from universeg_jax import checkpoints, cli, weights
 from universeg_jax.checkpoints import CheckpointError, open_checkpointer, save
 from universeg_jax.configuration import to_dict
 from universeg_jax.lineage import lineage
@@ -47,6 +48,19 @@ def test_the_command_prints_what_is_inside(tmp_path, capsys):
     assert shown["config"] == to_dict(tiny_config())
     assert shown["lineage"].keys() == {"code_version", "trained_on", "synthetic", "selected_on", "parents"}
     assert shown["lineage"]["code_version"].startswith("0.")
+
+
+def test_a_checkpoint_of_another_program_or_shape_is_refused(tmp_path):
+    with ocp.training.Checkpointer(tmp_path / "theirs") as theirs:
+        theirs.save_checkpointables(1, {"params": {"w": np.zeros(3)}})
+    with pytest.raises(CheckpointError, match="written by another program"):
+        checkpoints.read_metadata(tmp_path / "theirs" / "1")
+    save_some(tmp_path / "ours", {1: 0.5})
+    path, params = tmp_path / "ours.safetensors", {"w": np.zeros((2, 3), np.float32)}
+    weights.write_file(path, params, {"config": {}})
+    assert checkpoints.load_params(path, params)["w"].shape == (2, 3)
+    with pytest.raises(CheckpointError, match=r"ours.safetensors holds a model of another shape"):
+        checkpoints.load_params(path, {"w": np.zeros((2, 4), np.float32)})
 
 
 def test_a_workdir_without_a_checkpoint_says_so(tmp_path):

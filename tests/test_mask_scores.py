@@ -99,6 +99,29 @@ def test_pictures_that_cannot_be_scored_are_named(tmp_path, file, array, error, 
         score_masks(tmp_path / "tool", tmp_path / "mine" / "labels", tmp_path / "out")
 
 
+def test_folders_that_cannot_be_compared_are_named(tmp_path):
+    tool, labels = tmp_path / "tool", tmp_path / "labels"
+    for folder in (tool, labels):
+        save(folder / "a_0", shifted((16, 14)))
+    with pytest.raises(UserError, match="absent is no folder"):
+        score_masks(tmp_path / "absent", labels, tmp_path / "out")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match=r"none holds no masks: neither pictures nor \.nii"):
+        score_masks(tool, tmp_path / "none", tmp_path / "out")
+    save(tool / "a_0", shifted((16, 14), value=3))
+    with pytest.raises(UserError, match=r"tool holds the ids \[3\], the labels \[1\]"):
+        score_masks(tool, labels, tmp_path / "out")
+    for folder in (tool, labels):
+        save(folder / "a_0", shifted((16, 14)))
+        save(folder / "b_0", shifted((16, 14, 12)))
+    assert score_masks(tool, labels, tmp_path / "out")["mean_dice"] == 1
+    with pytest.raises(UserError, match="pictures and volumes: pixels and mm have no mean"):
+        score_masks(tool, labels, tmp_path / "again", surfaces=True)
+    save(tool / "a_0", shifted((16, 14, 12)))
+    with pytest.raises(UserError, match=r"a_0.* and .*a_0.* have one name"):
+        score_masks(tool, labels, tmp_path / "again")
+
+
 def test_nan_and_another_place_and_other_ids_are_named(tmp_path):
     shape, tool, labels = (16, 14, 12), tmp_path / "tool", tmp_path / "labels"
     for i in range(3):

@@ -240,10 +240,15 @@ def test_a_wrong_field_is_named_with_its_choices(fields, word):
         (((1, 16, 16, 1), (1, 0, 16, 16, 1)), "S >= 1"),
         (((1, 16, 16, 1), (1, 2, 8, 16, 1)), "support_images"),
         (((16, 16, 1), (1, 2, 16, 16, 1)), "query_image"),
+        (((1, 16, 16, 1), (1, 2, 16, 16, 1), (1, 1, 16, 16, 1)), "support_labels has shape"),
+        (
+            ((1, 16, 16, 1), (1, 2, 16, 16, 1), (1, 2, 16, 16, 1), (1, 3)),
+            r"support_mask has shape \(1, 3\).* = \(1, 2\)",
+        ),
     ],
 )
 def test_a_wrong_shape_is_named(shapes, word):
     model, params = tiny()
-    query, support = (np.zeros(shape, np.float32) for shape in shapes)
+    query, images, *rest = (np.zeros(shape, np.float32) for shape in shapes)
     with pytest.raises(ValueError, match=word):
-        model.apply({"params": params}, query, support, support)
+        model.apply({"params": params}, query, images, *(rest or [images]))

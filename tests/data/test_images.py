@@ -127,6 +127,24 @@ def test_every_bad_file_is_an_image_error_that_names_it(tmp_path, monkeypatch):
     assert read_image(whole).shape == (64, 64)
 
 
+def test_a_contour_is_filled_and_what_is_none_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "contour.txt"
+    path.write_text("2 1\n6 1\n6 4\n2 4\n")
+    expected = np.zeros((6, 9), np.int32)
+    expected[1:5, 2:7] = 1  # the line belongs to it
+    np.testing.assert_array_equal(images.read_contour(path, (6, 9)), expected)
+    for text, problem in (("1 2 3 4", "three lines"), ("1 2 3 4 5 6 7", "three lines"), ("1 2 x 4 5 6", "convert"),
+                          ("1 2 3 inf 5 6", "three lines"), ("1 2 3 4 5 1e9", "three lines")):  # fmt: skip
+        path.write_text(text)
+        with pytest.raises(ImageError, match=f"contour.txt: .*{problem}"):
+            images.read_contour(path, (6, 9))
+    with pytest.raises(ImageError, match="No such file"):
+        images.read_contour(tmp_path / "absent.txt", (6, 9))
+    monkeypatch.setattr(images, "MAX_CONTOUR_BYTES", 3)
+    with pytest.raises(ImageError, match="at most 3 bytes"):
+        images.read_contour(path, (6, 9))
+
+
 def test_an_image_error_passes_between_processes():
     error = pickle.loads(pickle.dumps(ImageError("a.png", "is bad", "very")))
     assert (str(error), error.problem) == ("a.png: is bad (very)", "is bad")

@@ -57,6 +57,10 @@ class Scans(tfds.core.GeneratorBasedBuilder):
 def scans(tmp_path_factory):
     path = tmp_path_factory.mktemp("tfds")
     Scans(data_dir=path).download_and_prepare(file_format="array_record")
+    (info,) = path.rglob("dataset_info.json")
+    other = path / "other" / "1.0.0"
+    shutil.copytree(info.parent, other)
+    (other / info.name).write_text(info.read_text().replace("array_record", "tfrecord"))
     return path
 
 
@@ -108,6 +112,8 @@ def test_by_its_name_and_with_the_names_of_its_classes(scans, tmp_path, monkeypa
         ("scans", ("--mask", "drawn/lossy"), "drawn/lossy is stored in JPEG"),
         ("scans", (), "needs --image, --mask and --name"),
         ("absent", ("--mask", "drawn/ids"), "holds no TFDS dataset"),
+        (".", ("--mask", "drawn/ids"), "holds several TFDS datasets"),
+        ("other", ("--mask", "drawn/ids"), "is in tfrecord, which needs TensorFlow"),
         ("scans", ("--mask", "image"), "no example is left of 5 cases"),
     ],
 )

@@ -152,6 +152,11 @@ def test_what_has_no_place_or_another_place_is_refused():
         (np.zeros((3, 4)), np.eye(4), r"three axes.*\(3, 4\)"),
         (np.zeros((3, 4, 5)), np.diag([1.0, 0, 1, 1]), "cannot be inverted"),
         (np.zeros((3, 4, 5)), np.full((4, 4), np.nan), "cannot be inverted"),
+        (
+            np.zeros((3, 4, 5)),
+            np.array([[1e6, 1e12, 0, 0], [0, 1e-4, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
+            "an axis without direction",
+        ),
     ):
         with pytest.raises(ImageError, match=f"b.nii: .*{word}"):
             make_volume(data, affine, "b.nii")
