@@ -85,6 +85,22 @@ def test_a_copied_label_is_found_though_all_labels_are_nearly_alike(clean):
     assert "e8" in found[0].message
 
 
+def test_a_label_that_nothing_explains_is_a_misfit_and_a_usual_spread_is_none(clean):
+    masks = clean.masks.copy()
+    masks[0, 3] = 0
+    masks[0, 3, ::5, ::2] = 1  # dots: no shift, exchange or other label makes a disc of them
+    spoilt = Support(clean.images, masks, clean.labels, clean.names, clean.subjects)
+    (found,) = find_mistakes(perfect(clean), spoilt)
+    assert (found.example, found.kind) == ("e3", "misfit")
+    assert "label 1: does not fit what the others find (overlap 0." in found.message
+    # Where the model finds only a part of every second one, one more that it hardly finds is nothing to tell.
+    probabilities = perfect(clean)
+    for i in range(0, len(clean), 2):
+        probabilities[i, 0, ::2] = 0
+    probabilities[1, 0, np.arange(128) % 3 > 0] = 0
+    assert find_mistakes(probabilities, clean) == []
+
+
 def test_an_odd_picture_is_found(clean):
     images = clean.images.copy()
     images[5] = 1 - images[5]

@@ -145,6 +145,9 @@ def test_effects_are_the_predictions_with_ever_more_examples(predictor, cases):
     for (picture, _), mask in zip(pictures, masks, strict=True):
         np.testing.assert_array_equal(picture, demo.overlay(image, mask))
     assert demo.effects(predictor, Session()) == []
+    unmarked = [replace(case, label=np.zeros_like(case.label)) for case in cases[:2]]
+    pictures = demo.effects(predictor, replace(session, examples=(*unmarked, *cases[2:4])))
+    assert [caption.split(": ")[1] for _, caption in pictures] == ["p2_0", "+ p3_0"]  # nothing to find before
 
 
 @pytest.mark.parametrize("shape", [(40, 60), (900, 700), (640, 640)])
@@ -199,6 +202,11 @@ def test_saved_pictures_keep_their_intensities(tmp_path, image, suffix):
     (tmp_path / f"x{found}").write_bytes(content)
     assert found == suffix
     np.testing.assert_array_equal(read_image(tmp_path / f"x{found}"), image.astype(np.float32))
+
+
+def test_no_masks_are_not_saved():
+    with pytest.raises(UserError, match="there are no masks to save"):
+        demo.masks_zip({})
 
 
 def test_what_is_saved_is_a_support_folder(tmp_path, cases):
