@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.test_volume_files import series
+from tests.data.test_dicom import series
 from tests.fixtures import write_folder
 from tests.test_support import write_volumes
 from universeg_jax import predict_files as predict_files_module

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 import universeg_jax
+from universeg_jax.data.dicom import dicom_slices
 from universeg_jax.data.images import ImageError
-from universeg_jax.data.volume_files import dicom_slices
 from universeg_jax.data.volumes import Volume
 from universeg_jax.errors import UserError
 

@@ -7,25 +7,17 @@ first process alone writes predictions.csv.
 
 import contextlib
 import csv
-import functools
-import json
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
@@ -43,10 +35,9 @@ from universeg_jax.data.volume_files import (
 from universeg_jax.data.volumes import Volume, plane, slice_axis
 from universeg_jax.dicom_seg import require_highdicom, write_dicom_seg
 from universeg_jax.errors import UserError
-from universeg_jax.predictor import Options, Prediction, Predictor, Segmenter
+from universeg_jax.predict_workers import how_to_make, in_processes
+from universeg_jax.predictor import Prediction, Segmenter
 from universeg_jax.reporting import read_json, read_json_lines, write_json
-from universeg_jax.startup import use_compilation_cache
-from universeg_jax.support import Support
 from universeg_jax.weights import params_hash
 
 COLUMNS = ("query", "mask", "label", "size", "unit", "confidence", "warnings")
@@ -127,7 +118,11 @@ def predict_files(
     if beam is not None:
         done = by_beam(segmenter, work, out, beam, jobs)
     else:
-        done = (_try_file(segmenter, *task) for task in work) if jobs == 1 else in_processes(segmenter, work, jobs)
+        done = (
+            (_try_file(segmenter, *task) for task in work)
+            if jobs == 1
+            else in_processes(_try_file, how_to_make(segmenter), work, jobs)
+        )
     failed = 0
     try:
         for file, rows in tqdm(done, desc="predict", unit="file", total=len(todo), disable=len(todo) < 4):
@@ -151,7 +146,6 @@ def predict_files(
 
 Task = tuple[Path, Sequence[Path], int | None, bool, Mapping[int, str] | None]  # what `predict_file` takes
 Done = tuple[Path, list[dict[str, Any]] | str]  # a file with its rows, or with why it could not be read
-_WORKER: list[Segmenter] = []  # of a process that in_processes started
 
 
 def _try_file(segmenter: Segmenter, file: Path, *task: Any) -> Done:
@@ -161,27 +155,11 @@ def _try_file(segmenter: Segmenter, file: Path, *task: Any) -> Done:
         return file, str(error)
 
 
-def in_processes(segmenter: Segmenter, work: Iterable[Task], jobs: int) -> Iterator[Done]:
-    """The same by several processes, in the order in which files are done; a few at a time are handed out."""
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, spawn, _start_worker, (_how_to_make(segmenter),))
-    waiting: set[Future] = set()
-    try:
-        for task in work:
-            waiting.add(pool.submit(_in_worker, task))
-            if len(waiting) >= 2 * jobs:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        yield from (future.result() for future in waiting)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def by_beam(segmenter: Segmenter, work: Iterable[Task], out: Path, options: Sequence[str], jobs: int) -> Iterator[Done]:
     """The same by the workers of a Beam pipeline, once all of them are done."""
     from universeg_jax.predict_fleet import run_pipeline
 
-    run_pipeline(_try_file, _how_to_make(segmenter), work, out / PARTS, options, jobs)
+    run_pipeline(_try_file, how_to_make(segmenter), work, out / PARTS, options, jobs)
     yield from _left_by_workers(out)
 
 
@@ -205,34 +183,6 @@ def _left_by_workers(out: Path) -> Iterator[Done]:
 def _forget_workers(out: Path) -> None:
     if (out / PARTS).exists():
         shutil.rmtree(out / PARTS)
-
-
-def _how_to_make(segmenter: Segmenter) -> Callable[[], Segmenter]:
-    """A function for another process: programs are compiled there."""
-    predictor = segmenter.predictor
-    start = (jax.device_get(predictor.params), predictor.config.to_json(), segmenter.support, segmenter.options)
-    return functools.partial(_make_segmenter, *start)
-
-
-def _make_segmenter(params: Any, config: str, support: Support, options: Options) -> Segmenter:
-    use_compilation_cache()
-    return Predictor(params, ConfigDict(json.loads(config))).segmenter(support, options)
-
-
-def _start_worker(make_segmenter: Callable[[], Segmenter]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the file at hand is finished
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _WORKER.append(make_segmenter())
-
-
-def _end_with_parent() -> None:
-    """A killed job leaves nobody at work who would write when it is started again."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _in_worker(task: Task) -> Done:
-    return _try_file(_WORKER[0], *task)
 
 
 def _check_targets(targets: dict[Path, list[Path]]) -> None:

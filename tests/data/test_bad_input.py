@@ -14,14 +14,15 @@ import SimpleITK as sitk
 import tifffile
 from PIL import Image
 
-from tests.data.test_volume_files import series
+from tests.data.test_dicom import series
 from tests.fixtures import write_folder
 from universeg_jax.cli import main
 from universeg_jax.data.dataset import open_dataset, read_report
+from universeg_jax.data.dicom import read_dicom_picture, read_label_stack
 from universeg_jax.data.folder import read_folder
 from universeg_jax.data.images import read_contour, read_image, read_label
 from universeg_jax.data.meta import read_meta
-from universeg_jax.data.volume_files import read_dicom_picture, read_label_stack, read_label_volume, read_volume
+from universeg_jax.data.volume_files import read_label_volume, read_volume
 from universeg_jax.errors import UserError
 
 NOISE = np.random.default_rng(0).integers(0, 255, (12, 9)).astype(np.uint8)

@@ -13,15 +13,16 @@ import SimpleITK as sitk
 import tifffile
 from PIL import Image
 
-from tests.data.test_volume_files import series
+from tests.data.test_dicom import series
 from tests.fixtures import block_volume, write_nifti
 from universeg_jax.cli import main
 from universeg_jax.data.cases import Case, FolderError, LabelFile, make_examples, wanted_axes
 from universeg_jax.data.dataset import list_datasets, open_dataset, read_report
+from universeg_jax.data.dicom import read_dicom_picture
 from universeg_jax.data.folder import read_folder, read_support
 from universeg_jax.data.images import ImageError
 from universeg_jax.data.tasks import task_table
-from universeg_jax.data.volume_files import read_dicom_picture, read_volume
+from universeg_jax.data.volume_files import read_volume
 from universeg_jax.data.volumes import IN_PLANE
 
 

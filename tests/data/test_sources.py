@@ -18,12 +18,13 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from tests.data.test_volume_files import series
+from tests.data.test_dicom import series
 from tests.fixtures import block_volume, disc
 from universeg_jax.cli import main
 from universeg_jax.data import download
 from universeg_jax.data.build import build_contents
 from universeg_jax.data.dataset import open_dataset
+from universeg_jax.data.dicom import read_label_stack
 from universeg_jax.data.download import fetch
 from universeg_jax.data.source import (
     Download,
@@ -36,7 +37,6 @@ from universeg_jax.data.source import (
     read_source,
 )
 from universeg_jax.data.tasks import task_table
-from universeg_jax.data.volume_files import read_label_stack
 
 SHAPE = (14, 12, 8)
 IDRID = "A. Segmentation"

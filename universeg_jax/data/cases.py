@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from universeg_jax.data.dataset import Example
+from universeg_jax.data.dicom import DICOM, read_dicom_picture, read_label_stack
 from universeg_jax.data.files import extension
 from universeg_jax.data.images import (
     ImageError,
@@ -29,15 +30,7 @@ from universeg_jax.data.images import (
     read_image,
     read_label,
 )
-from universeg_jax.data.volume_files import (
-    DICOM,
-    TIFF,
-    is_volume,
-    read_dicom_picture,
-    read_label_stack,
-    read_label_volume,
-    read_volume,
-)
+from universeg_jax.data.volume_files import TIFF, is_volume, read_label_volume, read_volume
 from universeg_jax.data.volumes import (
     AXES,
     IN_PLANE,

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from universeg_jax.data.cases import Case, FolderError, LabelFile, check_inside, read_pair
+from universeg_jax.data.dicom import DICOM
 from universeg_jax.data.files import extension, natural_order, stem
 from universeg_jax.data.images import EXTENSIONS, ImageError, read_label
 from universeg_jax.data.layouts import is_dataset_json, read_dataset_json
 from universeg_jax.data.meta import Folder, read_meta, subject_rule
-from universeg_jax.data.volume_files import DICOM, VOLUME_EXTENSIONS, is_volume, read_label_volume
+from universeg_jax.data.volume_files import VOLUME_EXTENSIONS, is_volume, read_label_volume
 
 
 def read_folder(path: str | Path, size: int = 128) -> Folder:

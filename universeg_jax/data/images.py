@@ -7,10 +7,13 @@ anti-alias blur (σ = ¼ old/new pixels) → linear resize. Masks go through the
 Volumes and multi-page files are refused here: nothing of a file is passed over in silence.
 """
 
+import contextlib
 import functools
 import gzip
 import io
+import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,6 +37,7 @@ MAX_BYTES = 1_000_000_000  # of one file
 MAX_PIXELS = 100_000_000  # of one picture; checked before it is decoded
 MAX_SIDE = 100_000  # pixels
 MAX_CONTOUR_BYTES = 1_000_000
+CHATTY = ("nibabel.global", "pydicom", "tifffile")  # loggers that remark on every odd header field
 MAX_INTENSITY = 1e30  # beyond it float32 overflows in min-max; such values are markers of missing data
 
 
@@ -51,6 +55,34 @@ class ImageError(UserError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.problem}" + (f" ({self.detail})" if self.detail else "")
+
+
+@contextlib.contextmanager
+def as_image_errors(path: Path) -> Iterator[None]:
+    """Whatever a library raises of a file as one line with its name, and nothing of what it would print."""
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"), _silence(*CHATTY):
+            warnings.simplefilter("ignore")  # of odd header fields; what counts is checked
+            yield
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file makes libraries raise almost anything
+        message = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
+        message = message.replace(f"{path.parent}/", "")  # reports must not depend on where files lie
+        raise ImageError(path, "cannot be read", message[-160:]) from error
+
+
+@contextlib.contextmanager
+def _silence(*names: str) -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def read_image(path: str | Path) -> np.ndarray:

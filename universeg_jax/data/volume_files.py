@@ -1,33 +1,25 @@
-"""Volumes from files: NIfTI, NRRD, MetaImage, DICOM series and multi-page TIFF → `Volume`.
+"""Volumes from files: NIfTI, NRRD, MetaImage and multi-page TIFF → `Volume`; a DICOM series by dicom.py.
 
 Every way in which a file can be bad becomes an ImageError with its name. Sizes are checked from the header, before a
 voxel is read. Headers that point to other files are refused: a stranger's header must not choose what is opened. Only
 a .mhd may name the one file of voxels that lies beside it.
 """
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from universeg_jax.data.files import extension, natural_order
-from universeg_jax.data.images import MAX_BYTES, MAX_INTENSITY, MAX_PIXELS, ImageError, read_label, to_grey
-from universeg_jax.data.volumes import MAX_VOXELS, Volume, make_volume
+from universeg_jax.data.dicom import DICOM, read_dicom
+from universeg_jax.data.files import extension
+from universeg_jax.data.images import MAX_BYTES, MAX_INTENSITY, ImageError, as_image_errors, to_grey
+from universeg_jax.data.volumes import LPS_TO_RAS, Volume, check_size, make_affine, make_volume
 
 NIFTI = (".nii", ".nii.gz")
 ITK = (".nrrd", ".mha", ".mhd")
 TIFF = (".tif", ".tiff")
-DICOM = (".dcm", ".ima", ".dicom")
 VOLUME_EXTENSIONS = (*NIFTI, *ITK)  # always volumes; a TIFF may be one, a DICOM series is a folder
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK and DICOM point x to the left and y to the back
-INFLATES = 1032  # bytes that deflate makes of one at most
-CHATTY = ("nibabel.global", "pydicom", "tifffile")  # loggers that remark on every odd header field
 
 
 def is_dicom(path: str | Path) -> bool:
@@ -96,7 +88,7 @@ def write_like(path: str | Path, data: np.ndarray, source: str | Path, volume: V
         shape = (*like.shape, 1, 1, 1)[:3]
         image = nib.Nifti1Image(np.ascontiguousarray(data.reshape(shape)), None, header)
     else:
-        image = nib.Nifti1Image(np.ascontiguousarray(data), volume.file_affine())
+        image = nib.Nifti1Image(np.ascontiguousarray(data), volume.filemake_affine())
     nib.save(image, path)
 
 
@@ -107,9 +99,9 @@ def mask_extension(source: str | Path) -> str:
 
 def _read(path: Path, channel: int | None) -> Volume:
     kind = extension(path)
-    with _as_image_errors(path):
+    with as_image_errors(path):
         if path.is_dir() or kind in DICOM:
-            return _read_dicom(path)
+            return read_dicom(path)
         if path.stat().st_size > MAX_BYTES:
             raise ImageError(path, "the file is too large", f"{path.stat().st_size:,} bytes; at most {MAX_BYTES:,}")
         if kind in NIFTI:
@@ -121,39 +113,6 @@ def _read(path: Path, channel: int | None) -> Volume:
     raise ImageError(
         path, "has an extension that is not read", f"volumes are {', '.join((*NIFTI, *ITK, *TIFF, *DICOM))}"
     )
-
-
-@contextlib.contextmanager
-def _as_image_errors(path: Path) -> Iterator[None]:
-    try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"), _silence(*CHATTY):
-            warnings.simplefilter("ignore")  # of odd header fields; what counts is checked
-            yield
-    except (ImageError, MemoryError):
-        raise
-    except Exception as error:  # a damaged file makes the four libraries raise almost anything
-        message = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
-        message = message.replace(f"{path.parent}/", "")  # reports must not depend on where files lie
-        raise ImageError(path, "cannot be read", message[-160:]) from error
-
-
-@contextlib.contextmanager
-def _silence(*names: str) -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL + 1)
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _check_size(path: Path, shape: tuple[int, ...]) -> None:
-    if any(n < 1 for n in shape) or np.prod(shape, dtype=float) > MAX_VOXELS:
-        sizes = "x".join(map(str, shape))
-        raise ImageError(path, "too many voxels or none", f"{sizes}; at most {MAX_VOXELS:,} are read")
 
 
 def _pick(path: Path, count: int, channel: int | None) -> int:
@@ -168,7 +127,7 @@ def _pick(path: Path, count: int, channel: int | None) -> int:
 def _read_nifti(path: Path, channel: int | None) -> Volume:
     image = nib.load(path)
     shape = tuple(image.shape)
-    _check_size(path, shape)
+    check_size(path, shape)
     if image.dataobj.dtype.fields or image.dataobj.dtype.kind == "c":
         raise ImageError(path, "holds colours or complex numbers", str(image.dataobj.dtype))
     shape = (*shape, 1, 1, 1)[: max(len(shape), 3)]
@@ -209,7 +168,7 @@ def _read_itk(path: Path, channel: int | None) -> Volume:
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     size, channels = reader.GetSize(), reader.GetNumberOfComponents()
-    _check_size(path, (*size, channels))
+    check_size(path, (*size, channels))
     if len(size) not in (2, 3):
         raise ImageError(path, "is no volume of three axes", str(size))
     held = voxels.stat().st_size
@@ -224,7 +183,7 @@ def _read_itk(path: Path, channel: int | None) -> Volume:
     count = len(size)
     spacing[:count], origin[:count] = image.GetSpacing(), image.GetOrigin()
     direction[:count, :count] = np.reshape(image.GetDirection(), (count, count))
-    return make_volume(_small(data.T.copy()), LPS_TO_RAS @ _affine(direction * spacing, origin), str(path))
+    return make_volume(_small(data.T.copy()), LPS_TO_RAS @ make_affine(direction * spacing, origin), str(path))
 
 
 def _mhd_data(head: bytes) -> str:
@@ -232,12 +191,6 @@ def _mhd_data(head: bytes) -> str:
     lines = [line.partition(b"=")[2].strip() for line in head.splitlines() if line.startswith(b"ElementDataFile")]
     name = lines[0].decode("utf-8", "replace") if lines else ""
     return "" if name.startswith("LIST") or "%" in name else name
-
-
-def _affine(matrix: np.ndarray, origin: np.ndarray) -> np.ndarray:
-    affine = np.eye(4)
-    affine[:3, :3], affine[:3, 3] = matrix, origin
-    return affine
 
 
 def _tiff_pages(path: Path) -> int:
@@ -257,123 +210,8 @@ def _read_tiff(path: Path) -> Volume:
 
     with tifffile.TiffFile(path) as file:
         first = file.pages[0]
-        _check_size(path, (len(file.pages), *first.shape))
+        check_size(path, (len(file.pages), *first.shape))
         if len({page.shape for page in file.pages}) > 1:
             raise ImageError(path, "its pages differ in size", "save each as a file of its own")
         data = np.stack([to_grey(page.asarray()) if len(first.shape) > 2 else page.asarray() for page in file.pages])
     return make_volume(_small(data.T), LPS_TO_RAS, str(path))
-
-
-def read_dicom_picture(path: str | Path) -> np.ndarray:
-    """One DICOM file of one frame, such as an X-ray or ultrasound picture → float32 [H, W]."""
-    with _as_image_errors(Path(path)):
-        return _dicom_planes([_dicom_file(Path(path))])[0]
-
-
-def _dicom_file(path: Path):
-    try:
-        import pydicom
-    except ImportError as error:
-        raise ImageError(path, "DICOM needs another package", "pip install 'universeg_jax[dicom]'") from error
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise ImageError(path, "the file is too large", f"at most {MAX_BYTES:,} bytes are read")
-    if size * INFLATES > MAX_BYTES:  # what is deflated is inflated whole, before anything of it is known
-        syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
-        if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
-            raise ImageError(path, "may inflate to too many bytes", f"at most {MAX_BYTES:,}; save it without deflation")
-    dataset = pydicom.dcmread(path)
-    if "PixelData" not in dataset:
-        raise ImageError(path, "holds no picture", str(dataset.get("SOPClassUID", ""))[:80])
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    if frames > 1:
-        raise ImageError(path, "has several frames", f"{frames}; save each as a file of its own")
-    if int(dataset.Rows) * int(dataset.Columns) > MAX_PIXELS:
-        raise ImageError(path, "too many pixels", f"{dataset.Columns}x{dataset.Rows}; at most {MAX_PIXELS:,} are read")
-    return dataset
-
-
-def _dicom_planes(datasets: list[Any]) -> list[np.ndarray]:
-    """float32 [H, W] each, in rescaled units (CT: HU); colour becomes grey.
-
-    MONOCHROME1, where small means bright, is turned round, all slices about one value: else they would not fit.
-    """
-    from pydicom.pixels import apply_color_lut, apply_modality_lut
-
-    planes = []
-    for dataset in datasets:
-        is_palette = dataset.get("PhotometricInterpretation") == "PALETTE COLOR"
-        look_up = apply_color_lut if is_palette else apply_modality_lut
-        planes.append(to_grey(look_up(dataset.pixel_array, dataset)))
-    if datasets[0].get("PhotometricInterpretation") == "MONOCHROME1":
-        ends = max(plane.max() for plane in planes) + min(plane.min() for plane in planes)
-        planes = [ends - plane for plane in planes]
-    return planes
-
-
-def _read_dicom(path: Path) -> Volume:
-    """A folder that holds one series, or one file as a volume of one slice. Slices are sorted by their position."""
-    slices = dicom_slices(path)
-    return _dicom_volume(path, slices, _dicom_planes([dataset for dataset, _ in slices]))
-
-
-def read_label_stack(path: str | Path, series: str | Path) -> Volume:
-    """Class ids drawn on the slices of a DICOM series, one picture a slice in a folder of its own.
-
-    The n-th picture belongs to the n-th file of the series, both in the natural order of their names.
-    """
-    path = Path(path)
-    with _as_image_errors(path):
-        slices = dicom_slices(Path(series))
-        pictures = natural_order(file.name for file in path.iterdir() if not file.name.startswith("."))
-        if len(pictures) != len(slices):
-            raise ImageError(path, "not one label for each slice", f"{len(pictures)} labels, {len(slices)} slices")
-        of_file = dict(zip(natural_order(file.name for _, file in slices), pictures, strict=True))
-        planes = [read_label(path / of_file[file.name]) for _, file in slices]
-        if any(
-            plane.shape != (dataset.Rows, dataset.Columns) for plane, (dataset, _) in zip(planes, slices, strict=True)
-        ):
-            raise ImageError(path, "image and label differ in size")
-        return _dicom_volume(path, slices, planes)
-
-
-def dicom_slices(path: Path) -> list[tuple[Any, Path]]:
-    """(dataset, file) of each slice of a series, from one end to the other."""
-    files = (
-        [path] if path.is_file() else sorted(f for f in path.iterdir() if f.is_file() and not f.name.startswith("."))
-    )
-    files = [file for file in files if file.name.upper() != "DICOMDIR"]
-    if not files:
-        raise ImageError(path, "holds no DICOM files")
-    slices = [(_dicom_file(file), file) for file in files]
-    series = {str(dataset.get("SeriesInstanceUID", "")) for dataset, _ in slices}
-    if len(series) > 1:
-        raise ImageError(path, "holds several DICOM series", f"{len(series)}; put each into a folder of its own")
-    for dataset, file in slices:
-        if "ImagePositionPatient" not in dataset or "ImageOrientationPatient" not in dataset:
-            raise ImageError(file, "says no position in the patient", "it is no slice of a volume")
-    across, down = np.array(slices[0][0].ImageOrientationPatient, float).reshape(2, 3)
-    if any(np.abs(np.array(d.ImageOrientationPatient, float) - [*across, *down]).max() > 1e-3 for d, _ in slices):
-        raise ImageError(path, "its slices lie in different directions")
-    normal = np.cross(across, down)
-    slices.sort(key=lambda pair: float(np.dot(normal, np.array(pair[0].ImagePositionPatient, float))))
-    _check_size(path, (int(slices[0][0].Columns), int(slices[0][0].Rows), len(slices)))
-    return slices
-
-
-def _dicom_volume(path: Path, slices: list[tuple[Any, Path]], planes: list[np.ndarray]) -> Volume:
-    """The planes [rows, columns] of sorted slices as a volume in the patient."""
-    first = slices[0][0]
-    across, down = np.array(first.ImageOrientationPatient, float).reshape(2, 3)
-    normal = np.cross(across, down)
-    positions = np.array([dataset.ImagePositionPatient for dataset, _ in slices], float)
-    gaps = np.diff(positions @ normal)
-    if len(gaps) and (gaps.min() <= 0 or gaps.max() - gaps.min() > 0.1 * np.median(gaps) + 0.01):
-        raise ImageError(
-            path, "its slices are not evenly spaced", f"{gaps.min():g} to {gaps.max():g} mm; one is missing?"
-        )
-    thick = float(first.get("SliceThickness") or 1)
-    step = (positions[-1] - positions[0]) / (len(slices) - 1) if len(gaps) else normal * thick
-    between_rows, between_columns = (float(s) for s in first.PixelSpacing)
-    matrix = np.stack([across * between_columns, down * between_rows, step], 1)
-    return make_volume(np.stack(planes, -1).transpose(1, 0, 2), LPS_TO_RAS @ _affine(matrix, positions[0]), str(path))

@@ -8,6 +8,7 @@ cube's side (`slice_image`, `slice_mask`): the blur is within the plane, and no 
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -23,6 +24,7 @@ WINDOWS = ("auto", "ct", "mr", "none")
 CT_WINDOW = (-500.0, 1000.0)  # HU; MegaMedical's default (Butoi et al., 2023)
 MR_PERCENTILES = (0.5, 99.5)  # of the voxels above 0
 MAX_VOXELS = 600_000_000  # of one volume, before and after it is resampled
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK and DICOM point x to the left and y to the back
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,20 @@ class Volume:
 
 
 _CANONICAL = np.array([[0, 1], [1, 1], [2, 1]], float)
+
+
+def check_size(path: str | Path, shape: tuple[int, ...]) -> None:
+    """Raises ImageError for a header that promises too many voxels, or none."""
+    if any(n < 1 for n in shape) or np.prod(shape, dtype=float) > MAX_VOXELS:
+        sizes = "x".join(map(str, shape))
+        raise ImageError(path, "too many voxels or none", f"{sizes}; at most {MAX_VOXELS:,} are read")
+
+
+def make_affine(matrix: np.ndarray, origin: np.ndarray) -> np.ndarray:
+    """[4, 4] from the steps along each axis, as columns [3, 3], and the place of the first voxel."""
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = matrix, origin
+    return affine
 
 
 def make_volume(data: np.ndarray, affine: np.ndarray, name: str = "") -> Volume:
