@@ -28,7 +28,6 @@ def get_config(arg: str = "") -> ConfigDict:
         raise ValueError(f"configs/ablations.py takes no argument, got {arg!r}")
     config = quickstart.get_config()
     config.make_data = False
-    config.num_steps = 300  # at most five minutes of one core
     config.eval_every = 100_000  # at the end alone: nothing is chosen by it
     config.eval.pictures = 0
     return config
