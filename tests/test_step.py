@@ -111,7 +111,7 @@ def mixed_batch(config, count=8):
 def test_device_episodes_depend_on_seed_and_index_alone(data_dir):
     config = tiny_config(data_dir, kinds=MIXED)
     batch = mixed_batch(config)
-    assert set(batch.kind.tolist()) == set(range(4))
+    assert set(batch.kind.tolist()) == {0, 1, 2}
     run = jax.jit(functools.partial(device_episodes, config=config))
     together, _ = run(batch)
     order = np.array([2, 0, 7, 3, 1, 6, 5, 4])
