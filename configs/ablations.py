@@ -78,8 +78,7 @@ def made_tasks(add: Add, config: ConfigDict, datasets: list[str], tasks: int) ->
     for family in ("tubes", "blobs", "nests"):
         add(f"and {family}", train=shapes | {f"synthesis.weights.{family}": 1.0})
     add("all four")
-    for kind in ("superpixel", "lesion"):
-        add(f"{kind}s", train={"kinds.synthetic": 0.0, f"kinds.{kind}": 0.5})
+    add("superpixels", train={"kinds.synthetic": 0.0, "kinds.superpixel": 0.5})
 
 
 def ensemble(add: Add, config: ConfigDict, datasets: list[str], tasks: int) -> None:

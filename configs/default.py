@@ -8,7 +8,7 @@ end with the data at hand yet.
 
 from ml_collections import ConfigDict
 
-from universeg_jax import augment, lesions, superpixel, synthesis
+from universeg_jax import augment, superpixel, synthesis
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -36,7 +36,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.kinds.real = 1.0  # from the datasets
     config.kinds.synthetic = 0.0  # from synthesis.py; the paper mixes both but gives no ratio
     config.kinds.superpixel = 0.0  # from superpixel.py: labels made from the training images
-    config.kinds.lesion = 0.0  # from lesions.py: made things laid into the training images
     config.read_threads = 4  # threads that read episodes ahead
 
     config.image_size = 128  # pixels, model input; datasets larger than it are resized on the device
@@ -84,7 +83,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.augment = augment.get_config()
     config.synthesis = synthesis.get_config()
     config.superpixel = superpixel.get_config()
-    config.lesion = lesions.get_config()
 
     config.log_every = 1  # steps between lines of metrics.jsonl
     config.tensorboard = False  # write <workdir>/tensorboard too

@@ -118,7 +118,6 @@ def test_made_tasks_add_one_thing_each():
     kinds = {value: [k for k, weight in c.kinds.items() if weight] for value, c in configs.items()}
     assert kinds.pop("real") == ["real"]
     assert sorted(kinds.pop("superpixels")) == ["real", "superpixel"]
-    assert sorted(kinds.pop("lesions")) == ["lesion", "real"]
     assert all(sorted(value) == ["real", "synthetic"] for value in kinds.values())
     families = {v: {f for f, weight in configs[v].synthesis.weights.items() if weight} for v in kinds}
     assert families.pop("all four") == {"shapes", "tubes", "blobs", "nests"}

@@ -29,7 +29,7 @@ from universeg_jax.step import (
     trim_support,
 )
 
-MIXED = {"real": 1.0, "synthetic": 1.0, "superpixel": 1.0, "lesion": 1.0}
+MIXED = {"real": 1.0, "synthetic": 1.0, "superpixel": 1.0}
 
 
 def stepper(config, data_dir, devices):
@@ -137,21 +137,9 @@ def test_each_kind_has_its_maker_and_one_without_weight_is_not_even_traced(data_
         made.append("superpixel")
         return filled(-2.0, support_size), jnp.int32(0)
 
-    def with_lesions(key, episode, config):
-        made.append("lesion")
-        return filled(-3.0, len(episode.support_images))
-
-    monkeypatch.setattr(step.lesions, "lesion_episode", with_lesions)
     monkeypatch.setattr(step.synthesis, "synthetic_episode", synthetic)
     monkeypatch.setattr(step.superpixel, "superpixel_episode", superpixels)
-    for drawn in (
-        ["real"],
-        ["real", "superpixel"],
-        ["real", "synthetic"],
-        ["synthetic", "superpixel"],
-        ["lesion"],
-        list(MIXED),
-    ):
+    for drawn in (["real"], ["real", "superpixel"], ["real", "synthetic"], ["synthetic", "superpixel"], list(MIXED)):
         made.clear()
         config = tiny_config(data_dir, kinds={name: float(name in drawn) for name in MIXED})
         there = np.isin(batch.kind, [list(MIXED).index(name) for name in drawn])
@@ -160,7 +148,7 @@ def test_each_kind_has_its_maker_and_one_without_weight_is_not_even_traced(data_
         found = np.asarray(plain(index, kind, raw)).mean((1, 2, 3))
         assert set(made) == set(drawn) - {"real"}
         expected = raw.query_image.mean((1, 2, 3)) / 255
-        np.testing.assert_allclose(found, np.choose(kind, [expected, -1.0, -2.0, -3.0]), atol=1e-5)
+        np.testing.assert_allclose(found, np.choose(kind, [expected, -1.0, -2.0]), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

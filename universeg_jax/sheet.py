@@ -11,14 +11,14 @@ from ml_collections import ConfigDict
 
 from universeg_jax import augment, training
 from universeg_jax.data.dataset import list_datasets
-from universeg_jax.data.episodes import KINDS, REAL, make_sampler, task_name
+from universeg_jax.data.episodes import KINDS, SUPERPIXEL, SYNTHETIC, make_sampler, task_name
 from universeg_jax.data.tasks import task_table, usable
 from universeg_jax.episode import Episode, to_device_floats
 from universeg_jax.reporting import plot_rows
 from universeg_jax.startup import jit_for_once
 from universeg_jax.step import plain_episode
 
-SHEETS = ("synthetic", "superpixel", "lesion", "augment")
+SHEETS = ("synthetic", "superpixel", "augment")
 TASKS, SUBJECTS = 12, 8
 LEVELS = ("in_task", "task")
 
@@ -34,8 +34,8 @@ class Row(NamedTuple):
 def draw_sheet(kind: str, config: ConfigDict, path: Path, first: int = 0) -> None:
     """Writes the sheet `kind` of SHEETS as a picture. `first`: index of the first episode that is drawn.
 
-    synthetic, superpixel, lesion: twelve tasks of eight subjects before augmentation. augment: an operation a row, with
-    its ranges in `config`, on one image, which stands first: of the training data, or synthetic where there is none.
+    synthetic, superpixel: twelve tasks of eight subjects before augmentation. augment: an operation a row, with its
+    ranges in `config`, on one image, which stands first: of the training data, or synthetic where there is none.
     """
     config = ConfigDict(config).unlock()
     config.support_size = SUBJECTS - 1
@@ -54,11 +54,9 @@ def task_rows(kind: str, config: ConfigDict, first: int = 0) -> list[Row]:
     rows = []
     for index in range(first, first + TASKS):
         batch = sampler(index)
-        assert batch.kind != REAL
+        assert batch.kind in (SYNTHETIC, SUPERPIXEL)
         episode, _ = jax.device_get(make(batch.index, batch.kind, batch.episode))
-        made_of = (
-            task_name(sampler, index).split("/")[0].replace(" of ", "\n").replace(" in ", "\n")
-        )  # without the label's name
+        made_of = task_name(sampler, index).split("/")[0].replace(" of ", "\n")  # without the label's name
         title = f"{index}: {made_of}"
         rows.append(Row(title, *stacked(episode)))
     return rows

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from universeg_jax import augment, lesions, losses, metrics, superpixel, synthesis
+from universeg_jax import augment, losses, metrics, superpixel, synthesis
 from universeg_jax.data.episodes import KINDS, Batch
 from universeg_jax.episode import Episode, to_device_floats
 from universeg_jax.model import UniverSeg
@@ -70,12 +70,9 @@ def plain_episode(index: Array, kind: Array, raw: Episode, config: ConfigDict) -
         episode, repaired = superpixel.superpixel_episode(key, image, support_size, config.superpixel)
         return episode._replace(support_mask=raw.support_mask.astype(jnp.float32)), repaired
 
-    def with_lesions() -> tuple[Episode, Array]:
-        return lesions.lesion_episode(key, to_device_floats(raw, config.image_size), config.lesion), jnp.int32(0)
-
     # A kind without weight is not compiled.
     drawn = [name for name in KINDS if config.kinds[name]]
-    makers = {"real": real, "synthetic": synthetic, "superpixel": superpixels, "lesion": with_lesions}
+    makers = {"real": real, "synthetic": synthetic, "superpixel": superpixels}
     if len(drawn) == 1:
         return makers[drawn[0]]()
     place = np.array([drawn.index(name) if name in drawn else 0 for name in KINDS], np.int32)

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from universeg_jax import augment, checkpoints, lesions, losses, superpixel, synthesis
+from universeg_jax import augment, checkpoints, losses, superpixel, synthesis
 from universeg_jax.configuration import ConfigError, flatten, to_dict, write_config
 from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
 from universeg_jax.data.episodes import KINDS, EpisodeSampler, batches, make_sampler, task_name
@@ -60,7 +60,7 @@ LOWEST = {
 def open_data(config: ConfigDict) -> tuple[list[Dataset], list[Dataset]]:
     """(training, validation) datasets of config.data_dir by role."""
     datasets = [open_dataset(config.data_dir, name) for name in list_datasets(config.data_dir)]
-    needed = any(config.kinds[name] for name in KINDS if name != "synthetic")
+    needed = config.kinds.real or config.kinds.superpixel
     train = [d for d in datasets if d.meta.role in tuple(config.train_roles) and needed]
     if missing := sorted(set(config.train_datasets) - {d.meta.name for d in train}):
         found = ", ".join(d.meta.name for d in train) or "none"
@@ -139,14 +139,12 @@ def check_parts(config: ConfigDict) -> None:
         synthesis.validate(config.synthesis, config.image_size)
     if config.kinds.superpixel:
         superpixel.validate(config.superpixel, config.image_size)
-    if config.kinds.lesion:
-        lesions.validate(config.lesion)
 
 
 def kind_shares(config: ConfigDict) -> dict[str, float]:
     """The probabilities that `make_sampler` takes, from the weights config.kinds."""
     total = sum(config.kinds[name] for name in KINDS)
-    return {name: config.kinds[name] / total for name in KINDS if name != "real"}
+    return {name: config.kinds[name] / total for name in ("synthetic", "superpixel")}
 
 
 def sampler_of(config: ConfigDict, train_data: list[Dataset]) -> EpisodeSampler:

@@ -10,16 +10,7 @@ from hypothesis import strategies as st
 from tests.fixtures import build_discs, memory_dataset
 from universeg_jax.data.builder import build
 from universeg_jax.data.dataset import DatasetMeta, Example, open_dataset
-from universeg_jax.data.episodes import (
-    LESION,
-    REAL,
-    SUPERPIXEL,
-    SYNTHETIC,
-    batches,
-    draw_others,
-    make_sampler,
-    task_name,
-)
+from universeg_jax.data.episodes import REAL, SUPERPIXEL, SYNTHETIC, batches, draw_others, make_sampler, task_name
 from universeg_jax.data.tasks import FIRST, task_table
 from universeg_jax.errors import UserError
 
@@ -249,12 +240,12 @@ def test_kinds_are_drawn_as_often_as_their_weights_say():
         assert kinds == [draw.kind for draw in draws]
         return np.array(kinds), draws
 
-    kinds, draws = kinds_and_draws(synthetic=0.2, superpixel=0.3, lesion=0.1)
-    for kind, p in ((REAL, 0.4), (SYNTHETIC, 0.2), (SUPERPIXEL, 0.3), (LESION, 0.1)):
+    kinds, draws = kinds_and_draws(synthetic=0.2, superpixel=0.3)
+    for kind, p in ((REAL, 0.5), (SYNTHETIC, 0.2), (SUPERPIXEL, 0.3)):
         assert abs((kinds == kind).mean() - p) < 4 * np.sqrt(p * (1 - p) / count)
     two, before = kinds_and_draws(synthetic=0.2)
     np.testing.assert_array_equal(two == SYNTHETIC, kinds == SYNTHETIC)
-    assert all(old == new for old, new in zip(before, draws, strict=True) if new.kind in (REAL, SYNTHETIC))
+    assert all(old == new for old, new in zip(before, draws, strict=True) if new.kind != SUPERPIXEL)
     kinds, _ = kinds_and_draws(synthetic=0.1, superpixel=0.7 + 0.2 - 1e-16)
     assert set(kinds) == {SYNTHETIC, SUPERPIXEL}
 
@@ -274,17 +265,6 @@ def test_a_superpixel_episode_brings_one_image_of_the_train_side(discs):
     assert seen == train
 
 
-def test_an_episode_with_lesions_brings_the_images_of_a_real_one(discs):
-    table = task_table([discs])
-    lesion, real = (make_sampler([discs], table, seed=1, support_size=3, lesion=share) for share in (1.0, 0.0))
-    for i in range(5):
-        with_lesions, without = lesion(i), real(i)
-        assert (with_lesions.kind, without.kind) == (LESION, REAL)
-        for a, b in zip(with_lesions.episode, without.episode, strict=True):
-            np.testing.assert_array_equal(a, b)
-    assert task_name(lesion, 0) == f"lesions in {table[0].name}"
-
-
 @pytest.mark.parametrize(
     ("role", "fields", "word"),
     [
@@ -293,7 +273,6 @@ def test_an_episode_with_lesions_brings_the_images_of_a_real_one(discs):
         ("train_open", {"synthetic": 1.5}, "synthetic episodes is 1.5"),
         ("train_open", {"superpixel": -0.5}, "superpixel episodes is -0.5"),
         ("train_open", {"synthetic": 0.7, "superpixel": 0.5}, "synthetic and superpixel episodes is 1.2"),
-        ("train_open", {"superpixel": 0.7, "lesion": 0.5}, "superpixel and lesion episodes is 1.2"),
         ("train_open", {"draw": "size", "draw_exponent": -1.0}, "draw_exponent=-1.0"),
         ("train_open", {"draw": "size", "draw_exponent": float("nan")}, "draw_exponent=nan"),
         ("train_open", {"draw": "sizes"}, "config.draw='sizes': choose one of datasets, tasks, size"),

@@ -7,7 +7,7 @@ EXAMPLE = "universeg sheet --kind=synthetic --config=configs/default.py --out sy
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--kind", required=True, choices=("synthetic", "superpixel", "lesion", "augment"))
+    parser.add_argument("--kind", required=True, choices=("synthetic", "superpixel", "augment"))
     parser.add_argument("--config", default="configs/default.py", help="FILE[:argument], as for train.py")
     parser.add_argument("--data_dir", help="in place of the config's; superpixels need data, augment takes some")
     parser.add_argument("--size", type=int, help="pixels, in place of the config's image_size")

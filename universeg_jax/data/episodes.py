@@ -23,8 +23,8 @@ from universeg_jax.data.tasks import FIRST, Examples, Task, side_of_role
 from universeg_jax.episode import Episode
 from universeg_jax.errors import UserError
 
-KINDS = ("real", "synthetic", "superpixel", "lesion")
-REAL, SYNTHETIC, SUPERPIXEL, LESION = range(len(KINDS))
+KINDS = ("real", "synthetic", "superpixel")
+REAL, SYNTHETIC, SUPERPIXEL = range(len(KINDS))
 MAX_EXPONENT = 8.0  # beyond it the largest task alone is drawn
 DRAWS = ("datasets", "tasks", "size")
 LEVELS = ("slicing", "dataset", "subset", "modality", "axis", "label")
@@ -33,8 +33,7 @@ LEVELS = ("slicing", "dataset", "subset", "modality", "axis", "label")
 class Batch(NamedTuple):
     """What the host hands to the training step; fields of `episode` are uint8.
 
-    They are zeros for synthetic episodes, and but for the query's image for superpixel episodes. Those of a lesion are
-    the real ones that it is laid into.
+    They are zeros for synthetic episodes, and but for the query's image for superpixel episodes.
     """
 
     index: np.ndarray  # uint32 [B], global episode index: the step's key for all that is drawn on the device
@@ -69,7 +68,6 @@ class EpisodeSampler:
     replacement: bool
     synthetic: float  # probability
     superpixel: float  # probability
-    lesion: float  # probability
     label_union: float  # probability
     all_labels: float  # probability
 
@@ -78,9 +76,11 @@ class EpisodeSampler:
         return self._kind(np.random.default_rng([self.seed, index]))
 
     def _kind(self, rng: np.random.Generator) -> int:
-        # Rounded, so that probabilities that make 1 leave nothing to the last kind.
-        ends = np.cumsum((self.synthetic, self.superpixel, self.lesion)).round(9)
-        return (SYNTHETIC, SUPERPIXEL, LESION, REAL)[np.searchsorted(ends, rng.random(), "right")]
+        draw = rng.random()
+        if draw < self.synthetic:
+            return SYNTHETIC
+        # Rounded, so that two probabilities that make 1 leave nothing to the third kind.
+        return SUPERPIXEL if draw < round(self.synthetic + self.superpixel, 9) else REAL
 
     def draw(self, index: int) -> Draw:
         rng = np.random.default_rng([self.seed, index])
@@ -94,8 +94,7 @@ class EpisodeSampler:
             return Draw(SUPERPIXEL, node, (int(pool.rows[query]), -1), [])
         chosen = draw_others(rng, pool.subjects, query, self.support_size, self.replacement)
         pick = [(int(pool.rows[i]), int(pool.positions[i])) for i in (query, *chosen)]
-        labels = self._labels(rng, self.tasks[node]) if kind == REAL else ()
-        return Draw(kind, node, pick[0], pick[1:], labels)
+        return Draw(REAL, node, pick[0], pick[1:], self._labels(rng, self.tasks[node]))
 
     def _task(self, rng: np.random.Generator) -> int:
         if self.ends is not None:
@@ -121,7 +120,7 @@ class EpisodeSampler:
 
     def __call__(self, index: int) -> Batch:
         draw = self.draw(index)
-        if draw.kind in (REAL, LESION):
+        if draw.kind == REAL:
             rows, positions = np.array([draw.query, *draw.support]).T
             dataset = self.datasets[self.tasks[draw.task].dataset]
             pixels = dataset.gather_union(rows, draw.labels) if draw.labels else dataset.gather(rows, positions)
@@ -160,8 +159,8 @@ def task_name(sampler: EpisodeSampler, index: int) -> str:
     if draw.kind == SYNTHETIC:
         return "synthetic"
     task = sampler.tasks[draw.task]
-    if draw.kind in (SUPERPIXEL, LESION):
-        return f"{'superpixels of' if draw.kind == SUPERPIXEL else 'lesions in'} {task.name}"
+    if draw.kind == SUPERPIXEL:
+        return f"superpixels of {task.name}"
     return task.name + "".join(f"+{label}" for label in draw.labels if label != task.label)
 
 
@@ -173,7 +172,6 @@ def make_sampler(
     support_size: int,
     synthetic: float = 0.0,
     superpixel: float = 0.0,
-    lesion: float = 0.0,
     replacement: bool = True,
     size: int | None = None,
     draw: str = "datasets",
@@ -184,8 +182,7 @@ def make_sampler(
     """Over the usable training tasks among `tasks`, on their train side.
 
     `synthetic` is the probability of a synthetic episode; with 1 no dataset is needed, only `size` in pixels.
-    `superpixel` is that of one whose label is made from an image of those tasks, `lesion` that of one whose images get
-    lesions. `draw` is one of DRAWS: "datasets"
+    `superpixel` is that of one whose label is made from an image of those tasks. `draw` is one of DRAWS: "datasets"
     level by level, "tasks" each task alike, "size" by its examples to the power of `draw_exponent`. `label_union` and
     `all_labels` are the probabilities that the label is united with some others of its images, or with every one; those
     of unusable tasks among `tasks` count too.
@@ -193,8 +190,8 @@ def make_sampler(
     """
     if support_size < 1:
         raise UserError(f"config.support_size={support_size}: an episode needs at least 1 support entry")
-    check_shares(synthetic=synthetic, superpixel=superpixel, lesion=lesion)
-    check_shares(label_union=label_union, all_labels=all_labels)
+    check_shares("synthetic", synthetic, "superpixel", superpixel)
+    check_shares("label_union", label_union, "all_labels", all_labels)
     if draw not in DRAWS:
         raise UserError(f"config.draw={draw!r}: choose one of {', '.join(DRAWS)}")
     if not 0 <= draw_exponent <= MAX_EXPONENT:
@@ -225,16 +222,14 @@ def make_sampler(
         replacement=replacement,
         synthetic=synthetic,
         superpixel=superpixel,
-        lesion=lesion,
         label_union=label_union,
         all_labels=all_labels,
     )
 
 
-def check_shares(**shares: float) -> None:
-    """Raises UserError unless all are probabilities and so is their sum."""
-    together = {" and ".join(name for name, share in shares.items() if share): sum(shares.values())}
-    for kind, value in {**shares, **together}.items():
+def check_shares(name: str, share: float, other_name: str, other: float) -> None:
+    """Raises UserError unless both are probabilities and so is their sum."""
+    for kind, value in {name: share, other_name: other, f"{name} and {other_name}": share + other}.items():
         if not 0 <= round(value, 9) <= 1:
             raise UserError(f"the probability of {kind} episodes is {value}: it must lie in [0, 1]")
 
