@@ -2,6 +2,7 @@
 
 import base64
 import html
+import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,7 +56,9 @@ def write_page(path: Path, title: str, parts: Sequence[str]) -> Path:
 def progress(lines: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]], config: dict) -> list[list[Any]]:
     """How far, how fast, until when."""
     done, total = lines[-1]["step"] + 1, config["num_steps"]
-    recent = [row for row in lines[-200:] if row["time"] <= lines[-1]["time"]]  # `time` starts anew when a run resumes
+    recent = lines[-200:]
+    starts = [i for i, (a, b) in enumerate(itertools.pairwise(recent), 1) if b["time"] < a["time"]]
+    recent = recent[starts[-1] if starts else 0 :]  # `time` starts anew when a run resumes
     seconds = (recent[-1]["time"] - recent[0]["time"]) / max(1, recent[-1]["step"] - recent[0]["step"])
     waited = sum(row["seconds_waiting"] for row in recent) / max(1e-9, seconds * len(recent))
     rows = [
