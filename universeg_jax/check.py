@@ -7,17 +7,18 @@ labels of the other examples; what fits best says which mistake it is likely to 
 
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from universeg_jax.errors import UserError
 from universeg_jax.intervals import Cases, interval
 from universeg_jax.predict_files import COLOURS, outline
-from universeg_jax.predictor import Predictor, Segmenter
+from universeg_jax.predictor import Predictor
 from universeg_jax.quality import appearance
 from universeg_jax.report import STYLE, image, table
 from universeg_jax.support import Support
@@ -33,6 +34,7 @@ GAIN = 0.15  # in Dice, by which another explanation must be better
 SHIFT = 0.06  # of the side: a smaller one is not called a shift
 DRAWS = 8  # random halves of the others, by which an example's influence is measured
 CURVE_DRAWS = 3
+Segment = Callable[[np.ndarray], np.ndarray]  # rows [N, K, S] → probabilities [N, L, 128, 128] of all examples
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,22 @@ def check(
     """
     if len(support) < 2:
         raise UserError(f"{len(support)} example: at least two are needed to hold one against the others")
-    segmenter = predictor.segmenter(support)
     others = others_of(support)
     fewest = min(map(len, others))
     size = min(fewest, support_size)
+    smaller = [s for s in (1 << k for k in range(10)) if thorough and s < size]  # of the learning curve
+    halves = DRAWS if thorough and fewest > 2 else 0
     rng = np.random.default_rng(0)
-    probabilities = segmenter.by_rows(support.images, draw(others, size, 1, rng), progress)
+    total = len(support) * (1 + halves + CURVE_DRAWS * len(smaller))
+    with tqdm(total=total, desc="check", unit="image", leave=False, disable=not progress) as bar:
+
+        def segment(rows: np.ndarray) -> np.ndarray:
+            return segmenter.by_rows(support.images, rows, bar.update)
+
+        segmenter = predictor.segmenter(support)
+        probabilities = segment(draw(others, size, 1, rng))
+        influence = influences(segment, support, others, halves, rng)
+        curve = learning_curve(segment, support, others, smaller, rng)
     dice = scores(probabilities, support)
     findings = [
         *(Finding(name, "unusable", why) for name, why in (unusable or {}).items()),
@@ -73,9 +85,6 @@ def check(
         *find_odd(support),
         *find_mistakes(probabilities, support),
     ]
-    influence = (
-        influences(segmenter, others, rng, progress) if thorough and fewest > 2 else np.full(len(support), np.nan)
-    )
     rows = [
         (support.subjects[i], label, dice[j, i]) for j, label in enumerate(support.labels) for i in range(len(support))
     ]
@@ -97,7 +106,7 @@ def check(
             for i, name in enumerate(support.names)
         ],
         "findings": [asdict(f) for f in [*findings, *find_harmful(influence, support)]],
-        "curve": learning_curve(segmenter, others, size, dice, rng, thorough, progress),
+        "curve": [*curve, {"support_size": size, "dice": float(np.nanmean(dice))}],
     }
 
 
@@ -232,17 +241,18 @@ def best_shift(p: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def influences(
-    segmenter: Segmenter, others: Sequence[np.ndarray], rng: np.random.Generator, progress: bool
+    segment: Segment, support: Support, others: Sequence[np.ndarray], draws: int, rng: np.random.Generator
 ) -> np.ndarray:
     """[N] change in the Dice of the others where an example is among their support: mean over random halves.
 
-    NaN where it is not clear of chance (twice the standard error).
+    NaN where it is not clear of chance (twice the standard error), and without draws.
     """
-    support, size = segmenter.support, max(1, min(map(len, others)) // 2)
-    rows = draw(others, size, DRAWS, rng)
-    gains = np.full((len(support), DRAWS), np.nan)
-    for d in range(DRAWS):
-        found = scores(segmenter.by_rows(support.images, rows[:, d : d + 1], progress), support)
+    if not draws:
+        return np.full(len(support), np.nan)
+    rows = draw(others, max(1, min(map(len, others)) // 2), draws, rng)
+    gains = np.full((len(support), draws), np.nan)
+    for d in range(draws):
+        found = scores(segment(rows[:, d : d + 1]), support)
         gains[:, d] = np.nanmean(found, 0) if found.shape[0] > 1 else found[0]
     gains -= np.nanmean(gains, 1, keepdims=True)
     result = np.full(len(support), np.nan)
@@ -270,25 +280,18 @@ def find_harmful(influence: np.ndarray, support: Support) -> list[Finding]:
 
 
 def learning_curve(
-    segmenter: Segmenter,
-    others: Sequence[np.ndarray],
-    size: int,
-    dice: np.ndarray,
-    rng: np.random.Generator,
-    thorough: bool,
-    progress: bool,
+    segment: Segment, support: Support, others: Sequence[np.ndarray], sizes: Sequence[int], rng: np.random.Generator
 ) -> list[dict[str, float]]:
-    """[{"support_size", "dice"}] for 1, 2, 4, … and `size` examples; the gain of the last doubling is what the next
-    one would bring at most, as far as anybody can tell."""
-    sizes = [s for s in (1 << k for k in range(10)) if thorough and s < size]
-    curve = []
-    for s in sizes:
-        found = [
-            scores(segmenter.by_rows(segmenter.support.images, draw(others, s, 1, rng), progress), segmenter.support)
-            for _ in range(CURVE_DRAWS)
-        ]
-        curve.append({"support_size": s, "dice": float(np.nanmean(found))})
-    return [*curve, {"support_size": size, "dice": float(np.nanmean(dice))}]
+    """[{"support_size", "dice"}], the mean of a few draws for each size."""
+    return [
+        {
+            "support_size": size,
+            "dice": float(
+                np.nanmean([scores(segment(draw(others, size, 1, rng)), support) for _ in range(CURVE_DRAWS)])
+            ),
+        }
+        for size in sizes
+    ]
 
 
 def _number(value: float) -> float | None:

@@ -6,7 +6,7 @@ segment("query.png").mask  # in the query's own geometry
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -244,16 +244,23 @@ class Segmenter:
             choose(self.support, query, position, o.support_size, o.ensemble, o.choose, o.seed)
             for query, position in zip(queries, at, strict=True)
         ]
-        return self.by_rows(queries, np.stack(rows), progress)
+        with tqdm(total=len(queries), desc="segment", unit="slice", leave=False, disable=not progress) as bar:
+            return self.by_rows(queries, np.stack(rows), bar.update)
 
-    def by_rows(self, queries: np.ndarray, rows: np.ndarray, progress: bool = False) -> np.ndarray:
-        """The same by the examples `rows` [Q, K, S]; eight queries at a time where there are more than one."""
+    def by_rows(
+        self, queries: np.ndarray, rows: np.ndarray, told: Callable[[int], Any] = lambda count: None
+    ) -> np.ndarray:
+        """The same by the examples `rows` [Q, K, S]; eight queries at a time where there are more than one.
+
+        `told` hears how many more are done.
+        """
         o, size, parts = self.options, 8 if len(queries) > 1 else 1, []
-        for start in tqdm(range(0, len(queries), size), "segment", unit="batch", leave=False, disable=not progress):
+        for start in range(0, len(queries), size):
             part = np.arange(start, start + size).clip(max=len(queries) - 1)  # the last one is padded
             inputs = (self.predictor.params, queries[part][..., None], self.images, self.masks, rows[part])
-            parts.append(self.predictor._probabilities(*inputs, flips=o.flips, overlap=o.overlap))
-        return np.concatenate(jax.device_get(parts))[: len(queries)]
+            parts.append(jax.device_get(self.predictor._probabilities(*inputs, flips=o.flips, overlap=o.overlap)))
+            told(min(size, len(queries) - start))
+        return np.concatenate(parts)[: len(queries)]
 
 
 def combine(probabilities: np.ndarray, labels: tuple[int, ...], overlap: bool = False) -> Prediction:
