@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -46,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     try:
         return args.run(args)
+    except BrokenPipeError:  # as of `| head`, which has read enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it at its end
+        return 1
     except (UserError, OSError) as error:
         print(f"universeg {args.command}: {error}", file=sys.stderr)
         return 1

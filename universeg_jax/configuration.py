@@ -81,8 +81,9 @@ def check_resumable(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> 
     ]
     if differing:
         raise ConfigError(
-            f"{workdir} holds a run with another config ({'; '.join(differing)}); take another --workdir, or set these "
-            f"back. May change on resuming: {', '.join(allowed)}"
+            f"{workdir} holds a run with another config ({'; '.join(differing)}); take another --workdir (with "
+            f"--config.init_from={workdir} it begins with these parameters), or set these back. May change on "
+            f"resuming: {', '.join(allowed)}"
         )
 
 

@@ -43,7 +43,7 @@ class StepLog:
         self.progress = tqdm(
             total=config.num_steps,
             initial=first_step,
-            desc="train",
+            desc="compile",  # which the first step begins with
             unit="step",
             mininterval=1.0,
             disable=not self.writes,
@@ -55,6 +55,7 @@ class StepLog:
         self.flush()
         self.pending = step, sums, waited
         self.waited += waited
+        self.progress.set_description("train", refresh=False)
         self.progress.update()
 
     def flush(self) -> None:

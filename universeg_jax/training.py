@@ -288,6 +288,8 @@ def train(
         checkpointer.close()
         print(f"stopped by SIGTERM at step {step}; the same command continues")
         raise SystemExit(0)
+    if jax.process_index() == 0:
+        print(f"step {step} of {config.num_steps} is done; `universeg evaluate --checkpoint {workdir} …` measures it")
     return state
 
 
