@@ -2,8 +2,8 @@
 
     python -m benchmarks.tables --data_dir data --workdir runs/tables --steps 1500 --minutes 240
 
-Trains configs/small.py and configs/baselines.py:senet, :panet and :alpnet with the same seed, episodes and schedule,
-and evaluates them, the baselines without training, a U-Net for each task and the first model fine-tuned for each task
+Trains configs/small.py, with and without what we added to UniverSeg, and configs/baselines.py:senet, :panet and
+:alpnet with the same seed, episodes and schedule, and evaluates them, the baselines without training, a U-Net for each task and the first model fine-tuned for each task
 on the roles asked for. --checkpoints adds others, such as `small`. Nothing is chosen by it: the last step is taken.
 
 The same command goes on where it was stopped, and twice at once it shares the work. What failed or was not begun within
@@ -25,7 +25,11 @@ from universeg_jax.errors import UserError
 from universeg_jax.reporting import markdown_table, percent, read_json
 
 OURS = "universeg"
-MODELS = {OURS: "configs/small.py:64"} | {n: f"configs/baselines.py:{n}" for n in ("senet", "panet", "alpnet")}
+MODELS = {
+    OURS: ("configs/small.py:64",),
+    "as_published": ("configs/small.py:64", "--config.model.matching=0"),  # but for its five levels and layer norm
+    **{name: (f"configs/baselines.py:{name}",) for name in ("senet", "panet", "alpnet")},
+}
 # A short run in the place of a long one: the rate falls to 0 at its end, and the last step is what is evaluated.
 SCHEDULE = {"optimizer.schedule": "cosine", "optimizer.warmup_steps": 50, "ema_decay": 0.99, "checkpoint_every": 100}
 SCHEDULE |= {"eval.pictures": 0}
@@ -54,10 +58,10 @@ def plan(args: argparse.Namespace) -> list[Job]:
 
     jobs = []
     fields = {**SCHEDULE, "seed": args.seed, "num_steps": args.steps, "eval_every": args.steps, "data_dir": data_dir}
-    for name, config in MODELS.items():
+    for name, (config, *changes) in MODELS.items():
         folder = workdir / "models" / name
         flags = [f"--config.{field}={value}" for field, value in fields.items()]
-        train = (sys.executable, "train.py", f"--config={config}", f"--workdir={folder}", *flags)
+        train = (sys.executable, "train.py", f"--config={config}", f"--workdir={folder}", *changes, *flags)
         jobs.append(replace(evaluated(name, folder), train=train))
     jobs += [evaluated(Path(checkpoint).name, checkpoint) for checkpoint in args.checkpoints.split(",") if checkpoint]
     # Two cases at a time: 64 supports of five draws at 128x128 are 0.2 GB a case with their features.

@@ -27,7 +27,7 @@ def jobs(tmp_path, monkeypatch):
 def test_every_command_can_be_typed_and_models_have_equal_episodes(jobs, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     names = [job.name for job in jobs]
-    assert names == ["universeg", "senet", "panet", "alpnet", "small", *TRIVIAL, "unet", "finetune"]
+    assert names == ["universeg", "as_published", "senet", "panet", "alpnet", "small", *TRIVIAL, "unet", "finetune"]
     configs = {}
     for job in jobs:
         assert [out for out, _ in job.evaluations] == [tmp_path / role / job.name for role in ("val", "test")]
@@ -43,7 +43,9 @@ def test_every_command_can_be_typed_and_models_have_equal_episodes(jobs, tmp_pat
             parsed(given)
             training.check_config(parsed.config)
             configs[job.name] = parsed.config.to_dict()
-    assert {config.pop("model")["name"] for config in configs.values()} == {"universeg", "senet", "panet", "alpnet"}
+    models = {name: config.pop("model") for name, config in configs.items()}
+    assert {model["name"] for model in models.values()} == {"universeg", "senet", "panet", "alpnet"}
+    assert (models["universeg"]["matching"], models["as_published"]["matching"]) == (4, 0)
     assert all(config == configs["universeg"] for config in configs.values())
     assert configs["universeg"]["num_steps"] == configs["universeg"]["eval_every"] == 7
 
