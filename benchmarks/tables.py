@@ -3,8 +3,9 @@
     python -m benchmarks.tables --data_dir data --workdir runs/tables --steps 1500 --minutes 240
 
 Trains configs/small.py, with and without what we added to UniverSeg, and configs/baselines.py:senet, :panet and
-:alpnet with the same seed, episodes and schedule, and evaluates them, the baselines without training, a U-Net for each task and the first model fine-tuned for each task
-on the roles asked for. --checkpoints adds others, such as `small`. Nothing is chosen by it: the last step is taken.
+:alpnet with the same seed, episodes and schedule. Evaluates them, the baselines without training, a U-Net for each task
+and the first model fine-tuned for each task on the roles asked for. --checkpoints adds others, such as `small`. Nothing
+is chosen by it: the last step is taken.
 
 The same command goes on where it was stopped, and twice at once it shares the work. What failed or was not begun within
 --minutes is told of, and the tables <workdir>/<role>.md hold what there is: at each support size Dice with intervals,
