@@ -158,16 +158,16 @@ def test_a_sweep_of_two_runs_from_start_to_figure_and_again(data_dir, tmp_path, 
     arguments += ["--max_cases=2", *(f"--set={change}" for change in TINY)]
     assert main(arguments) == 1
     text = capsys.readouterr().out
-    assert text == (tmp_path / "two.md").read_text()
+    assert text == (tmp_path / "two_test.md").read_text()
     assert "| one |" in text
     assert "config.support_size=0" in text
-    with (tmp_path / "two.csv").open(newline="") as file:
+    with (tmp_path / "two_test.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     (result,) = tmp_path.glob("runs/*/results_*support_size-1*")
     summary = read_json(result / "summary.json")
     np.testing.assert_allclose(float(row["mean_dice"]), summary["mean_dice"])
     np.testing.assert_allclose(float(row["ci_high"]), summary["mean_ci_high"])
-    assert np.asarray(Image.open(tmp_path / "two.png")).std() > 5
+    assert np.asarray(Image.open(tmp_path / "two_test.png")).std() > 5
     monkeypatch.setattr(ablate.subprocess, "run", lambda *a, **k: pytest.fail("nothing is left to run"))
     _, jobs = plan("two", Options(data_dir, tmp_path, seeds=(0,), changes=tuple(TINY), max_cases=2))
     assert run_job(jobs[0]) == ""
@@ -192,7 +192,7 @@ def test_seeds_are_averaged_within_a_case(tmp_path):
     got = [rows[0][k] for k in ("mean_dice", "ci_low", "ci_high", "seeds", "minus_first")]
     assert got[-1] is None
     np.testing.assert_allclose(got[:-1], [expected.mean, expected.low, expected.high, 2])
-    assert "- not done: r: why" in (tmp_path / "x.md").read_text()
+    assert "- not done: r: why" in (tmp_path / "x_test.md").read_text()
     with pytest.raises(UserError, match="no run of the sweep x has a result: why"):
         gather("x", [Point("2", (tmp_path / "absent",))], Options("", tmp_path), {"r": "why"})
 
@@ -206,7 +206,7 @@ def test_differences_to_the_first_point_are_paired_over_the_seeds_that_both_have
     got = [rows[1][f"minus_first{end}"] for end in ("", "_low", "_high")]
     np.testing.assert_allclose(got, [0.1] * 3)
     assert rows[1]["ci_high"] - rows[1]["ci_low"] > 0.01
-    assert "| 10.0 | 10.0 to 10.0 |" in (tmp_path / "x.md").read_text()
+    assert "| 10.0 | 10.0 to 10.0 |" in (tmp_path / "x_test.md").read_text()
 
 
 def command_job(folder, code):
@@ -262,12 +262,13 @@ def test_what_another_process_works_at_is_left_to_it_and_looked_at_again(tmp_pat
     assert "a: another process" in capsys.readouterr().err
 
 
-def test_after_its_minutes_no_run_is_begun(tmp_path, monkeypatch):
-    now = iter([0, 59, 61, 500])
+def test_after_its_minutes_no_run_is_begun_and_a_done_one_is_done(tmp_path, monkeypatch):
+    now = iter([0, 59, 61, 500, 600])
     monkeypatch.setattr(ablate.time, "monotonic", lambda: next(now))
-    monkeypatch.setattr(ablate, "run_job", lambda job: "")
-    jobs = [command_job(tmp_path / name, "") for name in "abc"]
+    jobs = [command_job(tmp_path / name, "") for name in "abcd"]
+    write_json(tmp_path / "d" / "trained.json", list(jobs[3].train[1:]))
     assert run_local(jobs, minutes=1) == dict.fromkeys("bc", "not begun within 1 minutes")
+    assert (tmp_path / "a" / "trained.json").exists()
 
 
 @pytest.mark.parametrize(

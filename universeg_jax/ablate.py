@@ -167,23 +167,29 @@ def eval_command(folder: Path, out: Path, flags: dict[str, Any], options: Option
     )  # fmt: skip
 
 
+def unfinished(job: Job) -> list[tuple[tuple[str, ...], Path, str]]:
+    """(command, its folder, what it does) of what is not done yet."""
+    steps = [(job.train, job.workdir, "trained"), *((command, out, "evaluated") for out, command in job.evaluations)]
+
+    def done(command: tuple[str, ...], folder: Path, what: str) -> bool:
+        record = folder / f"{what}.json"
+        return not command or (record.exists() and read_json(record) == list(command[1:]))
+
+    return [step for step in steps if not done(*step)]
+
+
 def run_job(job: Job) -> str:
     """Trains and evaluates what is not done yet; "" or what went wrong. Raises LockedError where another one does."""
     with lock(job.workdir, ".job"):  # the training locks the folder itself
-        for command, folder, what in (
-            (job.train, job.workdir, "trained"),
-            *((command, out, "evaluated") for out, command in job.evaluations),
-        ):
-            done, log = folder / f"{what}.json", folder / "log.txt"
-            if not command or (done.exists() and read_json(done) == list(command[1:])):
-                continue
+        for command, folder, what in unfinished(job):
             folder.mkdir(parents=True, exist_ok=True)
+            log = folder / "log.txt"
             with log.open("a") as file:
                 code = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
             if code:
                 lines = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines() or ["no output"]
                 return f"not {what}, exit code {code}: {lines[-1]} ({log})"
-            write_json(done, list(command[1:]))
+            write_json(folder / f"{what}.json", list(command[1:]))
     return ""
 
 
@@ -196,7 +202,7 @@ def run_local(jobs: Sequence[Job], minutes: float = 0) -> dict[str, str]:
     problems, started = {}, time.monotonic()
 
     def run(job: Job) -> str:
-        if minutes and time.monotonic() - started > 60 * minutes:
+        if minutes and time.monotonic() - started > 60 * minutes and unfinished(job):
             return f"not begun within {minutes:g} minutes"
         try:
             return run_job(job)
@@ -241,7 +247,7 @@ def listing(jobs: Sequence[Job]) -> str:
 
 
 def gather(name: str, points: Sequence[Point], options: Options, problems: dict[str, str]) -> list[dict[str, Any]]:
-    """Writes <workdir>/<sweep>.csv, .md and .png of all points with a result, and returns their rows.
+    """Writes <workdir>/<sweep>_<role>.csv, .md and .png of all points with a result, and returns their rows.
 
     Seeds are averaged within a case before subjects are resampled: the intervals are of these runs on other subjects.
     Differences are paired, to the first point.
@@ -251,7 +257,8 @@ def gather(name: str, points: Sequence[Point], options: Options, problems: dict[
         raise UserError(f"no run of the sweep {name} has a result: {'; '.join(problems.values())}")
     first = points[0].value
     rows = [point_row(value, of_seeds, cases.get(first, {})) for value, of_seeds in cases.items()]
-    write_csv(options.workdir / f"{name}.csv", rows)
+    out = options.workdir / f"{name}_{options.role}"
+    write_csv(out.with_suffix(".csv"), rows)
     datasets = [column.removeprefix("dice_") for column in rows[0] if column.startswith("dice_")]
     head = [name.replace("_", " "), "mean Dice (%)", "95 % interval", "by seed", f"minus {first}", "95 % interval"]
     table = [
@@ -275,11 +282,11 @@ def gather(name: str, points: Sequence[Point], options: Options, problems: dict[
         "",
         markdown_table([*head, *datasets], table),
         "",
-        f"![{name}]({name}.png)",
+        f"![{name}]({out.name}.png)",
         *(f"\n- not done: {run}: {problem}" for run, problem in problems.items()),
     ]
-    (options.workdir / f"{name}.md").write_text("\n".join(lines) + "\n")
-    draw(name, rows, options.workdir / f"{name}.png")
+    out.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    draw(name, rows, out.with_suffix(".png"))
     return rows
 
 

@@ -45,5 +45,5 @@ def run(args: argparse.Namespace) -> int:
     slurm = args.launcher == "slurm"
     problems = run_slurm(jobs, args.workdir / "slurm", parameters) if slurm else run_local(jobs, args.minutes)
     gather(args.sweep, points, options, problems)
-    print((args.workdir / f"{args.sweep}.md").read_text(), end="")
+    print((args.workdir / f"{args.sweep}_{args.role}.md").read_text(), end="")
     return int(bool(problems))
