@@ -9,14 +9,16 @@ is chosen by it: the last step is taken.
 
 The same command goes on where it was stopped, and twice at once it shares the work. What failed or was not begun within
 --minutes is told of, and the tables <workdir>/<role>.md hold what there is: at each support size Dice with intervals,
-and the paired differences to ours.
+and the paired differences to ours; <role>.jsonl has the same numbers.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from universeg_jax.ablate import Job, run_local
 from universeg_jax.baselines.trivial import METHODS as TRIVIAL
@@ -77,12 +79,7 @@ def table(workdir: Path, role: str, support_sizes: Sequence[int], ensemble: int)
     """Of what is there."""
     parts = [f"# Role {role}, {ensemble} draws averaged", ""]
     for size in support_sizes:
-        summaries = {path.parent.name: read_json(path) for path in sorted((workdir / role).glob("*/summary.json"))}
-        there = {
-            name: summary
-            for name, summary in summaries.items()
-            if any((s["support_size"], s["ensemble"]) == (size, ensemble) for s in summary["settings"])
-        }
+        there = summaries(workdir / role, size, ensemble)
         if not there:
             continue
         ordered = {name: there[name] for name in sorted(there, key=lambda n: there[n]["mean_dice"])}
@@ -90,6 +87,30 @@ def table(workdir: Path, role: str, support_sizes: Sequence[int], ensemble: int)
         if OURS in there and len(there) > 1:
             parts += [differences(workdir / role, [n for n in ordered if n != OURS], size, ensemble), ""]
     return "\n".join(parts)
+
+
+def summaries(folder: Path, support_size: int, ensemble: int) -> dict[str, Any]:
+    """Of the methods that have a result of this setting."""
+    found = {path.parent.name: read_json(path) for path in sorted(folder.glob("*/summary.json"))}
+    return {name: summary for name, summary in found.items() if setting(summary, support_size, ensemble)}
+
+
+def setting(summary: dict[str, Any], support_size: int, ensemble: int) -> dict[str, Any] | None:
+    found = [s for s in summary["settings"] if (s["support_size"], s["ensemble"]) == (support_size, ensemble)]
+    return found[0] if found else None
+
+
+def lines(workdir: Path, role: str, support_sizes: Sequence[int], ensemble: int, about: dict[str, Any]) -> list[str]:
+    """The same numbers, a JSON object for each support size and method."""
+    rows = []
+    for size in support_sizes:
+        for name, summary in summaries(workdir / role, size, ensemble).items():
+            of = setting(summary, size, ensemble)
+            means = {key: of[f"mean_{key}"] for key in ("dice", "ci_low", "ci_high")}
+            datasets = {n: {key: d[key] for key in ("dice", "ci_low", "ci_high")} for n, d in of["datasets"].items()}
+            row = {"role": role, "support_size": size, "ensemble": ensemble, "method": name, **means, **about}
+            rows.append(json.dumps({**row, "cost": summary.get("cost"), "datasets": datasets}))
+    return rows
 
 
 def differences(folder: Path, names: Sequence[str], support_size: int, ensemble: int) -> str:
@@ -116,9 +137,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         problems = run_local(plan(args), args.minutes)
+        sizes = [int(size) for size in args.support_size.split(",")]
+        about = {"steps": args.steps, "seed": args.seed, "max_cases": args.max_cases}
         for role in args.roles.split(","):
-            text = table(args.workdir, role, [int(s) for s in args.support_size.split(",")], args.ensemble)
+            text = table(args.workdir, role, sizes, args.ensemble)
             (args.workdir / f"{role}.md").write_text(text)
+            told = lines(args.workdir, role, sizes, args.ensemble, about)
+            (args.workdir / f"{role}.jsonl").write_text("".join(f"{line}\n" for line in told))
             print(text)
     except (UserError, OSError) as error:
         print(f"tables: {error}", file=sys.stderr)

@@ -1,5 +1,7 @@
 """The main table: that its commands can be typed, and what is gathered."""
 
+import json
+
 import jax
 import pytest
 from absl import flags
@@ -67,3 +69,9 @@ def test_tables_hold_what_there_is_with_differences_to_ours(tmp_path):
     assert second.count("| senet |") == 2
     assert "| universeg minus | mean Dice (%) | 95 % interval | p |" in second
     assert tables.table(tmp_path, "val", (2, 4), 3).count("|") == 0
+    rows = [json.loads(line) for line in tables.lines(tmp_path, "test", (2, 4), 3, {"steps": 7})]
+    assert [(r["support_size"], r["method"]) for r in rows] == [
+        (2, "finetune"), (2, "senet"), (2, "universeg"), (4, "senet"), (4, "universeg"),
+    ]  # fmt: skip
+    assert all(f"{100 * row['dice']:.1f}" in text and row["steps"] == 7 for row in rows)
+    assert all(row["datasets"]["discs"]["ci_low"] <= row["dice"] <= row["datasets"]["discs"]["ci_high"] for row in rows)
