@@ -1,5 +1,6 @@
 """Several hosts: two real processes over localhost do what one does, end when one is gone, and stop together."""
 
+import functools
 import os
 import signal
 import socket
@@ -64,8 +65,13 @@ def test_two_hosts_do_what_one_does_also_after_one_was_killed(data_dir, tmp_path
     training.train_and_evaluate(tiny_config(data_dir, optimizer=SGD, num_steps=last, **RUN), one)
     lines = [[(row["step"], row["loss"]) for row in read_json_lines(path / "metrics.jsonl")] for path in (one, two)]
     assert len(lines[0]) == last
-    np.testing.assert_allclose(lines[1], lines[0], rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params_at(one, last), params_at(two, last))
+    # Sums in another order part the two by about 1e-6 a step, and how many steps there are depends on the machine.
+    together = np.maximum(1e-5, 2e-6 * np.arange(1, last + 1))
+    (steps, ours), (others, theirs) = np.array(lines).swapaxes(1, 2)
+    np.testing.assert_array_equal(others, steps)
+    assert (np.abs(theirs - ours) <= together * ours).all()
+    near = functools.partial(np.testing.assert_allclose, atol=together[-1])
+    jax.tree.map(near, params_at(one, last), params_at(two, last))
 
 
 def test_a_compilation_cache_is_kept_unless_one_was_chosen(monkeypatch):
