@@ -1,6 +1,6 @@
 """The main table on two cores: few-shot models trained with equal episodes, and what is trained for each task.
 
-    python -m benchmarks.tables --data_dir data --workdir runs/tables --steps 1500 --minutes 240
+    python -m benchmarks.tables --data_dir data --workdir runs/tables --steps 700 --max_cases 10
 
 Trains configs/small.py, with and without what we added to UniverSeg, and configs/baselines.py:senet, :panet and
 :alpnet with the same seed, episodes and schedule. Evaluates them, the baselines without training, a U-Net for each task

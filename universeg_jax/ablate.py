@@ -15,6 +15,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -345,6 +346,6 @@ def draw(name: str, rows: Sequence[dict[str, Any]], path: Path) -> None:
             axes.errorbar(x, mean, [[max(below, 0)], [max(above, 0)]], fmt="none", color="tab:blue", capsize=4)
         axes.plot([x] * row["seeds"], [100 * float(v) for v in row["by_seed"].split()], ".", color="tab:orange")
     axes.plot(range(len(rows)), [100 * row["mean_dice"] for row in rows], "o-", color="tab:blue", lw=0.8)
-    axes.set_xticks(range(len(rows)), [row["value"] for row in rows])
+    axes.set_xticks(range(len(rows)), [textwrap.fill(row["value"], 12) for row in rows])
     axes.set(xlabel=name.replace("_", " "), ylabel="mean Dice (%)", ylim=(0, 100))
     save_figure(fig, path)

@@ -68,12 +68,12 @@ def check(
     halves = DRAWS if thorough and fewest > 2 else 0
     rng = np.random.default_rng(0)
     total = len(support) * (1 + halves + CURVE_DRAWS * len(smaller))
+    segmenter = predictor.segmenter(support)
     with tqdm(total=total, desc="check", unit="image", leave=False, disable=not progress) as bar:
 
         def segment(rows: np.ndarray) -> np.ndarray:
             return segmenter.by_rows(support.images, rows, bar.update)
 
-        segmenter = predictor.segmenter(support)
         probabilities = segment(draw(others, size, 1, rng))
         influence = influences(segment, support, others, halves, rng)
         curve = learning_curve(segment, support, others, smaller, rng)

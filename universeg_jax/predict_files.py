@@ -117,12 +117,10 @@ def predict_files(
     work = [(file, targets[file], axis, overlay, dicom_seg) for file in todo]
     if beam is not None:
         done = by_beam(segmenter, work, out, beam, jobs)
+    elif jobs > 1:
+        done = in_processes(_try_file, how_to_make(segmenter), work, jobs)
     else:
-        done = (
-            (_try_file(segmenter, *task) for task in work)
-            if jobs == 1
-            else in_processes(_try_file, how_to_make(segmenter), work, jobs)
-        )
+        done = (_try_file(segmenter, *task) for task in work)
     failed = 0
     try:
         for file, rows in tqdm(done, desc="predict", unit="file", total=len(todo), disable=len(todo) < 4):
