@@ -55,3 +55,11 @@ def test_a_reader_that_has_read_enough_is_no_error():
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=100, check=True)
     assert done.stderr == ""
     assert done.stdout in ("0\n", "1\n")  # the pipe may have held all of it
+
+
+def test_ablate_finds_its_configs_from_any_folder(tmp_path):
+    code = "import sys; from universeg_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-P", "-c", code, "ablate", "--sweep=colour", "--workdir=out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("universeg ablate: --sweep=colour: one of support_size")

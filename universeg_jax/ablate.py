@@ -85,6 +85,8 @@ def plan(name: str, options: Options) -> tuple[list[Point], list[Job]]:
     """The points of a sweep and the jobs that they need. Raises UserError for a sweep or data that are not there."""
     if not (ROOT / "configs" / "ablations.py").is_file():
         raise UserError("ablations need train.py, eval.py and configs/ of a clone: `pip install -e .` there")
+    if str(ROOT) not in sys.path:  # as where the installed command is typed: configs/ is not in the package
+        sys.path.append(str(ROOT))
     ablations = importlib.import_module("configs.ablations")
     if name not in ablations.SWEEPS:
         raise UserError(f"--sweep={name}: one of {', '.join(ablations.SWEEPS)} is needed")
