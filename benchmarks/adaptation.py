@@ -29,6 +29,7 @@ from universeg_jax.baselines.per_task import Fitted, Recipe
 from universeg_jax.baselines.workflow import Trainer, claim, finetune_trainer, unet_trainer
 from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
 from universeg_jax.data.tasks import Task, dataset_tasks, subject_hash, usable
+from universeg_jax.episode import OFFICIAL_SIZE, Episode, to_device_floats
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation_cases import Settings, cases_of, gather, support_pool
 from universeg_jax.predictor import Predictor
@@ -76,8 +77,8 @@ def one_mask(trainer: Trainer, params: Any, dataset: Dataset, task: Task, settin
     """(median seconds of a mask, seconds of compiling) for the first query of a task with its support."""
     case = cases_of(task, 1)[0]
     episode, _ = gather([case], {dataset.meta.name: dataset}, settings, settings.support_sizes[0], 1)
-    flat = evaluation.Episode(*episode[:2], *(x[:, 0] for x in episode[2:]))
-    floats = jax.device_put(evaluation.to_device_floats(flat, evaluation.OFFICIAL_SIZE))
+    flat = Episode(*episode[:2], *(x[:, 0] for x in episode[2:]))
+    floats = jax.device_put(to_device_floats(flat, OFFICIAL_SIZE))
     started = time.perf_counter()
     run = jax.jit(trainer.method).lower(params, floats).compile()
     compiling = time.perf_counter() - started

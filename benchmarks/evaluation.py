@@ -33,15 +33,16 @@ from benchmarks.lines import write_line
 from universeg_jax import evaluation
 from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
 from universeg_jax.data.tasks import Task, dataset_tasks
-from universeg_jax.evaluation import evaluate, model_method
+from universeg_jax.evaluation import evaluate
 from universeg_jax.evaluation_cases import Settings, cases_of, gather
+from universeg_jax.evaluation_scores import Method, model_method, scorer
 from universeg_jax.networks import build_model, init_params
 from universeg_jax.reporting import read_json_lines
 
 PARTS = ("torch", "batched", "compiled", "surfaces", "memory")
 
 
-def make_model(features: int) -> tuple[evaluation.Method, Any]:
+def make_model(features: int) -> tuple[Method, Any]:
     """The released architecture at random, at 128x128."""
     chunk = 1 if jax.default_backend() == "cpu" else 0
     model = build_model({"encoder_blocks": (features,) * 4}, support_chunk=chunk)
@@ -77,11 +78,9 @@ def time_compiled(method, datasets: Sequence[Dataset], tasks: Sequence[Task], se
     by_name = {dataset.meta.name: dataset for dataset in datasets}
     episode, _ = gather(cases, by_name, settings, settings.support_sizes[0], settings.batch_size)
     episode = jax.device_put(episode)
-    scorer = evaluation._scorer(method[0], settings)
-    jax.block_until_ready(scorer(method[1], episode))
-    return float(
-        np.median([seconds_of(lambda: jax.block_until_ready(scorer(method[1], episode))) for _ in range(rounds)])
-    )
+    run = scorer(method[0], settings)
+    jax.block_until_ready(run(method[1], episode))
+    return float(np.median([seconds_of(lambda: jax.block_until_ready(run(method[1], episode))) for _ in range(rounds)]))
 
 
 def time_torch(features: int, datasets: Sequence[Dataset], tasks: Sequence[Task], settings: Settings) -> float:

@@ -9,8 +9,9 @@ import argparse
 from pathlib import Path
 
 from universeg_jax.data.dataset import open_dataset
-from universeg_jax.evaluation import example_cases, model_method
+from universeg_jax.evaluation import example_cases
 from universeg_jax.evaluation_cases import Settings
+from universeg_jax.evaluation_scores import model_method
 from universeg_jax.predictor import Predictor
 from universeg_jax.reporting import plot_sheet
 

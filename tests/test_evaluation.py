@@ -5,7 +5,6 @@ import json
 import re
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,12 +18,12 @@ from universeg_jax.baselines import trivial
 from universeg_jax.cli import main
 from universeg_jax.configuration import to_dict
 from universeg_jax.data.tasks import FIRST, SECOND, dataset_tasks
+from universeg_jax.episode import to_device_floats
 from universeg_jax.errors import UserError
-from universeg_jax.evaluation import evaluate, evaluate_to, over_flips, select, summarize
+from universeg_jax.evaluation import evaluate, evaluate_to, select, summarize
 from universeg_jax.evaluation_cases import Settings, cases_of, draw_support, gather, support_pool
 from universeg_jax.intervals import Cases, interval
 from universeg_jax.networks import build_model, init_params
-from universeg_jax.predictor import Predictor
 from universeg_jax.reporting import percent
 from universeg_jax.summary import as_markdown
 from universeg_jax.surfaces import surface_scores
@@ -109,7 +108,7 @@ def test_an_ensemble_averages_probabilities_of_its_draws(dataset):
     for k in range(3):
         row = int(pool.rows[draw_support(case, pool, 1, k, 0)[0]])
         np.testing.assert_array_equal(episode.support_labels[0, k, 0, ..., 0], dataset[row]["masks"][0])
-    floats = evaluation.to_device_floats(episode, 128)
+    floats = to_device_floats(episode, 128)
     vote = (np.asarray(floats.support_labels)[0, :, 0].mean(0) >= 0.5)[..., 0]
     target = np.asarray(floats.query_label)[0, ..., 0] > 0
     expected = 2 * (vote & target).sum() / (vote.sum() + target.sum())
@@ -186,7 +185,7 @@ def test_scores_of_a_case_by_hand(dataset):
     got = evaluate({"m": (method, None)}, [dataset], [task], settings, progress=False)[0]
     case = cases_of(task)[0]
     episode, _ = gather([case], {"discs": dataset}, settings, 1, 1)
-    target = np.asarray(evaluation.to_device_floats(episode, 128).query_label)[0, ..., 0] > 0
+    target = np.asarray(to_device_floats(episode, 128).query_label)[0, ..., 0] > 0
     found = target & (np.arange(128) % 2 == 0)[:, None]
     mask = found | (np.arange(128) == 0)[None]
     assert not target[:, 0].any()
@@ -204,23 +203,6 @@ def test_scores_of_a_case_by_hand(dataset):
     without = evaluate({"m": (method, None)}, [dataset], [task], Settings((1,)), progress=False)[0]
     assert (without["hd95"], without["nsd"]) == (None, None)
     assert {**without, "hd95": got["hd95"], "nsd": got["nsd"]} == got
-
-
-def test_flips_average_what_the_method_says_of_each_turned_picture(dataset):
-    """Of a method that follows its pictures all flips agree; one that looks at a place sees four places."""
-
-    def corner(params, episode):
-        size = episode.query_image.shape[1]
-        first = jnp.arange(size) < size // 2
-        quarter = (first[:, None] & first[None])[None, :, :, None]
-        return jnp.broadcast_to(quarter.astype(jnp.float32), episode.query_image.shape)
-
-    case = cases_of(dataset_tasks(dataset)[0])[0]
-    episode, _ = gather([case], {"discs": dataset}, Settings(), 2, 1)
-    floats = evaluation.to_device_floats(evaluation.Episode(*episode[:2], *(x[:, 0] for x in episode[2:])), 128)
-    for follows in (truth, trivial.mean_mask, trivial.nearest_label):
-        np.testing.assert_allclose(over_flips(follows)(None, floats), follows(None, floats), atol=1e-6)
-    np.testing.assert_allclose(over_flips(corner)(None, floats), 0.25)
 
 
 def test_datasets_of_two_sizes_are_refused(dataset):
@@ -321,18 +303,6 @@ def checkpoint(tmp_path_factory):
     params = init_params(build_model(config.model), 0)
     checkpoints.write_params(path, params, {"config": to_dict(config), "metrics": None})
     return path
-
-
-def test_a_model_of_another_size_sees_its_size_and_is_scored_at_128(dataset, checkpoint):
-    predictor = Predictor.from_checkpoint(checkpoint)
-    case = cases_of(dataset_tasks(dataset)[0])[0]
-    episode, _ = gather([case], {"discs": dataset}, Settings(), 2, 1)
-    floats = evaluation.to_device_floats(evaluation.Episode(*episode[:2], *(x[:, 0] for x in episode[2:])), 128)
-    got = evaluation.model_method(predictor.model, 16)(predictor.params, floats)
-    small = [jax.image.resize(x, (*x.shape[:-3], 16, 16, 1), "linear") for x in (floats[0], floats[2], floats[3])]
-    logits = predictor.logits(small[0], small[1], (small[2] >= 0.5).astype(jnp.float32))
-    expected = jax.nn.sigmoid(jax.image.resize(logits, (1, 128, 128, 1), "linear"))
-    np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 def test_the_command_from_checkpoint_to_report(dataset, checkpoint, tmp_path, capsys):

@@ -10,11 +10,12 @@ from jax.sharding import PartitionSpec as P
 
 from configs import default
 from tests.fixtures import assert_trees_equal, tiny_config
-from universeg_jax import checkpoints, evaluation, step, training
+from universeg_jax import checkpoints, step, training
 from universeg_jax.configuration import to_dict
 from universeg_jax.data.episodes import Batch, batches, make_sampler
 from universeg_jax.data.tasks import task_table
 from universeg_jax.episode import Episode, to_device_floats
+from universeg_jax.evaluation_scores import model_method
 from universeg_jax.networks import build_model, init_params
 from universeg_jax.optimizer import make_optimizer
 from universeg_jax.step import (
@@ -170,7 +171,7 @@ def test_the_step_and_the_evaluation_lower_for_tpu(data_dir, dtype):
     text = exported.mlir_module()
     assert ("bf16" in text) == (dtype == "bfloat16")
     assert "all_reduce" in text
-    method = evaluation.model_method(model, config.image_size)
+    method = model_method(model, config.image_size)
     lowered = jax.export.export(jax.jit(method), platforms=["tpu"])(state.params, to_device_floats(batch.episode, 16))
     assert ("bf16" in lowered.mlir_module()) == (dtype == "bfloat16")
 

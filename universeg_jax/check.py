@@ -85,13 +85,7 @@ def check(
         *find_odd(support),
         *find_mistakes(probabilities, support),
     ]
-    rows = [
-        (support.subjects[i], label, dice[j, i]) for j, label in enumerate(support.labels) for i in range(len(support))
-    ]
-    rows = [row for row in rows if np.isfinite(row[2])]
-    estimate = interval(
-        Cases(["support"] * len(rows), [r[1] for r in rows], [r[0] for r in rows], [r[2] for r in rows])
-    )
+    estimate = interval(cases_of(dice, support))
     return {
         "dice": estimate.overall.mean,
         "ci_low": estimate.overall.low,
@@ -238,6 +232,13 @@ def best_shift(p: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, float]:
     shift = np.array(np.unravel_index(int(product.argmax()), product.shape))
     shift = np.where(shift >= len(mask), shift - size, shift)
     return shift, float(2 * product.max() / max(p.sum() + mask.sum(), 1e-9))
+
+
+def cases_of(dice: np.ndarray, support: Support) -> Cases:
+    """Of Dice [labels, examples] those that are numbers: a label is a task."""
+    label, example = np.nonzero(np.isfinite(dice))
+    tasks, subjects = ([names[i] for i in of] for names, of in ((support.labels, label), (support.subjects, example)))
+    return Cases(["support"] * len(label), tasks, subjects, dice[label, example])
 
 
 def influences(

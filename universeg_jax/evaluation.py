@@ -6,7 +6,6 @@ cases, another batch size or another order gives the same numbers. A support siz
 one batch while the host reads the next and measures distances in the one before.
 """
 
-import functools
 import json
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,61 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from universeg_jax import checkpoints, evaluation_report, metrics, weights
+from universeg_jax import checkpoints, evaluation_report, weights
 from universeg_jax.cost import cost
 from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
 from universeg_jax.data.tasks import Task, dataset_tasks, usable
-from universeg_jax.episode import OFFICIAL_SIZE, Episode, resize, to_device_floats
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation_cases import Batch, Case, Settings, cases_of, gather, prefetched
-from universeg_jax.predictor import FLIPS, Predictor
+from universeg_jax.evaluation_scores import SCORES, Method, mean_probabilities, model_method, scorer
+from universeg_jax.predictor import Predictor
 from universeg_jax.reporting import write_csv, write_json
 from universeg_jax.summary import open_results, summarize
 from universeg_jax.surfaces import surface_scores
 
-SCORES = (*metrics.METRICS, "single_dice", "oracle_dice")
-THRESHOLDS = np.linspace(0.05, 0.95, 19, dtype=np.float32)  # of the oracle
 AHEAD = 2  # batches whose scores are still being measured
-Method = Callable[[Any, Episode], jax.Array]  # (params, episode) → probabilities [B, H, W, 1] at the episode's size
-
-
-def model_method(model: Any, image_size: int) -> Method:
-    """The model at its own size, its logits resized to the episode's."""
-
-    def method(params: Any, episode: Episode) -> jax.Array:
-        size = episode.query_image.shape[1]
-        logits = model.apply(
-            {"params": params},
-            resize(episode.query_image, image_size),
-            resize(episode.support_images, image_size),
-            (resize(episode.support_labels, image_size) >= 0.5).astype(jnp.float32),
-            episode.support_mask,
-        )
-        return jax.nn.sigmoid(resize(logits, size))
-
-    return method
-
-
-def over_flips(method: Method) -> Method:
-    """Test-time augmentation: the mean over the four flips of query and support."""
-
-    def turned(x: jax.Array, flip: jax.Array) -> jax.Array:
-        for axis, on in zip((-3, -2), flip, strict=True):
-            x = jnp.where(on, jnp.flip(x, axis), x)
-        return x
-
-    def averaged(params: Any, episode: Episode) -> jax.Array:
-        def one(flip: jax.Array) -> jax.Array:
-            pictures = [turned(x, flip) for x in episode[:4]]
-            return turned(method(params, Episode(*pictures, episode.support_mask)), flip)
-
-        return jax.lax.map(one, jnp.array(FLIPS)).mean(0)  # one program for all four
-
-    return averaged
 
 
 def evaluate(
@@ -106,7 +66,7 @@ def evaluate(
             for batch in prefetched(cases, by_name, settings, support_size):
                 check()
                 episode = jax.device_put(batch.episode)
-                scores = {name: _scorer(m, settings)(params, episode) for name, (m, params) in methods.items()}
+                scores = {name: scorer(m, settings)(params, episode) for name, (m, params) in methods.items()}
                 # The scores are on their way: a thread waits for them, and this one dispatches the next batch.
                 waiting.append((len(batch.cases), pool.submit(_rows, batch, scores, by_name, settings, support_size)))
                 if len(waiting) > AHEAD:
@@ -159,50 +119,6 @@ def _rows(
                     }
                 )
     return rows
-
-
-def _scorer(method: Method, settings: Settings) -> Callable[[Any, Episode], dict[str, jax.Array]]:
-    return _compiled_scorer(method, settings.ensembles, settings.flips, settings.surfaces)
-
-
-@functools.lru_cache(maxsize=16)  # compiled once, though training evaluates many times
-def _compiled_scorer(
-    method: Method, ensembles: tuple[int, ...], flips: bool, with_masks: bool
-) -> Callable[[Any, Episode], dict[str, jax.Array]]:
-    """Scores [N, ensembles] of a batch of cases, whose support_* have an axis of draws: [N, K, S, H, W, 1]."""
-
-    def score(params: Any, episode: Episode) -> dict[str, jax.Array]:
-        floats = to_device_floats(episode, OFFICIAL_SIZE)
-        probabilities = _probabilities(over_flips(method) if flips else method, params, floats)
-        truth = floats.query_label[..., 0]
-        means = jnp.stack([probabilities[:, :k].mean(1) for k in ensembles], 1)  # [N, ensembles, H, W]
-        masks, against = means >= 0.5, truth[:, None]
-        single = metrics.dice_score(probabilities >= 0.5, against)
-        at_thresholds = jax.lax.map(lambda t: metrics.dice_score(means >= t, against), jnp.asarray(THRESHOLDS))
-        found = metrics.overlap(masks, against)
-        scores = {name: metric(found) for name, metric in metrics.METRICS.items()} | {
-            "draws": single,
-            "single_dice": jnp.stack([single[:, :k].mean(1) for k in ensembles], 1),
-            "oracle_dice": at_thresholds.max(0),
-            "empty": truth.sum((1, 2)) == 0,
-            "finite": jnp.isfinite(probabilities).all((1, 2, 3)),
-        }
-        if with_masks:  # eight pixels a byte
-            scores |= {"masks": jnp.packbits(masks, axis=-1), "truth": jnp.packbits(truth > 0, axis=-1)}
-        return scores
-
-    return jax.jit(score)
-
-
-def _probabilities(method: Method, params: Any, floats: Episode) -> jax.Array:
-    """[N, K, H, W] of the K draws of each case."""
-    cases, draws = floats.support_mask.shape[:2]
-    flat = Episode(
-        jnp.repeat(floats.query_image, draws, axis=0),
-        jnp.repeat(floats.query_label, draws, axis=0),
-        *(x.reshape((cases * draws, *x.shape[2:])) for x in floats[2:]),
-    )
-    return method(params, flat)[..., 0].reshape((cases, draws, OFFICIAL_SIZE, OFFICIAL_SIZE))
 
 
 def select(datasets: Sequence[Dataset], data_dir: str, names: Sequence[str] = (), role: str = "") -> list[Dataset]:
@@ -318,20 +234,10 @@ def json_value(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-@functools.lru_cache(maxsize=16)
-def _mean_probabilities(method: Method, flips: bool) -> Callable[[Any, Episode], tuple[jax.Array, jax.Array, Episode]]:
-    def function(params: Any, episode: Episode) -> tuple[jax.Array, jax.Array, Episode]:
-        floats = to_device_floats(episode, OFFICIAL_SIZE)
-        mean = _probabilities(over_flips(method) if flips else method, params, floats).mean(1)
-        return mean, metrics.dice_score(mean >= 0.5, floats.query_label[..., 0]), floats
-
-    return jax.jit(function)
-
-
 def picture(method: Method, params: Any, dataset: Dataset, case: Case, settings: Settings) -> dict[str, Any]:
     """A case at the largest support size and ensemble, with the supports of its first draw, for `plot_sheet`."""
     episode, _ = gather([case], {dataset.meta.name: dataset}, settings, max(settings.support_sizes), 1)
-    mean, dice, floats = jax.device_get(_mean_probabilities(method, settings.flips)(params, episode))
+    mean, dice, floats = jax.device_get(mean_probabilities(method, settings.flips)(params, episode))
     return {
         "query_image": floats.query_image[0, ..., 0],
         "query_label": floats.query_label[0, ..., 0],

@@ -6,7 +6,7 @@ file: compare them with one another, not with Dice at 128x128.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,34 +49,28 @@ def score_masks(
     resolved = labels.resolve()
     name = name or (resolved.parent.name if resolved.name == "labels" else resolved.name)
     method = method or predictions.resolve().name
-    digest = hashlib.sha256()
-    for file in (*truth_files.values(), *(prediction_files[n] for n in truth_files)):
-        digest.update(file.read_bytes())
+    files = digest((*truth_files.values(), *(prediction_files[n] for n in truth_files)))
     options = {"surfaces": surfaces, "tolerance": tolerance}
-    about = {"predictions": str(predictions), "labels": str(labels)}
-    open_results(out, {"dataset": name, "method": method, "files": digest.hexdigest(), "options": options}, overwrite)
+    open_results(out, {"dataset": name, "method": method, "files": files, "options": options}, overwrite)
     ids = ids_of(truth_files)
     rows, predicted = [], set()
     for file_name in tqdm(truth_files, desc="score", unit="file"):
         prediction, truth, spacing, unit = read_pair(prediction_files[file_name], truth_files[file_name])
         predicted |= set(np.unique(prediction).tolist()) - {0}
-        volume = truth.ndim == 3
+        about = {
+            "method": method,
+            "dataset": name,
+            "subject": file_name if truth.ndim == 3 else file_name.rpartition("_")[0] or file_name,
+            "slice": file_name,
+            "support_size": 0,
+            "ensemble": 1,
+            "distance_unit": unit,
+        }
         for i in ids:
-            rows.append(
-                {
-                    "method": method,
-                    "dataset": name,
-                    "task": f"{name}/label{i}",
-                    "label": i,
-                    "subject": file_name if volume else file_name.rpartition("_")[0] or file_name,
-                    "slice": file_name,
-                    "support_size": 0,
-                    "ensemble": 1,
-                    **scores(prediction == i, truth == i, spacing, tolerance if surfaces else None),
-                    "distance_unit": unit,
-                }
-            )
-    summary = {**about, "method": method, **summarize(rows, method, 0, 1), "skipped": {}}
+            of_label = scores(prediction == i, truth == i, spacing, tolerance if surfaces else None)
+            rows.append({**about, "task": f"{name}/label{i}", "label": i, **of_label})
+    summary = {"predictions": str(predictions), "labels": str(labels), "method": method}
+    summary |= {**summarize(rows, method, 0, 1), "skipped": {}}
     units = {row["distance_unit"] for row in rows}
     if surfaces and len(units) > 1:
         raise UserError(f"{labels} holds pictures and volumes: pixels and mm have no mean; score each kind alone")
@@ -104,6 +98,14 @@ def mask_files(folder: Path) -> dict[str, Path]:
     if not found:
         raise UserError(f"{folder} holds no masks: neither pictures nor {', '.join(VOLUME_EXTENSIONS)}")
     return {name: found[name] for name in natural_order(found)}
+
+
+def digest(files: Iterable[Path]) -> str:
+    """Of what the files hold."""
+    found = hashlib.sha256()
+    for file in files:
+        found.update(file.read_bytes())
+    return found.hexdigest()
 
 
 def ids_of(files: dict[str, Path]) -> list[int]:

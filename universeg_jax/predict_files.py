@@ -107,12 +107,7 @@ def predict_files(
     targets = {file: targets_of(file, out, labels, overlap, dicom_seg is not None) for file in files}
     _check_targets(targets)
     _open_out(out, segmenter, axis, overwrite)
-    told = _told(out / "predictions.csv")
-    for _, rows in _left_by_workers(out):
-        if not isinstance(rows, str) and rows[0]["mask"] not in told:
-            _append(out / "predictions.csv", rows)
-            told |= {row["mask"] for row in rows}
-    _forget_workers(out)
+    told = _told(out)
     todo = [f for f in files if overwrite or not all(t.exists() and t.name in told for t in targets[f])]
     work = [(file, targets[file], axis, overlay, dicom_seg) for file in todo]
     if beam is not None:
@@ -270,15 +265,24 @@ def whole(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _told(path: Path) -> set[str]:
-    """Names of masks that predictions.csv tells of; a last line that a kill cut short is taken away."""
-    if not path.exists():
-        return set()
-    data = path.read_bytes()
-    if not data.endswith(b"\n"):
-        data = data[: data.rfind(b"\n") + 1]
-        os.truncate(path, len(data))
-    return {row["mask"] for row in csv.DictReader(data.decode().splitlines())}
+def _told(out: Path) -> set[str]:
+    """Names of masks that predictions.csv tells of, now with what workers left of a pipeline that stopped.
+
+    A last line that a kill cut short is taken away.
+    """
+    path, told = out / "predictions.csv", set()
+    if path.exists():
+        data = path.read_bytes()
+        if not data.endswith(b"\n"):
+            data = data[: data.rfind(b"\n") + 1]
+            os.truncate(path, len(data))
+        told = {row["mask"] for row in csv.DictReader(data.decode().splitlines())}
+    for _, rows in _left_by_workers(out):
+        if not isinstance(rows, str) and rows[0]["mask"] not in told:
+            _append(path, rows)
+            told |= {row["mask"] for row in rows}
+    _forget_workers(out)
+    return told
 
 
 def _append(path: Path, rows: Sequence[dict[str, Any]]) -> None:

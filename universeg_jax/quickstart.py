@@ -18,6 +18,7 @@ from universeg_jax.data.dataset import list_datasets, open_dataset
 from universeg_jax.episode import OFFICIAL_SIZE
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation_cases import Settings
+from universeg_jax.evaluation_scores import Method, model_method
 from universeg_jax.made_data import make_datasets
 from universeg_jax.predictor import Predictor
 from universeg_jax.reporting import (
@@ -99,13 +100,10 @@ def build_data(data_dir: str, data: str) -> None:
         make_datasets(data_dir)
 
 
-def packaged_methods() -> dict[str, tuple[evaluation.Method, Any]]:
+def packaged_methods() -> dict[str, tuple[Method, Any]]:
     """The weights that came with the project, beside what was just trained."""
     predictors = {name: Predictor.from_pretrained(name) for name in packaged()}
-    return {
-        f"weights {name}": (evaluation.model_method(p.model, p.config.image_size), p.params)
-        for name, p in predictors.items()
-    }
+    return {f"weights {name}": (model_method(p.model, p.config.image_size), p.params) for name, p in predictors.items()}
 
 
 def evaluate(workdir: Path, data_dir: str) -> None:
@@ -128,7 +126,7 @@ def evaluate(workdir: Path, data_dir: str) -> None:
         overwrite=True,  # the summary of the training's last validation
         report=False,  # the quickstart writes its own
     )
-    method = evaluation.model_method(predictor.model, predictor.config.image_size)
+    method = model_method(predictor.model, predictor.config.image_size)
     figures = workdir / "figures"
     plot_curves(workdir, figures / "curves.png")
     by_size = {

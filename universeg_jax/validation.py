@@ -11,6 +11,7 @@ from universeg_jax import checkpoints, evaluation
 from universeg_jax.data.dataset import Dataset
 from universeg_jax.data.tasks import Task, task_table, usable
 from universeg_jax.evaluation_cases import Settings
+from universeg_jax.evaluation_scores import Method, model_method
 from universeg_jax.model import UniverSeg
 from universeg_jax.reporting import JsonLines, plot_sheet, write_json
 
@@ -21,7 +22,7 @@ class Evaluator(NamedTuple):
     datasets: Sequence[Dataset]
     tasks: Sequence[Task]
     settings: Settings
-    method: evaluation.Method
+    method: Method
 
     def __call__(self, params: Any, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """The summary of all cases; `check` is called between batches and may raise."""
@@ -52,7 +53,7 @@ def make_evaluator(config: ConfigDict, datasets: Sequence[Dataset], model: Unive
     )
     if not datasets:
         return None
-    method = evaluation.model_method(model, config.image_size)
+    method = model_method(model, config.image_size)
     return Evaluator(datasets, usable(task_table(datasets)), settings, method)
 
 

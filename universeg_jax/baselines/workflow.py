@@ -30,6 +30,7 @@ from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
 from universeg_jax.data.tasks import Examples, Task, dataset_tasks, usable
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation_cases import Settings, support_pool
+from universeg_jax.evaluation_scores import Method, model_method
 from universeg_jax.predictor import Predictor
 from universeg_jax.reporting import lock, read_json, write_json
 
@@ -40,7 +41,7 @@ class Trainer:
 
     kind: str
     fit: Callable[[Dataset, Task, Examples], Fitted]
-    method: evaluation.Method
+    method: Method
     start: Any  # parameters of the right shapes
     about: dict[str, Any]  # what decides the result besides the data and the settings
 
@@ -57,8 +58,8 @@ def unet_trainer(features: Sequence[int], recipe: Recipe) -> Trainer:
 
 
 @functools.lru_cache(maxsize=16)  # one method, one compiled evaluation
-def unet_method(model: Any, image_size: int) -> evaluation.Method:
-    return evaluation.model_method(model, image_size)
+def unet_method(model: Any, image_size: int) -> Method:
+    return model_method(model, image_size)
 
 
 def finetune_trainer(checkpoint: str, support_size: int, recipe: Recipe) -> Trainer:
@@ -69,7 +70,7 @@ def finetune_trainer(checkpoint: str, support_size: int, recipe: Recipe) -> Trai
     return Trainer(
         "finetune",
         functools.partial(fit_finetuned, start=start, support_size=support_size, recipe=recipe),
-        evaluation.model_method(predictor.model, predictor.config.image_size),
+        model_method(predictor.model, predictor.config.image_size),
         predictor.params,
         {
             "params_hash": weights.params_hash(predictor.params),
