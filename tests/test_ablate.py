@@ -16,13 +16,12 @@ from PIL import Image
 from configs import ablations
 from tests.fixtures import build_discs, tiny_config
 from universeg_jax import ablate, augment, training
-from universeg_jax.ablate import Options, Point, gather, plan, run_job, run_local, run_slurm
+from universeg_jax.ablate import Options, plan, run_job, run_local, run_slurm
 from universeg_jax.cli import main
 from universeg_jax.configuration import flatten, to_dict
 from universeg_jax.data.dataset import open_dataset
 from universeg_jax.errors import UserError
-from universeg_jax.intervals import Cases, interval
-from universeg_jax.reporting import lock, read_json, write_csv, write_json
+from universeg_jax.reporting import lock, read_json, write_json
 from universeg_jax.training import open_tasks
 
 TINY = ["image_size=16", "batch_size=4", "num_steps=2", "model.encoder_blocks=(4,4)", "support_size=2",
@@ -171,42 +170,11 @@ def test_a_sweep_of_two_runs_from_start_to_figure_and_again(data_dir, tmp_path, 
     monkeypatch.setattr(ablate.subprocess, "run", lambda *a, **k: pytest.fail("nothing is left to run"))
     _, jobs = plan("two", Options(data_dir, tmp_path, seeds=(0,), changes=tuple(TINY), max_cases=2))
     assert run_job(jobs[0]) == ""
-
-
-def write_point(folder, values):
-    rows = [
-        {"dataset": "d", "task": "t", "subject": f"s{i}", "dice": v, "empty": v is None} for i, v in enumerate(values)
-    ]
-    write_csv(folder / "cases.csv", rows)
-    write_json(folder / "evaluated.json", [])
-    return folder
-
-
-def test_seeds_are_averaged_within_a_case(tmp_path):
-    values = np.random.default_rng(0).uniform(0.3, 0.9, (2, 12))
-    results = tuple(write_point(tmp_path / str(seed), [*values[seed].tolist(), None]) for seed in (0, 1))
-    rows = gather("x", [Point("1", results), Point("2", (tmp_path / "absent",))], Options("", tmp_path), {"r": "why"})
-    names = [f"s{i}" for i in range(12)]
-    expected = interval(Cases(["d"] * 12, ["t"] * 12, names, values.mean(0))).overall
-    assert len(rows) == 1
-    got = [rows[0][k] for k in ("mean_dice", "ci_low", "ci_high", "seeds", "minus_first")]
-    assert got[-1] is None
-    np.testing.assert_allclose(got[:-1], [expected.mean, expected.low, expected.high, 2])
-    assert "- not done: r: why" in (tmp_path / "x_test.md").read_text()
-    with pytest.raises(UserError, match="no run of the sweep x has a result: why"):
-        gather("x", [Point("2", (tmp_path / "absent",))], Options("", tmp_path), {"r": "why"})
-
-
-def test_differences_to_the_first_point_are_paired_over_the_seeds_that_both_have(tmp_path):
-    values = np.random.default_rng(0).uniform(0.3, 0.6, (2, 12))
-    first = [write_point(tmp_path / f"a{seed}", values[seed].tolist()) for seed in (0, 1)]
-    second = [write_point(tmp_path / "b0", (values[0] + 0.1).tolist()), tmp_path / "absent"]
-    rows = gather("x", [Point("a", tuple(first)), Point("b", tuple(second))], Options("", tmp_path), {})
-    # The same for every subject, so that the difference is sure although the means are not.
-    got = [rows[1][f"minus_first{end}"] for end in ("", "_low", "_high")]
-    np.testing.assert_allclose(got, [0.1] * 3)
-    assert rows[1]["ci_high"] - rows[1]["ci_low"] > 0.01
-    assert "| 10.0 | 10.0 to 10.0 |" in (tmp_path / "x_test.md").read_text()
+    assert main([*arguments, "--launcher=none"]) == 1
+    text = capsys.readouterr().out
+    assert "| one |" in text
+    assert "support_size-0" in text
+    assert "not there yet" in text
 
 
 def command_job(folder, code):

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+LAUNCHERS = ("local", "slurm", "none")
 EXAMPLE = "universeg ablate --sweep=support_size --workdir runs/ablations --data_dir data"
 
 
@@ -17,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_cases", type=int, default=0, help="queries a task; 0 = all")
     parser.add_argument("--minutes", type=float, default=0, help="begin no run after so many; 0 = no limit (local)")
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
-    parser.add_argument("--launcher", default="local", choices=("local", "slurm"))
+    parser.add_argument("--launcher", default="local", choices=LAUNCHERS, help="none: only gather what is there")
     parser.add_argument(
         "--slurm", action="append", default=[], metavar="KEY=VALUE",
         help="of submitit: slurm_partition, timeout_min, gpus_per_node, cpus_per_task, mem_gb, …; repeatable",
@@ -29,7 +30,8 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def run(args: argparse.Namespace) -> int:
-    from universeg_jax.ablate import Options, gather, listing, plan, run_local, run_slurm
+    from universeg_jax.ablate import Options, listing, plan, run_local, run_slurm, unfinished
+    from universeg_jax.ablation_report import gather
     from universeg_jax.errors import UserError
 
     changes = tuple(args.set)
@@ -42,8 +44,12 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--slurm {wrong[0]}: write KEY=VALUE")
     pairs = (pair.split("=", 1) for pair in args.slurm)
     parameters = {key: int(value) if value.isdigit() else value for key, value in pairs}
-    slurm = args.launcher == "slurm"
-    problems = run_slurm(jobs, args.workdir / "slurm", parameters) if slurm else run_local(jobs, args.minutes)
+    if args.launcher == "slurm":
+        problems = run_slurm(jobs, args.workdir / "slurm", parameters)
+    elif args.launcher == "local":
+        problems = run_local(jobs, args.minutes)
+    else:
+        problems = {job.name: "not there yet" for job in jobs if unfinished(job)}
     gather(args.sweep, points, options, problems)
     print((args.workdir / f"{args.sweep}_{args.role}.md").read_text(), end="")
     return int(bool(problems))
