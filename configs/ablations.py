@@ -137,13 +137,13 @@ SWEEPS = {
 
 
 def sweep(add: Add, name: str, config: ConfigDict, datasets: list[str], tasks: int) -> None:
-    """Calls `add` for each point of a sweep; `datasets` (by hash) and `tasks` are what there is to train on."""
+    """Calls `add` for each point of a sweep; `datasets` (by hash) and `tasks` are the usable ones to train on."""
     SWEEPS[name](add, config, datasets, tasks)
 
 
 def doubling(largest: int) -> list[int]:
-    """1, 2, 4, …, and the largest."""
-    return [*(1 << i for i in range(largest.bit_length()) if 1 << i < largest), largest]
+    """1, 2, 4, …, and the largest, which is at least half as much again as the one before."""
+    return [*(1 << i for i in range(largest.bit_length()) if 3 * (1 << i) <= 2 * largest), largest]
 
 
 def get(config: ConfigDict, field: str) -> Any:

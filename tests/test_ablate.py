@@ -74,7 +74,7 @@ def test_subsets_of_datasets_and_tasks_are_nested(data_dir, tmp_path):
     points = []
     names = sorted(f"train_{i}" for i in range(5))
     ablations.sweep(lambda value, train: points.append((value, train)), "num_datasets", None, names, 5)
-    assert [value for value, _ in points] == [1, 2, 4, 5]
+    assert [value for value, _ in points] == [1, 2, 5]
     chosen = [train.get("train_datasets", tuple(names)) for _, train in points]
     assert all(set(a) < set(b) for a, b in itertools.pairwise(chosen))
     datasets = [open_dataset(data_dir, name) for name in names]
@@ -83,6 +83,17 @@ def test_subsets_of_datasets_and_tasks_are_nested(data_dir, tmp_path):
     assert kept[0] < kept[1] < kept[2] < kept[3]
     with pytest.raises(UserError, match="train_tasks=9: there are 5 usable"):
         open_tasks(tiny_config(train_tasks=9), datasets)
+
+
+def test_a_dataset_without_a_task_counts_for_nothing(tmp_path, capsys):
+    for name, count in (("a", 6), ("b", 6), ("lone", 2)):
+        build_discs(tmp_path, name, "train_open", count=count)
+    build_discs(tmp_path, "test", "test", count=8)
+    points, jobs = plan("num_datasets", Options(str(tmp_path), tmp_path / "out", seeds=(0,)))
+    assert [point.value for point in points] == ["1", "2"]
+    assert "lone" not in ablate.listing(jobs)
+    training.prepare(tiny_config(data_dir=str(tmp_path)))
+    assert "2 tasks of 2 datasets (without a usable task: 1; `universeg tasks` says why)" in capsys.readouterr().out
 
 
 def configs_of(sweep):

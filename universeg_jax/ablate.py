@@ -89,7 +89,7 @@ def plan(name: str, options: Options) -> tuple[list[Point], list[Job]]:
         wanted = f"of a role among {', '.join(config.train_roles)} and one of role {options.role}"
         raise UserError(f"--data_dir={options.data_dir}: a dataset {wanted} is needed; there: {there}")
     tasks = [task for task in task_table(training, config.min_label_density) if not task.unusable]
-    names = sorted((d.meta.name for d in training), key=lambda n: subject_hash("train_datasets", n))
+    names = sorted({task.dataset for task in tasks}, key=lambda n: subject_hash("train_datasets", n))
     points: list[Point] = []
     trainings: dict[Path, tuple[tuple[str, ...], dict[Path, tuple[str, ...]]]] = {}
 

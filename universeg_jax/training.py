@@ -189,9 +189,11 @@ def prepare(config: ConfigDict) -> Run:
     params = init_params(model, config.seed)
     if config.init_from:
         params, record = inherit(checkpoints.resolve(config.init_from), record, params)
-    count = sum(x.size for x in jax.tree.leaves(params))
+    count, used = sum(x.size for x in jax.tree.leaves(params)), {task.dataset for task in sampler.tasks}
+    without = sum(dataset.meta.name not in used for dataset in train_data)
+    unused = f" (without a usable task: {without}; `universeg tasks` says why)" if without and not config.train_tasks else ""
     message = (
-        f"{count:,} parameters; {len(sampler.tasks)} tasks of {len(train_data)} datasets; "
+        f"{count:,} parameters; {len(sampler.tasks)} tasks of {len(used)} datasets{unused}; "
         f"{training_flops(model, config) / 1e9:,.0f} GFLOP a step; {jax.device_count()} {jax.devices()[0].device_kind} "
         f"of {jax.process_count()} host(s)"
     )
