@@ -190,8 +190,8 @@ def prepare(config: ConfigDict) -> Run:
     if config.init_from:
         params, record = inherit(checkpoints.resolve(config.init_from), record, params)
     count, used = sum(x.size for x in jax.tree.leaves(params)), {task.dataset for task in sampler.tasks}
-    without = sum(dataset.meta.name not in used for dataset in train_data)
-    unused = f" (without a usable task: {without}; `universeg tasks` says why)" if without and not config.train_tasks else ""
+    without = 0 if config.train_tasks else len(train_data) - len(used)
+    unused = f" (without a usable task: {without}; `universeg tasks` says why)" if without else ""
     message = (
         f"{count:,} parameters; {len(sampler.tasks)} tasks of {len(used)} datasets{unused}; "
         f"{training_flops(model, config) / 1e9:,.0f} GFLOP a step; {jax.device_count()} {jax.devices()[0].device_kind} "
