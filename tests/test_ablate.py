@@ -86,12 +86,12 @@ def test_subsets_of_datasets_and_tasks_are_nested(data_dir, tmp_path):
 
 
 def test_a_dataset_without_a_task_counts_for_nothing(tmp_path, capsys):
-    for name, count in (("a", 6), ("b", 6), ("lone", 2)):
+    for name, count in (("a", 6), ("b", 6), ("two_subjects", 2)):
         build_discs(tmp_path, name, "train_open", count=count)
     build_discs(tmp_path, "test", "test", count=8)
     points, jobs = plan("num_datasets", Options(str(tmp_path), tmp_path / "out", seeds=(0,)))
     assert [point.value for point in points] == ["1", "2"]
-    assert "lone" not in ablate.listing(jobs)
+    assert "two_subjects" not in ablate.listing(jobs)
     training.prepare(tiny_config(data_dir=str(tmp_path)))
     assert "2 tasks of 2 datasets (without a usable task: 1; `universeg tasks` says why)" in capsys.readouterr().out
 
