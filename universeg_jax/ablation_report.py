@@ -134,15 +134,17 @@ def read_cases(path: Path) -> Cases:
 
 
 def draw(name: str, rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Means with their intervals; a dot a seed."""
+    """Means with their intervals, on an axis that they fill; a dot a seed."""
     fig, ((axes,),) = figure(1.5 + 0.9 * len(rows), 3.5)
     for x, row in enumerate(rows):
         mean = 100 * row["mean_dice"]
         if row["ci_low"] is not None:
             below, above = mean - 100 * row["ci_low"], 100 * row["ci_high"] - mean
             axes.errorbar(x, mean, [[max(below, 0)], [max(above, 0)]], fmt="none", color="tab:blue", capsize=4)
-        axes.plot([x] * row["seeds"], [100 * float(v) for v in row["by_seed"].split()], ".", color="tab:orange")
-    axes.plot(range(len(rows)), [100 * row["mean_dice"] for row in rows], "o-", color="tab:blue", lw=0.8)
+        seeds = [100 * float(v) for v in row["by_seed"].split()]
+        axes.plot([x + 0.12] * len(seeds), seeds, ".", color="tab:orange")  # beside the mean, which would hide them
+    line = "o-" if rows[0]["value"].isdigit() else "o"  # no line between things without an order
+    axes.plot(range(len(rows)), [100 * row["mean_dice"] for row in rows], line, color="tab:blue", lw=0.8)
     axes.set_xticks(range(len(rows)), [textwrap.fill(row["value"], 12) for row in rows])
-    axes.set(xlabel=name.replace("_", " "), ylabel="mean Dice (%)", ylim=(0, 100))
+    axes.set(xlabel=name.replace("_", " "), ylabel="mean Dice (%)")
     save_figure(fig, path)
