@@ -123,12 +123,14 @@ def summarize(lines: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, float
 def draw(points: dict[str, list[dict[str, float]]], path: Path) -> None:
     """Dice against seconds, n beside each point."""
     fig, ((axes,),) = figure(6, 4.2)
-    for method, of_method in points.items():
+    for (method, of_method), right in zip(points.items(), (6, 6, -16), strict=True):  # n on the side that is free
         seconds, dice = [p["seconds"] for p in of_method], [100 * p["dice"] for p in of_method]
-        axes.plot(seconds, dice, "o-", label=METHODS[method])
+        (line,) = axes.plot(seconds, dice, "o-", label=METHODS[method])
         for point, x, y in zip(of_method, seconds, dice, strict=True):
-            axes.annotate(str(point["n"]), (x, y), xytext=(3, 4), textcoords="offset points", fontsize=7)
-    axes.set(xlabel="seconds from n labelled images to a mask", ylabel="mean Dice (%)", xscale="log", ylim=(0, 100))
+            place = {"xytext": (right, -3), "textcoords": "offset points", "fontsize": 8, "color": line.get_color()}
+            axes.annotate(str(point["n"]), (x, y), **place)
+    axes.set(xlabel="seconds from n labelled images to a mask", ylabel="mean Dice (%)", xscale="log")
+    axes.margins(0.08)
     axes.legend(fontsize=8)
     save_figure(fig, path)
 
