@@ -1,6 +1,7 @@
 """The doctor of a support set: planted mistakes, with predictions that are known; the command on a tiny model."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,15 +11,14 @@ from benchmarks.check import spoil
 from tests.fixtures import disc, tiny_config, write_folder
 from universeg_jax import checkpoints
 from universeg_jax.check import (
-    as_page,
-    as_text,
     best_shift,
-    check,
     draw,
     find_duplicates,
     find_harmful,
+    find_lost,
     find_mistakes,
     find_odd,
+    find_sets,
     others_of,
     scores,
 )
@@ -26,7 +26,6 @@ from universeg_jax.cli import main
 from universeg_jax.configuration import to_dict
 from universeg_jax.errors import UserError
 from universeg_jax.networks import build_model, init_params
-from universeg_jax.predictor import Predictor
 from universeg_jax.support import Support, make_support
 
 
@@ -76,6 +75,23 @@ def test_a_duplicate_is_found(clean):
     assert f"e{i}" in (found.example, found.message.split()[4].rstrip(";"))
 
 
+def test_blank_slices_and_those_of_one_volume_are_no_copies(clean):
+    names = tuple(f"scan{i // 4}, slice {i % 4}" for i in range(16))
+    images = np.where(np.arange(16)[:, None, None] % 4 == 0, 0, clean.images)  # the first slice of each is blank
+    images[2], masks = images[1], clean.masks * (np.arange(16)[:, None, None] % 4 > 0)
+    support = replace(clean, images=images, masks=masks, names=names)
+    assert find_duplicates(support) == []
+    assert find_mistakes(perfect(support), support) == []
+    images[6] = images[1]
+    assert [f.example for f in find_duplicates(support)] == ["scan1, slice 2"] * 2  # of two slices of scan0
+
+
+def test_a_label_of_which_nothing_is_left_is_told(clean):
+    masks = clean.masks * np.array([1, 0], np.uint8)[:, None, None, None]
+    assert [f.message[:8] for f in find_lost(replace(clean, masks=masks))] == ["label 2:"]
+    assert find_lost(clean) == []
+
+
 def test_a_copied_label_is_found_though_all_labels_are_nearly_alike(clean):
     masks = clean.masks.copy()
     masks[:, 3] = masks[:, 8]
@@ -123,6 +139,16 @@ def test_others_are_of_other_subjects(clean):
     assert len(others_of(support)[5]) == 15
     alone = Support(clean.images, clean.masks, clean.labels, clean.names, ("a",) * 16)
     assert all(i not in rows and len(rows) == 15 for i, rows in enumerate(others_of(alone)))
+    slices = Support(
+        clean.images, clean.masks, clean.labels, [f"scan{i // 4}, slice {i % 4}" for i in range(16)], ("a",) * 16
+    )
+    assert all(
+        len(rows) == 12 and not set(rows) & set(range(i - i % 4, i - i % 4 + 4))
+        for i, rows in enumerate(others_of(slices))
+    )
+    assert "meta.json can say so" in find_sets(slices)[0].message
+    with pytest.raises(UserError, match="scan0 alone"):
+        others_of(slices.take(range(4)))
     rows = draw(others_of(support), 14, 2, np.random.default_rng(0))
     assert rows.shape == (16, 2, 14)
     assert all(len(set(r)) == 14 for r in rows.reshape(-1, 14).tolist())
@@ -157,17 +183,4 @@ def test_the_command_on_a_folder(tmp_path, capsys):
         for i in range(1, 5):
             (folder / part / f"p{i}_0.png").unlink()
     assert main(arguments) == 1
-    assert "at least two are needed" in capsys.readouterr().err
-
-
-def test_texts_name_every_finding(clean, tmp_path):
-    config = tiny_config()
-    predictor = Predictor(init_params(build_model(config.model), 0), config)
-    spoilt, _ = spoil(clean.take(list(range(6))), "duplicate", np.random.default_rng(0))
-    result = check(predictor, spoilt, thorough=False)
-    assert result["subjects"] == 6
-    assert all(f["message"] in as_text(result) for f in result["findings"])
-    assert any(f["kind"] == "duplicate" for f in result["findings"])
-    assert as_page(result, spoilt).count("<figure>") == 6
-    with pytest.raises(UserError, match="at least two"):
-        check(predictor, clean.take([0]))
+    assert "at least two pictures or volumes are needed" in capsys.readouterr().err

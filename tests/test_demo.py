@@ -90,6 +90,8 @@ def test_masks_of_0_and_255_mean_the_same_as_0_and_1(cases):
         np.testing.assert_array_equal(example.label, case.label)
     again = demo.add_examples(session, {"p1_0": images["p1_0"]}, {"p1_0": np.ones(SHAPE)})
     assert [e.name for e in again.examples] == ["p0_0", "p2_0", "p3_0", "p4_0", "p1_0"]
+    second = demo.add_examples(session, {"p1_0": images["p1_0"]}, {"p1_0": 2 * np.eye(*SHAPE)})
+    assert set(np.unique(second.examples[-1].label)) == {0, 2}  # a mask with the second structure alone
 
 
 @pytest.mark.parametrize(

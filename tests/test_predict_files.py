@@ -24,8 +24,9 @@ from universeg_jax.cli import main
 from universeg_jax.data.folder import read_folder
 from universeg_jax.data.images import ImageError
 from universeg_jax.data.volume_files import read_label_volume, read_volume
+from universeg_jax.data.volumes import volume_slices
 from universeg_jax.errors import UserError
-from universeg_jax.predict_files import draw_overlay, find_queries, predict_files, whole
+from universeg_jax.predict_files import draw_overlay, find_queries, predict_files, targets_of
 from universeg_jax.predictor import Options, Segmenter, combine
 from universeg_jax.support import read_support_folder
 
@@ -130,7 +131,7 @@ def test_wrong_places_are_known_before_the_first_prediction(predictor, tmp_path,
     refused([tmp_path / "absent"], tmp_path / "o", "does not exist")
     refused([tmp_path / "empty"], tmp_path / "o", "no pictures or volumes")
     refused([folder / "images"], tmp_path / "file", "cannot be written")
-    refused([folder / "images", folder / "labels"], tmp_path / "o", "would both have the mask")
+    refused([folder / "images", folder / "labels"], tmp_path / "o", "would both become")
     assert not (tmp_path / "o").exists()
     nib.save(nib.Nifti1Image(np.zeros((4, 4, 4, 3), np.float32), np.eye(4)), tmp_path / "time.nii")
     assert predict_files(segmenter, [tmp_path / "time.nii"], tmp_path / "o") == 1
@@ -392,29 +393,56 @@ def test_dicom_seg_without_its_package_is_told_first(predictor, tmp_path, monkey
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
-    target = tmp_path / "a.nii.gz"
-
-    def interrupted():
-        with whole(target) as temporary:
-            temporary.write_text("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert list(tmp_path.iterdir()) == []
-    with whole(target) as temporary:
-        assert temporary.name.endswith(".nii.gz")
-        temporary.write_text("all")
-    assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
-
-
-def test_queries_are_found_in_natural_order(tmp_path):
+def test_queries_are_found_in_natural_order(tmp_path, capsys):
     write_volumes(tmp_path / "v", radii=(0.5,))
     for name in ("b10.png", "b2.png", ".hidden.png", "notes.txt"):
         (tmp_path / "v" / "images" / name).write_bytes(b"")
     found = find_queries([tmp_path / "v" / "images"])
     assert [p.name for p in found] == ["b2.png", "b10.png", "case0.nii.gz"]
+    assert "passed over notes.txt, which are not read" in capsys.readouterr().err
+
+
+def test_series_are_told_from_other_folders_and_keep_their_names(tmp_path):
+    """A folder of volumes with a stray file is none; files of a series may end in a UID, and folders in a number."""
+    pytest.importorskip("pydicom")
+    volumes = write_volumes(tmp_path / "v", radii=(0.5,)) / "images"
+    (volumes / ".DS_Store").write_bytes(b"x")
+    (volumes / "LICENSE").write_bytes(b"x")
+    assert [p.name for p in find_queries([volumes])] == ["case0.nii.gz"]
+    (tmp_path / "scans").mkdir()
+    for name in ("1.2.840.100", "1.2.840.101"):
+        scan = series(tmp_path / "scans" / name)
+        for i, file in enumerate(sorted(scan.iterdir())):
+            file.rename(scan / f"CT.1.2.{i}")
+    (tmp_path / "scans" / ".DS_Store").write_bytes(b"x")
+    found = find_queries([tmp_path / "scans"])
+    assert [p.name for p in found] == ["1.2.840.100", "1.2.840.101"]
+    targets = [targets_of(scan, tmp_path, (1,), False) for scan in found]
+    assert targets == [[tmp_path / "1.2.840.100.nii.gz"], [tmp_path / "1.2.840.101.nii.gz"]]
+
+
+def test_one_dicom_file_is_a_picture(predictor, tmp_path):
+    pydicom = pytest.importorskip("pydicom")
+    scan = series(tmp_path / "scan")
+    file = sorted(scan.iterdir())[0].rename(tmp_path / "xray.dcm")
+    segmenter = predictor.segmenter(read_support_folder(write_folder(tmp_path / "s", count=2)))
+    assert predict_files(segmenter, [file], tmp_path / "out") == 0
+    pixels = pydicom.dcmread(file).pixel_array
+    assert np.asarray(Image.open(tmp_path / "out" / "xray.png")).shape == pixels.shape
+
+
+def test_queries_are_cut_and_windowed_as_the_support_was(predictor, tmp_path):
+    """Sagittal examples, an isotropic query: it is cut sagittally; and by the window of the support's meta.json."""
+    support = write_volumes(tmp_path / "s", affine=np.diag([4.0, 1, 1, 1]))
+    (support / "meta.json").write_text(json.dumps({"labels": {"2": "ball"}, "window": [0, 50]}))
+    segmenter = predictor.segmenter(read_support_folder(support))
+    assert (segmenter.support.axis, segmenter.support.window) == (0, (0, 50))
+    query = read_volume(write_volumes(tmp_path / "q", radii=(0.6,), affine=np.eye(4)) / "images" / "case0.nii.gz")
+    expected, _, _ = volume_slices(query, 128, 0, (0, 50))
+    np.testing.assert_array_equal(segmenter(query).seen, expected)
+    assert segmenter.volume(query, axis=2).seen.shape[0] == query.shape[2]
+    other = replace(segmenter.support, window="auto")
+    assert other.digest() != segmenter.support.digest()
 
 
 def test_overlays_show_the_outline_alone():

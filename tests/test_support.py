@@ -103,6 +103,31 @@ def write_volumes(path, radii=(0.5, 0.7), affine=None):
     return path
 
 
+def test_labels_too_thin_to_be_seen_are_told_with_the_remedy():
+    label = np.zeros((2000, 2000), np.uint8)
+    label[::200] = 1  # a tenth of a pixel of 128, a fifth of one of 256
+    image = np.random.default_rng(0).random(label.shape)
+    with pytest.raises(UserError, match="no label is left at 128 pixels.*--tiles 2"):
+        make_support([image] * 2, [label] * 2)
+    with pytest.raises(UserError, match="no label is left at 256 pixels.*more than --tiles 2"):
+        make_support([image] * 2, [label] * 2, tiles=2)
+
+
+def test_an_id_may_be_missing_in_a_volume_and_its_slices_are_those_of_meta_json(tmp_path):
+    write_volumes(tmp_path, radii=(0.5, 0.6))
+    path = tmp_path / "labels" / "case1.nii.gz"
+    label = nib.load(path)
+    nib.save(nib.Nifti1Image(2.5 * label.get_fdata(dtype=np.float32), label.affine), path)  # 5 in place of 2
+    support = read_support_folder(tmp_path)
+    assert support.labels == (2, 5)
+    assert support.masks.any((2, 3)).reshape(2, 2, 8).any(-1).tolist() == [[True, False], [False, True]]
+    assert support.axis == 2
+    (tmp_path / "meta.json").write_text('{"labels": {"2": "a", "5": "b"}, "axes": ["sagittal"], "window": [0, 90]}')
+    support = read_support_folder(tmp_path)
+    assert (support.axis, support.window) == (0, (0, 90))
+    assert support.take([0]).axis == 0
+
+
 def test_volumes_become_slices_with_positions(tmp_path):
     support = read_support_folder(write_volumes(tmp_path))
     assert support.images.shape == (16, 128, 128)

@@ -5,23 +5,19 @@ they find. A label that does not fit is held against its own complement, its shi
 labels of the other examples; what fits best says which mistake it is likely to be.
 """
 
-import html
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
 from universeg_jax.errors import UserError
 from universeg_jax.intervals import Cases, interval
-from universeg_jax.predict_files import COLOURS, outline
 from universeg_jax.predictor import Predictor
 from universeg_jax.quality import appearance
-from universeg_jax.report import STYLE, image, table
-from universeg_jax.support import Support
+from universeg_jax.support import Support, case_names
 
 SAME = 0.004  # mean absolute difference of two pictures in [0, 1] below which they are one
 ODD = 6.0  # times the usual distance (median of the nearest ones) of grey values
@@ -57,10 +53,8 @@ def check(
     """{"dice", "ci_low", "ci_high", "examples": [...], "findings": [...], "curve": [...]}; Dice in [0, 1].
 
     `thorough`: also each example's influence and the learning curve, twenty times the work. `unusable`: cases that
-    are not in the support, and why. Raises UserError for fewer than two examples.
+    are not in the support, and why. Raises UserError for fewer than two pictures or volumes.
     """
-    if len(support) < 2:
-        raise UserError(f"{len(support)} example: at least two are needed to hold one against the others")
     others = others_of(support)
     fewest = min(map(len, others))
     size = min(fewest, support_size)
@@ -81,11 +75,12 @@ def check(
     findings = [
         *(Finding(name, "unusable", why) for name, why in (unusable or {}).items()),
         *find_sets(support),
+        *find_lost(support),
         *find_duplicates(support),
         *find_odd(support),
         *find_mistakes(probabilities, support),
     ]
-    estimate = interval(cases_of(dice, support))
+    estimate = interval(scored_cases(dice, support))
     return {
         "dice": estimate.overall.mean,
         "ci_low": estimate.overall.low,
@@ -105,10 +100,14 @@ def check(
 
 
 def others_of(support: Support) -> list[np.ndarray]:
-    """For each example the rows of other subjects; of all other examples where there is one subject alone."""
+    """For each example the rows of other subjects; of other pictures or volumes where there is one subject alone."""
     subjects = np.array(support.subjects)
     if len(set(subjects)) == 1:
-        subjects = np.arange(len(support))
+        subjects = np.array(case_names(support))
+    if len(set(subjects)) == 1:
+        raise UserError(
+            f"{subjects[0]} alone: at least two pictures or volumes are needed to hold one against the others"
+        )
     return [np.flatnonzero(subjects != subject) for subject in subjects]
 
 
@@ -133,15 +132,31 @@ def find_sets(support: Support) -> list[Finding]:
     count = len(set(support.subjects))
     if count >= FEW_SUBJECTS:
         return []
-    return [Finding("", "few subjects", f"{count} subjects: with so few, more help more than anything else")]
+    message = f"{count} subjects: with so few, more help more than anything else"
+    if count == 1 and len(set(case_names(support))) > 1:
+        message = (
+            "one subject, the name before the last _: where they are several, meta.json can say so (docs/own-data.md)"
+        )
+    return [Finding("", "few subjects", message)]
+
+
+def find_lost(support: Support) -> list[Finding]:
+    """Labels of which nothing is left at the size that the network sees."""
+    size = support.masks.shape[-1]
+    lost = [label for label, masks in zip(support.labels, support.masks, strict=True) if not masks.any()]
+    message = f"nothing of it is left at {size}x{size} in any example, so small or thin it is; see --tiles of predict"
+    return [Finding("", "lost", f"label {label}: {message}") for label in lost]
 
 
 def find_duplicates(support: Support) -> list[Finding]:
+    """Pictures that occur twice; two slices of one volume may be alike, and slices where nothing is to be seen are."""
     small = support.images.reshape(len(support), 32, 4, 32, 4).mean((2, 4)).reshape(len(support), -1)
-    apart = np.abs(small[:, None] - small[None]).mean(-1)
-    pairs = [(i, j) for i in range(len(support)) for j in range(i) if apart[i, j] < SAME]
+    close = cdist(small, small, "cityblock") < SAME * small.shape[1]
+    cases, shows = np.array(case_names(support)), support.images.std((1, 2)) > SAME
+    close &= (cases[:, None] != cases[None]) & shows[:, None]
     return [
-        Finding(support.names[i], "duplicate", f"the same picture as {support.names[j]}; remove one") for i, j in pairs
+        Finding(support.names[i], "duplicate", f"the same picture as {support.names[j]}; remove one")
+        for i, j in zip(*np.nonzero(np.tril(close, -1)), strict=True)
     ]
 
 
@@ -187,10 +202,13 @@ def find_copies(support: Support, fits: np.ndarray) -> dict[int, int]:
     flat = support.masks.swapaxes(0, 1).reshape(len(support), -1).astype(np.float32)
     areas = flat.sum(1)
     alike = 2 * (flat @ flat.T) / np.maximum(areas[:, None] + areas[None], 1)
-    apart = np.abs(support.images[:, None] - support.images[None]).mean((2, 3))
-    pairs = zip(*np.nonzero(np.tril((alike >= ALIKE) & (apart >= SAME), -1)), strict=True)
-    fit = fits.mean(0)
-    return dict((int(i), int(j)) if fit[i] < fit[j] else (int(j), int(i)) for i, j in pairs)
+    pairs = [(int(i), int(j)) for i, j in zip(*np.nonzero(np.tril(alike >= ALIKE, -1)), strict=True)]
+    cases, fit = case_names(support), fits.mean(0)
+    return dict(
+        (i, j) if fit[i] < fit[j] else (j, i)
+        for i, j in pairs
+        if cases[i] != cases[j] and np.abs(support.images[i] - support.images[j]).mean() >= SAME
+    )
 
 
 def _mistake(
@@ -234,7 +252,7 @@ def best_shift(p: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, float]:
     return shift, float(2 * product.max() / max(p.sum() + mask.sum(), 1e-9))
 
 
-def cases_of(dice: np.ndarray, support: Support) -> Cases:
+def scored_cases(dice: np.ndarray, support: Support) -> Cases:
     """Of Dice [labels, examples] those that are numbers: a label is a task."""
     label, example = np.nonzero(np.isfinite(dice))
     tasks, subjects = ([names[i] for i in of] for names, of in ((support.labels, label), (support.subjects, example)))
@@ -297,47 +315,3 @@ def learning_curve(
 
 def _number(value: float) -> float | None:
     return round(float(value), 4) if np.isfinite(value) else None
-
-
-def as_text(result: dict[str, Any]) -> str:
-    """What the command prints."""
-    low, high = 100 * result["ci_low"], 100 * result["ci_high"]
-    lines = [
-        f"leave-one-out Dice {100 * result['dice']:.1f} ({low:.1f} to {high:.1f}) over {len(result['examples'])} "
-        f"examples of {result['subjects']} subjects",
-        "by number of examples: " + ", ".join(f"{c['support_size']}: {100 * c['dice']:.1f}" for c in result["curve"]),
-    ]
-    if len(result["curve"]) > 1:
-        gain = 100 * (result["curve"][-1]["dice"] - result["curve"][-2]["dice"])
-        lines.append(f"the last step brought {gain:+.1f}: twice as many examples would bring about that or less")
-    findings = [f"{f['example'] or 'the set'}: {f['kind']}: {f['message']}" for f in result["findings"]]
-    return "\n".join([*lines, *(findings or ["nothing looks wrong"])])
-
-
-def as_page(result: dict[str, Any], support: Support) -> str:
-    """The same as one HTML page, with every example and its labels' outlines, the worst first."""
-    remarks: dict[str, list[str]] = {}
-    for f in result["findings"]:
-        remarks.setdefault(f["example"], []).append(f"{f['kind']}: {f['message']}")
-    order = sorted(
-        range(len(support)),
-        key=lambda i: min([d for d in result["examples"][i]["dice"].values() if d is not None], default=0),
-    )
-    cards = []
-    for i in order:
-        name = support.names[i]
-        canvas = np.repeat((255 * support.images[i]).astype(np.uint8)[..., None], 3, -1)
-        for mask, colour in zip(support.masks[:, i], COLOURS * 20, strict=False):
-            canvas[outline(mask > 0)] = colour
-        png = io.BytesIO()
-        Image.fromarray(canvas).resize((256, 256), Image.Resampling.NEAREST).save(png, format="PNG")
-        dice = ", ".join("-" if d is None else f"{100 * d:.0f}" for d in result["examples"][i]["dice"].values())
-        text = "<br>".join(html.escape(t) for t in (f"{name}: Dice {dice}", *remarks.get(name, [])))
-        cards.append(f"<figure>{image(png.getvalue())}<figcaption>{text}</figcaption></figure>")
-    curve = table(
-        ["examples", "leave-one-out Dice (%)"], [[c["support_size"], f"{100 * c['dice']:.1f}"] for c in result["curve"]]
-    )
-    style = STYLE + "figure{display:inline-block;width:260px;margin:4px;vertical-align:top}figcaption{font-size:12px}"
-    text = "<br>".join(map(html.escape, as_text(result).splitlines()))
-    head = f"<!doctype html><meta charset=utf-8><title>support</title><style>{style}</style>"
-    return f"{head}<p>{text}</p>{curve}{''.join(cards)}\n"

@@ -83,7 +83,7 @@ def add_examples(session: Session, images: Mapping[str, np.ndarray], labels: Map
     ids = sorted({int(i) for label in labels.values() for i in np.unique(label)} - {0})
     if not ids:
         raise UserError("every mask is empty: mark the structure with a value above 0")
-    if len(ids) == 1:  # 0 and 255 is what many programs save
+    if len(ids) == 1 and ids[0] > len(PALETTE):  # 0 and 255 is what many programs save
         labels = {name: label != 0 for name, label in labels.items()}
     elif ids[-1] > len(PALETTE):
         raise UserError(f"masks hold ids {ids}; the page shows 1 to {len(PALETTE)}, `universeg predict` takes any")

@@ -5,15 +5,9 @@ A mask appears whole or not at all, an input is never overwritten, and a job tha
 first process alone writes predictions.csv.
 """
 
-import contextlib
-import csv
-import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +15,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from universeg_jax.data.dicom import DICOM, read_dicom_picture
 from universeg_jax.data.files import extension, natural_order, stem
-from universeg_jax.data.folder import list_images
-from universeg_jax.data.images import EXTENSIONS, ImageError, min_max, read_image
+from universeg_jax.data.images import EXTENSIONS, ImageError, check_picture, min_max, read_image
 from universeg_jax.data.volume_files import (
     VOLUME_EXTENSIONS,
     is_dicom,
@@ -35,13 +29,25 @@ from universeg_jax.data.volume_files import (
 from universeg_jax.data.volumes import Volume, plane, slice_axis
 from universeg_jax.dicom_seg import require_highdicom, write_dicom_seg
 from universeg_jax.errors import UserError
+from universeg_jax.predict_folder import (
+    COLUMNS,
+    PARTS,
+    TABLE,
+    Done,
+    append_rows,
+    as_text,
+    check_targets,
+    forget,
+    identity,
+    left_by_workers,
+    open_out,
+    remove_parts,
+    whole,
+)
 from universeg_jax.predict_workers import how_to_make, in_processes
 from universeg_jax.predictor import Prediction, Segmenter
-from universeg_jax.reporting import read_json, read_json_lines, write_json
-from universeg_jax.weights import params_hash
 
-COLUMNS = ("query", "mask", "label", "size", "unit", "confidence", "warnings")
-PARTS = ".parts"  # of `out`: what workers of a pipeline did that predictions.csv does not tell yet
+READ = (*EXTENSIONS, *VOLUME_EXTENSIONS, *DICOM)
 COLOURS = ((230, 60, 60), (60, 160, 240), (70, 200, 90), (240, 190, 40), (190, 90, 220), (60, 210, 210))
 
 
@@ -55,27 +61,35 @@ def find_queries(queries: Iterable[str | Path]) -> list[Path]:
             files.append(path)
             continue
         inside = [f for f in path.iterdir() if not f.name.startswith(".")]
-        found = {f.name: f for f in inside if (_is_dicom(f) if f.is_dir() else extension(f) in VOLUME_EXTENSIONS)}
-        found |= {f.name: f for f in list_images(path)}
+        found = {f.name: f for f in inside if (_is_dicom(f) if f.is_dir() else extension(f) in READ)}
         files += [found[name] for name in natural_order(found)]
+        if others := natural_order(f.name for f in inside if f.is_file() and f.name not in found):
+            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+            print(f"{path}: passed over {', '.join(others[:3])}{more}, which are not read", file=sys.stderr)
     if not files:
-        wanted = ", ".join((*EXTENSIONS, *VOLUME_EXTENSIONS))
-        raise UserError(f"no pictures or volumes ({wanted}, DICOM folders) in {', '.join(map(str, queries))}")
+        raise UserError(f"no pictures or volumes ({', '.join(READ)}, DICOM folders) in {', '.join(map(str, queries))}")
     return files
 
 
 def _is_dicom(path: Path) -> bool:
-    return is_volume(path) and not any(extension(f) in EXTENSIONS for f in path.iterdir())
+    """Whether a folder is one series, and no folder of queries, of which single DICOM pictures may be some."""
+    return is_volume(path) and not any(extension(f) in (*EXTENSIONS, *VOLUME_EXTENSIONS) for f in path.iterdir())
 
 
 def targets_of(query: Path, out: Path, labels: Sequence[int], overlap: bool, dicom_seg: bool = False) -> list[Path]:
     """Where masks go: one file, or one a label where labels may overlap; a DICOM-SEG holds all of them anyway."""
     volume = is_volume(query)
+    name = query.name if query.is_dir() else stem(query)  # of a series "1.2.840" all
     if volume and dicom_seg and is_dicom(query):
-        return [out / f"{stem(query)}.dcm"]
+        return [out / f"{name}.dcm"]
     kind = mask_extension(query) if volume else ".png"
-    names = [f"{stem(query)}_{label}" for label in labels] if overlap and len(labels) > 1 else [stem(query)]
+    names = [f"{name}_{label}" for label in labels] if overlap and len(labels) > 1 else [name]
     return [out / (name + kind) for name in names]
+
+
+def overlay_of(query: Path, out: Path) -> Path:
+    """Where the picture of a mask's outlines goes."""
+    return out / f"{query.name if query.is_dir() else stem(query)}_overlay.png"
 
 
 def predict_files(
@@ -94,7 +108,8 @@ def predict_files(
     Masks of an earlier call with the same support, weights and options stay and are not made again. `jobs`: processes.
     `dicom_seg`: names of labels; a DICOM series then has a DICOM-SEG. `beam`: options of a Beam pipeline; without any,
     of `jobs` processes here. Raises UserError before the first prediction where a mask would overwrite an input, or
-    `out` cannot be written or holds others; later where the disk is full.
+    without `overwrite` the mask of another query or a file that is not ours, or where `out` cannot be written or holds
+    others; later where the disk is full.
     """
     if jobs < 1:
         raise UserError(f"jobs={jobs}: at least one process is needed")
@@ -105,10 +120,15 @@ def predict_files(
     out, files = Path(out), find_queries(queries)
     labels, overlap = segmenter.support.labels, segmenter.options.overlap
     targets = {file: targets_of(file, out, labels, overlap, dicom_seg is not None) for file in files}
-    _check_targets(targets)
-    _open_out(out, segmenter, axis, overwrite)
-    told = _told(out)
-    todo = [f for f in files if overwrite or not all(t.exists() and t.name in told for t in targets[f])]
+    made = {file: [*targets[file], *([overlay_of(file, out)] if overlay else [])] for file in files}
+    check_targets(made)
+    told = open_out(out, segmenter, axis, made, overwrite)
+    todo = [
+        f
+        for f in files
+        if overwrite or not all(path.exists() for path in made[f]) or as_text(targets[f][-1].name) not in told
+    ]
+    forget(out, {as_text(target.name) for file in todo for target in targets[file]})
     work = [(file, targets[file], axis, overlay, dicom_seg) for file in todo]
     if beam is not None:
         done = by_beam(segmenter, work, out, beam, jobs)
@@ -123,7 +143,7 @@ def predict_files(
                 tqdm.write(f"skipped: {rows}", file=sys.stderr)  # on a line of its own, not behind the bar
                 failed += 1
                 continue
-            _append(out / "predictions.csv", rows)
+            append_rows(out / TABLE, rows)
             for warning in sorted({row["warnings"] for row in rows} - {""}):
                 tqdm.write(f"{file}: {warning}", file=sys.stderr)
     except (OSError, BrokenProcessPool) as error:
@@ -131,14 +151,13 @@ def predict_files(
         raise UserError(
             f"stopped: {why}; finished masks are in {out}: make room, and start the same command again"
         ) from error
-    _forget_workers(out)
+    remove_parts(out)
     there = f", {len(files) - len(todo)} were there already" if len(todo) < len(files) else ""
     print(f"{len(todo) - failed} masks in {out}{there}" + (f", {failed} files could not be read" if failed else ""))
     return int(failed > 0)
 
 
 Task = tuple[Path, Sequence[Path], int | None, bool, Mapping[int, str] | None]  # what `predict_file` takes
-Done = tuple[Path, list[dict[str, Any]] | str]  # a file with its rows, or with why it could not be read
 
 
 def _try_file(segmenter: Segmenter, file: Path, *task: Any) -> Done:
@@ -153,7 +172,7 @@ def by_beam(segmenter: Segmenter, work: Iterable[Task], out: Path, options: Sequ
     from universeg_jax.predict_fleet import run_pipeline
 
     run_pipeline(_try_file, how_to_make(segmenter), work, out / PARTS, options, jobs)
-    yield from _left_by_workers(out)
+    yield from left_by_workers(out)
 
 
 def _require_beam() -> None:
@@ -161,54 +180,6 @@ def _require_beam() -> None:
         import apache_beam  # noqa: F401
     except ImportError as error:
         raise UserError("--beam needs Apache Beam: pip install 'universeg_jax[beam]'") from error
-
-
-def _left_by_workers(out: Path) -> Iterator[Done]:
-    """Each file once, as workers may be told to do one again."""
-    seen = set()
-    for part in sorted((out / PARTS).glob("*.jsonl")):
-        for file, rows in read_json_lines(part):
-            if file not in seen:
-                seen.add(file)
-                yield Path(file), rows
-
-
-def _forget_workers(out: Path) -> None:
-    if (out / PARTS).exists():
-        shutil.rmtree(out / PARTS)
-
-
-def _check_targets(targets: dict[Path, list[Path]]) -> None:
-    inputs = {file.resolve() for file in targets}
-    seen: dict[Path, Path] = {}
-    for file, of_file in targets.items():
-        for target in of_file:
-            if target.resolve() in inputs:
-                raise UserError(f"the mask {target} would overwrite a query; take another --out")
-            if target in seen:
-                raise UserError(f"{seen[target]} and {file} would both have the mask {target}; rename one")
-            seen[target] = file
-
-
-def _open_out(out: Path, segmenter: Segmenter, axis: int | None, overwrite: bool) -> None:
-    """Makes the folder, or refuses it: now, not after an hour."""
-    record = {
-        "support": segmenter.support.digest(),
-        "weights": params_hash(segmenter.predictor.params),
-        "options": {**asdict(segmenter.options), "axis": axis},
-    }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}); take another --out") from error
-    settings = out / "predict.json"
-    if settings.exists() and not overwrite and read_json(settings) != record:
-        raise UserError(
-            f"{out} holds masks of another support set, other weights or options; take another --out, or --overwrite"
-        )
-    write_json(settings, record)
 
 
 def predict_file(
@@ -220,8 +191,8 @@ def predict_file(
     dicom_seg: Mapping[int, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Segments one file and writes its masks; rows for predictions.csv, one a label. Raises ImageError."""
-    query = read_volume(file) if is_volume(file) else read_image(file)
-    volume = isinstance(query, Volume)
+    query = _read_query(file)
+    volume, axis = isinstance(query, Volume), segmenter.support.axis if axis is None else axis
     prediction = segmenter.volume(query, axis, progress=True) if volume else segmenter(query)
     if dicom_seg is not None and volume and is_dicom(file):
         masks = {label: prediction.of(label)[0] for label in prediction.labels}
@@ -230,7 +201,7 @@ def predict_file(
     else:
         _write_masks(targets, prediction, file, query)
     if overlay:
-        with whole(targets[0].with_name(f"{stem(file)}_overlay.png")) as temporary:
+        with whole(overlay_of(file, targets[0].parent)) as temporary:
             draw_overlay(query, prediction, axis).save(temporary, format="PNG")
     size, unit = (float(np.prod(query.spacing)) / 1000, "ml") if volume else (1, "pixels")
     rows = []
@@ -239,10 +210,15 @@ def predict_file(
         about = [w for w in prediction.warnings if not w.startswith("label ") or w.startswith(f"label {label}:")]
         amount = round(float(prediction.of(label)[0].sum()) * size, 3)
         confidence = round(prediction.confidence(label), 3)
-        rows.append(
-            dict(zip(COLUMNS, (str(file), name, label, amount, unit, confidence, "; ".join(about)), strict=True))
-        )
+        values = (identity(file), as_text(name), label, amount, unit, confidence, "; ".join(about))
+        rows.append(dict(zip(COLUMNS, values, strict=True)))
     return rows
+
+
+def _read_query(file: Path) -> np.ndarray | Volume:
+    if is_volume(file):
+        return read_volume(file)
+    return check_picture(read_dicom_picture(file), file) if is_dicom(file) else read_image(file)
 
 
 def _write_masks(targets: Sequence[Path], prediction: Prediction, file: Path, query: np.ndarray | Volume) -> None:
@@ -252,46 +228,6 @@ def _write_masks(targets: Sequence[Path], prediction: Prediction, file: Path, qu
                 write_like(temporary, mask, file, query)
             else:
                 Image.fromarray(mask).save(temporary, format="PNG")
-
-
-@contextlib.contextmanager
-def whole(target: Path) -> Iterator[Path]:
-    """A temporary file beside `target` that takes its place at the end, and goes if there is none."""
-    temporary = target.with_name(f".{stem(target)}.tmp{extension(target)}")
-    try:
-        yield temporary
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _told(out: Path) -> set[str]:
-    """Names of masks that predictions.csv tells of, now with what workers left of a pipeline that stopped.
-
-    A last line that a kill cut short is taken away.
-    """
-    path, told = out / "predictions.csv", set()
-    if path.exists():
-        data = path.read_bytes()
-        if not data.endswith(b"\n"):
-            data = data[: data.rfind(b"\n") + 1]
-            os.truncate(path, len(data))
-        told = {row["mask"] for row in csv.DictReader(data.decode().splitlines())}
-    for _, rows in _left_by_workers(out):
-        if not isinstance(rows, str) and rows[0]["mask"] not in told:
-            _append(path, rows)
-            told |= {row["mask"] for row in rows}
-    _forget_workers(out)
-    return told
-
-
-def _append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    new = not path.exists() or not path.stat().st_size
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
 
 
 def draw_overlay(query: np.ndarray | Volume, prediction: Prediction, axis: int | None = None) -> Image.Image:

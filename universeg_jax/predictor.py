@@ -193,7 +193,7 @@ class Segmenter:
         return reference(self.support)
 
     def __call__(self, query: object) -> Prediction:
-        """Segments a picture [H, W] or [H, W, 3], PIL image or file, or a `Volume` along its thickest axis."""
+        """Segments a picture [H, W] or [H, W, 3], PIL image or file, or a `Volume` as `volume` does."""
         if isinstance(query, Volume):
             return self.volume(query)
         grey = as_grey(query)
@@ -217,13 +217,15 @@ class Segmenter:
             found[matter] = share * found[matter] + (1 - share) * self.closer.probabilities(tiles[matter], places)
         return join(found, times)
 
-    def volume(
-        self, volume: Volume, axis: int | None = None, window: str = "auto", progress: bool = False
-    ) -> Prediction:
-        """Segments a volume slice by slice; the mask is on its own grid. `axis` and `window` as in `volume_slices`."""
+    def volume(self, volume: Volume, axis: int | None = None, progress: bool = False) -> Prediction:
+        """Segments a volume slice by slice; the mask is on its own grid.
+
+        It is cut along `axis`, or as the support's volumes were, or as `volume_slices` chooses.
+        """
         if self.closer:
             raise ImageError(volume.name, "is a volume, and tiles are for pictures", "leave out --tiles")
-        slices, positions, place = volume_slices(volume, OFFICIAL_SIZE, axis, window)
+        axis = self.support.axis if axis is None else axis
+        slices, positions, place = volume_slices(volume, OFFICIAL_SIZE, axis, self.support.window)
         at_size = self.probabilities(slices, positions, progress)  # [N, L, 128, 128]
         if self.options.smooth:
             at_size = smooth_slices(at_size, place, self.options.smooth)

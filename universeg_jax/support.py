@@ -15,7 +15,7 @@ from universeg_jax.data.cases import Case, check_inside, class_masks, read_label
 from universeg_jax.data.folder import read_each, read_folder, read_support
 from universeg_jax.data.images import preprocess_image, preprocess_mask, read_image, read_label, to_grey
 from universeg_jax.data.volume_files import read_volume
-from universeg_jax.data.volumes import Volume, mask_slices, slice_axis, volume_slices
+from universeg_jax.data.volumes import IN_PLANE, Volume, mask_slices, slice_axis, volume_slices
 from universeg_jax.episode import OFFICIAL_SIZE
 from universeg_jax.errors import UserError
 from universeg_jax.tiles import THIN, cut, kept, stretch
@@ -23,6 +23,7 @@ from universeg_jax.tiles import THIN, cut, kept, stretch
 CHOICES = ("nearest", "random", "diverse")
 SLICES_A_VOLUME = 32  # of each labelled volume, evenly spaced
 MANY_IDS = 20  # in one label, above which it may be a picture
+SLICE = ", slice "  # in the name of an example of a volume
 THUMBNAIL = 16  # pixels a side of the picture by which likeness is judged
 
 
@@ -36,6 +37,8 @@ class Support:
     names: tuple[str, ...]
     subjects: tuple[str, ...]
     positions: np.ndarray | None = None  # float32 [N] in [0, 1] along the axis of volumes; None for pictures
+    axis: int | None = None  # along which volumes were cut, and their queries are; None for pictures
+    window: str | tuple[float, float] = "auto"  # of intensities of volumes, and of their queries
     closer: "Closer | None" = None  # what tiles of the same pictures show, where that is wanted
 
     def __len__(self) -> int:
@@ -43,18 +46,19 @@ class Support:
 
     def take(self, rows: Sequence[int]) -> "Support":
         """The same with these examples alone, and without tiles."""
-        return Support(
-            self.images[rows],
-            self.masks[:, rows],
-            self.labels,
-            tuple(self.names[i] for i in rows),
-            tuple(self.subjects[i] for i in rows),
-            None if self.positions is None else self.positions[rows],
+        return replace(
+            self,
+            images=self.images[rows],
+            masks=self.masks[:, rows],
+            names=tuple(self.names[i] for i in rows),
+            subjects=tuple(self.subjects[i] for i in rows),
+            positions=None if self.positions is None else self.positions[rows],
+            closer=None,
         )
 
     def digest(self) -> str:
         """Identity of all that a prediction depends on."""
-        digest = hashlib.sha256(repr((self.labels, self.images.shape)).encode())
+        digest = hashlib.sha256(repr((self.labels, self.images.shape, self.axis, self.window)).encode())
         for array in (self.images, self.masks, self.positions):
             digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
         if self.closer:
@@ -102,6 +106,10 @@ def make_support(
         names,
         tuple(subjects) or names,
     )
+    if not tiles and not support.masks.any():
+        raise UserError(
+            f"no label is left at {OFFICIAL_SIZE} pixels, so small or thin it is: tiles=2 (--tiles 2) looks closer"
+        )
     return replace(support, closer=_look_closer(support, greys, maps, tiles)) if tiles else support
 
 
@@ -121,6 +129,8 @@ def _look_closer(support: Support, greys: Sequence[np.ndarray], maps: Sequence[n
         subjects += [subject] * len(rows)
         places.append((rows + 0.5) / of_masks.shape[1])
         left += [kept(*pair) for pair in zip(first, whole, strict=True) if pair[1].any()]
+    if not left:
+        raise UserError(f"no label is left at {size} pixels, so small it is: take more than --tiles {times}")
     tiles = Support(
         np.concatenate(images),
         np.concatenate(masks, 1),
@@ -164,22 +174,38 @@ def read_support_folder(
         raise UserError(f"{path} holds volumes, and tiles are for pictures: leave out --tiles")
     if pictures := [case.image for case in cases if not case.volume]:
         raise UserError(f"{pictures[0]} is a picture among volumes: keep one kind in a support folder")
-    read = read_each(cases, _volume_with_label, unusable)
-    cases, pairs = [case for case in cases if case.name in read], list(read.values())
-    axis = slice_axis(pairs[0][0]) if axis is None else axis
-    ids = sorted({int(i) for _, ids in pairs for i in np.unique(ids.data)} - {0})
+
+    def slices(case: Case) -> Support:
+        nonlocal axis
+        image, ids = _volume_with_label(case)
+        if axis is None:
+            axis = case.axes[0] if len(case.axes) == 1 and case.axes[0] != IN_PLANE else slice_axis(image)
+        return _slices_of(case, image, ids, axis)
+
+    parts = list(read_each(cases, slices, unusable).values())  # of each volume its slices alone stay in memory
+    ids = sorted({i for part in parts for i in part.labels})
     if label not in (None, *ids):
         raise UserError(f"{path}: label {label} never occurs; the ids there are {ids}")
+    if not ids:
+        raise UserError(f"{path}: every support label is empty: at least one must mark something (ids above 0)")
     ids = ids if label is None else [label]
-    parts = [_slices_of(case, *pair, axis, ids) for case, pair in zip(cases, pairs, strict=True)]
     return Support(
-        np.concatenate([p.images for p in parts]),
-        np.concatenate([p.masks for p in parts], 1),
+        np.concatenate([part.images for part in parts]),
+        np.concatenate([np.stack([_mask_of(part, i) for i in ids]) for part in parts], 1),
         tuple(ids),
-        sum((p.names for p in parts), ()),
-        sum((p.subjects for p in parts), ()),
-        np.concatenate([p.positions for p in parts]),
+        sum((part.names for part in parts), ()),
+        sum((part.subjects for part in parts), ()),
+        np.concatenate([part.positions for part in parts]),
+        axis,
+        cases[0].window,
     )
+
+
+def _mask_of(part: Support, label: int) -> np.ndarray:
+    """uint8 [N, 128, 128] of one label, which may be none of the part's."""
+    if label in part.labels:
+        return part.masks[part.labels.index(label)]
+    return np.zeros(part.images.shape, np.uint8)
 
 
 def _renamed(support: Support, label: int) -> Support:
@@ -198,12 +224,26 @@ def _volume_with_label(case: Case) -> tuple[Volume, Volume]:
     return image, replace(image, data=ids)
 
 
-def _slices_of(case: Case, image: Volume, label: Volume, axis: int, ids: Sequence[int]) -> Support:
+def _slices_of(case: Case, image: Volume, label: Volume, axis: int) -> Support:
+    """Up to SLICES_A_VOLUME of a volume, with the ids that occur in it."""
     slices, positions, place = volume_slices(image, OFFICIAL_SIZE, axis, case.window)
     rows = np.unique(np.linspace(0, len(slices) - 1, min(len(slices), SLICES_A_VOLUME)).round().astype(int))
-    masks = np.stack([mask_slices(label, OFFICIAL_SIZE, place, i)[rows] for i in ids])
-    names = tuple(f"{case.name}, slice {row}" for row in rows)
-    return Support(slices[rows], masks, tuple(ids), names, (case.subject,) * len(rows), positions[rows])
+    ids = tuple(int(i) for i in np.unique(label.data) if i)
+    masks = [mask_slices(label, OFFICIAL_SIZE, place, i)[rows] for i in ids]
+    names = tuple(f"{case.name}{SLICE}{row}" for row in rows)
+    return Support(
+        slices[rows],
+        np.stack(masks) if ids else np.zeros((0, *slices[rows].shape), np.uint8),
+        ids,
+        names,
+        (case.subject,) * len(rows),
+        positions[rows],
+    )
+
+
+def case_names(support: Support) -> list[str]:
+    """Of each example the picture or volume that it is of."""
+    return [name.partition(SLICE)[0] for name in support.names]
 
 
 def as_grey(image: object) -> np.ndarray:

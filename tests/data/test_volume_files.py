@@ -16,6 +16,7 @@ from universeg_jax.data.images import ImageError
 from universeg_jax.data.volume_files import (
     extension,
     is_volume,
+    mask_extension,
     read_label_volume,
     read_volume,
     write_like,
@@ -120,6 +121,35 @@ def test_a_mask_is_written_on_the_grid_of_its_image(tmp_path, ending):
             "qoffset_x",
         ):
             np.testing.assert_array_equal(first.header[field], second.header[field], err_msg=field)
+
+
+@pytest.mark.parametrize("kind", ["tiff", "dicom"])
+def test_a_mask_of_pages_or_a_series_is_a_nifti_in_its_place(tmp_path, kind):
+    if kind == "tiff":
+        source = tmp_path / "a.tif"
+        tifffile.imwrite(source, DATA.astype(np.uint16), photometric="minisblack")
+    else:
+        pytest.importorskip("pydicom")
+        source = series(tmp_path / "a", ImageOrientationPatient=[0.96, 0.28, 0, -0.28, 0.96, 0])
+    volume = read_volume(source)
+    target = tmp_path / f"b{mask_extension(source)}"
+    assert target.name == "b.nii.gz"
+    write_like(target, (volume.data > volume.data.mean()).astype(np.uint8), source, volume)
+    np.testing.assert_allclose(nib.load(target).affine, volume.file_affine(), atol=1e-4)
+    again = read_label_volume(target)
+    np.testing.assert_array_equal(again.data, volume.data > volume.data.mean())
+    np.testing.assert_allclose(again.affine, volume.affine, atol=1e-4)
+
+
+def test_a_mask_of_a_header_with_its_file_of_voxels_is_one_file(tmp_path):
+    nifti(tmp_path / "a.nii.gz")
+    sitk.WriteImage(sitk.ReadImage(tmp_path / "a.nii.gz"), tmp_path / "a.mhd")
+    volume = read_volume(tmp_path / "a.mhd")
+    assert mask_extension("a.mhd") == ".mha"
+    write_like(tmp_path / "b.mha", (volume.data > 0).astype(np.uint8), tmp_path / "a.mhd", volume)
+    again = read_label_volume(tmp_path / "b.mha")
+    np.testing.assert_array_equal(again.data, volume.data > 0)
+    np.testing.assert_allclose(again.affine, volume.affine)
 
 
 def test_labels_are_whole_numbers(tmp_path):

@@ -19,6 +19,7 @@ from universeg_jax.data.volumes import (
     middle_slice,
     on_grid,
     plane,
+    slice_axis,
     slice_image,
     to_spacing,
     volume_slices,
@@ -136,6 +137,16 @@ def test_slices_are_padded_to_the_cube_of_the_volume():
         preprocess_image(np.pad(plane(data, 0, 3), [(0, 0), (5, 5)]), 16, scale=False),
         atol=1e-6,
     )
+
+
+@pytest.mark.parametrize(
+    ("spacing", "axis"),
+    [((0.7, 0.7, 0.625), 2), ((4.07, 4.07, 3), 2), ((0.8, 0.8, 5), 2), ((3, 0.9, 0.9), 0), ((1, 2.2, 1), 1)],
+)
+def test_only_clearly_longer_voxels_say_in_which_planes_a_volume_was_acquired(spacing, axis):
+    volume = make_volume(np.zeros((4, 5, 6), np.float32), np.diag([*spacing, 1]))
+    assert slice_axis(volume) == axis
+    assert slice_axis(make_volume(np.zeros((4, 1, 6), np.float32), np.diag([*spacing, 1]))) == 1
 
 
 def test_mid_and_max_slice():

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from universeg_jax.commands.predict import AXES
+
 EXAMPLE = "universeg finetune --support my_scans --out my_weights"
 
 
@@ -13,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", default="small", help="packaged weights, a workdir or checkpoint (default: %(default)s)"
     )
     parser.add_argument("--label", type=int, help="this id alone; default: all ids, each a task of its own")
+    parser.add_argument("--axis", choices=AXES, help="along which volumes are cut (default: as the first was acquired)")
     parser.add_argument("--steps", type=int, default=100, help="of training at most (default: %(default)s)")
     parser.add_argument("--score_every", type=int, default=20, help="steps between choices of the best parameters")
     parser.add_argument("--support_size", type=int, default=16, help="examples an episode (default: %(default)s)")
@@ -26,7 +29,8 @@ def run(args: argparse.Namespace) -> int:
     from universeg_jax.support import read_support_folder
 
     use_compilation_cache()
-    support = read_support_folder(args.support, args.label)
+    axis = AXES.index(args.axis) if args.axis else None
+    support = read_support_folder(args.support, args.label, axis)
     try:
         about = finetune_to(
             args.checkpoint,

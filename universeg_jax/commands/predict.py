@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TIMES",
         help="look again through tiles, magnified 2 times or more: for small and thin structures",
     )
-    parser.add_argument("--axis", choices=AXES, help="of volumes, along which they are cut (default: the thickest)")
+    parser.add_argument("--axis", choices=AXES, help="along which volumes are cut (default: as the first was acquired)")
     parser.add_argument("--smooth", type=float, default=0.0, metavar="MM", help="blur across the slices of volumes")
     parser.add_argument("--dicom_seg", action="store_true", help="a DICOM series has a DICOM-SEG, not a NIfTI")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time (default: %(default)s)")

@@ -31,8 +31,14 @@ def is_volume(path: str | Path) -> bool:
     """Whether a path is read as a volume: NIfTI, NRRD, MetaImage, a TIFF of several pages, a folder of DICOM files."""
     path = Path(path)
     if path.is_dir():
-        return any(file.suffix.lower() in (*DICOM, "") and file.is_file() for file in path.iterdir())
+        return any(_may_be_dicom(file) for file in path.iterdir())
     return extension(path) in VOLUME_EXTENSIONS or (extension(path) in TIFF and _tiff_pages(path) > 1)
+
+
+def _may_be_dicom(path: Path) -> bool:
+    """By its name: *.dcm, IM0001, or the end of a UID, as CT.1.2.840.7 is."""
+    kind = path.suffix.lower()
+    return (kind in (*DICOM, "") or kind[1:].isdigit()) and not path.name.startswith(".") and path.is_file()
 
 
 def read_volume(path: str | Path, channel: int | None = None) -> Volume:
@@ -88,13 +94,14 @@ def write_like(path: str | Path, data: np.ndarray, source: str | Path, volume: V
         shape = (*like.shape, 1, 1, 1)[:3]
         image = nib.Nifti1Image(np.ascontiguousarray(data.reshape(shape)), None, header)
     else:
-        image = nib.Nifti1Image(np.ascontiguousarray(data), volume.filemake_affine())
+        image = nib.Nifti1Image(np.ascontiguousarray(data), volume.file_affine())
     nib.save(image, path)
 
 
 def mask_extension(source: str | Path) -> str:
-    """The ending of a mask's file for a volume."""
-    return extension(source) if extension(source) in ITK else ".nii.gz"
+    """The ending of a mask's file for a volume; that of a .mhd is one file, .mha."""
+    kind = extension(source)
+    return {".mhd": ".mha"}.get(kind, kind) if kind in ITK else ".nii.gz"
 
 
 def _read(path: Path, channel: int | None) -> Volume:

@@ -20,6 +20,7 @@ AXES = (0, 1, 2)  # sagittal, coronal, axial
 IN_PLANE = 3  # the planes that were acquired, whatever their direction (short axis of a heart)
 AXIS_NAMES = ("sagittal", "coronal", "axial", "in-plane")
 ISOTROPIC = 2.0  # longest voxel side : shortest; up to here every axis is looked at
+THICK = 1.5  # the same; from here on the longest side tells in which planes a volume was acquired
 WINDOWS = ("auto", "ct", "mr", "none")
 CT_WINDOW = (-500.0, 1000.0)  # HU; MegaMedical's default (Butoi et al., 2023)
 MR_PERCENTILES = (0.5, 99.5)  # of the voxels above 0
@@ -248,7 +249,9 @@ def middle_slice(data: np.ndarray, axis: int) -> int:
 
 
 def slice_axis(volume: Volume) -> int:
-    """The axis across the planes that were acquired: that of one voxel, else of the longest voxels, axial if equal."""
+    """The axis across the planes that were acquired: that of one voxel, else of the longest; axial if hardly longer."""
+    if 1 not in volume.shape and max(volume.spacing) < THICK * min(volume.spacing):
+        return 2
     return max(AXES, key=lambda axis: (volume.shape[axis] == 1, round(volume.spacing[axis], 3), axis))
 
 
