@@ -35,6 +35,7 @@ from universeg_jax.evaluation_cases import Settings, cases_of, gather, support_p
 from universeg_jax.predictor import Predictor
 from universeg_jax.reporting import figure, lock, markdown_table, percent, read_json_lines, save_figure
 
+TO_THE_RIGHT = {"in_context": 6, "finetune": 6, "unet": -16}  # of a point, where its n is written: the free side
 METHODS = {"in_context": "in context", "finetune": "fine-tuned", "unet": "U-Net from scratch"}
 MOST_SUPPORT = 16  # entries while fine-tuning: time is linear in them
 LINES, FIGURE = "adaptation.jsonl", "adaptation.png"
@@ -54,7 +55,8 @@ def measure(trainer: Trainer, dataset: Dataset, task: Task, n: int, max_cases: i
     """Mean Dice over the query cases of a task, and the seconds of the training and of one mask."""
     pool = support_pool(task, n)
     fitted = trainer.fit(dataset, task, pool)
-    settings = Settings((n,), (1,), pool_size=n, max_cases=max_cases, batch_size=4)
+    # Of a smaller pool all are the support, once: as many would be drawn with replacement, and some never.
+    settings = Settings((len(pool),), (1,), pool_size=n, max_cases=max_cases, batch_size=4)
     rows = evaluation.evaluate(
         {trainer.kind: (trainer.method, fitted.params)}, [dataset], [task], settings, progress=False
     )
@@ -123,15 +125,16 @@ def summarize(lines: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, float
 def draw(points: dict[str, list[dict[str, float]]], path: Path) -> None:
     """Dice against seconds, n beside each point."""
     fig, ((axes,),) = figure(6, 4.2)
-    for (method, of_method), right in zip(points.items(), (6, 6, -16), strict=True):  # n on the side that is free
+    for method, of_method in points.items():
         seconds, dice = [p["seconds"] for p in of_method], [100 * p["dice"] for p in of_method]
         (line,) = axes.plot(seconds, dice, "o-", label=METHODS[method])
         for point, x, y in zip(of_method, seconds, dice, strict=True):
-            place = {"xytext": (right, -3), "textcoords": "offset points", "fontsize": 8, "color": line.get_color()}
-            axes.annotate(str(point["n"]), (x, y), **place)
+            place = {"xytext": (TO_THE_RIGHT[method], -3), "textcoords": "offset points", "fontsize": 8}
+            axes.annotate(str(point["n"]), (x, y), color=line.get_color(), **place)
     axes.set(xlabel="seconds from n labelled images to a mask", ylabel="mean Dice (%)", xscale="log")
     axes.margins(0.08)
-    axes.legend(fontsize=8)
+    if points:
+        axes.legend(fontsize=8)
     save_figure(fig, path)
 
 

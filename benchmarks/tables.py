@@ -9,29 +9,31 @@ is chosen by it: the last step is taken.
 
 The same command goes on where it was stopped, and twice at once it shares the work. What failed or was not begun within
 --minutes is told of, and the tables <workdir>/<role>.md hold what there is: at each support size Dice with intervals,
-and the paired differences to ours; <role>.jsonl has the same numbers.
+and the paired differences to ours; <role>.jsonl has the same numbers. What another call left with other settings, such
+as --steps, is in neither.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from universeg_jax.ablate import Job, run_local
+from universeg_jax.ablate import ROOT, Job, asked_config, evaluated, read_evaluated, run_local
 from universeg_jax.baselines.trivial import METHODS as TRIVIAL
 from universeg_jax.comparison import compare
+from universeg_jax.configuration import load_config
 from universeg_jax.cost import cost_table
 from universeg_jax.errors import UserError
 from universeg_jax.reporting import markdown_table, percent, read_json
 
 OURS = "universeg"
-MODELS = {
-    OURS: ("configs/small.py:64",),
-    "as_published": ("configs/small.py:64", "--config.model.matching=0"),  # but for its five levels and layer norm
-    **{name: (f"configs/baselines.py:{name}",) for name in ("senet", "panet", "alpnet")},
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # (config, what is changed of it)
+    OURS: ("configs/small.py:64", {}),
+    "as_published": ("configs/small.py:64", {"model.matching": 0}),  # but for its five levels and layer norm
+    **{name: (f"configs/baselines.py:{name}", {}) for name in ("senet", "panet", "alpnet")},
 }
 # A short run in the place of a long one: the rate falls to 0 at its end, and the last step is what is evaluated.
 SCHEDULE = {"optimizer.schedule": "cosine", "optimizer.warmup_steps": 50, "ema_decay": 0.99, "checkpoint_every": 100}
@@ -56,30 +58,37 @@ def plan(args: argparse.Namespace) -> list[Job]:
         ]
         return Job(workdir / "models" / name, (), tuple(todo))
 
-    def evaluated(name: str, checkpoint: str | Path) -> Job:
+    def of_checkpoint(name: str, checkpoint: str | Path) -> Job:
         return measured(name, "evaluate", f"--checkpoint={checkpoint}", "--overwrite")
 
     jobs = []
-    fields = {**SCHEDULE, "seed": args.seed, "num_steps": args.steps, "eval_every": args.steps, "data_dir": data_dir}
-    for name, (config, *changes) in MODELS.items():
-        folder = workdir / "models" / name
+    shared = {**SCHEDULE, "seed": args.seed, "num_steps": args.steps, "eval_every": args.steps}
+    for name, (config, changes) in MODELS.items():
+        folder, fields = workdir / "models" / name, {**changes, **shared, "data_dir": str(data_dir)}
         flags = [f"--config.{field}={value}" for field, value in fields.items()]
-        train = (sys.executable, "train.py", f"--config={config}", f"--workdir={folder}", *changes, *flags)
-        jobs.append(replace(evaluated(name, folder), train=train))
-    jobs += [evaluated(Path(checkpoint).name, checkpoint) for checkpoint in args.checkpoints.split(",") if checkpoint]
+        train = (sys.executable, "train.py", f"--config={config}", f"--workdir={folder}", *flags)
+        asked = asked_config(load_config(f"{ROOT}/{config}"), fields)
+        jobs.append(replace(of_checkpoint(name, folder), train=train, config=asked))
+    ours = jobs[0]
+    jobs += [of_checkpoint(Path(path).name, path) for path in args.checkpoints.split(",") if path]
     # Two cases at a time: 64 supports of five draws at 128x128 are 0.2 GB a case with their features.
     jobs += [measured(name, "baseline", f"--kind={name}", "--batch_size=2") for name in TRIVIAL]
     jobs.append(measured("unet", "baseline", "--kind=unet"))
-    tuned = ("baseline", "--kind=finetune", f"--checkpoint={workdir / 'models' / OURS}")
     smallest = args.support_size.split(",")[0]  # its time is linear in the support
-    return [*jobs, measured("finetune", *tuned, support_size=smallest)]
+    tuned = measured("finetune", "baseline", "--kind=finetune", f"--checkpoint={ours.workdir}", support_size=smallest)
+    return [*jobs, replace(tuned, config=ours.config, checkpoint=ours.workdir)]
 
 
-def table(workdir: Path, role: str, support_sizes: Sequence[int], ensemble: int) -> str:
-    """Of what is there."""
+def outdated(jobs: Sequence[Job]) -> set[Path]:
+    """The folders that the jobs fill and have not: what may lie there is of other settings."""
+    return {out for job in jobs for out, _ in job.evaluations if not evaluated(job, out)}
+
+
+def table(workdir: Path, role: str, support_sizes: Sequence[int], ensemble: int, without: Collection[Path] = ()) -> str:
+    """Of what is there, but for some folders."""
     parts = [f"# Role {role}, {ensemble} draws averaged", ""]
     for size in support_sizes:
-        there = summaries(workdir / role, size, ensemble)
+        there = summaries(workdir / role, size, ensemble, without)
         if not there:
             continue
         ordered = {name: there[name] for name in sorted(there, key=lambda n: there[n]["mean_dice"])}
@@ -89,9 +98,10 @@ def table(workdir: Path, role: str, support_sizes: Sequence[int], ensemble: int)
     return "\n".join(parts)
 
 
-def summaries(folder: Path, support_size: int, ensemble: int) -> dict[str, Any]:
+def summaries(folder: Path, support_size: int, ensemble: int, without: Collection[Path] = ()) -> dict[str, Any]:
     """Of the methods that have a result of this setting."""
-    found = {path.parent.name: read_json(path) for path in sorted(folder.glob("*/summary.json"))}
+    paths = [path for path in sorted(folder.glob("*/summary.json")) if path.parent.resolve() not in without]
+    found = {path.parent.name: read_json(path) for path in paths}
     return {name: summary for name, summary in found.items() if setting(summary, support_size, ensemble)}
 
 
@@ -100,17 +110,32 @@ def setting(summary: dict[str, Any], support_size: int, ensemble: int) -> dict[s
     return found[0] if found else None
 
 
-def lines(workdir: Path, role: str, support_sizes: Sequence[int], ensemble: int, about: dict[str, Any]) -> list[str]:
-    """The same numbers, a JSON object for each support size and method."""
+def lines(
+    workdir: Path, role: str, support_sizes: Sequence[int], ensemble: int, without: Collection[Path] = ()
+) -> list[str]:
+    """The same numbers, a JSON object for each support size and method, with what made them by their own records."""
     rows = []
     for size in support_sizes:
-        for name, summary in summaries(workdir / role, size, ensemble).items():
+        for name, summary in summaries(workdir / role, size, ensemble, without).items():
             of = setting(summary, size, ensemble)
             means = {key: of[f"mean_{key}"] for key in ("dice", "ci_low", "ci_high")}
             datasets = {n: {key: d[key] for key in ("dice", "ci_low", "ci_high")} for n, d in of["datasets"].items()}
-            row = {"role": role, "support_size": size, "ensemble": ensemble, "method": name, **means, **about}
+            row = {"role": role, "support_size": size, "ensemble": ensemble, "method": name, **means}
+            row |= made_by(workdir / role / name, workdir / "models" / name)
             rows.append(json.dumps({**row, "cost": summary.get("cost"), "datasets": datasets}))
     return rows
+
+
+def made_by(out: Path, run: Path) -> dict[str, Any]:
+    """Steps and seed of a training, where it was one of these, and the queries a task of an evaluation."""
+    about = {}
+    if (run / "config.json").exists() and (out / "evaluated.json").exists():
+        config = read_evaluated(out, run)[1]
+        about = {"steps": config["num_steps"], "seed": config["seed"]}
+    for name, options in (("evaluation.json", "options"), ("plan.json", "settings")):
+        if (out / name).exists():
+            about["max_cases"] = read_json(out / name)[options]["max_cases"]
+    return about
 
 
 def differences(folder: Path, names: Sequence[str], support_size: int, ensemble: int) -> str:
@@ -136,13 +161,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     try:
-        problems = run_local(plan(args), args.minutes)
-        sizes = [int(size) for size in args.support_size.split(",")]
-        about = {"steps": args.steps, "seed": args.seed, "max_cases": args.max_cases}
+        jobs = plan(args)
+        problems = run_local(jobs, args.minutes)
+        sizes, without = [int(size) for size in args.support_size.split(",")], outdated(jobs)
         for role in args.roles.split(","):
-            text = table(args.workdir, role, sizes, args.ensemble)
+            text = table(args.workdir, role, sizes, args.ensemble, without)
             (args.workdir / f"{role}.md").write_text(text)
-            told = lines(args.workdir, role, sizes, args.ensemble, about)
+            told = lines(args.workdir, role, sizes, args.ensemble, without)
             (args.workdir / f"{role}.jsonl").write_text("".join(f"{line}\n" for line in told))
             print(text)
     except (UserError, OSError) as error:

@@ -54,7 +54,11 @@ def num_tasks(add: Add, config: ConfigDict, datasets: list[str], tasks: int) -> 
 
 
 def augmentation(add: Add, config: ConfigDict, datasets: list[str], tasks: int) -> None:
-    """Of real tasks alone: synthetic ones would fill the gap. "published" has the paper's ranges within a task."""
+    """Of real tasks alone: synthetic ones would fill the gap.
+
+    "published" is the paper's augmentation, both levels: beside "both" it has wider views within a task, and edges and
+    inverted labels of a task as often as the rest. A difference of the two is of all of that.
+    """
     real = {"kinds.real": 1.0, "kinds.synthetic": 0.0}
     for name, kept in (("none", ()), ("in-task", ("in_task",)), ("task", ("task",)), ("both", ("in_task", "task"))):
         off = [level for level in ("in_task", "task") if level not in kept]

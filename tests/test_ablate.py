@@ -120,6 +120,8 @@ def test_augmentation_is_switched_off_level_by_level():
     }  # fmt: skip
     assert configs["both"].augment == ablations.get_config().augment
     assert configs["published"].augment == augment.get_config() != configs["both"].augment
+    for level in ("in_task", "task"):  # so that their difference is not that of one level
+        assert configs["published"].augment[level] != configs["both"].augment[level]
     assert all(config.kinds.to_dict()["synthetic"] == 0 for config in configs.values())
 
 
@@ -186,11 +188,77 @@ def test_a_sweep_of_two_runs_from_start_to_figure_and_again(data_dir, tmp_path, 
     assert "| one |" in text
     assert "support_size-0" in text
     assert "not there yet" in text
+    assert main([*arguments, "--launcher=none", "--set=num_steps=4"]) == 1
+    assert "num_steps=2 there, 4 asked for" in capsys.readouterr().err
 
 
 def command_job(folder, code):
     """A job whose training is a line of Python."""
     return ablate.Job(folder, (sys.executable, "-c", code), ())
+
+
+def steps_job(folder, steps, fails=False):
+    """A job whose training writes its config, and whose evaluation writes down what it evaluated."""
+    config, out = folder / "config.json", folder / "results"
+    train = f'open({str(config)!r}, \'w\').write(\'{{"num_steps": {steps}, "data_dir": "d"}}\')'
+    evaluate = f"open({str(out / 'of')!r}, 'a').write(open({str(config)!r}).read()[14:16])"
+    command = (sys.executable, "-c", evaluate)
+    train = (sys.executable, "-c", "1/0" if fails else train, f"--config.num_steps={steps}")
+    return ablate.Job(folder, train, ((out, command),), {"num_steps": steps, "data_dir": "e", "newer": 1})
+
+
+def test_what_was_evaluated_of_another_training_is_not_taken_for_this_one(tmp_path):
+    folder = tmp_path / "run"
+    out = folder / "results"
+    short, long = steps_job(folder, 60), steps_job(folder, 90)
+    assert run_local([short]) == run_local([short]) == {}
+    assert (out / "of").read_text() == "60"
+    assert ablate.evaluated(short, out)
+    assert not ablate.evaluated(long, out)
+    assert ablate.missing([short, long]) == {"run": "another run is there (num_steps=60 there, 90 asked for)"}
+    # As a schedule that cannot go on is refused: what there is stays what it was.
+    assert "not trained" in run_local([steps_job(folder, 90, fails=True)])["run"]
+    assert ablate.missing([short]) == {}
+    assert not ablate.evaluated(long, out)
+    assert run_local([long]) == {}
+    assert (out / "of").read_text() == "6090"
+    assert ablate.evaluated(long, out)
+    assert not ablate.evaluated(short, out)
+
+
+def test_records_without_a_config_are_those_of_the_config_beside_them(tmp_path):
+    folder = tmp_path / "run"
+    out = folder / "results"
+    short, long = steps_job(folder, 60), steps_job(folder, 90)
+    assert run_local([short]) == {}
+    write_json(out / "evaluated.json", read_json(out / "evaluated.json")["command"])
+    other = folder / "results_of_another_role" / "evaluated.json"
+    write_json(other, ["as it was"])
+    assert ablate.missing([short]) == {}
+    assert ablate.missing([long]).keys() == {"run"}
+    assert run_local([long]) == {}
+    assert (out / "of").read_text() == "6090"
+    assert read_json(other) == {"command": ["as it was"], "config": {"num_steps": 60, "data_dir": "d"}}
+
+
+def test_a_field_is_compared_where_the_run_knows_it_or_a_flag_sets_it(tmp_path):
+    job = ablate.Job(tmp_path, ("python", "train.py", "--config.b=2"), (), {"a": 1, "b": 2, "new": 3, "data_dir": "x"})
+    assert ablate.differing(job, {"a": 1, "b": 2, "data_dir": "y"}) == []
+    assert ablate.differing(job, {"a": 0}) == ["a=0 there, 1 asked for", "b=absent there, 2 asked for"]
+    assert ablate.differing(job, {"a": 1, "b": 2, "old": 3}) == ["old=3 there, absent asked for"]
+
+
+def test_the_config_asked_for_is_the_one_that_train_reads(data_dir, tmp_path, monkeypatch):
+    changes = ("num_steps=7", "optimizer.learning_rate=1", "support_schedule=uniform")
+    _, jobs = plan("width", Options(data_dir, tmp_path, seeds=(5,), changes=changes))
+    for job in jobs:
+        parsed = flags.FlagValues()
+        config_flags.DEFINE_config_file("config", lock_config=True, flag_values=parsed)
+        given = [part for part in job.train[1:] if not part.startswith("--workdir=")]
+        monkeypatch.setattr(sys, "argv", given)
+        parsed(given)
+        assert ablate.differing(job, flatten(to_dict(parsed.config))) == []
+        assert job.config["num_steps"] == 7
 
 
 def test_submitit_runs_jobs_and_one_that_dies_loses_no_other(tmp_path):

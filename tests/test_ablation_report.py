@@ -8,7 +8,7 @@ from universeg_jax.ablate import Options, Point
 from universeg_jax.ablation_report import gather, least_difference, noise_text
 from universeg_jax.errors import UserError
 from universeg_jax.intervals import Cases, interval
-from universeg_jax.reporting import write_csv, write_json
+from universeg_jax.reporting import percent, write_csv
 
 
 def write_point(folder, values):
@@ -16,14 +16,14 @@ def write_point(folder, values):
         {"dataset": "d", "task": "t", "subject": f"s{i}", "dice": v, "empty": v is None} for i, v in enumerate(values)
     ]
     write_csv(folder / "cases.csv", rows)
-    write_json(folder / "evaluated.json", [])
     return folder
 
 
 def test_seeds_are_averaged_within_a_case(tmp_path):
     values = np.random.default_rng(0).uniform(0.3, 0.9, (2, 12))
     results = tuple(write_point(tmp_path / str(seed), [*values[seed].tolist(), None]) for seed in (0, 1))
-    rows = gather("x", [Point("1", results), Point("2", (tmp_path / "absent",))], Options("", tmp_path), {"r": "why"})
+    absent = Point("2", (tmp_path / "absent",) * 2)
+    rows = gather("x", [Point("1", results), absent], Options("", tmp_path), {"r": "why"}, results)
     names = [f"s{i}" for i in range(12)]
     expected = interval(Cases(["d"] * 12, ["t"] * 12, names, values.mean(0))).overall
     assert len(rows) == 1
@@ -32,19 +32,24 @@ def test_seeds_are_averaged_within_a_case(tmp_path):
     np.testing.assert_allclose(got[:-1], [expected.mean, expected.low, expected.high, 2])
     assert "- not done: r: why" in (tmp_path / "x_test.md").read_text()
     with pytest.raises(UserError, match="no run of the sweep x has a result: why"):
-        gather("x", [Point("2", (tmp_path / "absent",))], Options("", tmp_path), {"r": "why"})
+        gather("x", [absent], Options("", tmp_path), {"r": "why"}, ())
+    with pytest.raises(UserError, match="no run of the sweep x has a result"):  # files of another setting are none
+        gather("x", [Point("1", results)], Options("", tmp_path), {"r": "why"}, ())
 
 
 def test_differences_to_the_first_point_are_paired_over_the_seeds_that_both_have(tmp_path):
     values = np.random.default_rng(0).uniform(0.3, 0.6, (2, 12))
     first = [write_point(tmp_path / f"a{seed}", values[seed].tolist()) for seed in (0, 1)]
     second = [write_point(tmp_path / "b0", (values[0] + 0.1).tolist()), tmp_path / "absent"]
-    rows = gather("x", [Point("a", tuple(first)), Point("b", tuple(second))], Options("", tmp_path), {})
+    points, there = [Point("a", tuple(first)), Point("b", tuple(second))], [*first, second[0]]
+    rows = gather("x", points, Options("", tmp_path), {}, there)
     # The same for every subject, so that the difference is sure although the means are not.
     got = [rows[1][f"minus_first{end}"] for end in ("", "_low", "_high")]
     np.testing.assert_allclose(got, [0.1] * 3)
     assert rows[1]["ci_high"] - rows[1]["ci_low"] > 0.01
-    assert "| 10.0 | 10.0 to 10.0 |" in (tmp_path / "x_test.md").read_text()
+    text = (tmp_path / "x_test.md").read_text()
+    assert "| 10.0 | 10.0 to 10.0 |" in text
+    assert f"| {percent(rows[1]['mean_dice'])}, - |" in text  # each seed at its place
 
 
 def test_two_points_are_a_finding_as_often_as_a_paired_t_test_says():
@@ -65,6 +70,19 @@ def test_the_noise_of_trainings_is_told_where_two_points_have_two_seeds():
     def rows(*by_seed):
         return [{"by_seed": text} for text in by_seed]
 
-    assert noise_text(rows("0.5 0.6")) == noise_text(rows("0.5", "0.6")) == noise_text(rows("0.5 0.6", "0.5")) == []
-    assert "must be 0.0 apart" in noise_text(rows("0.5 0.6", "0.7 0.8", "0.7"))[1]
-    assert "1 degrees of freedom" in noise_text(rows("0.5 0.6", "0.7 0.9", "0.7"))[1]
+    assert (
+        noise_text(rows("0.5 0.6")) == noise_text(rows("0.5 -", "0.6 -")) == noise_text(rows("0.5 0.6", "0.5 -")) == []
+    )
+    assert "must be 0.0 apart" in noise_text(rows("0.5 0.6", "0.7 0.8", "0.7 -"))[1]
+    assert "1 degrees of freedom" in noise_text(rows("0.5 0.6", "0.7 0.9", "0.7 -"))[1]
+    assert "for one pair" in noise_text(rows("0.5 0.6", "0.7 0.9"))[1]
+
+
+def test_noise_is_of_the_seeds_that_all_points_share():
+    def rows(*by_seed):
+        return [{"by_seed": text} for text in by_seed]
+
+    assert noise_text(rows("0.5 0.6 -", "0.7 - 0.9")) == []
+    three = rows("0.5 0.6 0.9", "0.7 0.8 0.1", "0.4 0.5 -")
+    assert noise_text(three) == noise_text(rows("0.5 0.6", "0.7 0.8", "0.4 0.5"))
+    assert "must be 0.0 apart" in noise_text(three)[1]  # the third seed, which one lacks, is left out

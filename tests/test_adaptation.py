@@ -2,12 +2,17 @@
 
 import json
 
+import jax
+import numpy as np
 import pytest
 
 from benchmarks import adaptation
 from tests.fixtures import build_discs, tiny_config
 from universeg_jax import checkpoints
+from universeg_jax.baselines.per_task import Fitted
+from universeg_jax.baselines.workflow import Trainer
 from universeg_jax.configuration import to_dict
+from universeg_jax.data.tasks import dataset_tasks
 from universeg_jax.networks import build_model, init_params
 from universeg_jax.reporting import read_json_lines
 
@@ -49,6 +54,34 @@ def test_a_tiny_figure_is_measured_resumed_and_drawn(tmp_path, capsys, monkeypat
     assert adaptation.main([*flags, "--sizes=1,2,4", "--minutes=1e-9"]) == 0
     assert adaptation.main([*flags, "--sizes=1,2", "--unet_steps=4"]) == 1
     assert "holds another run's files (recipes" in capsys.readouterr().err
+
+
+def test_a_pool_smaller_than_n_is_the_support_once(tmp_path):
+    dataset = build_discs(tmp_path, "discs", "test", count=10)  # 6 of them to draw supports from
+    (task,) = dataset_tasks(dataset)
+    seen = []
+
+    def method(params, episode):
+        jax.debug.callback(lambda images: seen.append(np.asarray(images)), episode.support_images)
+        return episode.query_label
+
+    trainer = Trainer("in_context", lambda *_: Fitted({}, {"seconds": 0, "compile_seconds": 0}), method, {}, {})
+    for n, labelled in ((4, 4), (6, 6), (64, 6)):
+        seen.clear()
+        assert adaptation.measure(trainer, dataset, task, n, max_cases=1)["labelled"] == labelled
+        jax.effects_barrier()
+        assert len(seen) > 4  # the evaluation, and the masks that are timed
+        for supports in seen:
+            pictures = supports.reshape(-1, labelled, *supports.shape[-3:])
+            assert all(len(np.unique(of.reshape(labelled, -1), axis=0)) == labelled for of in pictures)
+
+
+def test_a_figure_is_drawn_of_the_methods_that_there_are(tmp_path):
+    point = {"n": 4, "tasks": 1, "dice": 0.5, "seconds": 2.0, "labelled": 4.0}
+    for points in ({}, {"in_context": [point]}, {"in_context": [point], "unet": [point]}):
+        adaptation.draw(points, tmp_path / "figure.png")
+        assert (tmp_path / "figure.png").stat().st_size > 1000
+        (tmp_path / "figure.png").unlink()
 
 
 def test_points_are_means_over_tasks_then_datasets():

@@ -136,6 +136,15 @@ def test_accepting_goes_to_the_next_image_and_stops_at_the_last(cases):
         demo.accept(Session(), np.ones(SHAPE, np.uint8))
 
 
+def test_a_new_image_of_an_old_name_has_no_mask_yet(cases):
+    first, second = np.ones((9, 7)), np.zeros((5, 6))
+    session = demo.accept(demo.add_queries(Session(), {"slice1": first}), np.ones((9, 7)))
+    session = demo.add_queries(session, {"slice1": second, "slice2": first})
+    assert session.masks == {}
+    assert session.query[0] == "slice1"
+    np.testing.assert_array_equal(session.query[1], second)
+
+
 def test_effects_are_the_predictions_with_ever_more_examples(predictor, cases):
     session = _session(cases, 4, 1)
     image = cases[-1].image

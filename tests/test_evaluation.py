@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -12,20 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.fixtures import build_discs, memory_dataset, tiny_config
+from tests.fixtures import build_discs, disc_examples, memory_dataset, tiny_config
 from universeg_jax import checkpoints, evaluation
 from universeg_jax.baselines import trivial
 from universeg_jax.cli import main
 from universeg_jax.configuration import to_dict
+from universeg_jax.data.builder import build
+from universeg_jax.data.dataset import DatasetMeta, Example, open_dataset
 from universeg_jax.data.tasks import FIRST, SECOND, dataset_tasks
 from universeg_jax.episode import to_device_floats
 from universeg_jax.errors import UserError
-from universeg_jax.evaluation import evaluate, evaluate_to, select, summarize
+from universeg_jax.evaluation import evaluate, evaluate_to, seen_before, select, summarize
 from universeg_jax.evaluation_cases import Settings, cases_of, draw_support, gather, support_pool
-from universeg_jax.intervals import Cases, interval
 from universeg_jax.networks import build_model, init_params
 from universeg_jax.reporting import percent
-from universeg_jax.summary import as_markdown
 from universeg_jax.surfaces import surface_scores
 
 
@@ -115,6 +116,17 @@ def test_an_ensemble_averages_probabilities_of_its_draws(dataset):
     np.testing.assert_allclose(three[0]["dice"], expected, rtol=1e-6)
 
 
+def test_pictures_without_the_structure_are_no_queries(tmp_path):
+    with_disc = disc_examples(9)
+    without = [Example(e.image, e.masks[:0], (), f"none{i}", f"none{i}") for i, e in enumerate(with_disc)]
+    build(DatasetMeta("d", "test", {1: "disc"}, 16), [*with_disc, *without], lambda e: [e], tmp_path)
+    mixed = open_dataset(tmp_path, "d")
+    assert len(mixed) == 18
+    rows = evaluate({"m": (truth, None)}, [mixed], dataset_tasks(mixed), Settings((1,)), progress=False)
+    assert rows
+    assert not any(of["empty"] or of["subject"].startswith("none") for of in rows)
+
+
 def test_a_prediction_that_is_not_finite_is_named(dataset):
     with pytest.raises(FloatingPointError, match="m predicts NaN or inf: task discs/"):
         evaluate(
@@ -124,52 +136,6 @@ def test_a_prediction_that_is_not_finite_is_named(dataset):
             Settings((1,)),
             False,
         )
-
-
-def row(subject, task, dice, empty=False):
-    scores = {"dice": dice, "single_dice": dice, "oracle_dice": dice, "sensitivity": 1.0, "precision": 0.5}
-    of = {"method": "m", "dataset": "d", "task": task, "subject": subject, "support_size": 1, "ensemble": 1}
-    return {**of, **scores, "empty": empty, "effective_support": 1, "false_positive_area": 0.1}
-
-
-def test_slices_are_averaged_by_subject_then_task_and_empty_truths_left_out():
-    rows = [
-        row("a", "t", 1.0),
-        row("a", "t", 0.0),
-        row("b", "t", 0.8),
-        row("b", "t", 0.0, empty=True),
-        row("b", "u", 0.2),
-    ]
-    summary = summarize(rows, "m", 1, 1, resamples=200)
-    of = summary["datasets"]["d"]
-    assert summary["mean_dice"] == of["dice"] == pytest.approx(np.mean([0.65, 0.2]))
-    assert of["tasks"] == pytest.approx({"t": 0.65, "u": 0.2})
-    assert (of["n_cases"], of["n_empty"], of["n_subjects"]) == (5, 1, 2)
-    assert of["false_positive_area_on_empty"] == pytest.approx(0.1)
-    assert summary["mean_ci_low"] <= summary["mean_dice"] < summary["mean_ci_high"]
-    assert summary["mean_ci_low_over_datasets"] is None  # one dataset tells nothing of others
-    assert "mean_hd95" not in summary
-    with pytest.raises(UserError, match="no case with a non-empty truth"):
-        summarize([row("a", "t", 0.0, empty=True)], "m", 1, 1)
-
-
-def test_intervals_are_those_of_the_bootstrap_and_other_datasets_widen_them():
-    rng = np.random.default_rng(0)
-    rows = [
-        {**row(f"s{i}", "t", value), "dataset": name}
-        for name, centre in (("d", 0.3), ("e", 0.8))
-        for i, value in enumerate(rng.normal(centre, 0.1, 20))
-    ]
-    summary = summarize(rows, "m", 1, 1)
-    result = interval(Cases(*([r[c] for r in rows] for c in ("dataset", "task", "subject", "dice"))))
-    assert (summary["datasets"]["d"]["ci_low"], summary["mean_ci_high"]) == (
-        result.by_dataset["d"].low,
-        result.overall.high,
-    )
-    assert summary["mean_ci_low_over_datasets"] == result.over_datasets.low < summary["mean_ci_low"]
-    text = as_markdown(summary)
-    assert text.count(" to ") == 4
-    assert "mean, for other datasets" in text
 
 
 def test_scores_of_a_case_by_hand(dataset):
@@ -303,6 +269,46 @@ def checkpoint(tmp_path_factory):
     params = init_params(build_model(config.model), 0)
     checkpoints.write_params(path, params, {"config": to_dict(config), "metrics": None})
     return path
+
+
+def test_what_a_checkpoint_knows_is_named():
+    def made(name, group="", fingerprint=""):
+        dataset = memory_dataset(name, "test", ["a"], [1], group=group)
+        return replace(dataset, fingerprint=fingerprint or name)
+
+    built = [made("ct", "hospital"), made("mr", "hospital"), made("copy", fingerprint="0"), made("new"), made("chose")]
+    trained = {"ct": {"fingerprint": "rebuilt"}, "old": {"fingerprint": "0"}}
+    lineage = {"trained_on": trained, "selected_on": {"chose": {"fingerprint": "chose"}}}
+    assert seen_before(lineage, built, built) == [
+        "seen in training: copy (as old), ct, mr (of one source with ct)",
+        "chose the checkpoint: chose",
+    ]
+    assert seen_before(lineage, [built[3]], built) == []
+    assert seen_before({"trained_on": {}, "selected_on": {}}, built, built) == []
+    unknown = "not all that the weights were trained on is recorded"
+    assert seen_before({"converted_from": "x.pt"}, built, built) == [unknown]
+    assert seen_before({**lineage, "unknown_origin": {}}, built[:1], built) == [unknown, "seen in training: ct"]
+
+
+def test_a_source_group_on_two_sides_is_refused():
+    datasets = [memory_dataset(role, role, ["a"], [1], group="g") for role in ("train_open", "test")]
+    with pytest.raises(UserError, match=r"source group 'g' .* test \(test\), train_open \(training\)"):
+        select(datasets, "D", role="test")
+
+
+def test_a_dataset_that_was_trained_on_is_told_in_every_report(dataset, tmp_path, capsys):
+    config = tiny_config(image_size=16)
+    record = {"discs": {"role": "test", "licence": "", "fingerprint": dataset.fingerprint}}
+    metadata = {"config": to_dict(config), "metrics": None, "lineage": {"trained_on": record, "selected_on": {}}}
+    checkpoints.write_params(tmp_path / "model", init_params(build_model(config.model), 0), metadata)
+    data_dir, out = Path(dataset.directory).parents[1], tmp_path / "out"
+    arguments = [f"--checkpoint={tmp_path / 'model'}", f"--data_dir={data_dir}", "--role=test", f"--out={out}"]
+    arguments += ["--support_size=1", "--max_cases=1"]
+    assert main(["evaluate", *arguments]) == 0
+    assert "seen in training: discs" in capsys.readouterr().out
+    assert "seen in training: discs" in json.loads((out / "summary.json").read_text())["notes"]
+    for name in ("report.md", "report.html"):
+        assert "seen in training: discs." in (out / name).read_text()
 
 
 def test_the_command_from_checkpoint_to_report(dataset, checkpoint, tmp_path, capsys):

@@ -3,15 +3,16 @@
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from tests.fixtures import tiny_config, write_folder
 from universeg_jax import Predictor, checkpoints
 from universeg_jax.baselines import per_task
-from universeg_jax.baselines.per_task import Recipe
+from universeg_jax.baselines.per_task import Recipe, loss_weights
 from universeg_jax.cli import main
 from universeg_jax.configuration import to_dict
 from universeg_jax.errors import UserError
-from universeg_jax.finetune import LOSS, as_text, choose_held_out, draw, finetune, finetune_to, read_tasks
+from universeg_jax.finetune import as_text, choose_held_out, draw, finetune, finetune_to, read_tasks
 from universeg_jax.lineage import check_open
 from universeg_jax.networks import build_model, init_params
 from universeg_jax.support import Support, read_support_folder
@@ -146,7 +147,7 @@ def test_wrong_arguments_are_named_before_the_training(tmp_path):
 
 def test_weights_without_a_loss_have_the_published_one(tmp_path):
     config = to_dict(CONFIG)
-    assert LOSS.items() <= config.pop("loss").items()
+    assert loss_weights(ConfigDict({})).to_dict().items() <= config.pop("loss").items()
     support = numbered_support(["a", "b"])
     about = finetune_to(write_checkpoint(tmp_path / "start", config), support, "mine", tmp_path / "out", steps=1)
     assert about["scored"] == 4

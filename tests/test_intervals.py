@@ -19,10 +19,11 @@ from universeg_jax.intervals import (
 )
 
 
-def made_cases(seed, datasets=3, subjects=12, tasks=3, shift=0.0):
+def made_cases(seed, datasets=3, subjects=12, tasks=3, shift=0.0, spread=0.0):
     """A world of 1 to 3 slices a subject and task; one in five subjects lacks a task. The true mean is 0.5 + shift.
 
-    Values are skewed as Dice is: the skill of a subject, times the ease of a task, and noise.
+    Values are skewed as Dice is: the skill of a subject, times the ease of a task, and noise. Datasets are drawn too:
+    each has an effect of its own, of mean 0 and deviation `spread`.
     """
     rng = np.random.default_rng(seed)
     there = rng.random((datasets, subjects, tasks)) < 0.8
@@ -35,6 +36,7 @@ def made_cases(seed, datasets=3, subjects=12, tasks=3, shift=0.0):
     ease = 0.75 + 0.2 * np.linspace(-1, 1, tasks)
     cell = 0.1 * rng.standard_normal(there.shape)
     value = skill[d, s] * ease[t] + cell[d, s, t] + 0.05 * rng.standard_normal(len(where)) + shift
+    value += spread * rng.standard_normal(datasets)[d]
     names = [np.char.add(letter, column.astype(str)) for letter, column in zip("dts", (d, t, s), strict=True)]
     return Cases(*names, value)
 
@@ -169,3 +171,22 @@ def test_intervals_hold_the_truth_as_often_as_they_say(capsys):
             print(f"\n{subjects} subjects: coverage {overall:.1%} over all, {by_dataset:.1%} by dataset")
     assert 0.93 <= overall <= 0.97
     assert 0.92 <= by_dataset <= 0.97  # 30 subjects here, three times as many in the overall mean
+
+
+@pytest.mark.slow
+def test_intervals_over_datasets_hold_the_truth_more_often_the_more_there_are(capsys):
+    """1,000 worlds whose datasets differ by more than 20 subjects explain."""
+    coverage = []
+    for datasets in (3, 5, 10):
+        hits, alone = [], []
+        for world in range(1000):
+            cases = made_cases(world, datasets, subjects=20, tasks=2, spread=0.15)
+            result = interval(cases, 1000, seed=world)
+            hits.append(result.over_datasets.low <= 0.5 <= result.over_datasets.high)
+            alone.append(result.overall.low <= 0.5 <= result.overall.high)
+        coverage.append(np.mean(hits))
+        with capsys.disabled():
+            print(f"\n{datasets} datasets: coverage {coverage[-1]:.1%}, of subjects alone {np.mean(alone):.1%}")
+    assert coverage == sorted(coverage)
+    assert 0.88 <= coverage[-1] <= 0.96
+    assert np.mean(alone) < 0.7  # which is why there is a second interval

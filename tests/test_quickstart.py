@@ -41,7 +41,12 @@ def test_real_folders_from_start_to_report_and_again(tmp_path, small, capsys):
     output = capsys.readouterr().out
     assert "3 built so far" in output
     assert "step 4 reached" in output
-    assert "is there for these parameters" in output
+    assert "is there for these parameters and this data" in output
+    for label in (tmp_path / "data" / "c" / "labels").iterdir():  # the test labels are corrected
+        Image.fromarray(255 * (np.asarray(Image.open(label)) == 0).astype(np.uint8)).save(label)
+    assert quickstart.main(arguments) == 0
+    assert "is there for" not in capsys.readouterr().out
+    assert read_json(tmp_path / "run" / "eval" / "summary.json")["mean_dice"] != summary["mean_dice"]
     assert quickstart.main(arguments[:2]) == 1  # made data does not mix with real folders
     assert "holds real datasets" in capsys.readouterr().err
 

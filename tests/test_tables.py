@@ -1,5 +1,6 @@
 """The main table: that its commands can be typed, and what is gathered."""
 
+import functools
 import json
 
 import jax
@@ -14,6 +15,7 @@ from universeg_jax.baselines import trivial
 from universeg_jax.commands.baseline import TRIVIAL
 from universeg_jax.evaluation import evaluate_to
 from universeg_jax.evaluation_cases import Settings
+from universeg_jax.reporting import write_json
 
 
 @pytest.fixture
@@ -52,6 +54,28 @@ def test_every_command_can_be_typed_and_models_have_equal_episodes(jobs, tmp_pat
     assert configs["universeg"]["num_steps"] == configs["universeg"]["eval_every"] == 7
 
 
+def test_what_was_measured_of_other_steps_is_left_out(jobs):
+    """Also what is fine-tuned from the model that these steps trained."""
+    for job in jobs:
+        if job.train:
+            job.run.mkdir(parents=True)
+            write_json(job.run / "config.json", unflatten({**job.config, "num_steps": 7}))
+        for out, command in job.evaluations:
+            write_json(out / "evaluated.json", list(command[1:]))
+    assert tables.outdated(jobs) == set()
+    ours = jobs[0]
+    write_json(ours.run / "config.json", unflatten({**ours.config, "num_steps": 8}))
+    assert {out.name for out in tables.outdated(jobs)} == {"universeg", "finetune"}
+
+
+def unflatten(flat):
+    tree = {}
+    for name, value in flat.items():
+        *path, last = name.split(".")
+        functools.reduce(lambda node, part: node.setdefault(part, {}), path, tree)[last] = value
+    return tree
+
+
 def test_tables_hold_what_there_is_with_differences_to_ours(tmp_path):
     dataset = build_discs(tmp_path / "data", "discs", "test", count=12)
     for name, method, sizes in (
@@ -60,7 +84,12 @@ def test_tables_hold_what_there_is_with_differences_to_ours(tmp_path):
         ("finetune", trivial.nearest_label, (2,)),
     ):
         evaluate_to(
-            tmp_path / "test" / name, {name: (method, None)}, [dataset], Settings(sizes, (3,)), {}, report=False
+            tmp_path / "test" / name,
+            {name: (method, None)},
+            [dataset],
+            Settings(sizes, (3,), max_cases=5),
+            {},
+            report=False,
         )
     text = tables.table(tmp_path, "test", (2, 4), 3)
     first, second = text.split("## Support size ")[1:]
@@ -69,9 +98,18 @@ def test_tables_hold_what_there_is_with_differences_to_ours(tmp_path):
     assert second.count("| senet |") == 2
     assert "| universeg minus | mean Dice (%) | 95 % interval | p |" in second
     assert tables.table(tmp_path, "val", (2, 4), 3).count("|") == 0
-    rows = [json.loads(line) for line in tables.lines(tmp_path, "test", (2, 4), 3, {"steps": 7})]
+    # Only one of them was trained here; what another call asks for is not what made these.
+    write_json(tmp_path / "models" / "senet" / "config.json", {"num_steps": 7, "seed": 3})
+    write_json(tmp_path / "test" / "senet" / "evaluated.json", [])
+    rows = [json.loads(line) for line in tables.lines(tmp_path, "test", (2, 4), 3)]
     assert [(r["support_size"], r["method"]) for r in rows] == [
         (2, "finetune"), (2, "senet"), (2, "universeg"), (4, "senet"), (4, "universeg"),
     ]  # fmt: skip
-    assert all(f"{100 * row['dice']:.1f}" in text and row["steps"] == 7 for row in rows)
+    assert all(f"{100 * row['dice']:.1f}" in text and row["max_cases"] == 5 for row in rows)
+    assert {(r["method"], r.get("steps"), r.get("seed")) for r in rows} == {
+        ("finetune", None, None), ("senet", 7, 3), ("universeg", None, None),
+    }  # fmt: skip
+    stale = {(tmp_path / "test" / "senet").resolve()}
+    assert "senet" not in tables.table(tmp_path, "test", (2, 4), 3, stale)
+    assert not any('"senet"' in line for line in tables.lines(tmp_path, "test", (2, 4), 3, stale))
     assert all(row["datasets"]["discs"]["ci_low"] <= row["dice"] <= row["datasets"]["discs"]["ci_high"] for row in rows)

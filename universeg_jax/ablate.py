@@ -4,6 +4,7 @@ Every run is train.py and then eval.py as processes of their own, in <workdir>/r
 is done is not done again, one that stopped goes on, and one that fails is told of at the end and holds up no other.
 The same command twice, say on two devices, shares the runs; the one that ends last gathers all.
 Runs that differ in nothing, such as the points of `ensemble`, or one point of two sweeps, are trained once.
+A folder's name does not tell --base and --set: what was trained with others of them is not taken for done.
 """
 
 import ast
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,17 @@ class Job:
     workdir: Path
     train: tuple[str, ...]  # () = nothing
     evaluations: tuple[tuple[Path, tuple[str, ...]], ...]  # (folder of the results, command)
+    config: dict[str, Any] = field(default_factory=dict)  # flat, of the run that is evaluated; {} = not looked at
+    checkpoint: Path | None = None  # the workdir of that run, where it is another job's
 
     @property
     def name(self) -> str:
         return self.workdir.name
+
+    @property
+    def run(self) -> Path:
+        """The workdir of what is evaluated."""
+        return self.checkpoint or self.workdir
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ def plan(name: str, options: Options) -> tuple[list[Point], list[Job]]:
     tasks = [task for task in task_table(training, config.min_label_density) if not task.unusable]
     names = sorted({task.dataset for task in tasks}, key=lambda n: subject_hash("train_datasets", n))
     points: list[Point] = []
-    trainings: dict[Path, tuple[tuple[str, ...], dict[Path, tuple[str, ...]]]] = {}
+    jobs: dict[Path, Job] = {}
 
     def add(value: Any, train: dict[str, Any] | None = None, evaluate: dict[str, Any] | None = None) -> None:
         results = []
@@ -103,14 +111,16 @@ def plan(name: str, options: Options) -> tuple[list[Point], list[Job]]:
             flags = {"support_size": size, "ensemble": 1, "pool_size": 0, **(evaluate or {})}
             flags |= {"role": options.role, "max_cases": options.max_cases}
             out = folder / ("results_" + "_".join(f"{k}-{v}" for k, v in flags.items()))
-            _, evaluations = trainings.setdefault(folder, (train_command(folder, seed, changes, options), {}))
-            evaluations[out] = eval_command(folder, out, flags, options)
+            if folder not in jobs:
+                asked = asked_config(config, changes | {"seed": seed})
+                jobs[folder] = Job(folder, train_command(folder, seed, changes, options), (), asked)
+            todo = dict(jobs[folder].evaluations) | {out: eval_command(folder, out, flags, options)}
+            jobs[folder] = replace(jobs[folder], evaluations=tuple(todo.items()))
             results.append(out)
         points.append(Point(str(value), tuple(results)))
 
     ablations.sweep(add, name, config, names, len(tasks))
-    jobs = [Job(folder, train, tuple(todo.items())) for folder, (train, todo) in trainings.items()]
-    return points, jobs
+    return points, list(jobs.values())
 
 
 def base_config(options: Options) -> ConfigDict:
@@ -132,6 +142,13 @@ def base_config(options: Options) -> ConfigDict:
         except TypeError as error:
             raise UserError(f"--set {change}: not the field's type ({error})") from None
     return config
+
+
+def asked_config(config: ConfigDict, fields: dict[str, Any]) -> dict[str, Any]:
+    """The flat config that a training with these fields writes into its config.json."""
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(fields)
+    return flatten(to_dict(config))
 
 
 def slug(changes: dict[str, Any]) -> str:
@@ -161,19 +178,70 @@ def eval_command(folder: Path, out: Path, flags: dict[str, Any], options: Option
 
 def unfinished(job: Job) -> list[tuple[tuple[str, ...], Path, str]]:
     """(command, its folder, what it does) of what is not done yet."""
-    steps = [(job.train, job.workdir, "trained"), *((command, out, "evaluated") for out, command in job.evaluations)]
+    train = [(job.train, job.workdir, "trained")] if job.train and not trained(job) else []
+    return [*train, *((command, out, "evaluated") for out, command in job.evaluations if not evaluated(job, out))]
 
-    def done(command: tuple[str, ...], folder: Path, what: str) -> bool:
-        record = folder / f"{what}.json"
-        return not command or (record.exists() and read_json(record) == list(command[1:]))
 
-    return [step for step in steps if not done(*step)]
+def trained(job: Job) -> bool:
+    record = job.workdir / "trained.json"
+    return record.exists() and read_json(record) == list(job.train[1:]) and not differing(job, run_config(job.run))
+
+
+def evaluated(job: Job, out: Path) -> bool:
+    """Whether a folder holds what the job asks for: by the command, and by the config that its run was trained with."""
+    if not (out / "evaluated.json").exists():
+        return False
+    command, config = read_evaluated(out, job.run)
+    return command == list(dict(job.evaluations)[out][1:]) and not differing(job, config)
+
+
+def read_evaluated(out: Path, run: Path) -> tuple[list[str], dict[str, Any]]:
+    """(command, flat config of the run that was evaluated) of a folder of results.
+
+    Older records are the command alone: of these the run's own config.json tells.
+    """
+    record = read_json(out / "evaluated.json")
+    return (record, run_config(run)) if isinstance(record, list) else (record["command"], record["config"])
+
+
+def run_config(run: Path) -> dict[str, Any]:
+    """The flat config.json of a run; {} where there is none."""
+    path = run / "config.json"
+    return flatten(read_json(path)) if path.exists() else {}
+
+
+def differing(job: Job, config: dict[str, Any]) -> list[str]:
+    """What sets a run's config apart from the one that the job asks for, in words.
+
+    The command of the evaluation has the data_dir. A field that is newer than the run, and that no flag sets, is none.
+    """
+    if not job.config:
+        return []
+    flags = {part.removeprefix("--config.").split("=")[0] for part in job.train if part.startswith("--config.")}
+    return [
+        f"{name}={config.get(name, 'absent')} there, {job.config.get(name, 'absent')} asked for"
+        for name in sorted((config.keys() | flags) - {"data_dir"})
+        if config.get(name) != job.config.get(name)
+    ]
+
+
+def missing(jobs: Sequence[Job]) -> dict[str, str]:
+    """Why there is no result, by the name of each job that is not done."""
+    reasons = {}
+    for job in jobs:
+        if unfinished(job):
+            config = run_config(job.run)
+            apart = differing(job, config) if config else []
+            reasons[job.name] = f"another run is there ({'; '.join(apart)})" if apart else "not there yet"
+    return reasons
 
 
 def run_job(job: Job) -> str:
     """Trains and evaluates what is not done yet; "" or what went wrong. Raises LockedError where another one does."""
     with lock(job.workdir, ".job"):  # the training locks the folder itself
         for command, folder, what in unfinished(job):
+            if what == "trained":
+                complete_records(job.workdir)
             folder.mkdir(parents=True, exist_ok=True)
             log = folder / "log.txt"
             with log.open("a") as file:
@@ -181,8 +249,17 @@ def run_job(job: Job) -> str:
             if code:
                 lines = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines() or ["no output"]
                 return f"not {what}, exit code {code}: {lines[-1]} ({log})"
-            write_json(folder / f"{what}.json", list(command[1:]))
+            arguments = list(command[1:])
+            record = {"command": arguments, "config": run_config(job.run)} if what == "evaluated" else arguments
+            write_json(folder / f"{what}.json", record)
     return ""
+
+
+def complete_records(run: Path) -> None:
+    """Before a run goes on with another config: says in older records of what config they are."""
+    for path in run.glob("*/evaluated.json"):
+        command, config = read_evaluated(path.parent, run)
+        write_json(path, {"command": command, "config": config})
 
 
 def run_local(jobs: Sequence[Job], minutes: float = 0) -> dict[str, str]:

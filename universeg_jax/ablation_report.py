@@ -3,7 +3,7 @@
 import csv
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,23 @@ from universeg_jax.intervals import Cases, interval, mean_of_means, paired
 from universeg_jax.reporting import figure, markdown_table, percent, save_figure, write_csv
 from universeg_jax.summary import interval_text
 
+ABSENT = "-"  # the mean of a seed that has no result
 
-def gather(name: str, points: Sequence[Point], options: Options, problems: dict[str, str]) -> list[dict[str, Any]]:
+
+def gather(
+    name: str, points: Sequence[Point], options: Options, problems: dict[str, str], there: Collection[Path]
+) -> list[dict[str, Any]]:
     """Writes <workdir>/<sweep>_<role>.csv, .md and .png of all points with a result, and returns their rows.
 
-    Seeds are averaged within a case before subjects are resampled: the intervals are of these runs on other subjects.
-    Differences are paired, to the first point.
+    `there` are the folders whose results are of what is asked for. Seeds are averaged within a case before subjects are
+    resampled: the intervals are of these runs on other subjects. Differences are paired, to the first point.
     """
-    cases = {point.value: of_seeds for point in points if (of_seeds := cases_by_seed(point))}
+    cases = {point.value: of_seeds for point in points if (of_seeds := cases_by_seed(point, there))}
     if not cases:
-        raise UserError(f"no run of the sweep {name} has a result: {'; '.join(problems.values())}")
+        raise UserError(f"no run of the sweep {name} has a result: {'; '.join(dict.fromkeys(problems.values()))}")
     first = points[0].value
-    rows = [point_row(value, of_seeds, cases.get(first, {})) for value, of_seeds in cases.items()]
+    asked = range(len(points[0].results))
+    rows = [point_row(value, of_seeds, cases.get(first, {}), asked) for value, of_seeds in cases.items()]
     out = options.workdir / f"{name}_{options.role}"
     write_csv(out.with_suffix(".csv"), rows)
     datasets = [column.removeprefix("dice_") for column in rows[0] if column.startswith("dice_")]
@@ -37,7 +42,7 @@ def gather(name: str, points: Sequence[Point], options: Options, problems: dict[
             row["value"],
             percent(row["mean_dice"]),
             interval_text(row["ci_low"], row["ci_high"]),
-            ", ".join(percent(float(x)) for x in row["by_seed"].split()),
+            ", ".join(x if x == ABSENT else percent(float(x)) for x in row["by_seed"].split()),
             "" if row["minus_first"] is None else percent(row["minus_first"]),
             interval_text(row["minus_first_low"], row["minus_first_high"]),
             *(percent(row[f"dice_{d}"]) for d in datasets),
@@ -62,14 +67,16 @@ def gather(name: str, points: Sequence[Point], options: Options, problems: dict[
     return rows
 
 
-def cases_by_seed(point: Point) -> dict[int, Cases]:
-    """Of the seeds that have a result."""
-    there = ((i, out) for i, out in enumerate(point.results) if (out / "evaluated.json").exists())
-    return {i: read_cases(out / "cases.csv") for i, out in there}
+def cases_by_seed(point: Point, there: Collection[Path]) -> dict[int, Cases]:
+    """By the place of the seed among those asked for, of the seeds that have a result."""
+    return {i: read_cases(out / "cases.csv") for i, out in enumerate(point.results) if out in there}
 
 
-def point_row(value: str, of_seeds: dict[int, Cases], first: dict[int, Cases]) -> dict[str, Any]:
-    """The mean over the seeds with its interval, and what it is above the first point over the seeds that both have."""
+def point_row(value: str, of_seeds: dict[int, Cases], first: dict[int, Cases], asked: Sequence[int]) -> dict[str, Any]:
+    """The mean over the seeds with its interval, and what it is above the first point over the seeds that both have.
+
+    `asked` are the seeds that were asked for: "by_seed" has a place for each.
+    """
     result = interval(joined(of_seeds, of_seeds))
     overall, over_datasets = result.overall, result.over_datasets
     both = of_seeds.keys() & first.keys()
@@ -83,7 +90,7 @@ def point_row(value: str, of_seeds: dict[int, Cases], first: dict[int, Cases]) -
         "ci_high": known(overall.high),
         "ci_low_over_datasets": known(over_datasets.low),
         "ci_high_over_datasets": known(over_datasets.high),
-        "by_seed": " ".join(f"{mean_of_means(cases)[0]:.6f}" for cases in of_seeds.values()),
+        "by_seed": " ".join(f"{mean_of_means(of_seeds[i])[0]:.6f}" if i in of_seeds else ABSENT for i in asked),
         "minus_first": difference and difference.mean,
         "minus_first_low": difference and known(difference.low),
         "minus_first_high": difference and known(difference.high),
@@ -98,15 +105,17 @@ def joined(of_seeds: dict[int, Cases], seeds: Iterable[int]) -> Cases:
 
 def noise_text(rows: Sequence[dict[str, Any]]) -> list[str]:
     """What the seeds tell of the noise of a training, where at least two points have the same two."""
-    by_seed = [[float(x) for x in row["by_seed"].split()] for row in rows]
-    complete = [values for values in by_seed if len(values) == max(map(len, by_seed))]
-    if len(complete) < 2 or len(complete[0]) < 2:
+    by_seed = np.array([[math.nan if x == ABSENT else float(x) for x in row["by_seed"].split()] for row in rows])
+    used = by_seed[(~np.isnan(by_seed)).sum(1) > 1]
+    shared = used[:, ~np.isnan(used).any(0)]  # seeds that one of them lacks would pair runs of two seeds
+    if min(shared.shape) < 2:
         return []
-    least, freedom = least_difference(np.array(complete))
+    least, freedom = least_difference(shared)
     return [
         "",
         f"By what the seeds differ, two of these means must be {percent(least)} apart to be a finding at 5 % "
-        f"({freedom} degrees of freedom; the intervals above know nothing of it).",
+        f"({freedom} degrees of freedom; the intervals above know nothing of it). That is for one pair, chosen before "
+        f"looking: it is not corrected for how many pairs there are.",
     ]
 
 
@@ -141,7 +150,7 @@ def draw(name: str, rows: Sequence[dict[str, Any]], path: Path) -> None:
         if row["ci_low"] is not None:
             below, above = mean - 100 * row["ci_low"], 100 * row["ci_high"] - mean
             axes.errorbar(x, mean, [[max(below, 0)], [max(above, 0)]], fmt="none", color="tab:blue", capsize=4)
-        seeds = [100 * float(v) for v in row["by_seed"].split()]
+        seeds = [100 * float(v) for v in row["by_seed"].split() if v != ABSENT]
         axes.plot([x + 0.12] * len(seeds), seeds, ".", color="tab:orange")  # beside the mean, which would hide them
     line = "o-" if rows[0]["value"].isdigit() else "o"  # no line between things without an order
     axes.plot(range(len(rows)), [100 * row["mean_dice"] for row in rows], line, color="tab:blue", lw=0.8)

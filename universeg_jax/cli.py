@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as of `| head`, which has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # which the interpreter flushes at its end
         return 1
-    except (UserError, OSError) as error:
+    except (UserError, FloatingPointError, OSError) as error:
         print(f"universeg {args.command}: {error}", file=sys.stderr)
         return 1
 

@@ -98,9 +98,10 @@ def add_example(session: Session, example: Example) -> Session:
 
 
 def add_queries(session: Session, images: Mapping[str, np.ndarray]) -> Session:
-    """With images to segment added, at the first of them; one whose name is there already is replaced."""
+    """With images to segment added, at the first of them; one whose name is there already is replaced, its mask too."""
     others = tuple((name, image) for name, image in session.queries if name not in images)
-    return replace(session, queries=(*others, *images.items()), current=len(others))
+    masks = {name: mask for name, mask in session.masks.items() if name not in images}
+    return replace(session, queries=(*others, *images.items()), current=len(others), masks=masks)
 
 
 def step(session: Session, by: int) -> Session:

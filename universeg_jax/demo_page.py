@@ -251,13 +251,18 @@ def _saver(folder: Path, name: str, content: Callable[[Session], bytes]) -> Call
 
 def _shower(predictor: Predictor) -> Callable[[Session], tuple[Any, ...]]:
     """session → the values of all that shows it."""
+    import gradio as gr
 
     def show(session: Session) -> tuple[Any, ...]:
         gallery = [(demo.overlay(e.image, e.label), e.name) for e in session.examples]
         if session.query is None:
             return session, None, gallery, "No images yet.", None, None, None
         name, image = session.query
-        prediction = demo.predict(predictor, session)
+        try:
+            prediction = demo.predict(predictor, session)
+        except UserError as error:  # of examples that cannot be used; what was done to the session stays
+            gr.Warning(str(error))
+            prediction = None
         mask = session.masks.get(name, None if prediction is None else prediction.mask)
         result = None if prediction is None else demo.overlay(image, prediction.mask)
         doubt = None if prediction is None else demo.heat(prediction.uncertainty)

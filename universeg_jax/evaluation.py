@@ -1,5 +1,6 @@
 """Evaluation as published: support from the support split, masks cut at 0.5, Dice at 128x128, draws averaged.
 
+Queries are the pictures that hold the structure: masks that do not occur are not stored, and no query is empty.
 Scores are averaged over the slices of a subject, the subjects of a task, the tasks of a dataset, and the datasets
 (summary.py). Every case draws its own supports as a pure function of (seed, task, row, draw), so a subset of the
 cases, another batch size or another order gives the same numbers. A support size is compiled once; the device works on
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from universeg_jax import checkpoints, evaluation_report, weights
 from universeg_jax.cost import cost
 from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
-from universeg_jax.data.tasks import Task, dataset_tasks, usable
+from universeg_jax.data.tasks import Task, check_groups, dataset_tasks, usable
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation_cases import Batch, Case, Settings, cases_of, gather, prefetched
 from universeg_jax.evaluation_scores import SCORES, Method, mean_probabilities, model_method, scorer
@@ -122,7 +123,8 @@ def _rows(
 
 
 def select(datasets: Sequence[Dataset], data_dir: str, names: Sequence[str] = (), role: str = "") -> list[Dataset]:
-    """Datasets by name or by role; raises UserError naming those that are there."""
+    """Datasets by name or by role; raises UserError naming those that are there, or a source group on two sides."""
+    check_groups(d.meta for d in datasets)
     there = ", ".join(f"{d.meta.name} ({d.meta.role})" for d in datasets) or "none"
     missing = set(names) - {d.meta.name for d in datasets}
     if missing:
@@ -131,6 +133,29 @@ def select(datasets: Sequence[Dataset], data_dir: str, names: Sequence[str] = ()
     if not chosen:
         raise UserError(f"no dataset with role {role!r} in {data_dir}; there: {there}")
     return chosen
+
+
+def seen_before(lineage: dict[str, Any], datasets: Sequence[Dataset], built: Sequence[Dataset]) -> list[str]:
+    """Notes on which datasets a checkpoint of this lineage knows, by name, by content or by source group.
+
+    `built` are all of the data_dir, since a lineage does not tell source groups.
+    """
+    unknown = "trained_on" not in lineage or "unknown_origin" in lineage  # of them, or of what they began with
+    notes = ["not all that the weights were trained on is recorded"] if unknown else []
+    for what, words in (("trained_on", "seen in training"), ("selected_on", "chose the checkpoint")):
+        record = lineage.get(what, {})
+        contents = {of["fingerprint"]: name for name, of in record.items() if of.get("fingerprint")}
+        groups = {d.meta.source_group: d.meta.name for d in built if d.meta.source_group and d.meta.name in record}
+        found = []
+        for name, dataset in sorted({d.meta.name: d for d in datasets}.items()):
+            if name in record:
+                found.append(name)
+            elif dataset.fingerprint in contents:
+                found.append(f"{name} (as {contents[dataset.fingerprint]})")
+            elif dataset.meta.source_group in groups:
+                found.append(f"{name} (of one source with {groups[dataset.meta.source_group]})")
+        notes += [f"{words}: {', '.join(found)}"] if found else []
+    return notes
 
 
 def evaluate_checkpoint(
@@ -144,15 +169,21 @@ def evaluate_checkpoint(
     overwrite: bool = False,
     report: bool = True,
 ) -> dict[str, Any]:
-    """A checkpoint, and perhaps baselines, on built datasets by name or role; see `evaluate_to`."""
+    """A checkpoint, and perhaps baselines, on built datasets by name or role; see `evaluate_to`.
+
+    The notes of the summary name the datasets that it was trained or chosen on.
+    """
     predictor = Predictor.from_checkpoint(checkpoint)
-    datasets = select([open_dataset(data_dir, name) for name in list_datasets(data_dir)], data_dir, names, role)
+    built = [open_dataset(data_dir, name) for name in list_datasets(data_dir)]
+    datasets = select(built, data_dir, names, role)
+    path = checkpoints.resolve(checkpoint)
     methods = {"model": (model_method(predictor.model, predictor.config.image_size), predictor.params)}
     about = {
-        "checkpoint": str(checkpoints.resolve(checkpoint)),
+        "checkpoint": str(path),
         "params_hash": weights.params_hash(predictor.params),
         "role": role,
         "cost": cost(*methods["model"], max(settings.support_sizes)),
+        "notes": seen_before(checkpoints.read_metadata(path).get("lineage", {}), datasets, built),
     }
     return evaluate_to(out, {**methods, **(baselines or {})}, datasets, settings, about, overwrite, report)
 
@@ -175,7 +206,8 @@ def evaluate_to(
     tasks = usable([task for dataset in datasets for task in dataset_tasks(dataset)])
     options = {name: value for name, value in asdict(settings).items() if name != "batch_size"}  # which changes nothing
     fingerprints = {d.meta.name: d.fingerprint for d in datasets}
-    whose = {name: value for name, value in about.items() if name != "cost"}  # which is measured anew each time
+    # Costs are measured anew each time, and notes follow from the rest.
+    whose = {name: value for name, value in about.items() if name not in ("cost", "notes")}
     record = {**whose, "methods": list(methods), "datasets": fingerprints, "options": options}
     open_results(out, json_value(record), overwrite)
     rows = evaluate(methods, datasets, tasks, settings)
@@ -204,7 +236,7 @@ def write_results(
     settings: Settings,
     about: dict[str, Any],
 ) -> dict[str, Any]:
-    """cases.csv and summary.json of `evaluate_to` from rows that were evaluated in any way."""
+    """cases.csv and summary.json of `evaluate_to` from rows that were evaluated in any way, with about["notes"]."""
     tasks = {d.meta.name: dataset_tasks(d) for d in datasets}
     skipped = {
         name: "; ".join(f"{t.name}: {t.unusable}" for t in of)
@@ -220,7 +252,8 @@ def write_results(
     largest = max(settings.support_sizes), max(settings.ensembles)
     main = next(s for s in summaries if (s["support_size"], s["ensemble"]) == largest)
     image_level = [d.meta.name for d in datasets if not d.meta.subjects_identifiable]
-    notes = [f"image-level split, interval optimistic: {', '.join(image_level)}"] if image_level else []
+    notes = list(about.get("notes", ()))
+    notes += [f"image-level split, interval optimistic: {', '.join(image_level)}"] if image_level else []
     measured = {"distance_unit": "pixels", "tolerance": settings.tolerance} if settings.surfaces else {}
     summary = {**about, **main, **measured, "flips": settings.flips, "skipped": skipped, "notes": notes}
     summary |= {"measured": "Dice at 128x128 on masks cut at 0.5", "settings": summaries}

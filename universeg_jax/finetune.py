@@ -1,7 +1,7 @@
 """A checkpoint trained further on a support set: each of its labels is a task over the same images.
 
 Where at least four subjects have something marked, a quarter of them are held out of the training episodes, as queries
-and as support, and the parameters are chosen by the Dice of their images, each segmented by those of all other
+and as support, and the parameters are chosen by the Dice of their images, each segmented by a draw from all other
 subjects. The start is among the candidates, so that nothing worse by that estimate is returned. The engine is that of
 baselines/per_task.py.
 """
@@ -26,7 +26,6 @@ from universeg_jax.support import Support
 
 HELD_OUT = 0.25  # of the subjects
 PATIENCE = 3  # scores without a better one, after which it stops
-LOSS = {"soft_dice": 1.0, "squared": True}  # of converted weights, whose config has none
 
 
 class Tasks(NamedTuple):
@@ -93,7 +92,7 @@ def finetune(
         model=model,
         batch_size=recipe.batch_size,
         support_size=size,
-        weights=ConfigDict(config.get("loss", LOSS)),
+        weights=per_task.loss_weights(config),
         draw=functools.partial(draw, training=True),
     )
     score = functools.partial(
@@ -116,8 +115,8 @@ def finetune_to(
 ) -> dict[str, Any]:
     """Writes <out>, a checkpoint with config and lineage, and returns what is to be told. Raises UserError.
 
-    `name` is that of the support set in the lineage. Two episodes a step, with a tenth of the first training's learning
-    rate, as `universeg baseline --kind finetune` has it.
+    `name` is that of the support set in the lineage. Two episodes a step at learning rate 1e-4, as `universeg baseline
+    --kind finetune` has it.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -107,13 +107,14 @@ def packaged_methods() -> dict[str, tuple[Method, Any]]:
 
 
 def evaluate(workdir: Path, data_dir: str) -> None:
-    """Scores on `test`, the report and the figures, unless they are there for the same parameters."""
+    """Scores on `test`, the report and the figures, unless they are there for the same parameters and data."""
     predictor = Predictor.from_checkpoint(workdir)
-    summary_path = workdir / "eval" / "summary.json"
-    if summary_path.exists() and (workdir / "report.md").exists():
-        summary = read_json(summary_path)
-        if summary.get("params_hash") == params_hash(predictor.params) and summary["role"] == "test":
-            print(f"{summary_path} is there for these parameters")
+    summary_path, record = (workdir / "eval" / name for name in ("summary.json", "evaluation.json"))
+    if all(path.exists() for path in (summary_path, record, workdir / "report.md")):
+        summary, datasets = read_json(summary_path), [open_dataset(data_dir, name) for name in list_datasets(data_dir)]
+        tested = {d.meta.name: d.fingerprint for d in datasets if d.meta.role == summary["role"] == "test"}
+        if summary.get("params_hash") == params_hash(predictor.params) and read_json(record)["datasets"] == tested:
+            print(f"{summary_path} is there for these parameters and this data")
             return
     summary = evaluation.evaluate_checkpoint(
         str(workdir),

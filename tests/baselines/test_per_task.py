@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from tests.fixtures import build_discs, memory_dataset, tiny_config
 from universeg_jax import checkpoints, cli, evaluation
@@ -91,6 +92,20 @@ def test_a_query_is_never_in_its_support():
             assert episode.query_image[0, 0, 0] == i
 
 
+@pytest.mark.parametrize("showing", [1, 2, 5])
+def test_a_support_shows_the_label_where_any_does(showing):
+    """Of 40 images a few show it: at least a quarter of four entries do, none where the query alone would."""
+    shows = jnp.arange(40) < showing
+    labels = jnp.broadcast_to(shows[:, None, None, None].astype(jnp.float32), (40, 2, 2, 1))
+    data = per_task.Labelled(labels, labels, jnp.arange(40), shows, jnp.arange(4), jnp.ones(4))
+    counts = []
+    for seed in range(30):
+        episode = leave_one_out(jax.random.key(seed), data, jnp.int32(0), 4)
+        counts.append(int(episode.support_labels.max((1, 2, 3)).sum()))
+        assert episode.support_mask.sum() == 4
+    assert min(counts) == min(showing - 1, 1)
+
+
 def test_a_unet_learns_its_task_from_its_support_split(dataset):
     (task,) = dataset_tasks(dataset)
     fitted = fit_unet(dataset, task, support_pool(task), (4, 8), RECIPE)
@@ -138,6 +153,14 @@ def rows_of(folder):
         return list(csv.DictReader(file))
 
 
+def test_converted_weights_have_the_published_loss(dataset, start):
+    config = ConfigDict({name: value for name, value in start.config.items() if name != "loss"})
+    (task,) = dataset_tasks(dataset)
+    recipe = Recipe(1, 1, 1e-4, 1, 16)
+    fitted = fit_finetuned(dataset, task, support_pool(task), start._replace(config=config), 2, recipe)
+    assert {"start_score", "best_score"} <= fitted.about.keys()
+
+
 def test_rows_are_those_of_evaluate_and_a_done_task_is_not_done_again(data_dir, dataset, tmp_path, start, checkpoint):
     evaluated = evaluation.evaluate_checkpoint(checkpoint, str(data_dir), ("discs",), "", SETTINGS, tmp_path / "model")
     trainer = workflow.unet_trainer((4, 8), RECIPE)
@@ -176,6 +199,7 @@ def test_the_commands(data_dir, tmp_path, checkpoint, capsys):
     assert cli.main([*finetune, f"--checkpoint={checkpoint}"]) == 0
     assert "M parameters" in capsys.readouterr().out
     summary = read_json(out / "summary.json")
+    assert summary["notes"] == ["not all that the weights were trained on is recorded"]  # of the weights that are tuned
     (training,) = summary["training"].values()
     assert training["best_score"] >= training["start_score"]
     assert cli.main(["table", str(out)]) == 0
@@ -184,6 +208,14 @@ def test_the_commands(data_dir, tmp_path, checkpoint, capsys):
     assert "finetune needs one" in capsys.readouterr().err
     assert cli.main([*finetune, f"--checkpoint={checkpoint}", "--steps=3", "--score_every=2"]) == 1
     assert "steps=3 is not a multiple of score_every=2" in capsys.readouterr().err
+    unet = ["baseline", "--kind=unet", *flags, "--score_every=1", f"--out={tmp_path / 'unet'}"]
+    assert cli.main([*unet, "--features=16,x"]) == 1
+    assert "--features=16,x: numbers above 0" in capsys.readouterr().err
+    assert cli.main([*unet, "--image_size=100"]) == 1
+    assert "image_size=100: a U-Net of 5 levels of features needs a multiple of 16" in capsys.readouterr().err
+    small = [*unet, "--features=2,2", "--image_size=16", "--learning_rate=1e30"]
+    assert cli.main(small) == 1
+    assert "lower learning_rate=1e+30" in capsys.readouterr().err
     assert cli.main(["table", str(tmp_path)]) == 1
     assert "no summary.json" in capsys.readouterr().err
 

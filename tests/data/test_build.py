@@ -4,7 +4,9 @@ import json
 import re
 import sys
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 from PIL import Image
 
 from tests.fixtures import write_folder
@@ -54,6 +56,32 @@ def test_what_is_dropped_or_passed_over_is_said_and_kept(tmp_path, capsys):
     assert report.dropped["p0_0"] == "every pixel is the same (9; there is nothing to see in it)"
     assert report.labels_never_seen == {"9": "never seen"}
     assert str(tmp_path) not in json.dumps(vars(report))
+
+
+def test_the_voxels_beside_a_header_are_part_of_it(tmp_path, capsys):
+    folder = tmp_path / "scans"
+    arguments = ["build", "--folder", str(folder), "--data_dir", str(tmp_path / "data"), "--size", "16"]
+
+    def write(radius):
+        for i in range(3):
+            mask = np.pad(np.ones((radius,) * 3), 12 - radius)[-16:, -16:, -16:]
+            for part, voxels in (("images", mask * 100 + np.arange(16)), ("labels", mask)):
+                (folder / part).mkdir(parents=True, exist_ok=True)
+                image = sitk.GetImageFromArray(voxels.astype(np.int16))
+                sitk.WriteImage(image, folder / part / f"p{i}_0.mhd")
+
+    write(4)
+    assert main(arguments) == 0
+    before = open_dataset(tmp_path / "data", "scans").fingerprint
+    assert "passed over" not in capsys.readouterr().err
+    assert main(arguments) == 0
+    assert "as it was" in capsys.readouterr().out
+    headers = [path.read_bytes() for path in sorted((folder / "labels").glob("*.mhd"))]
+    write(6)
+    assert headers == [path.read_bytes() for path in sorted((folder / "labels").glob("*.mhd"))]
+    assert main(arguments) == 0
+    assert "| built |" in capsys.readouterr().out
+    assert open_dataset(tmp_path / "data", "scans").fingerprint != before
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def discs(tmp_path_factory):
 
 
 def stack(stream):
-    leaves = [(b.index, b.kind, b.task, *b.episode) for b in stream]
+    leaves = [(b.index, b.kind, b.task, b.subjects, *b.episode) for b in stream]
     return [np.concatenate(leaf) for leaf in zip(*leaves, strict=True)]
 
 
@@ -226,6 +226,8 @@ def test_an_episode_shows_what_was_drawn(discs):
         np.testing.assert_array_equal(image[..., 0], discs[row]["image"])
         np.testing.assert_array_equal(label[..., 0], discs[row]["masks"][position])
     assert {x.dtype for x in batch.episode} == {np.dtype("uint8")}
+    rows = [row for row, _ in (draw.query, *draw.support)]
+    np.testing.assert_array_equal(batch.subjects, discs.index.subject[rows])
 
 
 def test_kinds_are_drawn_as_often_as_their_weights_say():

@@ -5,6 +5,7 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
 
 from tests.fixtures import block_volume, write_folder, write_nifti
 from universeg_jax.cli import main
@@ -104,6 +105,22 @@ def test_regions_may_overlap_and_ignore_is_no_label(tmp_path):
         make_examples(folder.cases[0])
 
 
+@pytest.mark.parametrize("make", [nnunet, decathlon])
+def test_an_id_that_dataset_json_lacks_is_added_by_meta_json(tmp_path, make):
+    folder = make(tmp_path)
+    spec = json.loads((folder / "dataset.json").read_text())
+    spec["labels"] = {"background": 0, "organ": 1}
+    (folder / "dataset.json").write_text(json.dumps(spec))
+    with pytest.raises(
+        FolderError, match=r'ids \[2\] are not in meta.json, which names \[1\]; add them to its "labels"'
+    ):
+        make_examples(read_folder(folder, 16).cases[0])
+    (folder / "meta.json").write_text('{"labels": {"2": "tumour"}}')
+    read = read_folder(folder, 16)
+    assert read.labels == {1: "organ", 2: "tumour"}
+    assert {i for example in make_examples(read.cases[0]) for i in example.labels} == {1, 2}
+
+
 def test_pictures_in_the_nnunet_layout(tmp_path):
     source = write_folder(tmp_path / "pictures", count=3)
     raw = tmp_path / "raw"
@@ -177,3 +194,19 @@ def test_unused_files_are_named_and_an_empty_folder_is_refused(tmp_path):
         file.unlink()
     with pytest.raises(FolderError, match="holds no labels in labelsTr/"):
         read_folder(tmp_path)
+
+
+def test_a_stack_of_pages_has_a_file_of_its_spacing_beside_it(tmp_path):
+    """As nnU-Net's Tiff3DIO wants it: case.json beside case.tif, of images and of labels."""
+    (tmp_path / "dataset.json").write_text('{"channel_names": {"0": "SEM"}, "labels": {"background": 0, "cell": 1}}')
+    for i in range(3):
+        image, mask = block_volume((10, 12, 8))
+        for part, name, data in (("imagesTr", f"c{i}_0000", image), ("labelsTr", f"c{i}", mask)):
+            (tmp_path / part).mkdir(exist_ok=True)
+            tifffile.imwrite(tmp_path / part / f"{name}.tif", data.T.astype(np.uint16), photometric="minisblack")
+            (tmp_path / part / f"{name}.json").write_text('{"spacing": [1, 1, 1]}')
+    folder = read_folder(tmp_path)
+    assert [case.fault for case in folder.cases] == [("", "")] * 3
+    assert all(case.volume for case in folder.cases)
+    assert len(make_examples(folder.cases[0])) > 0
+    assert "labelsTr/c0.json" in folder.ignored

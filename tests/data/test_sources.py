@@ -37,6 +37,8 @@ from universeg_jax.data.source import (
     read_source,
 )
 from universeg_jax.data.tasks import task_table
+from universeg_jax.errors import UserError
+from universeg_jax.reporting import lock
 
 SHAPE = (14, 12, 8)
 IDRID = "A. Segmentation"
@@ -290,11 +292,14 @@ def test_the_command_lists_and_builds_sources(tmp_path, capsys):
     assert {"wbc_jtsc", "wbc_cellavision"} == {path.name for path in (tmp_path / "data").iterdir()}
     assert main(["build", "--source", "wbc_jtsc", "--name", "mine", "--role", "val", *where]) == 0
     assert open_dataset(tmp_path / "data", "mine").meta.role == "val"
+    assert main(["build", "--source", "wbc_jtsc", "--name", "ours", "--source_group", "clinic", *where]) == 0
+    assert open_dataset(tmp_path / "data", "ours").meta.source_group == "clinic"
     capsys.readouterr()
     for arguments, word in (
         (["--source", "wbc", "--name", "x", *where], "wbc is wbc_cellavision, wbc_jtsc; choose one"),
         (["--source", "wbc_jtsc", "--role", "train_open", *where], "its licence (GPL-3.0) does not let"),
         (["--source", "acdc", "--data_dir", str(tmp_path)], "get them at https://humanheart"),
+        (["--collection", "x", "--source_group", "y"], "stand in its splits.json"),
         (["--folder", "x", "--path", "y"], "--path y goes with --source"),
     ):
         assert main(["build", *arguments]) == 1
@@ -324,7 +329,9 @@ def test_a_download_is_checked_and_unpacked_once(tmp_path, monkeypatch, kind):
     assert [path.read_text() for path in folder.rglob("*.txt")] == ["x"]
     monkeypatch.setattr(download, "_download", None)  # not called again
     assert fetch(source, tmp_path / "data") == folder
-    assert [path.name for path in folder.iterdir()] == [f"a.{kind}.unpacked"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", f"a.{kind}.unpacked"]
+    with lock(folder), pytest.raises(UserError, match="another process works in"):
+        fetch(source, tmp_path / "data")
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])

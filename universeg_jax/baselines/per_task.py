@@ -157,11 +157,23 @@ def others(data: Labelled, i: Array) -> Array:
 
 
 def leave_one_out(key: Array, data: Labelled, i: Array, support_size: int) -> Episode:
-    """Image i as the query with `support_size` others, drawn without replacement; all where there are fewer."""
+    """Image i as the query with `support_size` others, drawn without replacement; all where there are fewer.
+
+    At least a quarter of them show the label, where so many do: nothing is learnt from a support that is empty.
+    """
     allowed = others(data, i)
-    order, drawn = lax.top_k(jnp.where(allowed, random.uniform(key, allowed.shape), -1.0), support_size)
+    chances = jnp.where(allowed, random.uniform(key, allowed.shape), -1.0)
+    shown = jnp.where((data.labels > 0).any((1, 2, 3)), chances, -1.0)
+    least = lax.top_k(shown, -(-support_size // 4))[0][-1]
+    first = (shown >= jnp.maximum(least, 0)) & (shown >= 0)
+    order, drawn = lax.top_k(chances + first, support_size)
     mask = (order >= 0).astype(jnp.float32)
     return Episode(data.images[i], data.labels[i], data.images[drawn], data.labels[drawn], mask)
+
+
+def loss_weights(config: ConfigDict) -> ConfigDict:
+    """config.loss of a checkpoint; the published one of converted weights, whose config has none."""
+    return ConfigDict(config.get("loss", {"soft_dice": 1.0, "squared": True}))
 
 
 def finetune_loss(
@@ -312,8 +324,8 @@ def fit_finetuned(
     if len(examples) < 2:  # nothing to support the one with
         return Fitted(start.params, {"seconds": 0.0, "compile_seconds": 0.0, "best_step": 0})
     data = read(dataset, task, examples, recipe.image_size, hold_back=False)
-    size = min(support_size, len(data.images))
-    loss, score = finetune_functions(start.config.model.to_json(), start.config.loss.to_json(), recipe.batch_size, size)
+    size, weights = min(support_size, len(data.images)), loss_weights(start.config)
+    loss, score = finetune_functions(start.config.model.to_json(), weights.to_json(), recipe.batch_size, size)
     return fit(start.params, data, loss, score, recipe, keep_start=True)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from universeg_jax import evaluation, evaluation_report, weights
+from universeg_jax import checkpoints, evaluation, evaluation_report, weights
 from universeg_jax.baselines import trivial
 from universeg_jax.baselines.per_task import (
     Fitted,
@@ -44,9 +44,15 @@ class Trainer:
     method: Method
     start: Any  # parameters of the right shapes
     about: dict[str, Any]  # what decides the result besides the data and the settings
+    lineage: dict[str, Any] | None = None  # of the weights that it starts from, if any
 
 
 def unet_trainer(features: Sequence[int], recipe: Recipe) -> Trainer:
+    step = 2 ** (len(features) - 1)
+    if recipe.image_size % step:
+        raise UserError(
+            f"image_size={recipe.image_size}: a U-Net of {len(features)} levels of features needs a multiple of {step}"
+        )
     model = unet_functions(tuple(features), recipe.batch_size)[0]
     return Trainer(
         "unet",
@@ -77,6 +83,7 @@ def finetune_trainer(checkpoint: str, support_size: int, recipe: Recipe) -> Trai
             "support_size": support_size,
             **asdict(recipe),
         },
+        checkpoints.read_metadata(checkpoints.resolve(checkpoint)).get("lineage", {}),
     )
 
 
@@ -135,6 +142,8 @@ def evaluate_per_task(
         seconds = float(np.mean([about["seconds"] for about in trained.values()]))
         spent = cost(trainer.method, trainer.start, max(settings.support_sizes)) | {"preparation_seconds": seconds}
         about = {"kind": trainer.kind, **trainer.about, "role": role, "cost": spent, "training": trained}
+        if trainer.lineage is not None:
+            about["notes"] = evaluation.seen_before(trainer.lineage, datasets, opened)
         summary = evaluation.write_results(out, rows, [trainer.kind], datasets, settings, about)
         evaluation_report.write(out, summary, rows)
         return summary

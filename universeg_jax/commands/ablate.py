@@ -30,7 +30,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def run(args: argparse.Namespace) -> int:
-    from universeg_jax.ablate import Options, listing, plan, run_local, run_slurm, unfinished
+    from universeg_jax.ablate import Options, evaluated, listing, missing, plan, run_local, run_slurm
     from universeg_jax.ablation_report import gather
     from universeg_jax.errors import UserError
 
@@ -49,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
     elif args.launcher == "local":
         problems = run_local(jobs, args.minutes)
     else:
-        problems = {job.name: "not there yet" for job in jobs if unfinished(job)}
-    gather(args.sweep, points, options, problems)
+        problems = missing(jobs)
+    there = {out for job in jobs for out, _ in job.evaluations if evaluated(job, out)}
+    gather(args.sweep, points, options, problems, there)
     print((args.workdir / f"{args.sweep}_{args.role}.md").read_text(), end="")
     return int(bool(problems))

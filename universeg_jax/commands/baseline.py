@@ -53,7 +53,10 @@ def run(args: argparse.Namespace) -> int:
         args.seed,
     )
     if args.kind == "unet":
-        trainer = unet_trainer(tuple(int(number) for number in args.features.split(",")), recipe)
+        features = args.features.split(",")
+        if not all(number.isdecimal() and int(number) for number in features):
+            raise UserError(f"--features={args.features}: numbers above 0, comma-separated, as 16,32,64")
+        trainer = unet_trainer(tuple(map(int, features)), recipe)
     else:
         trainer = finetune_trainer(args.checkpoint, max(settings.support_sizes), recipe)
     summary = evaluate_per_task(trainer, args.data_dir, names, args.role, settings, Path(args.out))

@@ -3,6 +3,7 @@
 import argparse
 import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from universeg_jax.data import ROLES
@@ -31,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--role", default="test", choices=ROLES, help="with all but --collection (default: %(default)s)"
     )
-    parser.add_argument("--source_group", default="", help="datasets that share patients share this")
+    parser.add_argument(
+        "--source_group", default="", help="datasets that share patients share this; with all but --collection"
+    )
     parser.add_argument("--roles", default=",".join(ROLES), help="with --collection: which to build, comma-separated")
     parser.add_argument("--size", type=int, default=128, help="pixels a side (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
@@ -67,8 +70,12 @@ def run(args: argparse.Namespace) -> int:
         sources = find_sources(args.source)
         if args.name and len(sources) > 1:
             raise UserError(f"--name {args.name}: {args.source} is {', '.join(s.name for s in sources)}; choose one")
+        if args.source_group:
+            sources = [replace(source, source_group=args.source_group) for source in sources]
         build_sources(sources, args.path, args.name, args.role, args.data_dir, args.size, workers, args.overwrite)
     else:
+        if args.collection and args.source_group:
+            raise UserError(f"--source_group {args.source_group}: the groups of a collection stand in its splits.json")
         if args.folder:
             name = args.name or Path(args.folder).resolve().name
             wanted = [(Path(args.folder), name, args.role, args.source_group)]

@@ -6,11 +6,15 @@ from typing import Any
 
 EXAMPLE = "universeg evaluate --checkpoint runs/mine --data_dir data --role=test --support_size=1,4,16 --out results"
 
+# Masks that do not occur are in no built dataset.
+CHECKPOINT = "a workdir, a checkpoint, or packaged weights by name; its queries all hold the structure"
+PREDICTIONS = "a folder of masks, pictures or volumes, by whatever tool; also measured where a structure is absent"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--checkpoint", help="a workdir, a checkpoint, or packaged weights by name")
-    what.add_argument("--predictions", type=Path, help="a folder of masks, pictures or volumes, by whatever tool")
+    what.add_argument("--checkpoint", help=CHECKPOINT)
+    what.add_argument("--predictions", type=Path, help=PREDICTIONS)
     parser.add_argument("--overwrite", action="store_true", help="replace the results of another run in --out")
     group = parser.add_argument_group("with --predictions")
     group.add_argument("--labels", type=Path, help="folder of true masks, with the names of the predictions")

@@ -21,6 +21,7 @@ from universeg_jax.data.folder import read_folder
 from universeg_jax.data.meta import Folder
 from universeg_jax.data.records import Record, make_record_examples
 from universeg_jax.data.source import Source, read_source
+from universeg_jax.data.volume_files import voxels_of
 from universeg_jax.reporting import markdown_table
 
 
@@ -190,10 +191,10 @@ def _digest_of_records(cases: Sequence[Record]) -> bytes:
 
 
 def _digest_of(path: str) -> bytes:
-    """sha256 of a file, or of the files of a folder."""
+    """sha256 of a file, with that of its voxels where it is a header alone, or of the files of a folder."""
     digest = hashlib.sha256(Path(path).name.encode() + b"\0")
-    for file in sorted(Path(path).iterdir()) if Path(path).is_dir() else [Path(path)]:
-        if file.is_file():
+    for file in sorted(Path(path).iterdir()) if Path(path).is_dir() else [Path(path), voxels_of(path)]:
+        if file and file.is_file():
             with file.open("rb") as opened:
                 digest.update(file.name.encode() + b"\0" + hashlib.file_digest(opened, "sha256").digest())
     return digest.digest()

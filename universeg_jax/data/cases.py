@@ -21,6 +21,7 @@ from universeg_jax.data.dataset import Example
 from universeg_jax.data.dicom import DICOM, read_dicom_picture, read_label_stack
 from universeg_jax.data.files import extension
 from universeg_jax.data.images import (
+    EXTENSIONS,
     ImageError,
     check_picture,
     preprocess_image,
@@ -30,7 +31,7 @@ from universeg_jax.data.images import (
     read_image,
     read_label,
 )
-from universeg_jax.data.volume_files import TIFF, is_volume, read_label_volume, read_volume
+from universeg_jax.data.volume_files import TIFF, VOLUME_EXTENSIONS, is_volume, read_label_volume, read_volume
 from universeg_jax.data.volumes import (
     AXES,
     IN_PLANE,
@@ -88,6 +89,11 @@ class Case:
 
     def __str__(self) -> str:
         return self.name
+
+
+def may_be_case(path: Path) -> bool:
+    """Whether a file or folder is read as a picture or volume, by its name."""
+    return is_volume(path) if path.is_dir() else extension(path) in (*EXTENSIONS, *VOLUME_EXTENSIONS, *DICOM)
 
 
 def make_examples(case: Case) -> list[Example]:

@@ -11,26 +11,31 @@ from pathlib import Path
 from tqdm import tqdm
 
 from universeg_jax.data.source import Download, Source, SourceError
+from universeg_jax.reporting import lock
 
 BLOCK = 1 << 20  # bytes read at a time
 
 
 def fetch(source: Source, folder: str | Path) -> Path:
-    """The folder with a source's files, downloaded and unpacked there if they are not. Raises SourceError."""
+    """The folder with a source's files, downloaded and unpacked there if they are not.
+
+    Raises SourceError, and UserError where another process is at it.
+    """
     if not source.downloads:
         raise SourceError(
             f"{source.name}: its publisher gives the files by hand only: get them at {source.page}, then give --path"
         )
     folder = Path(folder) / source.name
-    for download in source.downloads:
-        name = download.url.rpartition("/")[2]
-        unpacked = folder / f"{name}.unpacked"
-        if not unpacked.exists():
-            archive = folder / name
-            if not archive.exists():
-                _download(download, archive)
-            _unpack(archive, unpacked)
-            archive.unlink()
+    with lock(folder):
+        for download in source.downloads:
+            name = download.url.rpartition("/")[2]
+            unpacked = folder / f"{name}.unpacked"
+            if not unpacked.exists():
+                archive = folder / name
+                if not archive.exists():
+                    _download(download, archive)
+                _unpack(archive, unpacked)
+                archive.unlink()
     return folder
 
 

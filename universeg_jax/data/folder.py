@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from universeg_jax.data.cases import Case, FolderError, LabelFile, check_inside, read_pair
+from universeg_jax.data.cases import Case, FolderError, LabelFile, check_inside, may_be_case, read_pair
 from universeg_jax.data.dicom import DICOM
 from universeg_jax.data.files import extension, natural_order, stem
 from universeg_jax.data.images import EXTENSIONS, ImageError, read_label
 from universeg_jax.data.layouts import is_dataset_json, read_dataset_json
 from universeg_jax.data.meta import Folder, read_meta, subject_rule
-from universeg_jax.data.volume_files import VOLUME_EXTENSIONS, is_volume, read_label_volume
+from universeg_jax.data.volume_files import VOLUME_EXTENSIONS, is_volume, read_label_volume, voxels_of
 
 
 def read_folder(path: str | Path, size: int = 128) -> Folder:
@@ -114,12 +114,10 @@ def _names(path: Path) -> list[str]:
     return [file.name for file in path.iterdir() if file.is_file() and not file.name.startswith(".")]
 
 
-def _is_case(path: Path) -> bool:
-    return is_volume(path) if path.is_dir() else extension(path) in (*EXTENSIONS, *VOLUME_EXTENSIONS, *DICOM)
-
-
 def _other_files(path: Path) -> list[str]:
-    return natural_order(name for name in _names(path) if not _is_case(path / name))
+    names = _names(path)
+    voxels = {voxels_of(path / name) for name in names}  # which are read with their headers
+    return natural_order(name for name in names if not may_be_case(path / name) and path / name not in voxels)
 
 
 def _fault(images: list[Path], labels: list[Path], name: str) -> tuple[str, str]:
@@ -140,7 +138,7 @@ def _files(path: Path) -> dict[str, list[Path]]:
         raise FolderError(f"{path} is missing; a folder needs images/ and labels/ with the same file names")
     files: dict[str, list[Path]] = {}
     for name in natural_order(each.name for each in path.iterdir() if not each.name.startswith(".")):
-        if _is_case(path / name):
+        if may_be_case(path / name):
             files.setdefault(stem(name) if (path / name).is_file() else name, []).append(path / name)
     if not files:
         others = f"; there are only {', '.join(_other_files(path)[:3])}" if _other_files(path) else ""

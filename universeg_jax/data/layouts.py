@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from universeg_jax.data.cases import Case, FolderError, LabelFile
+from universeg_jax.data.cases import Case, FolderError, LabelFile, may_be_case
 from universeg_jax.data.files import extension, natural_order, stem
 from universeg_jax.data.meta import Folder, read_json_object, read_meta, subject_rule
 from universeg_jax.data.volume_files import is_volume
@@ -31,10 +31,11 @@ def read_dataset_json(path: Path, size: int) -> Folder:
     spec, meta = read_json_object(file), read_meta(path)
     channels = _channels(file, spec)
     labels, of_label = _labels(file, spec)
+    names = {**labels, **meta.labels}
     subject = subject_rule(path, meta, lambda name: name)
     listed = _listed(path, spec)
     pairs = listed or _found(path)
-    copies = Counter() if listed else Counter(stem(file) for file in _files(path / "labelsTr"))
+    copies = Counter() if listed else Counter(stem(file) for file in _label_files(path))
     cases, used = [], set()
     for name, (image, label) in pairs.items():
         images = [image] * len(channels) if image else _channel_files(path, name, label, len(channels))
@@ -48,7 +49,7 @@ def read_dataset_json(path: Path, size: int) -> Folder:
                     subject=name if fault[0] else subject(name),
                     name=f"{name}_{channel:04d}" if len(channels) > 1 else name,
                     size=size,
-                    ids=() if of_label else tuple(labels),
+                    ids=() if of_label else tuple(names),
                     modality=modality if not meta.modality else f"{meta.modality} {modality}",
                     volume=is_volume(each),
                     channel=channel if several else None,
@@ -68,7 +69,7 @@ def read_dataset_json(path: Path, size: int) -> Folder:
     others = [f for part in ("imagesTr", "labelsTr") for f in _files(path / part) if f not in used]
     return Folder(
         tuple(cases),
-        labels={**labels, **meta.labels},
+        labels=names,
         modality=meta.modality or ", ".join(channels),
         licence=meta.licence or str(spec.get("licence", spec.get("license", ""))),
         citation=meta.citation or str(spec.get("reference", "")),
@@ -124,7 +125,7 @@ def _listed(path: Path, spec: dict[str, Any]) -> dict[str, tuple[Path | None, Pa
 
 
 def _found(path: Path) -> dict[str, tuple[None, Path]]:
-    return {stem(file): (None, file) for file in _files(path / "labelsTr")}
+    return {stem(file): (None, file) for file in _label_files(path)}
 
 
 def _channel_files(path: Path, name: str, label: Path, count: int) -> list[Path]:
@@ -133,7 +134,8 @@ def _channel_files(path: Path, name: str, label: Path, count: int) -> list[Path]
     for channel in range(count):
         wanted = path / "imagesTr" / f"{name}_{channel:04d}{extension(label)}"
         if not wanted.exists():
-            wanted = next(iter(sorted(wanted.parent.glob(f"{_escaped(name)}_{channel:04d}.*"))), wanted)
+            there = filter(may_be_case, sorted(wanted.parent.glob(f"{_escaped(name)}_{channel:04d}.*")))
+            wanted = next(there, wanted)
         files.append(wanted)
     return files
 
@@ -156,3 +158,8 @@ def _escaped(name: str) -> str:
 def _files(path: Path) -> list[Path]:
     names = [f.name for f in path.iterdir() if not f.name.startswith(".")] if path.is_dir() else []
     return [path / name for name in natural_order(names)]
+
+
+def _label_files(path: Path) -> list[Path]:
+    """Those that may hold labels: beside the .tif of a volume nnU-Net keeps a .json with its spacing."""
+    return [file for file in _files(path / "labelsTr") if may_be_case(file)]

@@ -193,6 +193,15 @@ def _read_itk(path: Path, channel: int | None) -> Volume:
     return make_volume(_small(data.T.copy()), LPS_TO_RAS @ make_affine(direction * spacing, origin), str(path))
 
 
+def voxels_of(path: str | Path) -> Path | None:
+    """The file beside a .mhd that holds its voxels; None for other files, and where the header names none."""
+    if extension(path) != ".mhd":
+        return None
+    with Path(path).open("rb") as file:
+        name = _mhd_data(file.read(1 << 16))
+    return Path(path).parent / Path(name).name if name else None
+
+
 def _mhd_data(head: bytes) -> str:
     """What a header names as its file of voxels; "" where it names none, a list or a numbered pattern."""
     lines = [line.partition(b"=")[2].strip() for line in head.splitlines() if line.startswith(b"ElementDataFile")]
