@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from tests.fixtures import tiny_config
 from tests.test_model import GOLDEN, golden
-from universeg_jax import Predictor, convert
+from universeg_jax import Predictor, checkpoints, convert
 from universeg_jax.cli import main
+from universeg_jax.configuration import to_dict
 from universeg_jax.errors import UserError
+from universeg_jax.networks import build_model, init_params
 
 NAME = "universeg_mixed_s3_grad"
 
@@ -39,6 +42,32 @@ def test_released_weights_predict_as_released_and_come_back_bit_for_bit(tmp_path
         np.testing.assert_array_equal(back[name], value)
     assert main(["convert", str(source), str(tmp_path / "ours")]) == 1
     assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{"cross_activation": "leaky_relu"}, {"name": "senet"}, {"norm": "layer"}, {"residual": "both"}, {"matching": 1}],
+)
+def test_what_the_release_cannot_compute_is_refused(tmp_path, model):
+    """Also where the parameters have the same names and shapes, as with an activation."""
+    config = tiny_config()
+    config.model.update(model)
+    params = init_params(build_model(config.model), 0)
+    checkpoints.write_params(tmp_path / "ours", params, {"config": to_dict(config), "lineage": {}})
+    with pytest.raises(UserError, match="`universeg export` takes it elsewhere"):
+        convert.convert(tmp_path / "ours", tmp_path / "w.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+
+
+def test_a_file_that_is_there_stays_and_another_image_size_is_told(tmp_path):
+    config = tiny_config()
+    params = init_params(build_model(config.model), 0)
+    checkpoints.write_params(tmp_path / "ours", params, {"config": to_dict(config), "lineage": {}})
+    (tmp_path / "w.safetensors").write_bytes(b"the original")
+    with pytest.raises(UserError, match="exists already"):
+        convert.convert(tmp_path / "ours", tmp_path / "w.safetensors")
+    assert (tmp_path / "w.safetensors").read_bytes() == b"the original"
+    assert f"images of {config.image_size} pixels" in convert.convert(tmp_path / "ours", tmp_path / "v.safetensors")
 
 
 @pytest.mark.parametrize(

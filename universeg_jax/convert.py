@@ -35,6 +35,19 @@ def release_name(path: tuple[str, ...]) -> str:
     return f"{PARTS[part]}.{number}.{CONVS[path[1]]}.{LEAVES[path[2]]}"
 
 
+def check_released(config: ConfigDict) -> None:
+    """Raises UserError for a network that the release cannot compute, though its parameters may have a place there."""
+    elsewhere = "the released architecture has no such thing; `universeg export` takes it elsewhere"
+    for field, released in (
+        ("name", "universeg"),
+        ("cross_activation", "none"),
+        ("norm", "none"),
+        ("residual", "none"),
+    ):
+        if (value := config.model.get(field, released)) != released:
+            raise UserError(f"config.model.{field}={value!r}: {elsewhere}")
+
+
 def to_release(params: Any) -> dict[str, np.ndarray]:
     """Our tree → released names, kernels [k, k, in, out] → [out, in, k, k]."""
     state = {release_name(path): np.asarray(value) for path, value in flatten_dict(params).items()}
@@ -65,11 +78,16 @@ def convert(source: str | Path, out: str | Path) -> str:
     Raises UserError where a tensor is missing, unknown or of another shape, or the file is not what it says.
     """
     source, out = Path(source), Path(out)
-    if out.suffix in (".pt", ".pth", ".safetensors"):
-        _write(out, to_release(checkpoints.load(source)[0]))
-        return f"{checkpoints.resolve(source)} → {out}, with the released parameter names"
     if out.exists():
         raise UserError(f"{out} exists already; take another name")
+    if out.suffix in (".pt", ".pth", ".safetensors"):
+        params, config = checkpoints.load(source)
+        check_released(config)
+        _write(out, to_release(params))
+        size = (
+            "" if config.image_size == 128 else f"; it does not say that images of {config.image_size} pixels are seen"
+        )
+        return f"{checkpoints.resolve(source)} → {out}, with the released parameter names{size}"
     state = read_weights(source)
     config = config_for(state)
     params = from_release(state, config)
@@ -135,11 +153,17 @@ def config_for(state: dict[str, np.ndarray]) -> ConfigDict:
 
 
 def _write(out: Path, state: dict[str, np.ndarray]) -> None:
-    if out.suffix == ".safetensors":
-        safetensors.numpy.save_file(state, out)
-        return
-    torch = _torch()
-    torch.save({name: torch.from_numpy(value.copy()) for name, value in state.items()}, out)
+    """Appears only whole."""
+    temporary = out.with_name(f".{out.name}.tmp")
+    try:
+        if out.suffix == ".safetensors":
+            safetensors.numpy.save_file(state, temporary)
+        else:
+            torch = _torch()
+            torch.save({name: torch.from_numpy(value.copy()) for name, value in state.items()}, temporary)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _torch() -> Any:
