@@ -20,7 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.deterministic = False  # bit-identical reruns on a GPU (slower); a CPU always is
 
     config.data_dir = "data"  # where `universeg build` put the datasets
-    config.make_data = False  # build twelve small synthetic datasets first where data_dir is empty
+    config.make_data = False  # build twelve small synthetic datasets first where data_dir has no others
     config.init_from = ""  # checkpoint whose parameters to start from, with a fresh optimizer; "" = at random
     config.train_roles = ("train_open", "train_research")  # roles of the datasets to train on
     config.train_datasets = ()  # names of those among them; () = all
@@ -41,7 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.image_size = 128  # pixels, model input; datasets larger than it are resized on the device
     config.support_size = 64  # entries of each training episode, or at most so many
     config.support_schedule = "fixed"  # "fixed" | "uniform" | "log_uniform": each step draws from 1 to support_size
-    config.every_image_as_query = False  # S + 1 losses for one episode: each image is the query once
+    config.every_image_as_query = False  # S + 1 losses for one episode: each image is the query once, of other subjects
     config.batch_size = 1  # episodes a step over all devices; about 1 in the paper (a V100 held no more)
     config.accumulation = 1  # parts of a device's share of the batch whose gradients are added one after another
     config.num_steps = 500_000  # optimizer steps; not published

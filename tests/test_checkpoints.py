@@ -59,8 +59,15 @@ def test_a_checkpoint_of_another_program_or_shape_is_refused(tmp_path):
     path, params = tmp_path / "ours.safetensors", {"w": np.zeros((2, 3), np.float32)}
     weights.write_file(path, params, {"config": {}})
     assert checkpoints.load_params(path, params)["w"].shape == (2, 3)
-    with pytest.raises(CheckpointError, match=r"ours.safetensors holds a model of another shape"):
-        checkpoints.load_params(path, {"w": np.zeros((2, 4), np.float32)})
+    checkpoints.write_params(tmp_path / "folder", params, {"config": {}})
+    for there in (path, tmp_path / "folder"):
+        for wanted, word in (
+            ({"w": np.zeros((2, 4), np.float32)}, r"w: \(2, 3\) there, \(2, 4\) wanted"),
+            ({"v": {"w": params["w"]}}, r"v.w: absent there, \(2, 3\) wanted"),
+            ({**params, "x": np.zeros(1, np.float32)}, r"x: absent there, \(1,\) wanted"),
+        ):
+            with pytest.raises(CheckpointError, match=rf"{there.name} holds a model of another shape \({word}\)"):
+                checkpoints.load_params(there, wanted)
 
 
 def test_a_workdir_without_a_checkpoint_says_so(tmp_path):

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.fixtures import tiny_config
+from tests.fixtures import assert_trees_equal, tiny_config
 from universeg_jax.configuration import ConfigError
+from universeg_jax.networks import build_model, init_params
 from universeg_jax.optimizer import make_optimizer, make_schedule
 
 
@@ -34,14 +35,34 @@ def test_a_decay_that_does_not_fit_is_refused(decay_steps):
         make_schedule(config)
 
 
-def test_weight_decay_acts_on_kernels_alone():
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_weight_decay_acts_on_kernels_alone(name):
     config = tiny_config(num_steps=100)
-    config.optimizer.update({"learning_rate": 1.0, "name": "adamw", "weight_decay": 0.5})
+    config.optimizer.update({"learning_rate": 1.0, "name": name, "weight_decay": 0.5})
     optimizer, _ = make_optimizer(config)
-    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    params = jax.tree.map(jnp.ones_like, init_params(build_model(config.model), 0))
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
-    np.testing.assert_allclose(updates["kernel"], -0.5)
-    np.testing.assert_allclose(updates["bias"], 0)
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        np.testing.assert_allclose(update, -0.5 if path[-1].key == "kernel" else 0, err_msg=str(path))
+
+
+def test_decay_does_not_change_the_steps_of_muon():
+    config = tiny_config(num_steps=100)
+    config.optimizer.update({"learning_rate": 0.1, "name": "muon", "schedule": "cosine", "warmup_steps": 2})
+    params = init_params(build_model(config.model), 0)
+    grads = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape), params)
+    plain, schedule = make_optimizer(config)
+    config.optimizer.weight_decay = 0.5
+    decayed, _ = make_optimizer(config)
+    states = [optimizer.init(params) for optimizer in (plain, decayed)]
+    for step in range(3):
+        (without, states[0]), (with_decay, states[1]) = (
+            jax.jit(optimizer.update)(grads, state, params)
+            for optimizer, state in zip((plain, decayed), states, strict=True)
+        )
+        rate = schedule(step)
+        expected = jax.tree.map(lambda u, p, rate=rate: u - (rate * 0.5 * p if p.ndim > 1 else 0), without, params)
+        assert_trees_equal(with_decay, expected, atol=1e-6)
 
 
 def test_muon_makes_steps_of_kernels_orthogonal_and_leaves_the_rest_to_adam():

@@ -86,6 +86,6 @@ def test_an_episode_that_is_not_there_is_refused(run, capsys, arguments, word):
 def test_other_data_than_the_run_had_is_refused(run, tmp_path, capsys):
     build_discs(tmp_path, "discs", "train_open", count=12, seed=1)
     assert cli.main(["replay", f"--workdir={run[0]}", "--step=0", f"--data_dir={tmp_path}"]) == 1
-    assert "was not trained on discs as built now" in capsys.readouterr().err
+    assert "was not trained on the datasets that are there now: discs (built anew)" in capsys.readouterr().err
     assert cli.main(["replay", f"--workdir={tmp_path}", "--step=0"]) == 1
     assert "holds no config.json" in capsys.readouterr().err

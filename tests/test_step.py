@@ -12,7 +12,7 @@ from configs import default
 from tests.fixtures import assert_trees_equal, tiny_config
 from universeg_jax import checkpoints, step, training
 from universeg_jax.configuration import to_dict
-from universeg_jax.data.episodes import Batch, batches, make_sampler
+from universeg_jax.data.episodes import REAL, SUPERPIXEL, SYNTHETIC, Batch, batches, make_sampler
 from universeg_jax.data.tasks import task_table
 from universeg_jax.episode import Episode, to_device_floats
 from universeg_jax.evaluation_scores import model_method
@@ -91,7 +91,7 @@ def test_one_step_of_sgd_is_the_gradient_of_the_mean_loss(data_dir):
     batch = next(batches(sampler, batch_size=4, first_step=0, last_step=1))
     model = build_model(config.model, form="plain")
     params = init_params(model, 0)
-    episode, _ = jax.jit(functools.partial(device_episodes, config=config))(batch)
+    episode, *_ = jax.jit(functools.partial(device_episodes, config=config))(batch)
 
     def loss(params):
         p = jax.nn.sigmoid(model.apply({"params": params}, episode.query_image, *episode[2:]))
@@ -114,11 +114,11 @@ def test_device_episodes_depend_on_seed_and_index_alone(data_dir):
     batch = mixed_batch(config)
     assert set(batch.kind.tolist()) == {0, 1, 2}
     run = jax.jit(functools.partial(device_episodes, config=config))
-    together, _ = run(batch)
+    together, *_ = run(batch)
     order = np.array([2, 0, 7, 3, 1, 6, 5, 4])
-    shuffled, _ = run(jax.tree.map(lambda x: x[order], batch))
+    shuffled, *_ = run(jax.tree.map(lambda x: x[order], batch))
     assert_trees_equal(shuffled, jax.tree.map(lambda x: x[order], together), atol=1e-6)
-    later, _ = run(batch._replace(index=batch.index + 8))
+    later, *_ = run(batch._replace(index=batch.index + 8))
     assert np.abs(later.query_image - together.query_image).max((1, 2, 3)).min() > 0.05
     assert run._cache_size() == 1  # one program for all kinds
 
@@ -171,9 +171,25 @@ def test_the_step_and_the_evaluation_lower_for_tpu(data_dir, dtype):
     text = exported.mlir_module()
     assert ("bf16" in text) == (dtype == "bfloat16")
     assert "all_reduce" in text
+    assert made_at_once(text, episodes=1)
     method = model_method(model, config.image_size)
     lowered = jax.export.export(jax.jit(method), platforms=["tpu"])(state.params, to_device_floats(batch.episode, 16))
     assert ("bf16" in lowered.mlir_module()) == (dtype == "bfloat16")
+
+
+def made_at_once(text, episodes):
+    """Whether a program turns the pixels of all episodes of tiny_config into floats together, and not in a loop."""
+    return f"(tensor<{episodes}x3x16x16x1xui8>) -> tensor<{episodes}x3x16x16x1xf32>" in text
+
+
+def test_an_accelerator_makes_all_episodes_at_once_and_a_cpu_one_after_another(data_dir):
+    config = tiny_config(data_dir)
+    make = jax.jit(functools.partial(device_episodes, config=config))
+    text = {
+        platform: jax.export.export(make, platforms=[platform])(mixed_batch(config, 5)).mlir_module()
+        for platform in ("cpu", "cuda", "tpu")
+    }
+    assert {platform: made_at_once(text[platform], 5) for platform in text} == {"cpu": False, "cuda": True, "tpu": True}
 
 
 def test_parts_of_a_batch_give_the_gradient_of_the_whole():
@@ -195,7 +211,9 @@ def test_every_image_as_query_leaves_itself_out():
     images = np.arange(batch * (support + 1), dtype=np.float32).reshape(batch, support + 1, 1, 1, 1)
     mask = np.array([[1, 1, 1], [1, 1, 0]], np.float32)
     episode = Episode(images[:, 0], 10 + images[:, 0], images[:, 1:], 10 + images[:, 1:], mask)
-    turned = jax.device_get(every_image_as_query(jax.tree.map(jnp.asarray, episode)))
+    subjects = jnp.array([[5, 6, 7, 8]] * 2)
+    turned, left = jax.device_get(every_image_as_query(jax.tree.map(jnp.asarray, episode), subjects))
+    assert left.tolist() == [[1.0] * 4] * 2
     assert turned.query_image.ravel().tolist() == list(range(8))
     for query, others, kept in zip(turned.query_image.ravel(), turned.support_images, turned.support_mask, strict=True):
         first = 4 * (query // 4)
@@ -212,14 +230,56 @@ def test_every_image_as_query_is_the_mean_over_the_images_that_count():
     mask = jnp.array([[1.0, 1.0, 0.0]])  # the last image is padding
     config = tiny_config()
 
-    def losses_of(config, query, others):
+    def losses_of(config, query, others, mask=mask, subjects=(0, 1, 2, 3)):
         episode = Episode(images[:, query], labels[:, query], images[:, others], labels[:, others], mask)
-        return loss_and_dice(params, episode, model, config)
+        return loss_and_dice(params, episode, model, config, jnp.array([subjects]))
 
     each = [losses_of(config, i, np.array([j for j in (0, 1, 2) if j != i] + [3])) for i in range(3)]
     config.every_image_as_query = True
     together = losses_of(config, 0, np.array([1, 2, 3]))
     assert_trees_equal(together, jax.tree.map(lambda *x: sum(x) / 3, *each), atol=1e-6)
+    # Images 1 and 2 are of one subject: neither supports the other, and each has the query left.
+    own = losses_of(config, 0, np.array([1, 2, 3]), subjects=(0, 1, 1, 3))
+    config.every_image_as_query = False
+    alone = [losses_of(config, i, np.array([0, 2, 3]), mask=jnp.array([[1.0, 0.0, 0.0]])) for i in (1, 2)]
+    assert_trees_equal(own, jax.tree.map(lambda *x: sum(x) / 3, each[0], *alone), atol=1e-6)
+
+
+def test_a_query_whose_subject_alone_is_there_does_not_count():
+    model = build_model({"encoder_blocks": (4,)})
+    params = init_params(model, 0)
+    rng = np.random.default_rng(0)
+    images, labels = (jnp.asarray(rng.random((1, 3, 8, 8, 1)) > cut, jnp.float32) for cut in (0.5, 0.6))
+    config = tiny_config(every_image_as_query=True)
+
+    def loss(params, mask, subjects):
+        episode = Episode(images[:, 0], labels[:, 0], images[:, 1:], labels[:, 1:], jnp.array([mask]))
+        return loss_and_dice(params, episode, model, config, jnp.array([subjects]))[0].sum()
+
+    # The second entry is padding, and that it is of another subject changes nothing.
+    for mask, subjects in (([1.0, 1.0], [4, 4, 4]), ([1.0, 0.0], [4, 4, 9])):
+        value, gradient = jax.value_and_grad(loss)(params, mask, subjects)
+        assert value == 0
+        assert max(np.abs(x).max() for x in jax.tree.leaves(gradient)) == 0
+
+
+def test_no_subject_supports_itself_in_a_batch_of_every_kind(data_dir, monkeypatch):
+    """Real entries carry the subjects that the host drew; of a synthetic task equal images are one subject."""
+    config = tiny_config(data_dir, kinds=MIXED, every_image_as_query=True)
+    batch = mixed_batch(config, 16)
+
+    def repeated(key, size, support_size, config):
+        images = jax.random.uniform(key, (support_size + 1, 16, 16, 1)).astype(jnp.float32)
+        images = images.at[2].set(images[0])
+        labels = (images > 0.5).astype(jnp.float32)
+        return Episode(images[0], labels[0], images[1:], labels[1:], jnp.ones(support_size))
+
+    monkeypatch.setattr(step.synthesis, "synthetic_episode", repeated)
+    _, _, subjects = jax.jit(functools.partial(device_episodes, config=config))(batch)
+    for kind, then, now in zip(batch.kind, batch.subjects, np.asarray(subjects), strict=True):
+        assert now.tolist() == ([0, 1, 0, 3] if kind == SYNTHETIC else then.tolist())
+        assert kind != REAL or then[0] not in then[1:]
+        assert kind != SUPERPIXEL or then.tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("schedule", ["uniform", "log_uniform"])
@@ -240,6 +300,8 @@ def test_support_sizes_are_drawn_as_the_schedule_says(schedule):
 def test_trimmed_support_keeps_the_first_entries():
     images = np.arange(2 * 5).reshape(2, 5, 1, 1, 1)
     episode = Episode(images[:, 0], images[:, 0], images, images + 1, np.ones((2, 5), np.uint8))
-    batch = trim_support(Batch(np.arange(2), np.zeros(2), np.zeros(2), episode), 3, 4)
+    subjects = np.arange(2 * 6).reshape(2, 6)
+    batch = trim_support(Batch(np.arange(2), np.zeros(2), np.zeros(2), episode, subjects), 3, 4)
+    np.testing.assert_array_equal(batch.subjects, subjects[:, :5])  # the query's and four
     np.testing.assert_array_equal(batch.episode.support_images, images[:, :4])
     np.testing.assert_array_equal(batch.episode.support_mask, [[1, 1, 1, 0]] * 2)

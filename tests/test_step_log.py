@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from tests.fixtures import tiny_config
+from universeg_jax import step_log
 from universeg_jax.reporting import read_json_lines
-from universeg_jax.step_log import NotFinite, StepLog
+from universeg_jax.step_log import NotFinite, Profile, StepLog
 
 NAMES = ("loss", "dice", "grad_norm", "param_norm", "learning_rate")
 
@@ -39,3 +40,26 @@ def test_what_is_not_finite_names_the_episodes_it_may_come_from(tmp_path, losses
         log.flush()
     assert caught.value.episodes == episodes
     assert not read_json_lines(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("steps", "begins", "said"),
+    [
+        (9, None, "no trace: it needs 11 steps or more"),
+        (10, 10, "no trace: it needs 11 steps or more"),
+        (11, 10, "trace of 1 step in"),
+        (14, 10, "trace of 4 steps in"),
+        (15, 10, "trace of 5 steps in"),
+        (30, 10, "trace of 5 steps in"),
+    ],
+)
+def test_a_trace_of_five_steps_begins_once_ten_were_dispatched(tmp_path, monkeypatch, capsys, steps, begins, said):
+    dispatched, calls = 0, []
+    monkeypatch.setattr(step_log.jax.profiler, "start_trace", lambda path: calls.append(dispatched))
+    monkeypatch.setattr(step_log.jax.profiler, "stop_trace", lambda: calls.append(dispatched))
+    trace = Profile(tmp_path)
+    for dispatched in range(1, steps + 1):
+        trace.after(dispatched)
+    trace.close()
+    assert calls == ([] if begins is None else [begins, min(steps, 15)])
+    assert capsys.readouterr().err.splitlines()[0].startswith(said)

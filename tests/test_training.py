@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import struct
 
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from tests.fixtures import assert_trees_equal, tiny_config
+from tests.fixtures import assert_trees_equal, build_discs, disc_examples, itself, tiny_config
 from tests.processes import rows_without_times
 from universeg_jax import checkpoints, evaluation, training, weights
 from universeg_jax.configuration import ConfigError, to_dict
+from universeg_jax.data.builder import build
+from universeg_jax.data.dataset import DatasetMeta
 from universeg_jax.errors import UserError
 from universeg_jax.lineage import lineage
 from universeg_jax.networks import build_model, init_params
@@ -165,6 +168,56 @@ def test_starting_from_a_checkpoint_takes_its_parameters_and_lineage(data_dir, t
     assert_trees_equal(jax.device_get(child.params), parent, atol=0)
     record = checkpoints.read_metadata(checkpoints.resolve(tmp_path / "child"))["lineage"]
     assert record["parents"] == [weights.params_hash(parent)]
+    config.model.encoder_blocks = (4, 4, 4)
+    with pytest.raises(UserError, match=r"holds a model of another shape .*config.model"):
+        training.train_and_evaluate(config, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_going_on_takes_the_same_data_wherever_it_lies_and_keeps_the_lineage(data_dir, tmp_path):
+    shutil.copytree(data_dir, tmp_path / "data")
+    training.train_and_evaluate(tiny_config(data_dir, num_steps=1), tmp_path / "parent")
+    fields = {"init_from": str(tmp_path / "parent"), "eval_every": 100}
+    training.train_and_evaluate(tiny_config(tmp_path / "data", num_steps=2, **fields), tmp_path / "run")
+    before = checkpoints.read_metadata(checkpoints.resolve(tmp_path / "run"))["lineage"]
+    training.train_and_evaluate(tiny_config(data_dir, num_steps=2), tmp_path / "parent")  # another best one now
+    (tmp_path / "data").rename(tmp_path / "moved")
+    config = tiny_config(tmp_path / "moved", num_steps=3, **fields)
+    training.train_and_evaluate(config, tmp_path / "run")
+    after = checkpoints.read_metadata([*checkpoints.saved(tmp_path / "run").values()][-1])
+    assert after["step"] == 3
+    assert after["lineage"] == before
+
+    config.num_steps = 4
+    left = sorted(path.relative_to(tmp_path) for path in (tmp_path / "run").rglob("*"))
+    build_discs(tmp_path / "moved", "more_discs", "val", seed=5)
+    with pytest.raises(UserError, match=r"was not selected on .*: more_discs \(new\); give the data_dir"):
+        training.train_and_evaluate(config, tmp_path / "run")
+    shutil.rmtree(tmp_path / "moved" / "more_discs")
+    shutil.rmtree(tmp_path / "moved" / "train_discs")
+    build_discs(tmp_path / "moved", "train_discs", "train_open", count=20, seed=5)
+    with pytest.raises(UserError, match=r"was not trained on .*: train_discs \(built anew\)"):
+        training.train_and_evaluate(config, tmp_path / "run")
+    assert sorted(path.relative_to(tmp_path) for path in (tmp_path / "run").rglob("*")) == left
+
+
+def test_a_source_group_on_two_sides_is_refused(tmp_path):
+    for name, role in (("a", "train_open"), ("b", "val"), ("c", "test")):
+        meta = DatasetMeta(name, role, {1: "disc"}, 16, source_group="scans")
+        build(meta, disc_examples(12), itself, tmp_path / "data")
+    with pytest.raises(UserError, match=r"'scans' has datasets on several sides: a \(training\), b \(val\);"):
+        training.train_and_evaluate(tiny_config(tmp_path / "data"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    training.open_data(tiny_config(tmp_path / "data", val_role="none"))  # c is not used
+
+
+def test_made_data_that_was_interrupted_is_completed_and_real_data_is_left_alone(data_dir, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(training, "make_datasets", lambda path: made.append(str(path)))
+    build_discs(tmp_path, "made_00", "train_open")
+    for path in (tmp_path, data_dir):
+        training.prepare(tiny_config(path, make_data=True))
+    assert made == [str(tmp_path)]
 
 
 def test_a_second_process_in_a_workdir_is_refused(tmp_path, data_dir):
@@ -205,6 +258,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_episodes(data_dir
         ({"optimizer": {"schedule": "sine"}}, "constant, cosine"),
         ({"optimizer": {"weight_decay": 0.1}}, "does not take"),
         ({"init_from": "nowhere"}, "does not exist"),
+        ({"seed": -1}, "config.seed=-1: at least 0"),
+        ({"image_size": 17}, "config.image_size=17: .* with 2 levels both sides must be multiples of 2"),
+        ({"image_size": 100, "model": {"encoder_blocks": (4, 4, 4, 4)}}, "config.image_size=100: .* multiples of 8"),
+        ({"image_size": 17, "model": {"name": "panet", "stride": 2}}, "config.image_size=17: "),
+        ({"model": {"norm": "batch"}}, "norm"),
     ],
 )
 def test_a_config_that_cannot_run_is_refused(data_dir, tmp_path, fields, word):

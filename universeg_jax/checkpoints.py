@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 from orbax.checkpoint import v1 as ocp
 
@@ -52,7 +51,7 @@ def open_checkpointer(workdir: str | Path, keep_every: int = 0) -> Iterator[ocp.
         # TensorStore reports what the operating system said as a ValueError.
         if getattr(error, "errno", None) not in FULL and "os_error_code" not in str(error):
             raise
-        written = sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())
+        written = [*saved(workdir)]
         good = f"step {written[-1]}" if written else "no step yet"
         raise CheckpointError(
             f"{directory.parent} could not be written to ({str(error).splitlines()[-1]}); the last good checkpoint is "
@@ -103,6 +102,12 @@ def write_params(path: str | Path, params: Any, metadata: dict[str, Any]) -> Non
     )
 
 
+def saved(workdir: str | Path) -> dict[int, Path]:
+    """The finished checkpoints of a workdir by step, in order."""
+    found = {int(p.name): p for p in (Path(workdir) / "checkpoints").glob("*") if p.name.isdigit()}
+    return dict(sorted(found.items()))
+
+
 def resolve(path: str | Path) -> Path:
     """The checkpoint that is meant: a path itself, the best (else the latest) of a workdir, or weights by name."""
     if str(path) in weights.packaged() and not Path(path).exists():
@@ -111,7 +116,7 @@ def resolve(path: str | Path) -> Path:
     if path.is_file() and path.suffix == weights.SUFFIX:
         return path
     if (path / "checkpoints").is_dir():
-        steps = {int(p.name): p for p in (path / "checkpoints").iterdir() if p.name.isdigit()}
+        steps = saved(path)
         if not steps:
             raise CheckpointError(
                 f"{path}/checkpoints is empty: the run has not saved yet; let it reach its first save"
@@ -142,15 +147,27 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
 
 def load_params(path: str | Path, abstract_params: Any) -> Any:
-    """Parameters of a resolved checkpoint in the shapes and shardings of `abstract_params`."""
-    if Path(path).is_file():
-        params = weights.read_file(Path(path))
-        if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, abstract_params):
-            raise CheckpointError(
-                f"{path} holds a model of another shape; its config is shown by `universeg checkpoint`"
-            )
-        return params
-    return ocp.load_checkpointables(Path(path).resolve(), {"params": abstract_params})["params"]
+    """Parameters of a resolved checkpoint in the shapes and shardings of `abstract_params`. Raises CheckpointError."""
+    path = Path(path).resolve()
+    there = weights.read_file(path) if path.is_file() else ocp.checkpointables_metadata(path).metadata["params"]
+    if (wrong := first_difference(there, abstract_params)) is not None:
+        raise CheckpointError(
+            f"{path} holds a model of another shape ({wrong}): give the config.model that "
+            f"`universeg checkpoint {path}` shows, or another checkpoint"
+        )
+    return there if path.is_file() else ocp.load_checkpointables(path, {"params": abstract_params})["params"]
+
+
+def first_difference(there: Any, wanted: Any) -> str | None:
+    """What the first array is, by name, that two trees do not share; None where they have the same shapes."""
+    before, after = (
+        {jax.tree_util.keystr(at, simple=True, separator="."): tuple(x.shape) for at, x in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (there, wanted))
+    )
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            return f"{name}: {before.get(name, 'absent')} there, {after.get(name, 'absent')} wanted"
+    return None
 
 
 def load(path: str | Path) -> tuple[Any, ml_collections.ConfigDict]:

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from universeg_jax.errors import UserError
 
-# Fields that change where things are and how often they are written, but no number of the run.
+# Fields that change where things are, how fast they go and how often they are written, but no number of the run: the
+# rest of `eval` says what a score is of, and the best checkpoint is the one of several scores of the same.
 RESUMABLE = (
     "data_dir",
     "read_threads",
@@ -18,9 +19,17 @@ RESUMABLE = (
     "checkpoint_every",
     "keep_every",
     "eval_every",
-    "eval",
+    "eval.batch_size",
+    "eval.pictures",
     "tensorboard",
 )
+LOWEST = {
+    **dict.fromkeys(("batch_size", "support_size", "image_size", "num_steps", "accumulation", "read_threads"), 1),
+    **dict.fromkeys(("log_every", "eval_every", "checkpoint_every"), 1),
+    **dict.fromkeys(("eval.support_size", "eval.ensemble", "eval.batch_size"), 1),
+    **dict.fromkeys(("eval.max_cases", "eval.pictures", "keep_every", "seed", "train_tasks", "ema_decay"), 0),
+    **dict.fromkeys([f"optimizer.{name}" for name in ("clip_norm", "warmup_steps", "decay_steps", "weight_decay")], 0),
+}  # of config fields
 
 
 class ConfigError(UserError):
@@ -68,6 +77,14 @@ def read_config(workdir: Path) -> ConfigDict:
     return ConfigDict(json.loads(path.read_text()))
 
 
+def check_lowest(config: ConfigDict) -> None:
+    """Raises ConfigError naming the first field that is below LOWEST."""
+    values = flatten(config.to_dict())
+    for name, lowest in LOWEST.items():
+        if not values[name] >= lowest:  # NaN too
+            raise ConfigError(f"config.{name}={values[name]}: at least {lowest} is needed")
+
+
 def check_resumable(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> None:
     """Raises ConfigError naming every field that differs and is not in RESUMABLE."""
     allowed = RESUMABLE
@@ -77,7 +94,7 @@ def check_resumable(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> 
     differing = [
         f"config.{name}: {before.get(name, 'absent')!r} there, {after.get(name, 'absent')!r} given"
         for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name) and name.split(".")[0] not in allowed
+        if before.get(name) != after.get(name) and name not in allowed
     ]
     if differing:
         raise ConfigError(

@@ -14,10 +14,14 @@ from universeg_jax.data.dataset import Dataset
 from universeg_jax.errors import UserError
 
 TRAIN_ROLE, SELECT_ROLE = "train_open", "val"  # of weights that may be given away
+PARTS = ("trained_on", "selected_on")
 
 
 def lineage(config: ConfigDict, train: Sequence[Dataset], validation: Sequence[Dataset]) -> dict[str, Any]:
-    """What a checkpoint says of its origin: every dataset that it was trained or selected on, and its parents."""
+    """What a checkpoint says of its origin: every dataset that it was trained or selected on, and its parents.
+
+    Datasets that only a parent was trained or selected on are marked as inherited.
+    """
     return {
         "code_version": code_version(),
         "trained_on": {
@@ -43,15 +47,57 @@ def inherit(path: Path, record: dict[str, Any], abstract_params: Any) -> tuple[A
     """Parameters of a checkpoint, and the lineage `record` with all that it was trained or selected on."""
     params = checkpoints.load_params(path, abstract_params)
     before = checkpoints.read_metadata(path).get("lineage", {})
-    joined = {name: {**before.get(name, {}), **record[name]} for name in ("trained_on", "selected_on")}
-    parents = [*before.get("parents", []), weights.params_hash(params)]
-    return params, {**record, **joined, "parents": parents, "synthetic": record["synthetic"] or before.get("synthetic")}
+    known = {part: {name: {**d, "inherited": True} for name, d in before.get(part, {}).items()} for part in PARTS}
+    joined = _joined({**before, **known}, record)
+    if not set(PARTS) <= before.keys():
+        joined["unknown_origin"] = before
+    return params, {**joined, "parents": [*before.get("parents", []), weights.params_hash(params)]}
+
+
+def resumed(record: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """The lineage `record` of a run that goes on from a checkpoint with metadata `before`.
+
+    Its parents are those it began with, whatever config.init_from leads to now.
+    """
+    return {**_joined(before["lineage"], record), "parents": before["lineage"]["parents"]}
+
+
+def _joined(before: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    """All that either knows; of one dataset what `record` says."""
+    parts = {part: {**before[part], **record[part]} for part in PARTS}
+    return {**before, **record, **parts, "synthetic": bool(record["synthetic"] or before.get("synthetic"))}
+
+
+def check_same_data(workdir: Path, record: dict[str, Any], parts: Sequence[str] = PARTS) -> None:
+    """Raises UserError where `record` names other datasets of its own than the workdir's latest checkpoint, if any."""
+    saved = checkpoints.saved(workdir)
+    if not saved:
+        return
+    before = checkpoints.read_metadata([*saved.values()][-1])["lineage"]
+    for part in parts:
+        then, now = (
+            {name: d["fingerprint"] for name, d in known[part].items() if not d.get("inherited")}
+            for known in (before, record)
+        )
+        if part == "selected_on" and not then:
+            continue  # nothing was scored that new scores could be compared with
+        changed = [
+            f"{name} ({'built anew' if name in then and name in now else 'missing' if name in then else 'new'})"
+            for name in sorted(then.keys() | now.keys())
+            if then.get(name) != now.get(name)
+        ]
+        if changed:
+            raise UserError(
+                f"{workdir} was not {part.replace('_', ' ')} the datasets that are there now: {', '.join(changed)}; "
+                "give the data_dir with the datasets of that run, or take another --workdir"
+            )
 
 
 def check_open(record: dict[str, Any]) -> None:
     """Raises UserError unless all that weights of this lineage saw is open, and `val` alone selected them."""
-    if "trained_on" not in record or "selected_on" not in record:
-        raise UserError(f"weights of unknown origin ({record}) are not packaged; train them by train.py")
+    if not set(PARTS) <= record.keys() or "unknown_origin" in record:
+        origin = record.get("unknown_origin", record)
+        raise UserError(f"weights of unknown origin ({origin}) are not packaged; train them by train.py from the start")
     for what, role in (("trained_on", TRAIN_ROLE), ("selected_on", SELECT_ROLE)):
         if wrong := {name: d["role"] for name, d in record[what].items() if d["role"] != role}:
             names = ", ".join(f"{name} ({found})" for name, found in wrong.items())

@@ -1,6 +1,7 @@
 """The optimizer and its learning rate, by name from config.optimizer."""
 
 import difflib
+import functools
 from typing import Any
 
 import jax
@@ -63,13 +64,12 @@ def muon(learning_rate: optax.Schedule, weight_decay: float = 0.0, mask: Any = N
         shape = optax.contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
         return jax.tree.map(lambda p: shape if p.ndim == 4 and p.shape[3] > 1 else None, params)
 
-    return optax.contrib.muon(
-        learning_rate,
-        weight_decay=weight_decay,
-        weight_decay_mask=mask,
-        muon_weight_dimension_numbers=as_matrices,
-        consistent_rms=0.2,
-    )
+    scaled = functools.partial(optax.contrib.muon, muon_weight_dimension_numbers=as_matrices, consistent_rms=0.2)
+    if not weight_decay:
+        return scaled(learning_rate)
+    # optax's own weight_decay is that of the matrices alone. A rate of -1 leaves a direction as it is.
+    decay = optax.add_decayed_weights(weight_decay, mask)
+    return optax.chain(scaled(-1.0), decay, optax.scale_by_learning_rate(learning_rate))
 
 
 def _kernels(params: Any) -> Any:

@@ -1,6 +1,5 @@
 """The training step: a pure function of the state and a batch of uint8 episodes, pmapped at one place."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,8 +10,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from universeg_jax import augment, losses, metrics, superpixel, synthesis
-from universeg_jax.data.episodes import KINDS, Batch
+from universeg_jax import augment, losses, metrics, superpixel, synthesis, warp
+from universeg_jax.data.episodes import KINDS, SYNTHETIC, Batch
 from universeg_jax.episode import Episode, to_device_floats
 from universeg_jax.model import UniverSeg
 
@@ -43,9 +42,13 @@ def device_episode(index: Array, kind: Array, raw: Episode, config: ConfigDict) 
 
     A pure function of (seed, index). Also returns how many labels augmentation had to repair, int32 [].
     """
-    episode, repaired = plain_episode(index, kind, raw, config)
-    augmented, more = augment.augment_episode(episode_keys(index, config)[1], episode, config.augment)
-    return augmented, repaired + more
+    return augmented(index, *plain_episode(index, kind, raw, config), config)
+
+
+def augmented(index: Array, plain: Episode, repaired: Array, config: ConfigDict) -> tuple[Episode, Array]:
+    """The second half of `device_episode`, from what the first one gave."""
+    episode, more = augment.augment_episode(episode_keys(index, config)[1], plain, config.augment)
+    return episode, repaired + more
 
 
 def episode_keys(index: Array, config: ConfigDict) -> tuple[Array, Array]:
@@ -79,56 +82,86 @@ def plain_episode(index: Array, kind: Array, raw: Episode, config: ConfigDict) -
     return jax.lax.switch(jnp.asarray(place)[kind], [makers[name] for name in drawn])
 
 
-def device_episodes(batch: Batch, config: ConfigDict) -> tuple[Episode, Array]:
-    """The same for a batch. One by one on a CPU, where a kind that was not drawn then costs nothing; else vmapped."""
-    function = functools.partial(device_episode, config=config)
-    arguments = (batch.index, batch.kind, batch.episode)
-    if jax.default_backend() == "cpu":
-        return jax.lax.map(lambda x: function(*x), arguments)
-    return jax.vmap(function)(*arguments)
+def device_episodes(batch: Batch, config: ConfigDict) -> tuple[Episode, Array, Array]:
+    """`device_episode` of each of a batch, and the subjects [B, S + 1] of its images, the query first.
+
+    One by one on a CPU, where a kind that was not drawn then costs nothing; else all at once.
+    """
+
+    def one(index: Array, kind: Array, raw: Episode, subjects: Array) -> tuple[Episode, Array, Array]:
+        plain, repaired = plain_episode(index, kind, raw, config)
+        if config.every_image_as_query and config.kinds.synthetic:
+            # Where few subjects of a synthetic task show its label, they are repeated, which only their images tell.
+            subjects = jnp.where(kind == SYNTHETIC, first_equal(plain), subjects)
+        return *augmented(index, plain, repaired, config), subjects
+
+    return warp.each(one, batch.index, batch.kind, batch.episode, batch.subjects)
 
 
-def every_image_as_query(episode: Episode) -> Episode:
-    """[B, ...] → [(S + 1) B, ...]: each image of an episode is the query once, with all others as its support."""
+def first_equal(episode: Episode) -> Array:
+    """int32 [S + 1]: for each image of one episode, the query first, the number of the first that is the same."""
+    images = jnp.concatenate([episode.query_image[None], episode.support_images])
+    same = jax.lax.map(lambda image: (image[None] == images).all((1, 2, 3)), images)
+    return same.argmax(1).astype(jnp.int32)
+
+
+def every_image_as_query(episode: Episode, subjects: Array) -> tuple[Episode, Array]:
+    """[B, ...] → [(S + 1) B, ...]: each image is the query once, all images of other subjects are its support.
+
+    subjects [B, S + 1], the query's first. Also returns whether there are any such images, float32 [B, S + 1]; the
+    loss of a query without must not count, and for it alone the support is left as it is, for that of none is NaN.
+    """
     images = jnp.concatenate([episode.query_image[:, None], episode.support_images], 1)
     labels = jnp.concatenate([episode.query_label[:, None], episode.support_labels], 1)
     mask = jnp.concatenate([jnp.ones_like(episode.support_mask[:, :1]), episode.support_mask], 1)
     count = images.shape[1]
     others = np.array([[j for j in range(count) if j != i] for i in range(count)])
-    turned = Episode(images, labels, images[:, others], labels[:, others], mask[:, others])
-    return jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), turned)
+    strangers = mask[:, others] * (subjects[:, :, None] != subjects[:, others])
+    any_left = strangers.any(-1)
+    kept = jnp.where(any_left[..., None], strangers, mask[:, others])
+    turned = Episode(images, labels, images[:, others], labels[:, others], kept)
+    return jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), turned), any_left.astype(jnp.float32)
 
 
-def loss_and_dice(params: Any, episode: Episode, model: UniverSeg, config: ConfigDict) -> tuple[Array, Array]:
-    """Loss and hard Dice [B] of each episode; with config.every_image_as_query, their means over its S + 1 queries."""
+def loss_and_dice(
+    params: Any, episode: Episode, model: UniverSeg, config: ConfigDict, subjects: Array | None = None
+) -> tuple[Array, Array]:
+    """Loss and hard Dice [B] of each episode.
+
+    With config.every_image_as_query, their means over its S + 1 queries, for which `subjects` [B, S + 1] are needed.
+    """
     count = len(episode.query_image)
     weights = jnp.ones((count, 1))
     if config.every_image_as_query:
         weights = jnp.concatenate([weights, episode.support_mask], 1)
-        episode = every_image_as_query(episode)
+        episode, any_left = every_image_as_query(episode, subjects)
+        weights *= any_left
     logits = model.apply({"params": params}, episode.query_image, *episode[2:])
     each = losses.total(logits, episode.query_label, config.loss)
     dice = metrics.dice_score(logits[..., 0] >= 0, episode.query_label[..., 0])
-    weights /= weights.sum(1, keepdims=True)
+    weights /= jnp.maximum(weights.sum(1, keepdims=True), 1)  # none counts where all images are of one subject
     return (each.reshape(count, -1) * weights).sum(1), (dice.reshape(count, -1) * weights).sum(1)
 
 
-def accumulated_gradient(function: Callable[..., Any], params: Any, episode: Episode, parts: int) -> Any:
-    """(gradient of the mean loss, (losses [B], dice [B])), for `parts` parts of the batch one after another."""
+def accumulated_gradient(function: Callable[..., Any], params: Any, episodes: Any, parts: int) -> Any:
+    """(gradient of the mean loss, (losses [B], dice [B])), for `parts` parts of the batch one after another.
 
-    def loss_fn(params: Any, part: Episode) -> tuple[Array, tuple[Array, Array]]:
+    `function` of the parameters and a part of `episodes`, whose arrays are [B, ...], gives both.
+    """
+
+    def loss_fn(params: Any, part: Any) -> tuple[Array, tuple[Array, Array]]:
         each, dice = function(params, part)
         return each.mean(), (each, dice)
 
     gradient = jax.grad(loss_fn, has_aux=True)
     if parts == 1:
-        return gradient(params, episode)
+        return gradient(params, episodes)
 
-    def body(total: Any, part: Episode) -> tuple[Any, Any]:
+    def body(total: Any, part: Any) -> tuple[Any, Any]:
         grads, scores = gradient(params, part)
         return jax.tree.map(jnp.add, total, grads), scores
 
-    split = jax.tree.map(lambda x: x.reshape((parts, -1, *x.shape[1:])), episode)
+    split = jax.tree.map(lambda x: x.reshape((parts, -1, *x.shape[1:])), episodes)
     total, scores = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, params), split)
     return jax.tree.map(lambda g: g / parts, total), jax.tree.map(jnp.ravel, scores)
 
@@ -147,9 +180,12 @@ def train_step(
 
     Metrics are (sum, count) over all devices, besides "episodes" and "losses" [B]: the global indices and each loss.
     """
-    episode, repaired = device_episodes(batch, config)
-    scores = functools.partial(loss_and_dice, model=model, config=config)
-    grads, (each, dice) = accumulated_gradient(scores, state.params, episode, config.accumulation)
+    episode, repaired, subjects = device_episodes(batch, config)
+
+    def scores(params: Any, part: tuple[Episode, Array]) -> tuple[Array, Array]:
+        return loss_and_dice(params, part[0], model, config, part[1])
+
+    grads, (each, dice) = accumulated_gradient(scores, state.params, (episode, subjects), config.accumulation)
     sums = {name: metrics.masked_sum(x, jnp.ones_like(x, bool)) for name, x in (("loss", each), ("dice", dice))}
     sums["repaired"] = metrics.masked_sum(repaired.astype(jnp.float32), jnp.ones_like(repaired, bool))
     per_episode = {"episodes": batch.index, "losses": each}
@@ -203,4 +239,5 @@ def trim_support(batch: Batch, size: int, slots: int) -> Batch:
     episode = batch.episode
     mask = episode.support_mask[:, :slots] * (np.arange(slots) < size).astype(episode.support_mask.dtype)
     images, labels = episode.support_images[:, :slots], episode.support_labels[:, :slots]
-    return batch._replace(episode=episode._replace(support_images=images, support_labels=labels, support_mask=mask))
+    trimmed = episode._replace(support_images=images, support_labels=labels, support_mask=mask)
+    return batch._replace(episode=trimmed, subjects=batch.subjects[:, : slots + 1])

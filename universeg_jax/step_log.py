@@ -15,6 +15,7 @@ from tqdm import tqdm
 from universeg_jax.reporting import JsonLines
 
 ESTIMATE = 20  # steps from which the expected end is told
+WARM, TRACED = 10, 5  # steps before a trace, and in it
 
 
 class NotFinite(FloatingPointError):
@@ -105,26 +106,29 @@ class StepLog:
 
 
 class Profile:
-    """A trace of five steps, once ten have passed: open it with TensorBoard or Perfetto."""
+    """A trace of five steps, once ten were dispatched: open it with TensorBoard or Perfetto."""
 
     def __init__(self, directory: Path):
-        self.directory, self.running, self.told = directory, False, False
+        self.directory, self.running, self.traced, self.told = directory, False, 0, False
 
-    def after(self, done: int) -> None:
-        """Called when `done` + 1 steps of this process were dispatched."""
-        if done == 10:
+    def after(self, dispatched: int) -> None:
+        """Called after each step, with how many this process has dispatched."""
+        if self.running:
+            self.traced += 1
+        if dispatched == WARM:
             jax.profiler.start_trace(str(self.directory))
             self.running = True
-        elif done == 15:
+        elif self.traced == TRACED:
             self.close()
 
     def close(self) -> None:
-        """Ends a trace that is going on; says so where there was none."""
+        """Ends a trace that is going on; says how many steps it holds, or that there is none."""
         if self.running:
             jax.profiler.stop_trace()
         if not self.told:
-            what = f"trace of 5 steps in {self.directory}" if self.running else "no trace: it needs 11 steps or more"
-            tqdm.write(what, file=sys.stderr)
+            steps = f"{self.traced} step{'s' if self.traced > 1 else ''}"
+            few = f"no trace: it needs {WARM + 1} steps or more"
+            tqdm.write(f"trace of {steps} in {self.directory}" if self.traced else few, file=sys.stderr)
         self.running, self.told = False, True
 
 

@@ -12,21 +12,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from universeg_jax import augment, checkpoints, losses, superpixel, synthesis
-from universeg_jax.configuration import ConfigError, flatten, to_dict, write_config
+from universeg_jax.configuration import ConfigError, check_lowest, to_dict, write_config
 from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
 from universeg_jax.data.episodes import KINDS, EpisodeSampler, batches, make_sampler, task_name
-from universeg_jax.data.tasks import Task, subject_hash, task_table, usable
+from universeg_jax.data.tasks import Task, check_groups, subject_hash, task_table, usable
 from universeg_jax.episode import Episode
-from universeg_jax.errors import UserError
 from universeg_jax.flops import training_flops
-from universeg_jax.lineage import inherit, lineage
-from universeg_jax.made_data import make_datasets
-from universeg_jax.networks import build_model, init_params
+from universeg_jax.lineage import check_same_data, inherit, lineage, resumed
+from universeg_jax.made_data import MADE, make_datasets
+from universeg_jax.networks import build_model, init_params, param_shapes
 from universeg_jax.optimizer import make_optimizer
 from universeg_jax.reporting import lock, plot_rows
 from universeg_jax.startup import Interrupted, jit_for_once, wait_for_all_hosts, when_to_stop
@@ -49,16 +49,10 @@ from universeg_jax.validation import Evaluator, ValidationLog, make_evaluator
 Array = jax.Array
 PICTURE_COLUMNS = 13
 SUPPORT_SCHEDULES = ("fixed", "uniform", "log_uniform")
-LOWEST = {
-    **dict.fromkeys(("batch_size", "support_size", "image_size", "num_steps", "accumulation"), 1),
-    **dict.fromkeys(("log_every", "eval_every", "checkpoint_every"), 1),
-    **dict.fromkeys(("eval.support_size", "eval.ensemble", "eval.batch_size"), 1),
-    **dict.fromkeys(("eval.max_cases", "eval.pictures", "keep_every", "ema_decay", "optimizer.clip_norm"), 0),
-}  # of config fields
 
 
 def open_data(config: ConfigDict) -> tuple[list[Dataset], list[Dataset]]:
-    """(training, validation) datasets of config.data_dir by role."""
+    """(training, validation) datasets of config.data_dir by role. Raises UserError, also where they share a source."""
     datasets = [open_dataset(config.data_dir, name) for name in list_datasets(config.data_dir)]
     needed = config.kinds.real or config.kinds.superpixel
     train = [d for d in datasets if d.meta.role in tuple(config.train_roles) and needed]
@@ -73,6 +67,7 @@ def open_data(config: ConfigDict) -> tuple[list[Dataset], list[Dataset]]:
             f"no dataset of roles {tuple(config.train_roles)} in {config.data_dir} (there: {found}); "
             "build one with `universeg build --folder DIR --name N --data_dir D --role train_open`"
         )
+    check_groups(dataset.meta for dataset in (*train, *validation))
     return train, validation
 
 
@@ -89,27 +84,9 @@ def open_tasks(config: ConfigDict, datasets: Sequence[Dataset]) -> list[Task]:
     return [task for task in there if task.name in kept]
 
 
-def check_same_data(workdir: Path, train_data: list[Dataset]) -> None:
-    """Raises UserError where the datasets are not those that the run's latest checkpoint, if there is one, names."""
-    if not any((workdir / "checkpoints").glob("[0-9]*")):
-        return
-    record = checkpoints.read_metadata(checkpoints.resolve(workdir))["lineage"]
-    then = {name: dataset["fingerprint"] for name, dataset in record["trained_on"].items()}
-    now = {d.meta.name: d.fingerprint for d in train_data}
-    names = now.keys() if record["parents"] else now.keys() | then.keys()  # parents saw others too
-    if changed := sorted(name for name in names if now.get(name) != then.get(name)):
-        raise UserError(
-            f"{workdir} was not trained on {', '.join(changed)} as built now: its episodes would be others; give the "
-            "--data_dir with the datasets of that run"
-        )
-
-
 def check_config(config: ConfigDict) -> None:
     """Raises ConfigError, or ValueError of the part concerned, naming the field; before anything is computed."""
-    values = flatten(config.to_dict())
-    for name, lowest in LOWEST.items():
-        if values[name] < lowest:
-            raise ConfigError(f"config.{name}={values[name]}: at least {lowest} is needed")
+    check_lowest(config)
     if config.ema_decay >= 1:
         raise ConfigError(f"config.ema_decay={config.ema_decay}: a share below 1, or 0 for none, is needed")
     terms = {name: config.loss[name] for name in losses.TERMS}
@@ -139,6 +116,22 @@ def check_parts(config: ConfigDict) -> None:
         synthesis.validate(config.synthesis, config.image_size)
     if config.kinds.superpixel:
         superpixel.validate(config.superpixel, config.image_size)
+
+
+def checked_model(config: ConfigDict) -> nn.Module:
+    """The model. Raises ConfigError where there is none of these fields, or it does not take images of this size."""
+    size = config.image_size
+    query, entry = (jax.ShapeDtypeStruct((*lead, size, size, 1), np.float32) for lead in ((1,), (1, 1)))
+    try:
+        model = build_model(config.model)
+        shapes = param_shapes(model)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    try:
+        jax.eval_shape(model.apply, {"params": shapes}, query, entry, entry)
+    except ValueError as error:
+        raise ConfigError(f"config.image_size={size}: {error}") from error
+    return model
 
 
 def kind_shares(config: ConfigDict) -> dict[str, float]:
@@ -177,10 +170,11 @@ class Run(NamedTuple):
 def prepare(config: ConfigDict) -> Run:
     """Raises UserError for whatever is wrong with the config or the data."""
     check_config(config)
-    model = build_model(config.model)
+    model = checked_model(config)
     optimizer, schedule = make_optimizer(config)
     main = jax.process_index() == 0
-    if config.make_data and main and not list_datasets(config.data_dir):
+    # Beside made datasets too: some are missing where the making was interrupted.
+    if config.make_data and main and set(list_datasets(config.data_dir)) < set(MADE):
         make_datasets(config.data_dir)
     wait_for_all_hosts("data")
     train_data, validation_data = open_data(config)
@@ -214,6 +208,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, profile: bool = 
     With several hosts each of them calls it, with one workdir that they share. `profile` writes a trace of five steps.
     """
     run, workdir = prepare(config), Path(workdir)
+    check_same_data(workdir, run.metadata["lineage"])
     main = jax.process_index() == 0  # the first host alone writes, besides each one's share of a checkpoint
     with (
         lock(workdir if main else None),
@@ -248,6 +243,7 @@ def train(
     log = StepLog(workdir, config, first_step)
     before = checkpoints.latest_metadata(checkpointer)
     tell_of_other_code(before, run)
+    metadata = {**run.metadata, "lineage": resumed(run.metadata["lineage"], before)} if before else run.metadata
     # A SIGTERM in an evaluation leaves a checkpoint without a score: that evaluation is then the first thing to do.
     scored = before is not None and before["metrics"] is not None
     validation = ValidationLog(workdir, config, first_step + 1 if scored else first_step)
@@ -272,7 +268,7 @@ def train(
             if scores or (step > first_step and (last or step % config.checkpoint_every == 0)):
                 log.flush()
                 with jax.transfer_guard("allow"):
-                    checkpoints.save(checkpointer, step, evaluated_params(state), state, run.metadata, scores)
+                    checkpoints.save(checkpointer, step, evaluated_params(state), state, metadata, scores)
             if last:
                 break
             waiting = time.time()
@@ -281,7 +277,7 @@ def train(
             state, sums = run.step_fn(state, batch)
             log.dispatched(step, sums, waited)
             if trace:
-                trace.after(step - first_step)
+                trace.after(step - first_step + 1)
     log.close()
     validation.close()
     if trace:

@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from universeg_jax.configuration import read_config
-    from universeg_jax.training import check_same_data, draw_episode, open_data, sampler_of
+    from universeg_jax.lineage import check_same_data, lineage
+    from universeg_jax.training import draw_episode, open_data, sampler_of
 
     workdir = Path(args.workdir)
     config = read_config(workdir)
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         if not 0 <= value < count:
             raise UserError(f"--{name} {value}: this run has those from 0 to {count - 1}")
     train_data, _ = open_data(config)
-    check_same_data(workdir, train_data)
+    check_same_data(workdir, lineage(config, train_data, []), ["trained_on"])
     number = args.step * config.batch_size + args.index
     out = Path(args.out) if args.out else workdir / f"episode_{number}.png"
     print(draw_episode(sampler_of(config, train_data), number, config, out))

@@ -40,6 +40,9 @@ class Batch(NamedTuple):
     kind: np.ndarray  # uint8 [B], position in KINDS
     task: np.ndarray  # int32 [B], position in the sampler's tasks, of superpixels the image's; -1 for synthetic
     episode: Episode
+    # int32 [B, S + 1], of the query and each entry: the dataset's subjects; of images that the device makes, all
+    # different. config.every_image_as_query asks for them, so that no subject supports itself.
+    subjects: np.ndarray | None = None
 
 
 class Draw(NamedTuple):
@@ -123,16 +126,18 @@ class EpisodeSampler:
         if draw.kind == REAL:
             rows, positions = np.array([draw.query, *draw.support]).T
             dataset = self.datasets[self.tasks[draw.task].dataset]
+            subjects = dataset.index.subject[rows]
             pixels = dataset.gather_union(rows, draw.labels) if draw.labels else dataset.gather(rows, positions)
             images, labels = (x[..., None] for x in pixels)
         else:  # the device makes them, or what is missing beside one picture
             shape = (self.support_size + 1, self.size, self.size, 1)
+            subjects = np.arange(self.support_size + 1, dtype=np.int32)
             images, labels = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
             if draw.kind == SUPERPIXEL:
                 dataset = self.datasets[self.tasks[draw.task].dataset]
                 images[0, ..., 0] = dataset.gather(np.array([draw.query[0]]), np.zeros(1, np.int64))[0][0]
         episode = Episode(images[0], labels[0], images[1:], labels[1:], np.ones(self.support_size, np.uint8))
-        return Batch(np.uint32(index), np.uint8(draw.kind), np.int32(draw.task), episode)
+        return Batch(np.uint32(index), np.uint8(draw.kind), np.int32(draw.task), episode, subjects)
 
 
 def draw_others(
@@ -283,4 +288,5 @@ def batches(
 def stack(episodes: Sequence[Batch]) -> Batch:
     """Along a new first axis."""
     numbers = (np.stack([each[k] for each in episodes]) for k in range(3))
-    return Batch(*numbers, Episode(*map(np.stack, zip(*(each.episode for each in episodes), strict=True))))
+    episode = Episode(*map(np.stack, zip(*(each.episode for each in episodes), strict=True)))
+    return Batch(*numbers, episode, np.stack([each.subjects for each in episodes]))
