@@ -14,9 +14,11 @@ import pytest
 from tests.fixtures import build_discs, tiny_config
 from tests.processes import params_at, start, steps_saved, wait_for_step, write_config
 from universeg_jax import startup, training
+from universeg_jax.networks import build_model, init_params
 from universeg_jax.reporting import read_json_lines
 
-SGD = {"name": "sgd", "learning_rate": 0.1}  # hides no wrong scale of a gradient
+# Hides no wrong scale of a gradient; at 0.1 rounding grows tenfold in 40 steps, and a busy machine does more of them.
+SGD = {"name": "sgd", "learning_rate": 0.01}
 RUN = {"eval_every": 100_000, "checkpoint_every": 5}
 
 
@@ -36,6 +38,10 @@ def start_two(config, workdir):
     environment = os.environ | {"XLA_FLAGS": xla_flags}
     flags = [f"--coordinator=localhost:{port}", "--process_count=2"]
     return [start(config, workdir, *flags, f"--process_index={i}", **environment) for i in range(2)]
+
+
+def initial(config):
+    return init_params(build_model(config.model), config.seed)
 
 
 def test_two_hosts_do_what_one_does_also_after_one_was_killed(data_dir, tmp_path):
@@ -72,6 +78,8 @@ def test_two_hosts_do_what_one_does_also_after_one_was_killed(data_dir, tmp_path
     assert (np.abs(theirs - ours) <= together * ours).all()
     near = functools.partial(np.testing.assert_allclose, atol=together[-1])
     jax.tree.map(near, params_at(one, last), params_at(two, last))
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), params_at(one, last), initial(tiny_config(data_dir)))
+    assert max(jax.tree.leaves(moved)) > 20 * together[-1]  # so that a gradient of another scale would show
 
 
 def test_a_compilation_cache_is_kept_unless_one_was_chosen(monkeypatch):
