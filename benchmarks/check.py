@@ -54,11 +54,11 @@ def spoil(support: Support, kind: str, rng: np.random.Generator) -> tuple[Suppor
 
 
 def draw_set(support: Support, rng: np.random.Generator) -> Support:
-    """Sixteen examples, of different subjects where there are so many."""
+    """Sixteen examples, or all where there are fewer, of different subjects where there are so many."""
     order = rng.permutation(len(support))
     _, first = np.unique([support.subjects[i] for i in order], return_index=True)
     rows = order[first] if len(first) >= COUNT else order
-    return support.take(rng.choice(rows, COUNT, replace=False).tolist())
+    return support.take(rng.choice(rows, min(COUNT, len(rows)), replace=False).tolist())
 
 
 def main() -> None:

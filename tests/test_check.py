@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.check import spoil
+from benchmarks.check import draw_set, spoil
 from tests.fixtures import disc, tiny_config, write_folder
 from universeg_jax import checkpoints
 from universeg_jax.check import (
@@ -152,6 +152,12 @@ def test_others_are_of_other_subjects(clean):
     rows = draw(others_of(support), 14, 2, np.random.default_rng(0))
     assert rows.shape == (16, 2, 14)
     assert all(len(set(r)) == 14 for r in rows.reshape(-1, 14).tolist())
+
+
+def test_the_benchmark_draws_sixteen_or_all(clean):
+    rng = np.random.default_rng(0)
+    assert len(set(draw_set(clean, rng).names)) == 16
+    assert len(set(draw_set(clean.take(range(5)), rng).names)) == 5
 
 
 def test_only_clear_harm_is_told(clean):
