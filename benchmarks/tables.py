@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from universeg_jax.ablate import ROOT, Job, asked_config, evaluated, read_evaluated, run_local
+from universeg_jax.ablate import ROOT, Job, asked_config, evaluated, run_local
 from universeg_jax.baselines.trivial import METHODS as TRIVIAL
 from universeg_jax.comparison import compare
 from universeg_jax.configuration import load_config
@@ -130,7 +130,7 @@ def made_by(out: Path, run: Path) -> dict[str, Any]:
     """Steps and seed of a training, where it was one of these, and the queries a task of an evaluation."""
     about = {}
     if (run / "config.json").exists() and (out / "evaluated.json").exists():
-        config = read_evaluated(out, run)[1]
+        config = read_json(out / "evaluated.json")["config"]
         about = {"steps": config["num_steps"], "seed": config["seed"]}
     for name, options in (("evaluation.json", "options"), ("plan.json", "settings")):
         if (out / name).exists():

@@ -226,21 +226,6 @@ def test_what_was_evaluated_of_another_training_is_not_taken_for_this_one(tmp_pa
     assert not ablate.evaluated(short, out)
 
 
-def test_records_without_a_config_are_those_of_the_config_beside_them(tmp_path):
-    folder = tmp_path / "run"
-    out = folder / "results"
-    short, long = steps_job(folder, 60), steps_job(folder, 90)
-    assert run_local([short]) == {}
-    write_json(out / "evaluated.json", read_json(out / "evaluated.json")["command"])
-    other = folder / "results_of_another_role" / "evaluated.json"
-    write_json(other, ["as it was"])
-    assert ablate.missing([short]) == {}
-    assert ablate.missing([long]).keys() == {"run"}
-    assert run_local([long]) == {}
-    assert (out / "of").read_text() == "6090"
-    assert read_json(other) == {"command": ["as it was"], "config": {"num_steps": 60, "data_dir": "d"}}
-
-
 def test_a_field_is_compared_where_the_run_knows_it_or_a_flag_sets_it(tmp_path):
     job = ablate.Job(tmp_path, ("python", "train.py", "--config.b=2"), (), {"a": 1, "b": 2, "new": 3, "data_dir": "x"})
     assert ablate.differing(job, {"a": 1, "b": 2, "data_dir": "y"}) == []

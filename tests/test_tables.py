@@ -1,6 +1,5 @@
 """The main table: that its commands can be typed, and what is gathered."""
 
-import functools
 import json
 
 import jax
@@ -56,24 +55,18 @@ def test_every_command_can_be_typed_and_models_have_equal_episodes(jobs, tmp_pat
 
 def test_what_was_measured_of_other_steps_is_left_out(jobs):
     """Also what is fine-tuned from the model that these steps trained."""
-    for job in jobs:
-        if job.train:
-            job.run.mkdir(parents=True)
-            write_json(job.run / "config.json", unflatten({**job.config, "num_steps": 7}))
+
+    def record(job, **changes):
         for out, command in job.evaluations:
-            write_json(out / "evaluated.json", list(command[1:]))
+            write_json(out / "evaluated.json", {"command": list(command[1:]), "config": job.config | changes})
+
+    for job in jobs:
+        record(job)
     assert tables.outdated(jobs) == set()
-    ours = jobs[0]
-    write_json(ours.run / "config.json", unflatten({**ours.config, "num_steps": 8}))
+    for job in jobs:
+        if job.run == jobs[0].run:
+            record(job, num_steps=8)
     assert {out.name for out in tables.outdated(jobs)} == {"universeg", "finetune"}
-
-
-def unflatten(flat):
-    tree = {}
-    for name, value in flat.items():
-        *path, last = name.split(".")
-        functools.reduce(lambda node, part: node.setdefault(part, {}), path, tree)[last] = value
-    return tree
 
 
 def test_tables_hold_what_there_is_with_differences_to_ours(tmp_path):
@@ -100,7 +93,7 @@ def test_tables_hold_what_there_is_with_differences_to_ours(tmp_path):
     assert tables.table(tmp_path, "val", (2, 4), 3).count("|") == 0
     # Only one of them was trained here; what another call asks for is not what made these.
     write_json(tmp_path / "models" / "senet" / "config.json", {"num_steps": 7, "seed": 3})
-    write_json(tmp_path / "test" / "senet" / "evaluated.json", [])
+    write_json(tmp_path / "test" / "senet" / "evaluated.json", {"command": [], "config": {"num_steps": 7, "seed": 3}})
     rows = [json.loads(line) for line in tables.lines(tmp_path, "test", (2, 4), 3)]
     assert [(r["support_size"], r["method"]) for r in rows] == [
         (2, "finetune"), (2, "senet"), (2, "universeg"), (4, "senet"), (4, "universeg"),

@@ -189,19 +189,9 @@ def trained(job: Job) -> bool:
 
 def evaluated(job: Job, out: Path) -> bool:
     """Whether a folder holds what the job asks for: by the command, and by the config that its run was trained with."""
-    if not (out / "evaluated.json").exists():
-        return False
-    command, config = read_evaluated(out, job.run)
-    return command == list(dict(job.evaluations)[out][1:]) and not differing(job, config)
-
-
-def read_evaluated(out: Path, run: Path) -> tuple[list[str], dict[str, Any]]:
-    """(command, flat config of the run that was evaluated) of a folder of results.
-
-    Older records are the command alone: of these the run's own config.json tells.
-    """
-    record = read_json(out / "evaluated.json")
-    return (record, run_config(run)) if isinstance(record, list) else (record["command"], record["config"])
+    path = out / "evaluated.json"
+    record = read_json(path) if path.exists() else {"command": [], "config": {}}
+    return record["command"] == list(dict(job.evaluations)[out][1:]) and not differing(job, record["config"])
 
 
 def run_config(run: Path) -> dict[str, Any]:
@@ -240,8 +230,6 @@ def run_job(job: Job) -> str:
     """Trains and evaluates what is not done yet; "" or what went wrong. Raises LockedError where another one does."""
     with lock(job.workdir, ".job"):  # the training locks the folder itself
         for command, folder, what in unfinished(job):
-            if what == "trained":
-                complete_records(job.workdir)
             folder.mkdir(parents=True, exist_ok=True)
             log = folder / "log.txt"
             with log.open("a") as file:
@@ -253,13 +241,6 @@ def run_job(job: Job) -> str:
             record = {"command": arguments, "config": run_config(job.run)} if what == "evaluated" else arguments
             write_json(folder / f"{what}.json", record)
     return ""
-
-
-def complete_records(run: Path) -> None:
-    """Before a run goes on with another config: says in older records of what config they are."""
-    for path in run.glob("*/evaluated.json"):
-        command, config = read_evaluated(path.parent, run)
-        write_json(path, {"command": command, "config": config})
 
 
 def run_local(jobs: Sequence[Job], minutes: float = 0) -> dict[str, str]:
