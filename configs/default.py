@@ -54,6 +54,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.norm = "none"  # "none" as released, "layer"
     config.model.residual = "none"  # "none" as released, "support" | "both": a block's input is added to its output
     config.model.matching = 0  # heads of a first guess from what looks alike, see matching.py; 0 = as released
+    config.model.keys = "none"  # "none" as released | "lite0": a guess from pretrained features, see recognition.py
+    config.model.key_heads = 4  # of that guess
     config.model.dtype = "float32"  # of activations; "bfloat16" halves memory on accelerators
     config.model.remat = False  # recompute activations in the backward pass: less memory, a third more time
     config.model.form = "fast"  # "fast" | "plain": the same function

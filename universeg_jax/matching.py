@@ -13,6 +13,7 @@ Both are sums over the support entries (the exponent is bounded and needs no max
 masked and sharded as everywhere in the model.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -72,41 +73,17 @@ class CellMatching(nn.Module):
         return k * jax.lax.rsqrt(jnp.square(k).sum(-1, keepdims=True) + 1e-6)
 
     def __call__(self, query: Array, entries: Any, weights: Any, over: MapSum) -> Array:
-        cell = cell_size(query.shape)
         keys = self.keys(query)
-        batch, rows, columns = keys.shape[:3]
-        at = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1).reshape((1, -1, 2))
-        at = at / max(rows, columns)  # [1, cells, 2], where the longer side of the image is 1
-        square, one = np.square(at).sum(-1, keepdims=True), np.ones((1, rows * columns, 1))
-        temperature, locality = (jnp.exp(x)[:, None, None] for x in (self.temperature, self.locality))
-
-        def flat(keys: Array, *more: Array) -> Array:
-            """[B, ..., heads, KEY] and numbers of a cell [heads or 1, cells, n] → [B, heads, all cells, KEY + 4]."""
-            keys = jnp.moveaxis(keys.reshape((batch, -1, rows * columns, *keys.shape[-2:])), 3, 1)
-            shape = keys.shape[:-1]
-            more = [jnp.broadcast_to(jnp.asarray(x, keys.dtype)[None, :, None], (*shape, x.shape[-1])) for x in more]
-            return jnp.concatenate([keys, *more], -1).reshape((batch, self.heads, -1, KEY + 4))
-
-        # The exponent as one product: τ cosine - τ - λ |a - b|² = (τ q)·k + (2 λ a)·b - (τ + λ |a|²) - λ |b|²
-        asked = flat(
-            keys * temperature.reshape((1, 1, 1, -1, 1)),
-            2 * locality * at,
-            -(temperature + locality * square),
-            -locality * one,
-        )
+        compare = comparer(keys, jnp.exp(self.temperature), jnp.exp(self.locality))
 
         def chunk(x):
             entry, weight = x
-            given = flat(self.keys(entry[..., :1]), at, one, square)
-            labels = to_cells(entry[..., 1:], cell).reshape((*weight.shape, -1, cell**2)).astype(wide(query))
-            labels = jnp.concatenate([labels, jnp.ones_like(labels[..., :1])], -1) * weight[..., None, None]
-            like = jnp.exp(jnp.einsum("bhqd,bhkd->bhqk", asked, given, precision="highest"))  # TF32 would not do
-            return jnp.einsum("bhqk,bkp->bhqp", like, labels.reshape((batch, -1, cell**2 + 1))), None
+            return compare(self.keys(entry[..., :1]), entry[..., 1:], weight), None
 
         partial, _ = over(chunk, (entries, weights))
         found = all_sum(partial, self.support_axis, wide(query))
         found = jnp.moveaxis(found[..., :-1] / (found[..., -1:] + 1e-12), 1, -1)
-        return from_cells(found.reshape((batch, rows, columns, -1)), cell).astype(query.dtype)
+        return from_cells(found.reshape((*keys.shape[:3], -1)), cell_size(query.shape)).astype(query.dtype)
 
     def flops(self, size: int, support_size: int) -> int:
         """Multiplications and additions for one query at size² pixels."""
@@ -166,6 +143,52 @@ class PixelMatching(nn.Module):
         local, kind = 9 * 2 * f // 2, 9 * f // 2 * f + f * kinds
         entry = local + (kind + 2 * kinds) // STRIDE**2
         return 2 * size**2 * (support_size * entry + local + kind + kinds)
+
+
+def comparer(keys: Array, temperature: Array, locality: Array) -> Callable[[Array, Array, Array], Array]:
+    """compare(keys [B, s, r, c, heads, D], labels [B, s, H, W, 1], weights [B, s]) of support entries, for a query with
+    keys [B, rows, columns, heads, D], all unit vectors; temperature and locality [heads].
+
+    It gives [B, heads, cells of the query, size² + 1]: sums over all support cells of their labels, size² pixels a cell
+    of the query's size, and of 1, times exp(temperature (cosine - 1) - locality distance²) and the entry's weight. A
+    support may give every n-th cell of every n-th row alone.
+    """
+    batch, rows, columns, heads, width = keys.shape
+    at = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1)
+    at = at / max(rows, columns)  # [rows, columns, 2], where the longer side of the image is 1
+    temperature, locality = temperature[:, None, None], locality[:, None, None]
+
+    def flat(keys: Array, *more: Array) -> Array:
+        """[B, ..., heads, D] and numbers of a cell [heads or 1, cells, n] → [B, heads, all cells, D + 4]."""
+        keys = jnp.moveaxis(keys.reshape((batch, -1, more[0].shape[1], heads, width)), 3, 1)
+        shape = keys.shape[:-1]
+        more = [jnp.broadcast_to(jnp.asarray(x, keys.dtype)[None, :, None], (*shape, x.shape[-1])) for x in more]
+        return jnp.concatenate([keys, *more], -1).reshape((batch, heads, -1, width + 4))
+
+    def places(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        x = at[::step, ::step].reshape((1, -1, 2))
+        return x, np.square(x).sum(-1, keepdims=True), np.ones((1, x.shape[1], 1))
+
+    # The exponent as one product: τ cosine - τ - λ |a - b|² = (τ q)·k + (2 λ a)·b - (τ + λ |a|²) - λ |b|²
+    place, square, one = places(1)
+    asked = flat(
+        keys * temperature.reshape((1, 1, 1, -1, 1)),
+        2 * locality * place,
+        -(temperature + locality * square),
+        -locality * one,
+    )
+
+    def compare(given: Array, labels: Array, weights: Array) -> Array:
+        size, step = labels.shape[-3] // rows, rows // given.shape[-4]
+        place, square, one = places(step)
+        given = flat(given, place, one, square)
+        labels = to_cells(labels, size)[..., ::step, ::step, :].reshape((*weights.shape, -1, size**2))
+        labels = labels.astype(keys.dtype)
+        labels = jnp.concatenate([labels, jnp.ones_like(labels[..., :1])], -1) * weights[..., None, None]
+        like = jnp.exp(jnp.einsum("bhqd,bhkd->bhqk", asked, given, precision="highest"))  # TF32 would not do
+        return jnp.einsum("bhqk,bkp->bhqp", like, labels.reshape((batch, -1, size**2 + 1)))
+
+    return compare
 
 
 MATCHES = (CellMatching, PixelMatching)

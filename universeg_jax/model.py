@@ -44,6 +44,7 @@ from universeg_jax.layers import (
     weighted_sum,
 )
 from universeg_jax.matching import MATCHES
+from universeg_jax.recognition import NETWORKS, Keys, Recognition
 
 Block = int | tuple[int, int]  # features, or (cross_features, conv_features)
 
@@ -184,6 +185,8 @@ class UniverSeg(nn.Module):
     norm: str = "none"  # "none" (release) | "layer": of each block's outputs, before their activation
     residual: str = "none"  # "none" (release) | "support" | "both": paths that add a block's input to its output
     matching: int = 0  # heads of a first guess from what looks alike (matching.py); 0 (release) = none
+    keys: str = "none"  # "none" (release) | "lite0": a first guess from pretrained features (recognition.py)
+    key_heads: int = 4  # of that guess
     dtype: str = "float32"  # of activations; parameters, means over the support and logits stay float32
     remat: bool = False  # recompute each block's activations in the backward pass
     form: str = "fast"  # "fast" | "plain": the same function
@@ -195,6 +198,7 @@ class UniverSeg(nn.Module):
             ("cross_activation", CROSS_ACTIVATIONS),
             ("norm", NORMS),
             ("residual", RESIDUALS),
+            ("keys", NETWORKS),
             ("dtype", DTYPES),
             ("form", FORMS),
         ):
@@ -233,6 +237,8 @@ class UniverSeg(nn.Module):
         self.out = Conv((decoder or encoder)[-1][1], 1, gain=1.0, size=1)
         if self.matching:
             self.matches = [kind(self.matching, support_axis=self.support_axis) for kind in MATCHES]
+        if self.keys != "none":
+            self.recognition = Recognition(self.key_heads, outputs, self.support_axis)
 
     def __call__(
         self,
@@ -240,12 +246,15 @@ class UniverSeg(nn.Module):
         support_images: Array,
         support_labels: Array,
         support_mask: Array | None = None,
+        query_keys: Keys | None = None,
+        support_keys: Keys | None = None,
     ) -> Array:
         """Logits [B, H, W, 1] in float32 (or float64).
 
         query_image [B, H, W, 1], support_images and support_labels [B, S, H, W, 1], all in [0, 1]; H and W multiples
         of 2^(levels - 1). support_mask [B, S]: 1 for an entry, 0 for padding, whose content then has no effect;
-        at least one entry of each episode must count.
+        at least one entry of each episode must count. With `keys`, those of the images that `keys_of` gave can be
+        handed in: they are then not computed again.
         """
         check_shapes(query_image, support_images, support_labels, support_mask, len(self.encoder))
         dtype = jnp.dtype(self.dtype)
@@ -258,8 +267,25 @@ class UniverSeg(nn.Module):
         total = count.sum(1, keepdims=True)
         weights = count / (lax.psum(total, self.support_axis) if self.support_axis else total)
         plain = self.form == "plain" or self.is_initializing()  # the definition touches every parameter
-        u = self.plain(u, v, weights) if plain else self.fast(u, *chunked((v, weights), self.support_chunk))
+        if support_keys is not None:  # of padding too
+            support_keys = tuple(jnp.where(jnp.expand_dims(count > 0, (2, 3, 4, 5)), k, 0) for k in support_keys)
+        if plain:
+            u = self.plain(u, v, weights, query_keys, support_keys)
+        else:
+            v, weights, support_keys = chunked((v, weights, support_keys), self.support_chunk)
+            u = self.fast(u, v, weights, query_keys=query_keys, support_keys=support_keys)
         return self.out(u.astype(jnp.promote_types(jnp.float32, dtype)))
+
+    def keys_of(self, images: Array, of_support: bool = False) -> Keys:
+        """What `__call__` takes as `query_keys` of images [B, H, W, 1], or as `support_keys` of [B, S, H, W, 1]."""
+        images = images.astype(jnp.dtype(self.dtype))
+        return self.recognition.support_keys(images) if of_support else self.recognition.keys(images)
+
+    def recognised(self, u: Array, query_keys: Any, entries: Any, support_keys: Any, weights: Any, over: MapSum) -> Any:
+        """What pretrained keys add to the query at each level of the encoder; zeros without them."""
+        if self.keys == "none":
+            return [0.0] * len(self.encoder)
+        return self.recognition(u, query_keys, entries, support_keys, weights, over)
 
     def with_matches(self, u: Array, entries: Any, weights: Any, over: MapSum) -> Array:
         """The query and, with `matching`, the labels of what looks like it: [B, H, W, 1 + 2 heads]."""
@@ -267,20 +293,34 @@ class UniverSeg(nn.Module):
             return u
         return jnp.concatenate([u, *(match(u, entries, weights, over) for match in self.matches)], axis=-1)
 
-    def plain(self, u: Array, v: Array, weights: Array) -> Array:
+    def plain(
+        self, u: Array, v: Array, weights: Array, query_keys: Keys | None = None, support_keys: Keys | None = None
+    ) -> Array:
+        whole = jax.tree.map(lambda x: x[None], support_keys)
+        added = self.recognised(u, query_keys, v[None], whole, weights[None], map_sum)
         u = self.with_matches(u, v[None], weights[None], map_sum)
         skips = []
         for level, block in enumerate(self.encoder):
             if level:
                 u, v = max_pool(u), max_pool(v)
             u, v = block.plain(u, v, weights)
+            u = u + added[level]
             skips.append((u, v))
         for block, (skip_u, skip_v) in zip(self.decoder, skips[-2::-1], strict=True):
             u, v = block.plain(concat((u, skip_u)), concat((v, skip_v)), weights)
         return u
 
-    def fast(self, u: Array, entries: Any, weights: Array, over: MapSum = map_sum) -> Array:
+    def fast(
+        self,
+        u: Array,
+        entries: Any,
+        weights: Array,
+        over: MapSum = map_sum,
+        query_keys: Keys | None = None,
+        support_keys: Any = None,
+    ) -> Array:
         linear = self.cross_activation == "none"
+        added = self.recognised(u, query_keys, entries, support_keys, weights, over)
         u = self.with_matches(u, entries, weights, over)
         # A last block that is linear needs nothing of the support but the means of its two inputs: what comes from the
         # block below it, and the full-resolution features of the first block, never exist for all entries at once.
@@ -298,6 +338,7 @@ class UniverSeg(nn.Module):
                 keep = lambda out: (None, (max_pool(out), out))  # noqa: E731
             u = max_pool(u) if level else u
             u, mean, stored = block.fast(u, entries, weights, keep, over, compose=level == 0)
+            u = u + added[level]
             mean_skip = mean if level == 0 else mean_skip
             if stored is not None:
                 entries, skip = stored

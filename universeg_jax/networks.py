@@ -57,6 +57,6 @@ def param_shapes(model: nn.Module) -> Any:
 
 
 def _init_arguments(model: nn.Module, seed: int) -> tuple[Array, ...]:
-    side = max(2 ** len(model.encoder_blocks), 8)
+    side = max(2 ** len(model.encoder_blocks), 16)
     image = jnp.zeros((1, side, side, 1))
     return jax.random.key(seed, impl="threefry2x32"), image, image[None], image[None]

@@ -1,0 +1,1 @@
+"""What maintainers run once; no part of the package."""
