@@ -149,13 +149,23 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 def load_params(path: str | Path, abstract_params: Any) -> Any:
     """Parameters of a resolved checkpoint in the shapes and shardings of `abstract_params`. Raises CheckpointError."""
     path = Path(path).resolve()
-    there = weights.read_file(path) if path.is_file() else ocp.checkpointables_metadata(path).metadata["params"]
+    there = _tree(path)
     if (wrong := first_difference(there, abstract_params)) is not None:
         raise CheckpointError(
             f"{path} holds a model of another shape ({wrong}): give the config.model that "
             f"`universeg checkpoint {path}` shows, or another checkpoint"
         )
     return there if path.is_file() else ocp.load_checkpointables(path, {"params": abstract_params})["params"]
+
+
+def modules(path: str | Path) -> set[str]:
+    """Names of the model's parts that a resolved checkpoint has parameters of."""
+    return set(_tree(Path(path).resolve()))
+
+
+def _tree(path: Path) -> Any:
+    """The parameters of a file, or their shapes where it is a directory."""
+    return weights.read_file(path) if path.is_file() else ocp.checkpointables_metadata(path).metadata["params"]
 
 
 def first_difference(there: Any, wanted: Any) -> str | None:

@@ -12,6 +12,7 @@ import universeg_jax
 from universeg_jax import checkpoints, weights
 from universeg_jax.data.dataset import Dataset
 from universeg_jax.errors import UserError
+from universeg_jax.networks import NEUTRAL
 
 TRAIN_ROLE, SELECT_ROLE = "train_open", "val"  # of weights that may be given away
 PARTS = ("trained_on", "selected_on")
@@ -43,15 +44,20 @@ def code_version() -> str:
     return f"{universeg_jax.__version__}+{described.stdout.strip() or 'unknown'}"
 
 
-def inherit(path: Path, record: dict[str, Any], abstract_params: Any) -> tuple[Any, dict[str, Any]]:
-    """Parameters of a checkpoint, and the lineage `record` with all that it was trained or selected on."""
-    params = checkpoints.load_params(path, abstract_params)
+def inherit(path: Path, record: dict[str, Any], fresh: Any) -> tuple[Any, dict[str, Any]]:
+    """Parameters of a checkpoint, and the lineage `record` with all that it was trained or selected on.
+
+    `fresh` has the shapes that are wanted. Of its parts that are networks.NEUTRAL and that the checkpoint has not, it
+    gives the values too: the model computes what the checkpoint's did until they are trained.
+    """
+    added = {name: fresh[name] for name in set(NEUTRAL).intersection(fresh) - checkpoints.modules(path)}
+    params = checkpoints.load_params(path, {name: x for name, x in fresh.items() if name not in added})
     before = checkpoints.read_metadata(path).get("lineage", {})
     known = {part: {name: {**d, "inherited": True} for name, d in before.get(part, {}).items()} for part in PARTS}
     joined = _joined({**before, **known}, record)
     if not set(PARTS) <= before.keys():
         joined["unknown_origin"] = before
-    return params, {**joined, "parents": [*before.get("parents", []), weights.params_hash(params)]}
+    return {**params, **added}, {**joined, "parents": [*before.get("parents", []), weights.params_hash(params)]}
 
 
 def resumed(record: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from universeg_jax.baselines.senet import SENet
 from universeg_jax.layers import Array
 from universeg_jax.model import UniverSeg
 
+NEUTRAL = ("recognition",)  # parts of a model whose initial parameters change nothing of what it computes
 MODELS = {"universeg": UniverSeg, "senet": SENet, "panet": PANet, "alpnet": ALPNet}
 
 

@@ -5,8 +5,7 @@ weights come with the package, with batch norms folded into the convolutions, in
 tools.convert_lite0` makes the file); they are constants of a program, not parameters: no optimizer and no checkpoint
 holds them, and gradients stop at them.
 
-Depthwise convolutions are sums of shifted products: XLA:CPU takes four times as long for the convolution itself
-(docs/performance.md).
+Depthwise convolutions are sums of shifted products: XLA:CPU takes six times as long for the convolutions themselves.
 """
 
 import functools
@@ -66,9 +65,13 @@ def features(images: Array) -> dict[int, Array]:
     *before, height, width, channels = images.shape
     if height % 32 or width % 32 or channels not in (1, 3):
         raise ValueError(f"images of shape {images.shape}: sides that are multiples of 32, and 1 or 3 channels, needed")
-    x = jax.lax.stop_gradient(images).reshape((-1, height, width, channels))
-    held = {name: jnp.asarray(x) for name, x in weights().items()}
-    found = network((x - MEAN) * SCALE, {name: w.astype(x.dtype) for name, w in held.items()})
+    x = (jax.lax.stop_gradient(images).reshape((-1, height, width, channels)) - MEAN) * SCALE
+    held = {name: jnp.asarray(w).astype(x.dtype) for name, w in weights().items()}
+
+    def one_by_one(x: Array) -> dict[int, Array]:  # what lies between two layers then stays in a CPU's cache
+        return jax.lax.map(lambda image: jax.tree.map(lambda y: y[0], network(image[None], held)), x)
+
+    found = jax.lax.platform_dependent(x, cpu=one_by_one, default=lambda x: network(x, held))
     return {stride: x.reshape((*before, *x.shape[1:])) for stride, x in found.items()}
 
 
