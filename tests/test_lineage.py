@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.fixtures import build_discs, tiny_config
-from universeg_jax import checkpoints
+from universeg_jax import checkpoints, weights
 from universeg_jax.errors import UserError
 from universeg_jax.lineage import check_open, check_same_data, inherit, lineage, resumed
 
@@ -101,3 +101,22 @@ def test_data_that_was_moved_is_the_same(tmp_path):
     here, there = (build_discs(tmp_path / place, "discs", "train_open") for place in ("here", "there"))
     saved(tmp_path / "run", lineage(tiny_config(), [here], []))
     check_same_data(tmp_path / "run", lineage(tiny_config(), [there], []))
+
+
+def test_neutral_parts_start_fresh_where_the_parent_has_none(tmp_path):
+    checkpoints.write_params(tmp_path / "parent", PARAMS, {"config": {}, "lineage": PARENT})
+    keys = {"kernel": np.full((2, 2), 7, np.float32)}
+    params, record = inherit(tmp_path / "parent", OWN, {"w": np.zeros(3, np.float32), "recognition": keys})
+    np.testing.assert_array_equal(params["w"], PARAMS["w"])
+    np.testing.assert_array_equal(params["recognition"]["kernel"], 7)
+    assert record["parents"][-1] == weights.params_hash(PARAMS)
+    checkpoints.write_params(tmp_path / "child", params, {"config": {}, "lineage": record})
+    keys = {"kernel": np.zeros((2, 2), np.float32)}
+    again, _ = inherit(tmp_path / "child", OWN, {"w": np.zeros(3, np.float32), "recognition": keys})
+    np.testing.assert_array_equal(again["recognition"]["kernel"], 7)
+
+
+def test_other_parts_do_not_start_fresh(tmp_path):
+    checkpoints.write_params(tmp_path / "parent", PARAMS, {"config": {}, "lineage": PARENT})
+    with pytest.raises(weights.CheckpointError, match="decoder_9"):
+        inherit(tmp_path / "parent", OWN, {"w": np.zeros(3, np.float32), "decoder_9": np.zeros(2, np.float32)})

@@ -102,7 +102,9 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     about = {"source": Path(SOURCE).name, "sha256": SHA256, "licence": "Apache-2.0"}
     safetensors.numpy.save_file(held, arguments.out, about)
-    print(f"{arguments.out}: {sum(x.size for x in held.values()):,} numbers, {arguments.out.stat().st_size / 1e6:.1f} MB")
+    print(
+        f"{arguments.out}: {sum(x.size for x in held.values()):,} numbers, {arguments.out.stat().st_size / 1e6:.1f} MB"
+    )
     if arguments.golden:
         write_golden(source, arguments.golden)
 

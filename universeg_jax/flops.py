@@ -7,7 +7,6 @@ from ml_collections import ConfigDict
 from universeg_jax.matching import MATCHES
 from universeg_jax.model import UniverSeg
 from universeg_jax.networks import param_shapes
-from universeg_jax.recognition import Recognition
 
 
 def forward_flops(model: UniverSeg, size: int, support_size: int) -> tuple[int, int]:
@@ -46,7 +45,6 @@ def forward_flops(model: UniverSeg, size: int, support_size: int) -> tuple[int, 
         fast += taps * (support_size * entry + once)
     out = 2 * size**2 * blocks[-1][-1]
     out += sum(kind(model.matching).flops(size, support_size) for kind in MATCHES) if model.matching else 0
-    out += Recognition(model.key_heads, outputs).flops(size, support_size) if model.keys != "none" else 0
     return (fast if model.form == "fast" else plain) + out, published + out
 
 

@@ -23,7 +23,9 @@ from universeg_jax.data.volumes import Volume, from_slices, smooth_slices, volum
 from universeg_jax.episode import OFFICIAL_SIZE, resize
 from universeg_jax.errors import UserError
 from universeg_jax.networks import build_model
+from universeg_jax.prepared import PreparedKeys
 from universeg_jax.quality import Reference, doubts, reference
+from universeg_jax.recognition import Keys
 from universeg_jax.startup import use_compilation_cache
 from universeg_jax.support import CHOICES, Support, as_grey, choose, make_support
 from universeg_jax.tiles import LOOK, MOST, corners, cut, enlarge, join, shrink, stretch
@@ -95,6 +97,8 @@ class Predictor:
         self.params = jax.tree.map(jnp.asarray, params)
         self._logits = jax.jit(lambda params, *inputs: self.model.apply({"params": params}, *inputs))
         self._resize = jax.jit(functools.partial(resize, size=config.image_size))
+        self.has_keys = getattr(self.model, "keys", "none") != "none"
+        self._support_keys = jax.jit(lambda params, images: self._keys_of(params, images[None], True))
         self._probabilities = jax.jit(self._forward, static_argnames=("flips", "overlap"))
 
     @classmethod
@@ -139,12 +143,31 @@ class Predictor:
         """The same for a support set that is prepared already, of volumes too."""
         return Segmenter(self, support, options or Options())
 
+    def _keys_of(self, params: Any, images: Array, support: bool) -> Keys:
+        """Pretrained keys of query images [1, H, W, 1] or support images [1, N, H, W, 1], without that first axis."""
+        return tuple(k[0] for k in self.model.apply({"params": params}, images, support, method="keys_of"))
+
+    def prepared_keys(self, images: Array, flips: bool) -> list[PreparedKeys]:
+        """Of support images [N, H, W, 1] at the model's size, for each flip; none where the model has no keys."""
+        turned = [flip_axes(flip) for flip in (FLIPS if flips else FLIPS[:1])] if self.has_keys else []
+        compute = functools.partial(self._support_keys, self.params)
+        return [PreparedKeys(compute, jnp.flip(images, axes) if axes else images) for axes in turned]
+
     def _forward(
-        self, params: Any, queries: Array, images: Array, masks: Array, rows: Array, flips: bool, overlap: bool
+        self,
+        params: Any,
+        queries: Array,
+        images: Array,
+        masks: Array,
+        keys: Sequence[Keys],
+        rows: Array,
+        flips: bool,
+        overlap: bool,
     ) -> jax.Array:
         """Probabilities [Q, L, 128, 128] of queries [Q, 128, 128, 1], averaged over K draws and flips.
 
-        images [N, H, W, 1] and masks [L, N, H, W, 1] at the model's size; rows int32 [Q, K, S] chooses from them.
+        images [N, H, W, 1] and masks [L, N, H, W, 1] at the model's size; rows int32 [Q, K, S] chooses from them. keys
+        [N, ...] of the images, for each flip, where the model has any.
         """
         size, count = self.config.image_size, len(masks)
 
@@ -154,9 +177,16 @@ class Predictor:
             support = jnp.tile(images[rows], (count, 1, 1, 1, 1))  # label by label
             labels = masks[:, rows].astype(jnp.float32).reshape(support.shape)
             total = jnp.zeros((count, OFFICIAL_SIZE, OFFICIAL_SIZE))
-            for flip in FLIPS if flips else FLIPS[:1]:
-                axes = tuple(axis for axis, turned in zip((-3, -2), flip, strict=True) if turned)
+            for i, flip in enumerate(FLIPS if flips else FLIPS[:1]):
+                axes = flip_axes(flip)
                 inputs = [jnp.flip(x, axes) if axes else x for x in (query, support, labels)]
+                if keys:
+                    own = self._keys_of(params, inputs[0][:1], False)
+                    inputs += [
+                        None,
+                        tuple(jnp.broadcast_to(k, (draws * count, *k.shape)) for k in own),
+                        tuple(jnp.tile(k[rows], (count, *[1] * k.ndim)) for k in keys[i]),
+                    ]
                 logits = self.model.apply({"params": params}, *inputs)
                 logits = resize(jnp.flip(logits, axes) if axes else logits, OFFICIAL_SIZE)
                 logits = logits.reshape((count, draws, OFFICIAL_SIZE, OFFICIAL_SIZE))
@@ -166,6 +196,11 @@ class Predictor:
         if jax.default_backend() == "cpu":
             return jax.lax.map(lambda x: one(*x), (queries, rows))
         return jax.vmap(one)(queries, rows)
+
+
+def flip_axes(flip: tuple[bool, bool]) -> tuple[int, ...]:
+    """Of [..., H, W, C], those that one of FLIPS turns."""
+    return tuple(axis for axis, turned in zip((-3, -2), flip, strict=True) if turned)
 
 
 def among(logits: jax.Array) -> jax.Array:
@@ -187,6 +222,13 @@ class Segmenter:
         self.images = predictor._resize(support.images[..., None])
         at_size = predictor._resize(support.masks[..., None].astype(np.float32))
         self.masks = (at_size >= 0.5).astype(jnp.uint8)
+        self.keys = predictor.prepared_keys(self.images, options.flips)
+        if len(support) <= options.support_size:
+            self.keys_of(np.arange(len(support)))  # every query will ask for all
+
+    def keys_of(self, rows: np.ndarray) -> list[Keys]:
+        """Pretrained keys of the examples `rows`, for each flip, in arrays for all examples."""
+        return [keys.of(rows) for keys in self.keys]
 
     @functools.cached_property
     def known(self) -> Reference:
@@ -257,9 +299,10 @@ class Segmenter:
         `told` hears how many more are done.
         """
         o, size, parts = self.options, 8 if len(queries) > 1 else 1, []
+        keys = self.keys_of(rows)
         for start in range(0, len(queries), size):
             part = np.arange(start, start + size).clip(max=len(queries) - 1)  # the last one is padded
-            inputs = (self.predictor.params, queries[part][..., None], self.images, self.masks, rows[part])
+            inputs = (self.predictor.params, queries[part][..., None], self.images, self.masks, keys, rows[part])
             parts.append(jax.device_get(self.predictor._probabilities(*inputs, flips=o.flips, overlap=o.overlap)))
             told(min(size, len(queries) - start))
         return np.concatenate(parts)[: len(queries)]

@@ -40,7 +40,7 @@ def _blocks() -> tuple[Block, ...]:
     for repeats, size, stride, expansion, features_in, features in stages:
         blocks.append(Block(size, stride, expansion, features_in, features))
         blocks += [Block(size, 1, expansion, features, features)] * (repeats - 1)
-    return tuple(blocks[:LAST + 1])
+    return tuple(blocks[: LAST + 1])
 
 
 TAPS = {8: 4, 16: 10, 32: 12}  # stride of a feature map: the block whose output it is
@@ -93,18 +93,6 @@ def network(x: Array, held: dict[str, Array]) -> dict[int, Array]:
         x = x + y if block.stride == 1 and block.features_in == block.features else y
         found |= {stride: x for stride, tap in TAPS.items() if tap == i}
     return found
-
-
-def products(size: int) -> int:
-    """Multiplications of `features` for one grey image of size² pixels."""
-    side = size // 2
-    total = side**2 * 9 * 32
-    for block in BLOCKS:
-        inner = block.features_in * block.expansion
-        total += side**2 * block.features_in * inner * (block.expansion > 1)
-        side //= block.stride
-        total += side**2 * inner * (block.size**2 + block.features)
-    return total
 
 
 PARTS = [f"{layer}.{kind}" for layer in ("expand", "depthwise", "project") for kind in ("kernel", "bias")]

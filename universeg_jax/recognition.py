@@ -108,21 +108,6 @@ class Recognition(nn.Module):
             added.append(enter(x))
         return added
 
-    def flops(self, size: int, support_size: int) -> int:
-        """Multiplications and additions for one query at size² pixels, the support's keys included."""
-        seen, total, channels = size * (ENLARGED if size < SEEN else 1), 0, 0
-        for scale in SCALES:
-            heads, cells = max(1, round(self.heads * scale.share)), (seen // scale.stride) ** 2
-            keys = cells * heads * scale.features * pretrained.FEATURES[scale.stride]
-            pixels = (size * scale.stride // seen) ** 2
-            pairs = cells * (cells // scale.step**2) * heads * (scale.features + 4 + pixels + 1)
-            total += (support_size + 1) * keys + support_size * pairs
-            channels += 2 * heads
-        total += (support_size + 1) * pretrained.products(seen)
-        total += size**2 * 9 * channels * MIXED
-        total += sum((size >> i) ** 2 * (channels + MIXED) * width for i, width in enumerate(self.widths))
-        return 2 * total
-
 
 def _spread(_: Any, shape: tuple[int]) -> Array:
     return jnp.asarray(np.linspace(*np.log(LOCALITIES), *shape), jnp.float32)
