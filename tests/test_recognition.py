@@ -7,15 +7,30 @@ import pytest
 from jax.sharding import Mesh
 
 from tests.fixtures import tiny_config
+from universeg_jax import pretrained
 from universeg_jax.export import export_model
 from universeg_jax.large_support import sharded_logits, streamed_logits
 from universeg_jax.layers import map_sum
+from universeg_jax.matching import to_cells
 from universeg_jax.networks import NEUTRAL, build_model, init_params
-from universeg_jax.pretrained import features
+from universeg_jax.pretrained import FEATURES
 from universeg_jax.recognition import SCALES, Recognition, enlarge, mean_pool
 
 FIELDS = {"encoder_blocks": (4, 5), "keys": "lite0", "key_heads": 2}
 SIZE = 16
+
+
+@pytest.fixture(autouse=True)
+def quick_features(request, monkeypatch):
+    """Random features of each cell's pixels in place of the network's, which take long to compile."""
+    if "network" not in request.keywords:
+        monkeypatch.setattr(pretrained, "features", pixels_of_cells)
+
+
+def pixels_of_cells(images):
+    rng = np.random.default_rng(5)
+    mixes = {s: rng.normal(size=(s * s, width)).astype(np.float32) / s for s, width in FEATURES.items()}
+    return {s: jax.lax.stop_gradient(to_cells(images, s) - 0.5) @ mix.astype(images.dtype) for s, mix in mixes.items()}
 
 
 def moved(params, scale=0.1):
@@ -26,7 +41,9 @@ def moved(params, scale=0.1):
 
 @pytest.fixture(scope="module")
 def params():
-    return moved(init_params(build_model(FIELDS), 0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrained, "features", pixels_of_cells)
+        return moved(init_params(build_model(FIELDS), 0))
 
 
 def episode(seed=0, batch=2, support=4, size=SIZE):
@@ -42,7 +59,9 @@ def expected(params):
     query, images, labels = episode()
     mask = np.array([[1, 1, 1, 1], [0, 1, 0, 1]], np.float32)
     plain = build_model(FIELDS, form="plain")
-    return (query, images, labels, mask), jax.jit(plain.apply)({"params": params}, query, images, labels, mask)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrained, "features", pixels_of_cells)
+        return (query, images, labels, mask), jax.jit(plain.apply)({"params": params}, query, images, labels, mask)
 
 
 def test_labels_are_averaged_by_likeness_and_distance():
@@ -52,7 +71,7 @@ def test_labels_are_averaged_by_likeness_and_distance():
     held = moved(init(jax.random.key(0))["params"])
     held["mix"] = jax.tree.map(np.zeros_like, held["mix"])
     (added,) = module.apply({"params": held}, query, None, entries[None], None, weights[None], map_sum)
-    seen = {kind: features(enlarge(jnp.asarray(x))) for kind, x in (("query", query), ("support", images))}
+    seen = {kind: pixels_of_cells(enlarge(jnp.asarray(x))) for kind, x in (("query", query), ("support", images))}
     guesses = []
     for i, scale in enumerate(SCALES):
         norm, project = held[f"norms_{i}"], held[f"projections_{i}"]
@@ -75,7 +94,7 @@ def test_labels_are_averaged_by_likeness_and_distance():
         like = np.exp(temperature * (cosine - 1) - locality * apart[None, :, :, None]) * weights[0, :, None, None]
         cells = labels[0].reshape((2, rows, size, rows, size)).swapaxes(2, 3)[:, ::step, ::step]
         average = np.einsum("hijskl,sklpr->hijpr", like, cells) / like.sum((3, 4, 5))[..., None, None]
-        alike = np.log(like.sum((3, 4, 5)) / np.square(rows // step) + 1e-6) / 10
+        alike = np.log(like.sum((3, 4, 5)) / np.square(rows) + 1e-6) / 10
         guesses += [average.swapaxes(2, 3).reshape((-1, 32, 32)), np.kron(alike, np.ones((size, size)))]
     guess = np.moveaxis(np.concatenate(guesses), 0, -1)
     enter = held["enter_0"]
@@ -126,10 +145,12 @@ def test_streamed_from_the_host_equals_all_at_once(params):
     np.testing.assert_allclose(found, logits, atol=2e-5)
 
 
+@pytest.mark.network
 def test_the_exported_program_is_the_model(params, expected):
-    (query, images, labels, mask), logits = expected
+    query, images, labels, mask = expected[0]
     config = tiny_config()
     config.model.update(FIELDS)
+    logits = jax.jit(build_model(FIELDS).apply)({"params": params}, query, images, labels, mask)
     found = export_model(params, config, platforms=("cpu", "tpu")).call(query, images, labels, mask)
     np.testing.assert_allclose(found, logits, atol=2e-5)
 

@@ -114,7 +114,7 @@ def _spread(_: Any, shape: tuple[int]) -> Array:
 
 
 def _guess(sums: Array, shape: tuple[int, ...]) -> Array:
-    """Sums of `comparer` → [B, H, W, 2 heads]: labels in [0, 1], and how much is alike, log of (0, 1] over 10."""
+    """Sums of `comparer` → [B, H, W, 2 heads]: labels in [0, 1], and a tenth of the log of how much is alike in a cell."""
     total = sums[..., -1:]
     alike = jnp.log(total / total.shape[2] + 1e-6) / 10
     found = jnp.stack([sums[..., :-1] / (total + 1e-12), jnp.broadcast_to(alike, sums[..., :-1].shape)], 1)
