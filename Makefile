@@ -9,7 +9,7 @@ help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
 
 quickstart: $(VENV)/.installed  ## data, training, evaluation, report in runs/quickstart; DATA=FOLDER for real folders, FRESH=1 to start over
-	$(RUN) -m universeg_jax.quickstart --workdir=runs/quickstart $(if $(DATA),--data=$(DATA)) $(if $(FRESH),--fresh)
+	$(RUN) -m universeg_jax.commands.quickstart --workdir=runs/quickstart $(if $(DATA),--data=$(DATA)) $(if $(FRESH),--fresh)
 
 test: $(VENV)/.installed  ## ruff and every test that is not slow
 	$(VENV)/bin/ruff check .

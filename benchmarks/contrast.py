@@ -14,9 +14,9 @@ import numpy as np
 from scipy import ndimage
 
 from benchmarks.lines import write_line
-from universeg_jax import structures, synthesis
 from universeg_jax.data.dataset import open_dataset
 from universeg_jax.episode import OFFICIAL_SIZE
+from universeg_jax.episodes import structures, synthesis
 
 
 def contrast(image: np.ndarray, label: np.ndarray) -> float:

@@ -30,14 +30,14 @@ import jax
 import numpy as np
 
 from benchmarks.lines import write_line
-from universeg_jax import evaluation
 from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
 from universeg_jax.data.tasks import Task, dataset_tasks
-from universeg_jax.evaluation import evaluate
-from universeg_jax.evaluation_cases import Settings, cases_of, gather
-from universeg_jax.evaluation_scores import Method, model_method, scorer
-from universeg_jax.networks import build_model, init_params
-from universeg_jax.reporting import read_json_lines
+from universeg_jax.evaluation import runner
+from universeg_jax.evaluation.cases import Settings, cases_of, gather
+from universeg_jax.evaluation.runner import evaluate
+from universeg_jax.evaluation.scoring import Method, model_method, scorer
+from universeg_jax.model.factory import build_model, init_params
+from universeg_jax.reports.reporting import read_json_lines
 
 PARTS = ("torch", "batched", "compiled", "surfaces", "memory")
 
@@ -51,7 +51,7 @@ def make_model(features: int) -> tuple[Method, Any]:
 
 def open_data(data_dir: str, role: str) -> tuple[list[Dataset], list[Task]]:
     there = [open_dataset(data_dir, name) for name in list_datasets(data_dir)]
-    datasets = evaluation.select(there, data_dir, role=role)
+    datasets = runner.select(there, data_dir, role=role)
     return datasets, [task for dataset in datasets for task in dataset_tasks(dataset) if not task.unusable]
 
 

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.lines import write_line
-from universeg_jax.large_support import streamed_logits
-from universeg_jax.networks import build_model, init_params
+from universeg_jax.model.factory import build_model, init_params
+from universeg_jax.model.large_support import streamed_logits
 
 SIZE = 128
 

@@ -9,11 +9,11 @@ import argparse
 from pathlib import Path
 
 from universeg_jax.data.dataset import open_dataset
-from universeg_jax.evaluation import example_cases
-from universeg_jax.evaluation_cases import Settings
-from universeg_jax.evaluation_scores import model_method
-from universeg_jax.predictor import Predictor
-from universeg_jax.reporting import plot_sheet
+from universeg_jax.evaluation.cases import Settings
+from universeg_jax.evaluation.runner import example_cases
+from universeg_jax.evaluation.scoring import model_method
+from universeg_jax.prediction.predictor import Predictor
+from universeg_jax.reports.reporting import plot_sheet
 
 
 def main() -> None:

@@ -21,13 +21,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from universeg_jax.ablate import ROOT, Job, asked_config, evaluated, run_local
-from universeg_jax.baselines.trivial import METHODS as TRIVIAL
-from universeg_jax.comparison import compare
 from universeg_jax.configuration import load_config
-from universeg_jax.cost import cost_table
 from universeg_jax.errors import UserError
-from universeg_jax.reporting import markdown_table, percent, read_json
+from universeg_jax.evaluation.comparison import compare
+from universeg_jax.evaluation.cost import cost_table
+from universeg_jax.evaluation.trivial import METHODS as TRIVIAL
+from universeg_jax.reports.reporting import markdown_table, percent, read_json
+from universeg_jax.sweeps.sweep import ROOT, Job, asked_config, evaluated, run_local
 
 OURS = "universeg"
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # (config, what is changed of it)

@@ -8,7 +8,7 @@ end with the data at hand yet.
 
 from ml_collections import ConfigDict
 
-from universeg_jax import augment, superpixel, synthesis
+from universeg_jax.episodes import augment, superpixel, synthesis
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -30,9 +30,9 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def run(args: argparse.Namespace) -> int:
-    from universeg_jax.ablate import Options, evaluated, listing, missing, plan, run_local, run_slurm
-    from universeg_jax.ablation_report import gather
     from universeg_jax.errors import UserError
+    from universeg_jax.sweeps.report import gather
+    from universeg_jax.sweeps.sweep import Options, evaluated, listing, missing, plan, run_local, run_slurm
 
     changes = tuple(args.set)
     options = Options(args.data_dir, args.workdir, args.base, args.role, args.seeds, changes, args.max_cases)

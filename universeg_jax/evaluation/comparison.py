@@ -1,0 +1,210 @@
+"""Two evaluations of the same cases, side by side: the difference by dataset and over all, and how sure it is."""
+
+import csv
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from universeg_jax.errors import UserError
+from universeg_jax.evaluation.intervals import Cases, Estimate, mean_of_means, paired
+from universeg_jax.reports.reporting import markdown_table, percent, read_json
+
+NEEDED = ("method", "dataset", "task", "subject", "support_size", "empty")
+# What makes a case: those of these columns that both files have. "ensemble" is how many draws were averaged.
+KEY = ("dataset", "task", "subject", "name", "row", "slice", "support_size", "ensemble", "draw")
+ON_EMPTY = "false_positive_area"  # the one score of cases with empty truth, which all others leave out
+FEW_SUBJECTS = 15  # below which intervals are known to be too narrow, see `intervals`
+FEW_DATASETS = 10
+
+
+def compare(
+    a: Path,
+    b: Path,
+    methods: Sequence[str] = (),
+    score: str = "dice",
+    support_size: int = 0,
+    ensemble: int = 0,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """What <a>/cases.csv and <b>/cases.csv say of the cases that both have; the difference is b − a.
+
+    `methods` names that of `a` and that of `b`, by default the first of each file. Support size and ensemble are by
+    default the largest that both have.
+    """
+    files = [read_cases(folder, score) for folder in (a, b)]
+    methods = tuple(methods) or tuple(rows[0]["method"] for rows in files)
+    sides = [_only(rows, "method", m, f) for rows, m, f in zip(files, methods, (a, b), strict=True)]
+    chosen = {}
+    for column, wanted in (("support_size", support_size), ("ensemble", ensemble)):
+        if all(column in rows[0] for rows in files):
+            chosen[column] = wanted or _largest_common(*sides, column)
+            sides = [_only(rows, column, str(chosen[column]), f) for rows, f in zip(sides, (a, b), strict=True)]
+    columns = [column for column in KEY if all(column in rows[0] for rows in files)]
+    first, second = (_by_key(rows, columns, folder) for rows, folder in zip(sides, (a, b), strict=True))
+    both = _common(first, second, columns, (a, b))
+    counted = [key for key in both if (first[key]["empty"] == "True") == (score == ON_EMPTY)]
+    if not counted:
+        raise UserError(f"none of the {len(both)} common cases of {a} and {b} has a truth that counts for {score}")
+    before, after = (_values([side[key] for key in counted], score) for side in (first, second))
+    result = paired(before, after, resamples, seed)
+    (mean_a, means_a), (mean_b, means_b) = mean_of_means(before), mean_of_means(after)
+    return {
+        "a": str(a),
+        "b": str(b),
+        "method_a": methods[0],
+        "method_b": methods[1],
+        "score": score,
+        "unit": _unit(sides, score),
+        **chosen,
+        "matched": len(both),
+        "left_out": len(both) - len(counted),
+        "only_a": len(first) - len(both),
+        "only_b": len(second) - len(both),
+        "datasets": {name: _row(means_a[name], means_b[name], e) for name, e in result.by_dataset.items()},
+        "all": _row(mean_a, mean_b, result.overall),
+        "all_datasets_resampled": _row(mean_a, mean_b, result.over_datasets),
+        "notes": _notes(result.by_dataset, (a, b)),
+    }
+
+
+def as_markdown(comparison: dict[str, Any]) -> str:
+    """The comparison as a table, with what was not compared below."""
+    c = comparison
+    unit, shown = c["unit"], percent if c["unit"] == "%" else "{:.2f}".format
+    rows = [_cells(name, row, shown, "subjects") for name, row in (*c["datasets"].items(), ("mean", c["all"]))]
+    rows.append(_cells("mean, for other datasets", c["all_datasets_resampled"], shown, "datasets"))
+    setting = ", ".join(f"{key.replace('_', ' ')} {c[key]}" for key in ("support_size", "ensemble") if key in c)
+    left_out = "a truth that is not empty" if c["score"] == ON_EMPTY else "an empty truth"
+    lines = [
+        f"A: {c['method_a']} of {c['a']}; B: {c['method_b']} of {c['b']}; {c['score']} ({unit}), {setting}.",
+        "",
+        markdown_table(["dataset", "A", "B", "B − A", "95 % interval", "p", "resampled"], rows),
+        "",
+        f"- {c['matched']} cases are in both, {c['left_out']} of them left out for {left_out}; "
+        f"{c['only_a']} of A and {c['only_b']} of B have no partner.",
+        *(f"- {note}" for note in c["notes"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def read_cases(folder: Path, score: str) -> list[dict[str, str]]:
+    """The rows of <folder>/cases.csv, as text."""
+    path = folder / "cases.csv"
+    if not path.is_file():
+        raise UserError(f"no {path}; `universeg evaluate … --out {folder}` writes it")
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+        columns = reader.fieldnames or []
+    missing = [column for column in (*NEEDED, score) if column not in columns]
+    if missing:
+        raise UserError(f"{path} lacks the columns {', '.join(missing)}; there: {', '.join(columns) or 'none'}")
+    if not rows:
+        raise UserError(f"{path} holds no case; evaluate again")
+    return rows
+
+
+def _unit(sides: Sequence[list[dict[str, str]]], score: str) -> str:
+    """Of the score: % but for distances, which must be in one unit to be compared."""
+    if not score.startswith("hd95"):
+        return "%"
+    units = sorted({row.get("distance_unit", "mm") for side in sides for row in side})
+    if len(units) > 1:
+        raise UserError(f"{score} is in {' and in '.join(units)}: compare cases of one unit")
+    return units[0]
+
+
+def _only(rows: list[dict[str, str]], column: str, value: str, folder: Path) -> list[dict[str, str]]:
+    there = sorted({row[column] for row in rows}, key=lambda text: (len(text), text))
+    if value not in there:
+        raise UserError(f"{column} {value} is not in {folder}; there: {', '.join(there)}")
+    return [row for row in rows if row[column] == value]
+
+
+def _largest_common(a: list[dict[str, str]], b: list[dict[str, str]], column: str) -> int:
+    in_a, in_b = ({int(row[column]) for row in rows} for rows in (a, b))
+    if not in_a & in_b:
+        raise UserError(f"no {column} is in both: A has {sorted(in_a)}, B {sorted(in_b)}; evaluate one of them again")
+    return max(in_a & in_b)
+
+
+def _by_key(rows: list[dict[str, str]], columns: list[str], folder: Path) -> dict[tuple[str, ...], dict[str, str]]:
+    found = {tuple(row[column] for column in columns): row for row in rows}
+    if len(found) < len(rows):
+        raise UserError(f"{folder}: {len(rows) - len(found)} cases of cases.csv stand there twice; evaluate again")
+    return found
+
+
+def _common(
+    first: dict[tuple[str, ...], dict[str, str]],
+    second: dict[tuple[str, ...], dict[str, str]],
+    columns: list[str],
+    folders: tuple[Path, Path],
+) -> list[tuple[str, ...]]:
+    """The cases that both have, in order; raises UserError if there is none, or if their truths are not the same."""
+    a, b = folders
+    both = sorted(first.keys() & second.keys())
+    if not both:
+        examples = " and ".join(" ".join(next(iter(side))) for side in (first, second))
+        raise UserError(
+            f"{a} and {b} have no case in common by {', '.join(columns)}: they begin with {examples}; "
+            "evaluate the same datasets with the same options"
+        )
+    for key in both:
+        if first[key]["empty"] != second[key]["empty"]:
+            raise UserError(
+                f"{' '.join(key)} has an empty truth in only one of {a} and {b}: they evaluate other labels"
+            )
+    return both
+
+
+def _values(rows: list[dict[str, str]], score: str) -> Cases:
+    names = ([row[column] for row in rows] for column in ("dataset", "task", "subject"))
+    return Cases(*names, [_number(row, score) for row in rows])
+
+
+def _number(row: dict[str, str], score: str) -> float:
+    try:
+        return float(row[score])
+    except ValueError:
+        raise UserError(f"{score} of {row['task']}, subject {row['subject']} is {row[score]!r}, no number") from None
+
+
+def _row(mean_a: float, mean_b: float, difference: Estimate) -> dict[str, float | int | None]:
+    values = {"low": difference.low, "high": difference.high, "p": difference.p}
+    return {
+        "a": mean_a,
+        "b": mean_b,
+        "difference": difference.mean,
+        **{name: None if math.isnan(value) else value for name, value in values.items()},
+        "resampled": difference.count,
+    }
+
+
+def _cells(name: str, row: dict[str, Any], shown: Callable[[float], str], of: str) -> list[Any]:
+    means = [shown(row["a"]), shown(row["b"]), _signed(row["difference"], shown)]
+    count = f"{row['resampled']} {of}"
+    if row["p"] is None:
+        return [name, *means, "", "", count]
+    interval = f"{_signed(row['low'], shown)} to {_signed(row['high'], shown)}"
+    return [name, *means, interval, f"{row['p']:.3f}" if row["p"] >= 0.001 else "< 0.001", count]
+
+
+def _signed(value: float, shown: Callable[[float], str]) -> str:
+    text = shown(value)
+    return text if text.startswith("-") else f"+{text}"
+
+
+def _notes(by_dataset: dict[str, Estimate], folders: tuple[Path, Path]) -> list[str]:
+    few = [name for name, estimate in by_dataset.items() if estimate.count < FEW_SUBJECTS]
+    notes = ["p by dataset is not corrected for the number of datasets."] if len(by_dataset) > 1 else []
+    if few:
+        notes.append(f"Fewer than {FEW_SUBJECTS} subjects, interval too narrow: {', '.join(few)}.")
+    if 1 < len(by_dataset) < FEW_DATASETS:
+        notes.append(f"The interval for other datasets is too narrow too, from {len(by_dataset)} of them.")
+    for folder in folders:
+        path = folder / "summary.json"
+        notes += [f"{note}." for note in read_json(path).get("notes", [])] if path.is_file() else []
+    return list(dict.fromkeys(notes))

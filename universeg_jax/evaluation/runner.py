@@ -1,0 +1,292 @@
+"""Evaluation as published: support from the support split, masks cut at 0.5, Dice at 128x128, draws averaged.
+
+Queries are the pictures that hold the structure: masks that do not occur are not stored, and no query is empty.
+Scores are averaged over the slices of a subject, the subjects of a task, the tasks of a dataset, and the datasets
+(summary.py). Every case draws its own supports as a pure function of (seed, task, row, draw), so a subset of the
+cases, another batch size or another order gives the same numbers. A support size is compiled once; the device works on
+one batch while the host reads the next and measures distances in the one before.
+"""
+
+import json
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from universeg_jax.checkpoints import packaged, store
+from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
+from universeg_jax.data.tasks import Task, check_groups, dataset_tasks, usable
+from universeg_jax.errors import UserError
+from universeg_jax.evaluation.cases import Batch, Case, Settings, cases_of, gather, prefetched
+from universeg_jax.evaluation.cost import cost
+from universeg_jax.evaluation.scoring import SCORES, Method, mean_probabilities, model_method, scorer
+from universeg_jax.evaluation.summary import open_results, summarize
+from universeg_jax.evaluation.surfaces import surface_scores
+from universeg_jax.prediction.predictor import Predictor
+from universeg_jax.reports.reporting import write_csv, write_json
+
+AHEAD = 2  # batches whose scores are still being measured
+
+
+def evaluate(
+    methods: dict[str, tuple[Method, Any]],
+    datasets: Sequence[Dataset],
+    tasks: Sequence[Task],
+    settings: Settings,
+    progress: bool = True,
+    check: Callable[[], None] = lambda: None,
+) -> list[dict[str, Any]]:
+    """One row per (case, method, support size, ensemble); `methods` maps a name to (method, its parameters).
+
+    `check` is called before each batch and may raise, to end it all.
+    All methods see the same episodes. `tasks` must be usable ones of `datasets`. Raises FloatingPointError naming
+    the case where a prediction is not finite.
+    """
+    sizes = {dataset.meta.name: dataset.meta.size for dataset in datasets}
+    if len(set(sizes.values())) > 1:
+        raise UserError(f"datasets were built at different sizes: {sizes}; build them again with one --size")
+    by_name = {dataset.meta.name: dataset for dataset in datasets}
+    cases = [case for task in tasks for case in cases_of(task, settings.max_cases)]
+    rows: list[dict[str, Any]] = []
+    waiting: deque[tuple[int, Future]] = deque()
+    bar = tqdm(total=len(cases) * len(settings.support_sizes), desc="evaluate", unit="case", disable=not progress)
+
+    def collect() -> None:
+        count, future = waiting.popleft()
+        rows.extend(future.result())
+        bar.update(count)
+
+    with bar, ThreadPoolExecutor(AHEAD) as pool:
+        for support_size in settings.support_sizes:
+            for batch in prefetched(cases, by_name, settings, support_size):
+                check()
+                episode = jax.device_put(batch.episode)
+                scores = {name: scorer(m, settings)(params, episode) for name, (m, params) in methods.items()}
+                # The scores are on their way: a thread waits for them, and this one dispatches the next batch.
+                waiting.append((len(batch.cases), pool.submit(_rows, batch, scores, by_name, settings, support_size)))
+                if len(waiting) > AHEAD:
+                    collect()
+        while waiting:
+            collect()
+    return rows
+
+
+def _rows(
+    batch: Batch,
+    scores: dict[str, dict[str, jax.Array]],
+    datasets: dict[str, Dataset],
+    settings: Settings,
+    support_size: int,
+) -> list[dict[str, Any]]:
+    rows = []
+    for name, on_device in scores.items():
+        of_method = jax.device_get(on_device)
+        for i, case in enumerate(batch.cases):
+            if not of_method["finite"][i]:
+                raise FloatingPointError(
+                    f"{name} predicts NaN or inf: task {case.task.name}, row {case.row} ({batch.about[i]['slice']})"
+                )
+            for k, ensemble in enumerate(settings.ensembles):
+                empty = bool(of_method["empty"][i])
+                distances: tuple[float | None, float | None] = (None, None)
+                if settings.surfaces and not empty:
+                    pair = (np.unpackbits(of_method[x][i], axis=-1) for x in ("masks", "truth"))
+                    mask, truth = (x[k] if x.ndim == 3 else x for x in pair)
+                    distances = surface_scores(mask, truth, (1, 1), settings.tolerance)
+                values = {field: float(of_method[field][i, k]) for field in SCORES}
+                rows.append(
+                    {
+                        "method": name,
+                        "dataset": case.task.dataset,
+                        "task": case.task.name,
+                        "label": case.task.label_name,
+                        "subject": datasets[case.task.dataset].index.subjects[case.subject],
+                        "row": case.row,
+                        "slice": batch.about[i]["slice"],
+                        "support_size": support_size,
+                        "ensemble": ensemble,
+                        **dict(zip(("hd95", "nsd"), distances, strict=True)),
+                        **values,
+                        "dice_by_draw": " ".join(f"{dice:.6f}" for dice in of_method["draws"][i, :ensemble]),
+                        "empty": empty,
+                        "effective_support": batch.about[i]["effective_support"],
+                        "distance_unit": "pixels",
+                    }
+                )
+    return rows
+
+
+def select(datasets: Sequence[Dataset], data_dir: str, names: Sequence[str] = (), role: str = "") -> list[Dataset]:
+    """Datasets by name or by role; raises UserError naming those that are there, or a source group on two sides."""
+    check_groups(d.meta for d in datasets)
+    there = ", ".join(f"{d.meta.name} ({d.meta.role})" for d in datasets) or "none"
+    missing = set(names) - {d.meta.name for d in datasets}
+    if missing:
+        raise UserError(f"not built in {data_dir}: {', '.join(sorted(missing))}; there: {there}")
+    chosen = [d for d in datasets if (d.meta.name in names if names else d.meta.role == role)]
+    if not chosen:
+        raise UserError(f"no dataset with role {role!r} in {data_dir}; there: {there}")
+    return chosen
+
+
+def seen_before(lineage: dict[str, Any], datasets: Sequence[Dataset], built: Sequence[Dataset]) -> list[str]:
+    """Notes on which datasets a checkpoint of this lineage knows, by name, by content or by source group.
+
+    `built` are all of the data_dir, since a lineage does not tell source groups.
+    """
+    unknown = "trained_on" not in lineage or "unknown_origin" in lineage  # of them, or of what they began with
+    notes = ["not all that the weights were trained on is recorded"] if unknown else []
+    for what, words in (("trained_on", "seen in training"), ("selected_on", "chose the checkpoint")):
+        record = lineage.get(what, {})
+        contents = {of["fingerprint"]: name for name, of in record.items() if of.get("fingerprint")}
+        groups = {d.meta.source_group: d.meta.name for d in built if d.meta.source_group and d.meta.name in record}
+        found = []
+        for name, dataset in sorted({d.meta.name: d for d in datasets}.items()):
+            if name in record:
+                found.append(name)
+            elif dataset.fingerprint in contents:
+                found.append(f"{name} (as {contents[dataset.fingerprint]})")
+            elif dataset.meta.source_group in groups:
+                found.append(f"{name} (of one source with {groups[dataset.meta.source_group]})")
+        notes += [f"{words}: {', '.join(found)}"] if found else []
+    return notes
+
+
+def evaluate_checkpoint(
+    checkpoint: str,
+    data_dir: str,
+    names: Sequence[str],
+    role: str,
+    settings: Settings,
+    out: Path,
+    baselines: dict[str, tuple[Method, Any]] | None = None,
+    overwrite: bool = False,
+    report: bool = True,
+) -> dict[str, Any]:
+    """A checkpoint, and perhaps baselines, on built datasets by name or role; see `evaluate_to`.
+
+    The notes of the summary name the datasets that it was trained or chosen on.
+    """
+    predictor = Predictor.from_checkpoint(checkpoint)
+    built = [open_dataset(data_dir, name) for name in list_datasets(data_dir)]
+    datasets = select(built, data_dir, names, role)
+    path = store.resolve(checkpoint)
+    methods = {"model": (model_method(predictor.model, predictor.config.image_size), predictor.params)}
+    about = {
+        "checkpoint": str(path),
+        "params_hash": packaged.params_hash(predictor.params),
+        "role": role,
+        "cost": cost(*methods["model"], max(settings.support_sizes)),
+        "notes": seen_before(store.read_metadata(path).get("lineage", {}), datasets, built),
+    }
+    return evaluate_to(out, {**methods, **(baselines or {})}, datasets, settings, about, overwrite, report)
+
+
+def evaluate_to(
+    out: Path,
+    methods: dict[str, tuple[Method, Any]],
+    datasets: Sequence[Dataset],
+    settings: Settings,
+    about: dict[str, Any],
+    overwrite: bool = False,
+    report: bool = True,
+) -> dict[str, Any]:
+    """Evaluates, and writes <out>/cases.csv, summary.json and, with `report`, report.md and report.html.
+
+    The summary, which is returned, is that of the first method at the largest support size and ensemble; all are under
+    "settings". Datasets whose tasks are all unusable are listed under "skipped". Raises UserError where `out` holds
+    another run's results.
+    """
+    tasks = usable([task for dataset in datasets for task in dataset_tasks(dataset)])
+    options = {name: value for name, value in asdict(settings).items() if name != "batch_size"}  # which changes nothing
+    fingerprints = {d.meta.name: d.fingerprint for d in datasets}
+    # Costs are measured anew each time, and notes follow from the rest.
+    whose = {name: value for name, value in about.items() if name not in ("cost", "notes")}
+    record = {**whose, "methods": list(methods), "datasets": fingerprints, "options": options}
+    open_results(out, json_value(record), overwrite)
+    rows = evaluate(methods, datasets, tasks, settings)
+    summary = write_results(out, rows, list(methods), datasets, settings, about)
+    if report:
+        by_name, by_task = {d.meta.name: d for d in datasets}, {task.name: task for task in tasks}
+        method, params = methods[summary["method"]]
+
+        def draw(shown: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+            return [
+                picture(method, params, by_name[row["dataset"]], case, settings)
+                for row in shown
+                for case in cases_of(by_task[row["task"]])
+                if case.row == row["row"]
+            ]
+
+        report.write(out, summary, rows, draw)
+    return summary
+
+
+def write_results(
+    out: Path,
+    rows: Sequence[dict[str, Any]],
+    methods: Sequence[str],
+    datasets: Sequence[Dataset],
+    settings: Settings,
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """cases.csv and summary.json of `evaluate_to` from rows that were evaluated in any way, with about["notes"]."""
+    tasks = {d.meta.name: dataset_tasks(d) for d in datasets}
+    skipped = {
+        name: "; ".join(f"{t.name}: {t.unusable}" for t in of)
+        for name, of in tasks.items()
+        if all(t.unusable for t in of)
+    }
+    summaries = [
+        {"method": method, **summarize(rows, method, size, ensemble)}
+        for method in methods
+        for size in settings.support_sizes
+        for ensemble in settings.ensembles
+    ]
+    largest = max(settings.support_sizes), max(settings.ensembles)
+    main = next(s for s in summaries if (s["support_size"], s["ensemble"]) == largest)
+    image_level = [d.meta.name for d in datasets if not d.meta.subjects_identifiable]
+    notes = list(about.get("notes", ()))
+    notes += [f"image-level split, interval optimistic: {', '.join(image_level)}"] if image_level else []
+    measured = {"distance_unit": "pixels", "tolerance": settings.tolerance} if settings.surfaces else {}
+    summary = {**about, **main, **measured, "flips": settings.flips, "skipped": skipped, "notes": notes}
+    summary |= {"measured": "Dice at 128x128 on masks cut at 0.5", "settings": summaries}
+    write_csv(out / "cases.csv", rows)
+    write_json(out / "summary.json", summary)
+    return summary
+
+
+def json_value(value: Any) -> Any:
+    """As it is read again from a file: tuples become lists."""
+    return json.loads(json.dumps(value))
+
+
+def picture(method: Method, params: Any, dataset: Dataset, case: Case, settings: Settings) -> dict[str, Any]:
+    """A case at the largest support size and ensemble, with the supports of its first draw, for `plot_sheet`."""
+    episode, _ = gather([case], {dataset.meta.name: dataset}, settings, max(settings.support_sizes), 1)
+    mean, dice, floats = jax.device_get(mean_probabilities(method, settings.flips)(params, episode))
+    return {
+        "query_image": floats.query_image[0, ..., 0],
+        "query_label": floats.query_label[0, ..., 0],
+        "support_images": floats.support_images[0, 0, ..., 0],
+        "support_labels": floats.support_labels[0, 0, ..., 0],
+        "probabilities": mean[0],
+        "dice": float(dice[0]),
+        "task": case.task.label_name,
+    }
+
+
+def example_cases(
+    method: Method, params: Any, dataset: Dataset, settings: Settings, count: int = 4
+) -> list[dict[str, Any]]:
+    """A few cases of a dataset with their supports and predictions, to draw: spread over its tasks, chosen by hash."""
+    tasks = [task for task in dataset_tasks(dataset) if not task.unusable]
+    cases = [case for task in tasks for case in cases_of(task, max_cases=-(-count // len(tasks)))][:count]
+    one_draw = replace(settings, ensembles=(1,))
+    return [picture(method, params, dataset, case, one_draw) for case in cases]
