@@ -35,7 +35,9 @@ from universeg_jax.errors import UserError
 from universeg_jax.evaluation import runner
 from universeg_jax.evaluation.cases import Settings, cases_of, gather, support_pool
 from universeg_jax.prediction.predictor import Predictor
-from universeg_jax.reports.reporting import figure, lock, markdown_table, percent, read_json_lines, save_figure
+from universeg_jax.reports.figures import figure, save_figure
+from universeg_jax.reports.files import lock, read_json_lines
+from universeg_jax.reports.markdown import markdown_table, percent
 
 TO_THE_RIGHT = {"in_context": 6, "finetune": 6, "unet": -16}  # of a point, where its n is written: the free side
 METHODS = {"in_context": "in context", "finetune": "fine-tuned", "unet": "U-Net from scratch"}

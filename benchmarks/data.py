@@ -26,9 +26,17 @@ import numpy as np
 from benchmarks.lines import write_line
 from universeg_jax.data import dataset as dataset_files
 from universeg_jax.data.builder import build
-from universeg_jax.data.dataset import Dataset, DatasetMeta, Example, Index, list_datasets, open_dataset, read_report
+from universeg_jax.data.dataset import (
+    Dataset,
+    DatasetMeta,
+    Index,
+    list_datasets,
+    open_dataset,
+    read_report,
+)
 from universeg_jax.data.tasks import task_table
 from universeg_jax.episodes.sampler import EpisodeSampler, batches, make_sampler
+from universeg_jax.readers.cases import Example
 
 SUPPORT, SIZE, THREADS = 64, 128, 2
 COLD = """

@@ -37,7 +37,7 @@ from universeg_jax.evaluation.cases import Settings, cases_of, gather
 from universeg_jax.evaluation.runner import evaluate
 from universeg_jax.evaluation.scoring import Method, model_method, scorer
 from universeg_jax.model.factory import build_model, init_params
-from universeg_jax.reports.reporting import read_json_lines
+from universeg_jax.reports.files import read_json_lines
 
 PARTS = ("torch", "batched", "compiled", "surfaces", "memory")
 

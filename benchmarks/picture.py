@@ -13,7 +13,7 @@ from universeg_jax.evaluation.cases import Settings
 from universeg_jax.evaluation.runner import example_cases
 from universeg_jax.evaluation.scoring import model_method
 from universeg_jax.prediction.predictor import Predictor
-from universeg_jax.reports.reporting import plot_sheet
+from universeg_jax.reports.figures import plot_sheet
 
 
 def main() -> None:

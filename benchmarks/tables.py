@@ -26,7 +26,8 @@ from universeg_jax.errors import UserError
 from universeg_jax.evaluation.comparison import compare
 from universeg_jax.evaluation.cost import cost_table
 from universeg_jax.evaluation.trivial import METHODS as TRIVIAL
-from universeg_jax.reports.reporting import markdown_table, percent, read_json
+from universeg_jax.reports.files import read_json
+from universeg_jax.reports.markdown import markdown_table, percent
 from universeg_jax.sweeps.sweep import ROOT, Job, asked_config, evaluated, run_local
 
 OURS = "universeg"

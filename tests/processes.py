@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.fixtures import tiny_config
 from universeg_jax.checkpoints import store
 from universeg_jax.model.factory import build_model, init_params
-from universeg_jax.reports.reporting import read_json_lines
+from universeg_jax.reports.files import read_json_lines
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """

@@ -15,7 +15,7 @@ from tests.fixtures import build_discs, tiny_config
 from tests.processes import params_at, start, steps_saved, wait_for_step, write_config
 from universeg_jax import startup
 from universeg_jax.model.factory import build_model, init_params
-from universeg_jax.reports.reporting import read_json_lines
+from universeg_jax.reports.files import read_json_lines
 from universeg_jax.training import loop
 
 # Hides no wrong scale of a gradient; at 0.1 rounding grows tenfold in 40 steps, and a busy machine does more of them.

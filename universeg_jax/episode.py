@@ -47,3 +47,6 @@ def to_device_floats(episode: Episode, size: int) -> Episode:
         label(episode.support_labels),
         episode.support_mask.astype(jnp.float32),
     )
+
+
+FLIPS = ((False, False), (False, True), (True, False), (True, True))  # of rows, of columns

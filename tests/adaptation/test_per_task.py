@@ -22,7 +22,7 @@ from universeg_jax.evaluation.cases import Settings, support_pool
 from universeg_jax.evaluation.cost import cost_table, count_parameters
 from universeg_jax.model.factory import build_model, init_params
 from universeg_jax.model.unet import UNet
-from universeg_jax.reports.reporting import read_json
+from universeg_jax.reports.files import read_json
 
 RECIPE = Recipe(steps=40, batch_size=4, learning_rate=1e-2, score_every=20, image_size=16)
 SETTINGS = Settings((1, 2), (1, 2), max_cases=2)

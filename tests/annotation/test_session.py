@@ -13,9 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from universeg_jax.data.folder import read_support
-from universeg_jax.data.images import read_image, read_label
-from universeg_jax.networks import build_model, init_params
 
 from tests.fixtures import tiny_config, write_folder
 from universeg_jax import Predictor
@@ -23,6 +20,9 @@ from universeg_jax.annotation import page as demo_page
 from universeg_jax.annotation import session as demo
 from universeg_jax.annotation.session import PALETTE, Example, Session
 from universeg_jax.errors import UserError
+from universeg_jax.model.factory import build_model, init_params
+from universeg_jax.readers.folder import read_support
+from universeg_jax.readers.images import read_image, read_label
 
 SHAPE = (40, 60)
 

@@ -14,7 +14,7 @@ from universeg_jax.checkpoints import store
 from universeg_jax.configuration import to_dict
 from universeg_jax.data.tasks import dataset_tasks
 from universeg_jax.model.factory import build_model, init_params
-from universeg_jax.reports.reporting import read_json_lines
+from universeg_jax.reports.files import read_json_lines
 
 FLAGS = ("--role=test", "--max_cases=1", "--unet_steps=2", "--finetune_steps=2", "--score_every=2", "--image_size=16")
 

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import predict
-from universeg_jax.reports.reporting import read_json_lines
+from universeg_jax.reports.files import read_json_lines
 
 TINY = ["--features=4,4", "--image_size=16", "--support=3", "--repeats=1", "--volume=9,8,5", "--queries=3"]
 

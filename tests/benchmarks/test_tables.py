@@ -14,7 +14,7 @@ from universeg_jax.commands.baseline import TRIVIAL
 from universeg_jax.evaluation import trivial
 from universeg_jax.evaluation.cases import Settings
 from universeg_jax.evaluation.runner import evaluate_to
-from universeg_jax.reports.reporting import write_json
+from universeg_jax.reports.files import write_json
 from universeg_jax.training import loop
 
 

@@ -9,7 +9,7 @@ from universeg_jax.commands import quickstart
 from universeg_jax.data.dataset import open_dataset
 from universeg_jax.episodes import synthetic_datasets
 from universeg_jax.evaluation.cases import Settings
-from universeg_jax.reports.reporting import read_json
+from universeg_jax.reports.files import read_json
 
 
 @pytest.fixture

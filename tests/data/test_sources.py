@@ -38,7 +38,7 @@ from universeg_jax.data.source import (
 from universeg_jax.data.tasks import task_table
 from universeg_jax.errors import UserError
 from universeg_jax.readers.dicom import read_label_stack
-from universeg_jax.reports.reporting import lock
+from universeg_jax.reports.files import lock
 
 SHAPE = (14, 12, 8)
 IDRID = "A. Segmentation"

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from tests.fixtures import build_discs, memory_dataset
 from universeg_jax.data.builder import build
-from universeg_jax.data.dataset import DatasetMeta, Example, open_dataset
+from universeg_jax.data.dataset import DatasetMeta, open_dataset
 from universeg_jax.data.tasks import FIRST, task_table
 from universeg_jax.episodes.sampler import REAL, SUPERPIXEL, SYNTHETIC, batches, draw_others, make_sampler, task_name
 from universeg_jax.errors import UserError
+from universeg_jax.readers.cases import Example
 
 
 @st.composite

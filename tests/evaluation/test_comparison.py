@@ -12,7 +12,7 @@ from universeg_jax.evaluation import trivial
 from universeg_jax.evaluation.cases import Settings
 from universeg_jax.evaluation.comparison import as_markdown, compare
 from universeg_jax.evaluation.runner import evaluate_to
-from universeg_jax.reports.reporting import write_csv, write_json
+from universeg_jax.reports.files import write_csv, write_json
 
 
 def rows(gain=0.0, subjects=20, datasets=("d", "e"), sizes=(1, 4), method="model", seed=0):

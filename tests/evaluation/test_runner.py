@@ -18,7 +18,7 @@ from universeg_jax.checkpoints import store
 from universeg_jax.cli import main
 from universeg_jax.configuration import to_dict
 from universeg_jax.data.builder import build
-from universeg_jax.data.dataset import DatasetMeta, Example, open_dataset
+from universeg_jax.data.dataset import DatasetMeta, open_dataset
 from universeg_jax.data.tasks import FIRST, SECOND, dataset_tasks
 from universeg_jax.episode import to_device_floats
 from universeg_jax.errors import UserError
@@ -27,7 +27,8 @@ from universeg_jax.evaluation.cases import Settings, cases_of, draw_support, gat
 from universeg_jax.evaluation.runner import evaluate, evaluate_to, seen_before, select, summarize
 from universeg_jax.evaluation.surfaces import surface_scores
 from universeg_jax.model.factory import build_model, init_params
-from universeg_jax.reports.reporting import percent
+from universeg_jax.readers.cases import Example
+from universeg_jax.reports.markdown import percent
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from universeg_jax.model import alpnet, few_shot, senet
 from universeg_jax.model.factory import build_model, init_params, param_shapes
 from universeg_jax.model.layers import max_pool
 from universeg_jax.prediction.predictor import Predictor
-from universeg_jax.reports.reporting import read_json_lines
+from universeg_jax.reports.files import read_json_lines
 from universeg_jax.training import loop
 from universeg_jax.training.losses import soft_dice
 

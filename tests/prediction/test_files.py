@@ -22,7 +22,12 @@ from tests.readers.test_dicom import series
 from universeg_jax.cli import main
 from universeg_jax.errors import UserError
 from universeg_jax.prediction import files as predict_files_module
-from universeg_jax.prediction.files import draw_overlay, find_queries, predict_files, targets_of
+from universeg_jax.prediction.files import (
+    draw_overlay,
+    find_queries,
+    predict_files,
+    targets_of,
+)
 from universeg_jax.prediction.predictor import Options, Segmenter, combine
 from universeg_jax.prediction.support import read_support_folder
 from universeg_jax.readers.folder import read_folder

@@ -6,7 +6,8 @@ import scipy.stats
 
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation.intervals import Cases, interval
-from universeg_jax.reports.reporting import percent, write_csv
+from universeg_jax.reports.files import write_csv
+from universeg_jax.reports.markdown import percent
 from universeg_jax.sweeps.report import gather, least_difference, noise_text
 from universeg_jax.sweeps.sweep import Options, Point
 

@@ -20,7 +20,7 @@ from universeg_jax.configuration import flatten, to_dict
 from universeg_jax.data.dataset import open_dataset
 from universeg_jax.episodes import augment
 from universeg_jax.errors import UserError
-from universeg_jax.reports.reporting import lock, read_json, write_json
+from universeg_jax.reports.files import lock, read_json, write_json
 from universeg_jax.sweeps import sweep
 from universeg_jax.sweeps.sweep import Options, plan, run_job, run_local, run_slurm
 from universeg_jax.training import loop

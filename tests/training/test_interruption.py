@@ -10,7 +10,7 @@ import pytest
 
 from tests.fixtures import tiny_config
 from tests.processes import params_at, rows_without_times, start, steps_saved, wait_for_step, write_config
-from universeg_jax.reports.reporting import read_json_lines
+from universeg_jax.reports.files import read_json_lines
 from universeg_jax.training import loop
 
 WITHIN = {"compiling": 0.3, "evaluating": 0.02, "saving": 0.05}  # seconds after which a phase may have ended
@@ -127,6 +127,6 @@ def test_a_log_on_a_full_disk_ends_the_run_in_the_same_way(data_dir, tmp_path, m
     def full(self, row):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("universeg_jax.reports.reporting.JsonLines.write", full)
+    monkeypatch.setattr("universeg_jax.reports.files.JsonLines.write", full)
     with pytest.raises(loop.store.CheckpointError, match="No space left on device.*no step yet"):
         loop.train_and_evaluate(tiny_config(data_dir), tmp_path)

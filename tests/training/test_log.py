@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.fixtures import tiny_config
-from universeg_jax.reports.reporting import read_json_lines
+from universeg_jax.reports.files import read_json_lines
 from universeg_jax.training import log
 from universeg_jax.training.log import NotFinite, Profile, StepLog
 

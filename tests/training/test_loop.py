@@ -21,7 +21,13 @@ from universeg_jax.data.dataset import DatasetMeta
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation import runner
 from universeg_jax.model.factory import build_model, init_params
-from universeg_jax.reports.reporting import JsonLines, lock, read_json, read_json_lines, write_json
+from universeg_jax.reports.files import (
+    JsonLines,
+    lock,
+    read_json,
+    read_json_lines,
+    write_json,
+)
 from universeg_jax.training import loop
 from universeg_jax.training.report import write_report
 from universeg_jax.training.step import (

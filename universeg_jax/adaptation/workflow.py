@@ -32,7 +32,7 @@ from universeg_jax.evaluation.cases import Settings, support_pool
 from universeg_jax.evaluation.cost import cost
 from universeg_jax.evaluation.scoring import Method, model_method
 from universeg_jax.prediction.predictor import Predictor
-from universeg_jax.reports.reporting import lock, read_json, write_json
+from universeg_jax.reports.files import lock, read_json, write_json
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from universeg_jax.errors import UserError
     from universeg_jax.evaluation.comparison import as_markdown, compare
-    from universeg_jax.reports.reporting import write_json
+    from universeg_jax.reports.files import write_json
 
     methods = tuple(args.method.split(",")) if args.method else ()
     if len(methods) not in (0, 2):

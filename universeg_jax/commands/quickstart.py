@@ -22,15 +22,9 @@ from universeg_jax.evaluation.cases import Settings
 from universeg_jax.evaluation.scoring import Method, model_method
 from universeg_jax.evaluation.summary import interval_text
 from universeg_jax.prediction.predictor import Predictor
-from universeg_jax.reports.reporting import (
-    markdown_table,
-    percent,
-    plot_curves,
-    plot_sheet,
-    plot_support_sizes,
-    read_json,
-    read_json_lines,
-)
+from universeg_jax.reports.figures import plot_curves, plot_sheet, plot_support_sizes
+from universeg_jax.reports.files import read_json, read_json_lines
+from universeg_jax.reports.markdown import markdown_table, percent
 from universeg_jax.training import loop
 
 ROLES = ("train_open", "val", "test")

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from universeg_jax.data.dataset import BuildError, Example
+from universeg_jax.data.dataset import BuildError
+from universeg_jax.readers.cases import Example
 from universeg_jax.readers.images import (
     ImageError,
     check_label,

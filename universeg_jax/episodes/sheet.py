@@ -14,7 +14,7 @@ from universeg_jax.data.tasks import task_table, usable
 from universeg_jax.episode import Episode, to_device_floats
 from universeg_jax.episodes import augment
 from universeg_jax.episodes.sampler import KINDS, SUPERPIXEL, SYNTHETIC, make_sampler, task_name
-from universeg_jax.reports.reporting import plot_rows
+from universeg_jax.reports.figures import plot_rows
 from universeg_jax.startup import jit_for_once
 from universeg_jax.training import loop
 from universeg_jax.training.step import plain_episode

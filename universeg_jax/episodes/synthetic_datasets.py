@@ -12,9 +12,10 @@ import numpy as np
 from tqdm import tqdm
 
 from universeg_jax.data.builder import build
-from universeg_jax.data.dataset import DatasetMeta, Example, list_datasets
+from universeg_jax.data.dataset import DatasetMeta, list_datasets
 from universeg_jax.episode import Episode
 from universeg_jax.episodes import synthesis
+from universeg_jax.readers.cases import Example
 
 FAMILIES = 12
 SUBJECTS = 40

@@ -8,7 +8,8 @@ from typing import Any
 
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation.intervals import Cases, Estimate, mean_of_means, paired
-from universeg_jax.reports.reporting import markdown_table, percent, read_json
+from universeg_jax.reports.files import read_json
+from universeg_jax.reports.markdown import markdown_table, percent
 
 NEEDED = ("method", "dataset", "task", "subject", "support_size", "empty")
 # What makes a case: those of these columns that both files have. "ensemble" is how many draws were averaged.

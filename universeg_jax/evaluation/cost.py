@@ -11,7 +11,7 @@ import numpy as np
 from universeg_jax.episode import OFFICIAL_SIZE, Episode
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation.summary import cost_cells, interval_text
-from universeg_jax.reports.reporting import markdown_table, percent
+from universeg_jax.reports.markdown import markdown_table, percent
 
 
 def count_parameters(params: Any) -> int:

@@ -23,7 +23,7 @@ from universeg_jax.readers.folder import list_images, natural_order
 from universeg_jax.readers.images import read_label
 from universeg_jax.readers.volume_files import TIFF, VOLUME_EXTENSIONS, is_volume, read_label_volume
 from universeg_jax.readers.volumes import check_same_place
-from universeg_jax.reports.reporting import write_csv, write_json
+from universeg_jax.reports.files import write_csv, write_json
 
 
 def score_masks(

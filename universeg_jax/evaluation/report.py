@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from universeg_jax.evaluation.summary import Row, cost_cells, interval_text, table
-from universeg_jax.reports.reporting import markdown_table, percent, png_of, sheet_figure
-from universeg_jax.training.report import image, write_page
-from universeg_jax.training.report import table as html_table
+from universeg_jax.reports.figures import png_of, sheet_figure
+from universeg_jax.reports.html import image, write_page
+from universeg_jax.reports.html import table as html_table
+from universeg_jax.reports.markdown import markdown_table, percent
 
 Drawer = Callable[[Sequence[Row]], list[dict[str, Any]]]  # rows → pictures for `sheet_figure`
 Table = tuple[Sequence[Any], Sequence[Sequence[Any]]]

@@ -28,8 +28,8 @@ from universeg_jax.evaluation.cost import cost
 from universeg_jax.evaluation.scoring import SCORES, Method, mean_probabilities, model_method, scorer
 from universeg_jax.evaluation.summary import open_results, summarize
 from universeg_jax.evaluation.surfaces import surface_scores
-from universeg_jax.prediction.predictor import Predictor
-from universeg_jax.reports.reporting import write_csv, write_json
+from universeg_jax.model.factory import build_model
+from universeg_jax.reports.files import write_csv, write_json
 
 AHEAD = 2  # batches whose scores are still being measured
 
@@ -173,14 +173,14 @@ def evaluate_checkpoint(
 
     The notes of the summary name the datasets that it was trained or chosen on.
     """
-    predictor = Predictor.from_checkpoint(checkpoint)
+    params, config = store.load(checkpoint)
     built = [open_dataset(data_dir, name) for name in list_datasets(data_dir)]
     datasets = select(built, data_dir, names, role)
     path = store.resolve(checkpoint)
-    methods = {"model": (model_method(predictor.model, predictor.config.image_size), predictor.params)}
+    methods = {"model": (model_method(build_model(config.model), config.image_size), params)}
     about = {
         "checkpoint": str(path),
-        "params_hash": packaged.params_hash(predictor.params),
+        "params_hash": packaged.params_hash(params),
         "role": role,
         "cost": cost(*methods["model"], max(settings.support_sizes)),
         "notes": seen_before(store.read_metadata(path).get("lineage", {}), datasets, built),

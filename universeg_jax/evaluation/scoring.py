@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from universeg_jax.episode import OFFICIAL_SIZE, Episode, resize, to_device_floats
+from universeg_jax.episode import FLIPS, OFFICIAL_SIZE, Episode, resize, to_device_floats
 from universeg_jax.evaluation import metrics
 from universeg_jax.evaluation.cases import Settings
-from universeg_jax.prediction.predictor import FLIPS
 
 SCORES = (*metrics.METRICS, "single_dice", "oracle_dice")
 THRESHOLDS = np.linspace(0.05, 0.95, 19, dtype=np.float32)  # of the oracle

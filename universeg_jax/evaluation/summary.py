@@ -10,7 +10,8 @@ import numpy as np
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation.intervals import Cases, Estimate, interval, mean_of_means, subject_tables
 from universeg_jax.evaluation.metrics import METRICS
-from universeg_jax.reports.reporting import markdown_table, percent, read_json, write_json
+from universeg_jax.reports.files import read_json, write_json
+from universeg_jax.reports.markdown import markdown_table, percent
 
 RESAMPLES = 10_000
 # Means beside Dice, over the same cases: those with a truth. Distances only where they were measured.

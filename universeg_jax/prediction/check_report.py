@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from universeg_jax.prediction.files import COLOURS, outline
 from universeg_jax.prediction.support import Support
-from universeg_jax.training.report import STYLE, image, table
+from universeg_jax.reports.html import STYLE, image, table
+from universeg_jax.reports.overlay import COLOURS, outline
 
 
 def as_text(result: dict[str, Any]) -> str:

@@ -46,9 +46,9 @@ from universeg_jax.readers.volume_files import (
     write_like,
 )
 from universeg_jax.readers.volumes import Volume, plane, slice_axis
+from universeg_jax.reports.overlay import COLOURS, outline
 
 READ = (*EXTENSIONS, *VOLUME_EXTENSIONS, *DICOM)
-COLOURS = ((230, 60, 60), (60, 160, 240), (70, 200, 90), (240, 190, 40), (190, 90, 220), (60, 210, 210))
 
 
 def find_queries(queries: Iterable[str | Path]) -> list[Path]:
@@ -246,9 +246,3 @@ def draw_overlay(query: np.ndarray | Volume, prediction: Prediction, axis: int |
     for mask, colour in zip(masks, COLOURS * (1 + len(masks) // len(COLOURS)), strict=False):
         canvas[outline(mask)] = colour
     return Image.fromarray(canvas)
-
-
-def outline(mask: np.ndarray) -> np.ndarray:
-    """The pixels of a boolean mask [H, W] that have a neighbour outside it."""
-    padded = np.pad(mask, 1)
-    return mask & ~(padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2])

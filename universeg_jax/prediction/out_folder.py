@@ -17,7 +17,7 @@ from universeg_jax.checkpoints.packaged import params_hash
 from universeg_jax.errors import UserError
 from universeg_jax.prediction.predictor import Segmenter
 from universeg_jax.readers.file_names import extension, stem
-from universeg_jax.reports.reporting import read_json, read_json_lines, write_json
+from universeg_jax.reports.files import read_json, read_json_lines, write_json
 
 COLUMNS = ("query", "mask", "label", "size", "unit", "confidence", "warnings")
 TABLE, SETTINGS = "predictions.csv", "predict.json"

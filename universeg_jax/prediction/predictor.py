@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from universeg_jax.checkpoints import store
-from universeg_jax.episode import OFFICIAL_SIZE, resize
+from universeg_jax.episode import FLIPS, OFFICIAL_SIZE, resize
 from universeg_jax.errors import UserError
 from universeg_jax.model.factory import build_model
 from universeg_jax.prediction.support import CHOICES, Support, as_grey, choose, make_support
@@ -29,7 +29,6 @@ from universeg_jax.readers.volumes import Volume, from_slices, smooth_slices, vo
 from universeg_jax.startup import use_compilation_cache
 
 Array = jax.Array | np.ndarray
-FLIPS = ((False, False), (False, True), (True, False), (True, True))  # of rows, of columns
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from universeg_jax.data.dataset import Example
 from universeg_jax.errors import UserError
 from universeg_jax.readers.dicom import DICOM, read_dicom_picture, read_label_stack
 from universeg_jax.readers.file_names import extension
@@ -54,6 +53,21 @@ from universeg_jax.readers.volumes import (
 
 class FolderError(UserError):
     """A folder that cannot be read as images and labels; says which file and what to do."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture with the binary masks of all labels that were drawn on it."""
+
+    image: np.ndarray  # uint8 [size, size]
+    masks: np.ndarray  # uint8 0/1 [L, size, size]
+    labels: tuple[int, ...]  # id of each mask
+    subject: str
+    name: str
+    subset: str = ""
+    modality: str = ""
+    axis: int = 0
+    slicing: str = "image"  # one of SLICINGS
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ import scipy.stats
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation.intervals import Cases, interval, mean_of_means, paired
 from universeg_jax.evaluation.summary import interval_text
-from universeg_jax.reports.reporting import figure, markdown_table, percent, save_figure, write_csv
+from universeg_jax.reports.figures import figure, save_figure
+from universeg_jax.reports.files import write_csv
+from universeg_jax.reports.markdown import markdown_table, percent
 from universeg_jax.sweeps.sweep import Options, Point
 
 ABSENT = "-"  # the mean of a seed that has no result

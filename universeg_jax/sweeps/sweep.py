@@ -27,7 +27,7 @@ from universeg_jax.configuration import flatten, load_config, to_dict
 from universeg_jax.data.dataset import list_datasets, open_dataset
 from universeg_jax.data.tasks import subject_hash, task_table
 from universeg_jax.errors import UserError
-from universeg_jax.reports.reporting import (
+from universeg_jax.reports.files import (
     LockedError,
     lock,
     read_json,

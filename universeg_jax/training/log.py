@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from universeg_jax.reports.reporting import JsonLines
+from universeg_jax.reports.files import JsonLines
 
 ESTIMATE = 20  # steps from which the expected end is told
 WARM, TRACED = 10, 5  # steps before a trace, and in it

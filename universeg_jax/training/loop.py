@@ -28,7 +28,8 @@ from universeg_jax.episodes.sampler import KINDS, EpisodeSampler, batches, make_
 from universeg_jax.episodes.synthetic_datasets import MADE, make_datasets
 from universeg_jax.model.factory import build_model, init_params, param_shapes
 from universeg_jax.model.flops import training_flops
-from universeg_jax.reports.reporting import lock, plot_rows
+from universeg_jax.reports.figures import plot_rows
+from universeg_jax.reports.files import lock
 from universeg_jax.startup import Interrupted, jit_for_once, wait_for_all_hosts, when_to_stop
 from universeg_jax.training import losses
 from universeg_jax.training.log import NotFinite, Profile, StepLog

@@ -1,6 +1,5 @@
 """One static HTML page of a run, finished or going on: how far it is, its curves, scores, masks and config."""
 
-import base64
 import html
 import itertools
 import time
@@ -11,13 +10,10 @@ from typing import Any
 from universeg_jax.checkpoints import store
 from universeg_jax.configuration import flatten
 from universeg_jax.errors import UserError
-from universeg_jax.reports.reporting import curves_figure, percent, png_of, read_json, read_json_lines
-
-STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em}"
-    "table{border-collapse:collapse}td,th{padding:.2em .8em;border-bottom:1px solid #ccc;text-align:left}"
-    "summary h2{display:inline}td.n{text-align:right;font-variant-numeric:tabular-nums}img{max-width:100%}"
-)
+from universeg_jax.reports.figures import curves_figure, png_of
+from universeg_jax.reports.files import read_json, read_json_lines
+from universeg_jax.reports.html import image, table, write_page
+from universeg_jax.reports.markdown import percent
 
 
 def write_report(workdir: Path) -> Path:
@@ -42,15 +38,6 @@ def write_report(workdir: Path) -> Path:
         "</details>",
     ]
     return write_page(workdir / "report.html", workdir.name, parts)
-
-
-def write_page(path: Path, title: str, parts: Sequence[str]) -> Path:
-    """One static file, whole or not at all."""
-    page = f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(page + "\n".join(parts) + "\n")
-    temporary.replace(path)
-    return path
 
 
 def progress(lines: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]], config: dict) -> list[list[Any]]:
@@ -97,19 +84,3 @@ def datasets(workdir: Path) -> list[list[Any]]:
     rows = [[name, d["role"], d["licence"]] for name, d in record.get("trained_on", {}).items()]
     rows += [["synthetic tasks", "training", ""]] if record.get("synthetic") else []
     return rows + [[name, d["role"], ""] for name, d in record.get("selected_on", {}).items()]
-
-
-def table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
-    def line(cells: Sequence[Any], tag: str) -> str:
-        marks = [" class=n" if tag == "td" and is_number(cell) else "" for cell in cells]
-        return "<tr>" + "".join(f"<{tag}{m}>{html.escape(str(c))}</{tag}>" for c, m in zip(cells, marks, strict=True))
-
-    return "<table>" + "\n".join([line(head, "th"), *(line(row, "td") for row in rows)]) + "</table>"
-
-
-def is_number(cell: Any) -> bool:
-    return str(cell).replace(".", "", 1).replace("-", "", 1).isdigit()
-
-
-def image(png: bytes) -> str:
-    return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}">'

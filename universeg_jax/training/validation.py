@@ -14,7 +14,8 @@ from universeg_jax.evaluation import runner
 from universeg_jax.evaluation.cases import Settings
 from universeg_jax.evaluation.scoring import Method, model_method
 from universeg_jax.model.universeg import UniverSeg
-from universeg_jax.reports.reporting import JsonLines, plot_sheet, write_json
+from universeg_jax.reports.figures import plot_sheet
+from universeg_jax.reports.files import JsonLines, write_json
 
 
 class Evaluator(NamedTuple):

@@ -1,11 +1,7 @@
-"""What a run leaves to read: JSON lines, tables and pictures."""
+"""Figures by matplotlib, without pyplot's global state."""
 
-import contextlib
-import csv
-import fcntl
 import io
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,89 +9,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from universeg_jax.errors import UserError
-
-
-class JsonLines:
-    """An append-only file of one JSON object a line, each with a "step", that survives being killed.
-
-    On opening, lines from `resume_step` on are dropped, and so is a last line cut short by a kill: the run that
-    continues writes them again, so that every step stands in the file once.
-    """
-
-    def __init__(self, path: Path, resume_step: int):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read_json_lines(path) if row["step"] < resume_step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        temporary.replace(path)
-        self.file = path.open("a")
-
-    def write(self, row: dict[str, Any]) -> None:
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
-
-    def close(self) -> None:
-        self.file.close()
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; [] where there is no file."""
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]  # what follows the last newline was cut short
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.replace(path)
-
-
-class LockedError(UserError):
-    """A folder that another process works in."""
-
-
-@contextlib.contextmanager
-def lock(workdir: Path | None, name: str = ".lock") -> Iterator[None]:
-    """Refuses a second process in a workdir; the lock goes with the process, however it ends. None locks nothing."""
-    if workdir is None:
-        yield
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / name).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LockedError(f"another process works in {workdir}; wait for it, or take another folder") from None
-        yield
-
-
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """All rows under the first one's names."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table whose first column is text and whose others are right-aligned."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
-
-
-def percent(value: float) -> str:
-    """0.5 → "50.0": tables show percent, files hold [0, 1]."""
-    return f"{100 * value:.1f}"
+from universeg_jax.reports.files import read_json_lines
 
 
 def figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, np.ndarray]:
