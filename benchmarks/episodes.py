@@ -25,10 +25,10 @@ import numpy as np
 from configs import default
 from universeg_jax.episode import Episode
 from universeg_jax.episodes import augment, superpixel, synthesis, warp
+from universeg_jax.episodes.on_device import device_episodes
 from universeg_jax.episodes.sampler import KINDS, Batch
 from universeg_jax.model.universeg import UniverSeg
 from universeg_jax.training.losses import soft_dice
-from universeg_jax.training.step import device_episodes
 
 BATCH = 8  # episodes a call, one after another on a CPU as in training
 

@@ -25,7 +25,7 @@ from benchmarks.lines import write_line
 from configs import default
 from universeg_jax.reports.files import read_json_lines
 from universeg_jax.startup import use_compilation_cache
-from universeg_jax.training import loop
+from universeg_jax.training import loop, setup
 from universeg_jax.training.step import local_shardings, shard_batch
 
 SKIP = 3  # steps at the start that compile and fill the queue
@@ -48,7 +48,7 @@ def make_config(data_dir: str, steps: int, support: int) -> ConfigDict:
 
 def bare_seconds(config: ConfigDict, rounds: int) -> float:
     """Median seconds of the compiled step on one batch."""
-    run = loop.prepare(config)
+    run = setup.prepare(config)
     replicated, split = local_shardings()
     state = jax.device_put(run.state, replicated)
     drawn = jax.tree.map(lambda *x: np.stack(x), *[run.sampler(i) for i in range(config.batch_size)])
@@ -90,7 +90,7 @@ class Episodes:
     """The sampler's episodes as torch tensors, channels first; what torch calls a map-style dataset."""
 
     def __init__(self, config: ConfigDict, count: int):
-        self.sampler, self.count = loop.prepare(config).sampler, count
+        self.sampler, self.count = setup.prepare(config).sampler, count
 
     def __len__(self) -> int:
         return self.count

@@ -10,7 +10,7 @@ import pytest
 from configs import default
 from universeg_jax.configuration import flatten, to_dict
 from universeg_jax.model.factory import build_model, param_shapes
-from universeg_jax.training import loop
+from universeg_jax.training import setup
 from universeg_jax.training.optimizer import make_optimizer
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +25,7 @@ def test_config(name, monkeypatch):
     config = module.get_config()
     assert flatten(to_dict(config)).keys() == flatten(to_dict(default.get_config())).keys()
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    loop.check_config(config)
+    setup.check_config(config)
     make_optimizer(config)
     param_shapes(build_model(config.model))
 

@@ -15,7 +15,7 @@ from universeg_jax.evaluation import trivial
 from universeg_jax.evaluation.cases import Settings
 from universeg_jax.evaluation.runner import evaluate_to
 from universeg_jax.reports.files import write_json
-from universeg_jax.training import loop
+from universeg_jax.training import setup
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_every_command_can_be_typed_and_models_have_equal_episodes(jobs, tmp_pat
             given = [part for part in job.train[1:] if not part.startswith("--workdir=")]
             monkeypatch.setattr("sys.argv", given)  # where overrides are looked for
             parsed(given)
-            loop.check_config(parsed.config)
+            setup.check_config(parsed.config)
             configs[job.name] = parsed.config.to_dict()
     models = {name: config.pop("model") for name, config in configs.items()}
     assert {model["name"] for model in models.values()} == {"universeg", "senet", "panet", "alpnet"}

@@ -12,9 +12,10 @@ from universeg_jax import cli
 from universeg_jax.checkpoints import store
 from universeg_jax.checkpoints.lineage import lineage
 from universeg_jax.configuration import read_config, to_dict, write_config
+from universeg_jax.episodes import inputs, replay
+from universeg_jax.episodes.on_device import device_episodes, support_size_of, trim_support
 from universeg_jax.episodes.sampler import batches
 from universeg_jax.training import loop
-from universeg_jax.training.step import device_episodes, support_size_of, trim_support
 
 STEP = 2
 
@@ -28,7 +29,7 @@ def run(tmp_path_factory):
     workdir = path / "run"
     (workdir / "checkpoints").mkdir(parents=True)
     write_config(config, workdir)
-    record = lineage(config, *loop.open_data(config))
+    record = lineage(config, *inputs.open_data(config))
     store.write_params(workdir / "checkpoints" / "3", {"w": np.ones(1)}, {"lineage": record, "metrics": None})
     return workdir, config
 
@@ -41,7 +42,7 @@ def test_it_draws_what_the_step_was_given(run, tmp_path, monkeypatch, capsys):
         command = ["replay", f"--workdir={workdir}", f"--step={STEP}", f"--index={k}", f"--out={tmp_path / str(k)}"]
         assert cli.main(command) == 0
     assert capsys.readouterr().out.splitlines() == [str(tmp_path / str(k)) for k in range(2)]
-    sampler = loop.sampler_of(config, loop.open_data(config)[0])
+    sampler = inputs.sampler_of(config, inputs.open_data(config)[0])
     batch = next(batches(sampler, batch_size=2, first_step=STEP, last_step=STEP + 1))
     batch = trim_support(batch, *support_size_of(STEP, config))
     trained_on = jax.jit(functools.partial(device_episodes, config=config))(batch)[0]
@@ -59,10 +60,10 @@ def test_the_picture_holds_every_entry(run, tmp_path):
     _, config = run
     config = config.copy_and_resolve_references()
     config.support_schedule, config.support_size = "fixed", 14
-    sampler = loop.sampler_of(config, loop.open_data(config)[0])
-    path = loop.draw_episode(sampler, 0, config, tmp_path / "episode.png")
+    sampler = inputs.sampler_of(config, inputs.open_data(config)[0])
+    path = replay.draw_episode(sampler, 0, config, tmp_path / "episode.png")
     width, height = Image.open(path).size
-    assert width / height == pytest.approx(loop.PICTURE_COLUMNS / 4, rel=0.05)  # 15 entries in two rows, twice
+    assert width / height == pytest.approx(replay.PICTURE_COLUMNS / 4, rel=0.05)  # 15 entries in two rows, twice
 
 
 def test_the_config_of_a_run_is_read_as_it_was_given(run, tmp_path):

@@ -50,8 +50,7 @@ def check_no_leak(datasets, seed, support_size, replacement, **how):
 
 ways = st.fixed_dictionaries(
     {
-        "draw": st.sampled_from(["datasets", "tasks", "size"]),
-        "draw_exponent": st.sampled_from([0.0, 0.5, 1.0, 8.0]),
+        "draw": st.sampled_from(["datasets", "tasks"]),
         "label_union": st.sampled_from([0.0, 0.5]),
         "all_labels": st.sampled_from([0.0, 0.5]),
     }
@@ -96,18 +95,12 @@ def test_tasks_are_drawn_level_by_level():
     [
         ({"draw": "datasets"}, [1 / 2, 1 / 6, 1 / 6, 1 / 6]),
         ({"draw": "tasks"}, [1 / 4] * 4),
-        ({"draw": "size", "draw_exponent": 0.0}, [1 / 4] * 4),
-        ({"draw": "size", "draw_exponent": 1.0}, None),
-        ({"draw": "size", "draw_exponent": 0.5}, None),
     ],
 )
 def test_tasks_are_drawn_by_the_weights_that_are_asked_for(how, shares):
     one = memory_dataset("one", subjects=[f"s{i}" for i in range(40)], labels=[1] * 40)
     three = memory_dataset("three", subjects=[f"s{i % 10}" for i in range(30)], labels=[i // 10 + 1 for i in range(30)])
     sampler = make_sampler([one, three], task_table([one, three]), seed=0, support_size=1, **how)
-    if shares is None:  # 32 examples of the 40 are on the train side, 8 of each 10
-        weights = np.array([32, 8, 8, 8]) ** how["draw_exponent"]
-        shares = weights / weights.sum()
     drawn = np.bincount([sampler.draw(i).task for i in range(4000)], minlength=4) / 4000
     for found, p in zip(drawn, shares, strict=True):
         assert abs(found - p) < 4 * np.sqrt(p * (1 - p) / 4000)
@@ -193,7 +186,7 @@ def discs(tmp_path_factory):
 
 
 def stack(stream):
-    leaves = [(b.index, b.kind, b.task, b.subjects, *b.episode) for b in stream]
+    leaves = [(b.index, b.kind, b.task, *b.episode) for b in stream]
     return [np.concatenate(leaf) for leaf in zip(*leaves, strict=True)]
 
 
@@ -227,8 +220,6 @@ def test_an_episode_shows_what_was_drawn(discs):
         np.testing.assert_array_equal(image[..., 0], discs[row]["image"])
         np.testing.assert_array_equal(label[..., 0], discs[row]["masks"][position])
     assert {x.dtype for x in batch.episode} == {np.dtype("uint8")}
-    rows = [row for row, _ in (draw.query, *draw.support)]
-    np.testing.assert_array_equal(batch.subjects, discs.index.subject[rows])
 
 
 def test_kinds_are_drawn_as_often_as_their_weights_say():
@@ -276,9 +267,7 @@ def test_a_superpixel_episode_brings_one_image_of_the_train_side(discs):
         ("train_open", {"synthetic": 1.5}, "synthetic episodes is 1.5"),
         ("train_open", {"superpixel": -0.5}, "superpixel episodes is -0.5"),
         ("train_open", {"synthetic": 0.7, "superpixel": 0.5}, "synthetic and superpixel episodes is 1.2"),
-        ("train_open", {"draw": "size", "draw_exponent": -1.0}, "draw_exponent=-1.0"),
-        ("train_open", {"draw": "size", "draw_exponent": float("nan")}, "draw_exponent=nan"),
-        ("train_open", {"draw": "sizes"}, "config.draw='sizes': choose one of datasets, tasks, size"),
+        ("train_open", {"draw": "sizes"}, "config.draw='sizes': choose one of datasets, tasks"),
         ("train_open", {"label_union": 1.5}, "label_union episodes is 1.5"),
         ("train_open", {"label_union": 0.7, "all_labels": 0.5}, "label_union and all_labels episodes is 1.2"),
     ],

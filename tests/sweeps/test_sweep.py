@@ -19,12 +19,12 @@ from universeg_jax.cli import main
 from universeg_jax.configuration import flatten, to_dict
 from universeg_jax.data.dataset import open_dataset
 from universeg_jax.episodes import augment
+from universeg_jax.episodes.inputs import open_tasks
 from universeg_jax.errors import UserError
 from universeg_jax.reports.files import lock, read_json, write_json
 from universeg_jax.sweeps import sweep
 from universeg_jax.sweeps.sweep import Options, plan, run_job, run_local, run_slurm
-from universeg_jax.training import loop
-from universeg_jax.training.loop import open_tasks
+from universeg_jax.training import setup
 
 TINY = ["image_size=16", "batch_size=4", "num_steps=2", "model.encoder_blocks=(4,4)", "support_size=2",
         "kinds.synthetic=0.0", "kinds.real=1.0", "eval_every=2", "checkpoint_every=2", "eval.max_cases=1"]  # fmt: skip
@@ -60,7 +60,7 @@ def test_every_sweep_has_flags_that_train_reads_and_lists_its_commands(data_dir,
         given = [part for part in job.train[1:] if not part.startswith("--workdir=")]
         monkeypatch.setattr(sys, "argv", given)  # where overrides are looked for
         parsed(given)
-        loop.check_config(parsed.config)
+        setup.check_config(parsed.config)
         changed = flatten(to_dict(parsed.config))
         runs.add(str(changed))
         assert changed.keys() == base.keys()
@@ -94,7 +94,7 @@ def test_a_dataset_without_a_task_counts_for_nothing(tmp_path, capsys):
     points, jobs = plan("num_datasets", Options(str(tmp_path), tmp_path / "out", seeds=(0,)))
     assert [point.value for point in points] == ["1", "2"]
     assert "two_subjects" not in sweep.listing(jobs)
-    loop.prepare(tiny_config(data_dir=str(tmp_path)))
+    setup.prepare(tiny_config(data_dir=str(tmp_path)))
     assert "2 tasks of 2 datasets (without a usable task: 1; `universeg tasks` says why)" in capsys.readouterr().out
 
 

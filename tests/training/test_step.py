@@ -14,21 +14,22 @@ from universeg_jax.checkpoints import store
 from universeg_jax.configuration import to_dict
 from universeg_jax.data.tasks import task_table
 from universeg_jax.episode import Episode, to_device_floats
-from universeg_jax.episodes.sampler import REAL, SUPERPIXEL, SYNTHETIC, Batch, batches, make_sampler
+from universeg_jax.episodes import inputs
+from universeg_jax.episodes.on_device import (
+    device_episodes,
+    plain_episode,
+    support_size_of,
+    trim_support,
+)
+from universeg_jax.episodes.sampler import Batch, batches, make_sampler
 from universeg_jax.evaluation.scoring import model_method
 from universeg_jax.model.factory import build_model, init_params
-from universeg_jax.training import loop, step
 from universeg_jax.training.optimizer import make_optimizer
 from universeg_jax.training.step import (
     accumulated_gradient,
-    device_episodes,
-    every_image_as_query,
     init_state,
     loss_and_dice,
-    plain_episode,
-    support_size_of,
     train_step,
-    trim_support,
 )
 
 MIXED = {"real": 1.0, "synthetic": 1.0, "superpixel": 1.0}
@@ -36,9 +37,9 @@ MIXED = {"real": 1.0, "synthetic": 1.0, "superpixel": 1.0}
 
 def stepper(config, data_dir, devices):
     """(first state, function of (state, first, last) → (state, sums of each step)) on some of the fake devices."""
-    dataset = loop.open_data(config)[0][0]
+    dataset = inputs.open_data(config)[0][0]
     sampler = make_sampler(
-        [dataset], task_table([dataset]), seed=0, support_size=3, **loop.kind_shares(config), size=16
+        [dataset], task_table([dataset]), seed=0, support_size=3, **inputs.kind_shares(config), size=16
     )
     model = build_model(config.model)
     optimizer, schedule = make_optimizer(config)
@@ -87,7 +88,7 @@ def test_one_step_of_sgd_is_the_gradient_of_the_mean_loss(data_dir):
     config.optimizer.name, config.optimizer.learning_rate = "sgd", 1.0
     start, run = stepper(config, data_dir, devices=1)
     state, _ = run(start, 0, 1)
-    dataset = loop.open_data(config)[0][0]
+    dataset = inputs.open_data(config)[0][0]
     sampler = make_sampler([dataset], task_table([dataset]), seed=0, support_size=3, size=16)
     batch = next(batches(sampler, batch_size=4, first_step=0, last_step=1))
     model = build_model(config.model, form="plain")
@@ -104,8 +105,8 @@ def test_one_step_of_sgd_is_the_gradient_of_the_mean_loss(data_dir):
 
 
 def mixed_batch(config, count=8):
-    dataset = loop.open_data(config)[0][0]
-    shares = loop.kind_shares(config)
+    dataset = inputs.open_data(config)[0][0]
+    shares = inputs.kind_shares(config)
     sampler = make_sampler([dataset], task_table([dataset]), seed=0, support_size=3, **shares, size=16)
     return next(batches(sampler, batch_size=count, first_step=0, last_step=1))
 
@@ -139,8 +140,8 @@ def test_each_kind_has_its_maker_and_one_without_weight_is_not_even_traced(data_
         made.append("superpixel")
         return filled(-2.0, support_size), jnp.int32(0)
 
-    monkeypatch.setattr(step.synthesis, "synthetic_episode", synthetic)
-    monkeypatch.setattr(step.superpixel, "superpixel_episode", superpixels)
+    monkeypatch.setattr(on_device.synthesis, "synthetic_episode", synthetic)
+    monkeypatch.setattr(on_device.superpixel, "superpixel_episode", superpixels)
     for drawn in (["real"], ["real", "superpixel"], ["real", "synthetic"], ["synthetic", "superpixel"], list(MIXED)):
         made.clear()
         config = tiny_config(data_dir, kinds={name: float(name in drawn) for name in MIXED})
@@ -207,82 +208,6 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole():
     assert_trees_equal(split, whole, atol=1e-6)
 
 
-def test_every_image_as_query_leaves_itself_out():
-    batch, support = 2, 3
-    images = np.arange(batch * (support + 1), dtype=np.float32).reshape(batch, support + 1, 1, 1, 1)
-    mask = np.array([[1, 1, 1], [1, 1, 0]], np.float32)
-    episode = Episode(images[:, 0], 10 + images[:, 0], images[:, 1:], 10 + images[:, 1:], mask)
-    subjects = jnp.array([[5, 6, 7, 8]] * 2)
-    turned, left = jax.device_get(every_image_as_query(jax.tree.map(jnp.asarray, episode), subjects))
-    assert left.tolist() == [[1.0] * 4] * 2
-    assert turned.query_image.ravel().tolist() == list(range(8))
-    for query, others, kept in zip(turned.query_image.ravel(), turned.support_images, turned.support_mask, strict=True):
-        first = 4 * (query // 4)
-        assert others.ravel().tolist() == [x for x in range(int(first), int(first) + 4) if x != query]
-        assert kept.tolist() == [float(x != 7) for x in others.ravel()]
-    np.testing.assert_array_equal(turned.support_labels, turned.support_images + 10)
-
-
-def test_every_image_as_query_is_the_mean_over_the_images_that_count():
-    model = build_model({"encoder_blocks": (4,)})
-    params = init_params(model, 0)
-    rng = np.random.default_rng(0)
-    images, labels = (jnp.asarray(rng.random((1, 4, 8, 8, 1)) > cut, jnp.float32) for cut in (0.5, 0.6))
-    mask = jnp.array([[1.0, 1.0, 0.0]])  # the last image is padding
-    config = tiny_config()
-
-    def losses_of(config, query, others, mask=mask, subjects=(0, 1, 2, 3)):
-        episode = Episode(images[:, query], labels[:, query], images[:, others], labels[:, others], mask)
-        return loss_and_dice(params, episode, model, config, jnp.array([subjects]))
-
-    each = [losses_of(config, i, np.array([j for j in (0, 1, 2) if j != i] + [3])) for i in range(3)]
-    config.every_image_as_query = True
-    together = losses_of(config, 0, np.array([1, 2, 3]))
-    assert_trees_equal(together, jax.tree.map(lambda *x: sum(x) / 3, *each), atol=1e-6)
-    # Images 1 and 2 are of one subject: neither supports the other, and each has the query left.
-    own = losses_of(config, 0, np.array([1, 2, 3]), subjects=(0, 1, 1, 3))
-    config.every_image_as_query = False
-    alone = [losses_of(config, i, np.array([0, 2, 3]), mask=jnp.array([[1.0, 0.0, 0.0]])) for i in (1, 2)]
-    assert_trees_equal(own, jax.tree.map(lambda *x: sum(x) / 3, each[0], *alone), atol=1e-6)
-
-
-def test_a_query_whose_subject_alone_is_there_does_not_count():
-    model = build_model({"encoder_blocks": (4,)})
-    params = init_params(model, 0)
-    rng = np.random.default_rng(0)
-    images, labels = (jnp.asarray(rng.random((1, 3, 8, 8, 1)) > cut, jnp.float32) for cut in (0.5, 0.6))
-    config = tiny_config(every_image_as_query=True)
-
-    def loss(params, mask, subjects):
-        episode = Episode(images[:, 0], labels[:, 0], images[:, 1:], labels[:, 1:], jnp.array([mask]))
-        return loss_and_dice(params, episode, model, config, jnp.array([subjects]))[0].sum()
-
-    # The second entry is padding, and that it is of another subject changes nothing.
-    for mask, subjects in (([1.0, 1.0], [4, 4, 4]), ([1.0, 0.0], [4, 4, 9])):
-        value, gradient = jax.value_and_grad(loss)(params, mask, subjects)
-        assert value == 0
-        assert max(np.abs(x).max() for x in jax.tree.leaves(gradient)) == 0
-
-
-def test_no_subject_supports_itself_in_a_batch_of_every_kind(data_dir, monkeypatch):
-    """Real entries carry the subjects that the host drew; of a synthetic task equal images are one subject."""
-    config = tiny_config(data_dir, kinds=MIXED, every_image_as_query=True)
-    batch = mixed_batch(config, 16)
-
-    def repeated(key, size, support_size, config):
-        images = jax.random.uniform(key, (support_size + 1, 16, 16, 1)).astype(jnp.float32)
-        images = images.at[2].set(images[0])
-        labels = (images > 0.5).astype(jnp.float32)
-        return Episode(images[0], labels[0], images[1:], labels[1:], jnp.ones(support_size))
-
-    monkeypatch.setattr(step.synthesis, "synthetic_episode", repeated)
-    _, _, subjects = jax.jit(functools.partial(device_episodes, config=config))(batch)
-    for kind, then, now in zip(batch.kind, batch.subjects, np.asarray(subjects), strict=True):
-        assert now.tolist() == ([0, 1, 0, 3] if kind == SYNTHETIC else then.tolist())
-        assert kind != REAL or then[0] not in then[1:]
-        assert kind != SUPERPIXEL or then.tolist() == [0, 1, 2, 3]
-
-
 @pytest.mark.parametrize("schedule", ["uniform", "log_uniform"])
 def test_support_sizes_are_drawn_as_the_schedule_says(schedule):
     config = tiny_config(support_size=48, support_schedule=schedule)
@@ -301,8 +226,6 @@ def test_support_sizes_are_drawn_as_the_schedule_says(schedule):
 def test_trimmed_support_keeps_the_first_entries():
     images = np.arange(2 * 5).reshape(2, 5, 1, 1, 1)
     episode = Episode(images[:, 0], images[:, 0], images, images + 1, np.ones((2, 5), np.uint8))
-    subjects = np.arange(2 * 6).reshape(2, 6)
-    batch = trim_support(Batch(np.arange(2), np.zeros(2), np.zeros(2), episode, subjects), 3, 4)
-    np.testing.assert_array_equal(batch.subjects, subjects[:, :5])  # the query's and four
+    batch = trim_support(Batch(np.arange(2), np.zeros(2), np.zeros(2), episode), 3, 4)
     np.testing.assert_array_equal(batch.episode.support_images, images[:, :4])
     np.testing.assert_array_equal(batch.episode.support_mask, [[1, 1, 1, 0]] * 2)

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from universeg_jax.checkpoints import store
 from universeg_jax.configuration import to_dict
 from universeg_jax.errors import UserError
+from universeg_jax.reports.files import atomic_write
 
 PARTS = {"encoder": "enc_blocks", "decoder": "dec_blocks"}
 CONVS = {"cross": "cross.cross_conv", "query": "target.vmapped.conv", "support": "support.vmapped.conv"}
@@ -151,17 +152,12 @@ def config_for(state: dict[str, np.ndarray]) -> ConfigDict:
 
 
 def _write(out: Path, state: dict[str, np.ndarray]) -> None:
-    """Appears only whole."""
-    temporary = out.with_name(f".{out.name}.tmp")
-    try:
+    with atomic_write(out) as temporary:
         if out.suffix == ".safetensors":
             safetensors.numpy.save_file(state, temporary)
         else:
             torch = _torch()
             torch.save({name: torch.from_numpy(value.copy()) for name, value in state.items()}, temporary)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _torch() -> Any:

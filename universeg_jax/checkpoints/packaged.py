@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 
 from universeg_jax.errors import UserError
+from universeg_jax.reports.files import atomic_write
 
 FOLDER = Path(__file__).parents[1] / "weights"
 SUFFIX = ".safetensors"
@@ -42,12 +43,11 @@ def params_hash(params: Any) -> str:
 
 
 def write_file(path: Path, params: Any, header: dict[str, Any]) -> None:
-    """Parameters as float32 with `header`, whole or not at all."""
+    """Writes parameters as float32 with `header`, atomically."""
     flat = {".".join(name): np.asarray(x, np.float32) for name, x in flatten_dict(params).items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    safetensors.numpy.save_file(flat, temporary, {KEY: json.dumps({**header, "params_hash": params_hash(params)})})
-    temporary.replace(path)
+    metadata = {KEY: json.dumps({**header, "params_hash": params_hash(params)})}
+    with atomic_write(path) as temporary:
+        safetensors.numpy.save_file(flat, temporary, metadata)
 
 
 def read_header(path: Path) -> dict[str, Any]:

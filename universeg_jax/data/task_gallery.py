@@ -14,6 +14,7 @@ from PIL import Image
 
 from universeg_jax.data.dataset import Dataset
 from universeg_jax.data.tasks import FIRST, SECOND, Task
+from universeg_jax.reports.files import atomic_write
 
 EXAMPLES = 3
 OUTLINE = (255, 60, 0)
@@ -29,11 +30,8 @@ figcaption { font-size: 80%; overflow-wrap: anywhere }
 
 def write_page(path: Path, datasets: Sequence[Dataset], tasks: Sequence[Task]) -> None:
     """The HTML page, written task by task: memory does not grow with it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(_lines(datasets, tasks))
-    temporary.replace(path)
 
 
 def _lines(datasets: Sequence[Dataset], tasks: Sequence[Task]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Episodes for training: episode i of a run is a pure function of (seed, i) and the config.
 
 A task is drawn level by level, uniformly: slicing → dataset → subset → modality → axis → label (Butoi et al., 2023,
-section 4); or each task alike, or by its number of examples. Then a query, then the support from the other subjects of
+section 4); or each task alike. Then a query, then the support from the other subjects of
 the train side, with replacement as published.
 
 An episode's label may be the union of its task's label and others of the same images: of some, or of every one. Only
@@ -25,8 +25,7 @@ from universeg_jax.errors import UserError
 
 KINDS = ("real", "synthetic", "superpixel")
 REAL, SYNTHETIC, SUPERPIXEL = range(len(KINDS))
-MAX_EXPONENT = 8.0  # beyond it the largest task alone is drawn
-DRAWS = ("datasets", "tasks", "size")
+DRAWS = ("datasets", "tasks")
 LEVELS = ("slicing", "dataset", "subset", "modality", "axis", "label")
 
 
@@ -40,9 +39,6 @@ class Batch(NamedTuple):
     kind: np.ndarray  # uint8 [B], position in KINDS
     task: np.ndarray  # int32 [B], position in the sampler's tasks, of superpixels the image's; -1 for synthetic
     episode: Episode
-    # int32 [B, S + 1], of the query and each entry: the dataset's subjects; of images that the device makes, all
-    # different. config.every_image_as_query asks for them, so that no subject supports itself.
-    subjects: np.ndarray | None = None
 
 
 class Draw(NamedTuple):
@@ -63,7 +59,6 @@ class EpisodeSampler:
     tasks: Sequence[Task]
     pools: Sequence[Examples]
     tree: tuple  # of task numbers: each branch of a node is as likely as the others
-    ends: np.ndarray | None  # of the tasks' shares of [0, 1), in place of the tree
     companions: dict[tuple, tuple[int, ...]]  # labels of each family of tasks
     seed: int
     support_size: int
@@ -100,8 +95,6 @@ class EpisodeSampler:
         return Draw(REAL, node, pick[0], pick[1:], self._labels(rng, self.tasks[node]))
 
     def _task(self, rng: np.random.Generator) -> int:
-        if self.ends is not None:
-            return int(np.searchsorted(self.ends, rng.random(), "right"))
         node = self.tree
         while isinstance(node, tuple):
             node = node[rng.integers(len(node))]
@@ -126,18 +119,16 @@ class EpisodeSampler:
         if draw.kind == REAL:
             rows, positions = np.array([draw.query, *draw.support]).T
             dataset = self.datasets[self.tasks[draw.task].dataset]
-            subjects = dataset.index.subject[rows]
             pixels = dataset.gather_union(rows, draw.labels) if draw.labels else dataset.gather(rows, positions)
             images, labels = (x[..., None] for x in pixels)
         else:  # the device makes them, or what is missing beside one picture
             shape = (self.support_size + 1, self.size, self.size, 1)
-            subjects = np.arange(self.support_size + 1, dtype=np.int32)
             images, labels = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
             if draw.kind == SUPERPIXEL:
                 dataset = self.datasets[self.tasks[draw.task].dataset]
                 images[0, ..., 0] = dataset.gather(np.array([draw.query[0]]), np.zeros(1, np.int64))[0][0]
         episode = Episode(images[0], labels[0], images[1:], labels[1:], np.ones(self.support_size, np.uint8))
-        return Batch(np.uint32(index), np.uint8(draw.kind), np.int32(draw.task), episode, subjects)
+        return Batch(np.uint32(index), np.uint8(draw.kind), np.int32(draw.task), episode)
 
 
 def draw_others(
@@ -180,7 +171,6 @@ def make_sampler(
     replacement: bool = True,
     size: int | None = None,
     draw: str = "datasets",
-    draw_exponent: float = 0.5,
     label_union: float = 0.0,
     all_labels: float = 0.0,
 ) -> EpisodeSampler:
@@ -188,7 +178,7 @@ def make_sampler(
 
     `synthetic` is the probability of a synthetic episode; with 1 no dataset is needed, only `size` in pixels.
     `superpixel` is that of one whose label is made from an image of those tasks. `draw` is one of DRAWS: "datasets"
-    level by level, "tasks" each task alike, "size" by its examples to the power of `draw_exponent`. `label_union` and
+    level by level, "tasks" each task alike. `label_union` and
     `all_labels` are the probabilities that the label is united with some others of its images, or with every one; those
     of unusable tasks among `tasks` count too.
     Raises UserError where a task of role val or test is among them, sizes differ, or S < 1.
@@ -199,8 +189,6 @@ def make_sampler(
     check_shares("label_union", label_union, "all_labels", all_labels)
     if draw not in DRAWS:
         raise UserError(f"config.draw={draw!r}: choose one of {', '.join(DRAWS)}")
-    if not 0 <= draw_exponent <= MAX_EXPONENT:
-        raise UserError(f"config.draw_exponent={draw_exponent}: it must lie in [0, {MAX_EXPONENT}]")
     for task in tasks:
         if side_of_role(task.role) != "training":
             raise UserError(f"dataset {task.dataset} has role {task.role}: it must never be in a training episode")
@@ -219,7 +207,6 @@ def make_sampler(
         tasks=tasks,
         pools=pools,
         tree=_tree(tasks, range(len(tasks)), LEVELS) if tasks and draw == "datasets" else tuple(range(len(tasks))),
-        ends=_ends(np.array([len(pool) for pool in pools]), draw_exponent) if tasks and draw == "size" else None,
         companions=companions,
         seed=seed,
         support_size=support_size,
@@ -237,12 +224,6 @@ def check_shares(name: str, share: float, other_name: str, other: float) -> None
     for kind, value in {name: share, other_name: other, f"{name} and {other_name}": share + other}.items():
         if not 0 <= round(value, 9) <= 1:
             raise UserError(f"the probability of {kind} episodes is {value}: it must lie in [0, 1]")
-
-
-def _ends(sizes: np.ndarray, exponent: float) -> np.ndarray:
-    """Where each task's share of [0, 1) ends."""
-    ends = np.cumsum((sizes / sizes.max()) ** exponent)
-    return ends / ends[-1]
 
 
 def _companions(tasks: Sequence[Task]) -> dict[tuple, tuple[int, ...]]:
@@ -288,5 +269,4 @@ def batches(
 def stack(episodes: Sequence[Batch]) -> Batch:
     """Along a new first axis."""
     numbers = (np.stack([each[k] for each in episodes]) for k in range(3))
-    episode = Episode(*map(np.stack, zip(*(each.episode for each in episodes), strict=True)))
-    return Batch(*numbers, episode, np.stack([each.subjects for each in episodes]))
+    return Batch(*numbers, Episode(*map(np.stack, zip(*(each.episode for each in episodes), strict=True))))

@@ -12,12 +12,11 @@ from ml_collections import ConfigDict
 from universeg_jax.data.dataset import list_datasets
 from universeg_jax.data.tasks import task_table, usable
 from universeg_jax.episode import Episode, to_device_floats
-from universeg_jax.episodes import augment
+from universeg_jax.episodes import augment, inputs
+from universeg_jax.episodes.on_device import plain_episode
 from universeg_jax.episodes.sampler import KINDS, SUPERPIXEL, SYNTHETIC, make_sampler, task_name
 from universeg_jax.reports.figures import plot_rows
 from universeg_jax.startup import jit_for_once
-from universeg_jax.training import loop
-from universeg_jax.training.step import plain_episode
 
 SHEETS = ("synthetic", "superpixel", "augment")
 TASKS, SUBJECTS = 12, 8
@@ -48,9 +47,9 @@ def task_rows(kind: str, config: ConfigDict, first: int = 0) -> list[Row]:
     """TASKS rows of 1 + config.support_size subjects. Raises UserError as training does, for config and data."""
     config = ConfigDict(config)
     config.kinds = ConfigDict({name: float(name == kind) for name in KINDS})
-    loop.check_parts(config)
-    datasets, _ = loop.open_data(config)
-    sampler = loop.sampler_of(config, datasets)
+    inputs.check_parts(config)
+    datasets, _ = inputs.open_data(config)
+    sampler = inputs.sampler_of(config, datasets)
     make = jit_for_once(functools.partial(plain_episode, config=config))
     rows = []
     for index in range(first, first + TASKS):
@@ -118,8 +117,8 @@ def example(config: ConfigDict, index: int) -> tuple[np.ndarray, np.ndarray]:
         return row.images[0][..., None], row.labels[0][..., None]
     config = ConfigDict(config)
     config.kinds = ConfigDict({name: float(name == "real") for name in KINDS})
-    loop.check_parts(config)
-    datasets, _ = loop.open_data(config)
+    inputs.check_parts(config)
+    datasets, _ = inputs.open_data(config)
     tasks = usable(task_table(datasets, config.min_label_density))
     raw = make_sampler(datasets, tasks, seed=config.seed, support_size=1)(index).episode
     episode = jax.device_get(to_device_floats(jax.tree.map(jnp.asarray, raw), config.image_size))

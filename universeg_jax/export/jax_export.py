@@ -25,6 +25,7 @@ from universeg_jax.export import run_exported
 from universeg_jax.export.run_exported import ExportedModel
 from universeg_jax.model.factory import build_model
 from universeg_jax.prediction.predictor import Predictor
+from universeg_jax.reports.files import atomic_write
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 INPUTS = {
@@ -99,10 +100,6 @@ def load_exported(path: str | Path) -> ExportedModel:
 
 
 def _write_zip(out: Path, members: dict[str, bytes]) -> None:
-    """Whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".tmp")
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+    with atomic_write(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
-    temporary.replace(out)

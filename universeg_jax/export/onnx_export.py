@@ -23,6 +23,7 @@ from universeg_jax.errors import UserError
 from universeg_jax.export.jax_export import INPUTS, PREPROCESSING
 from universeg_jax.model.factory import build_model
 from universeg_jax.prediction.predictor import Predictor
+from universeg_jax.reports.files import atomic_write
 
 NAMES = tuple(INPUTS)
 TOLERANCE = 1e-4  # of logits
@@ -59,10 +60,8 @@ def export_onnx(checkpoint: str | Path, out: str | Path, support_size: int) -> s
         raise UserError(
             f"ONNX Runtime's logits differ by {apart:.1e}, above {TOLERANCE:g}; use `universeg export` alone"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(out)
+    with atomic_write(out) as temporary:
+        temporary.write_bytes(content)
     return (
         f"{path} → {out}: {len(content) / 1e6:.1f} MB, {support_size} entries, logits within {apart:.0e} of the model's"
     )

@@ -2,7 +2,7 @@
 
 They have UniverSeg's call, so that the same episodes, loop, losses, checkpoints, evaluation and predictor serve them.
 Backbones start at random, where PANet and ALPNet start from ImageNet and COCO: UniverSeg starts at random too. Their
-alignment loss, support entries segmented by the query, is `config.every_image_as_query` here, with true labels.
+alignment loss, which segments the support by the query, is left out.
 """
 
 from collections.abc import Callable

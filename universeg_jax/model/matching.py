@@ -108,14 +108,6 @@ class CellMatching(nn.Module):
         found = jnp.moveaxis(found[..., :-1] / (found[..., -1:] + 1e-12), 1, -1)
         return from_cells(found.reshape((batch, rows, columns, -1)), cell).astype(query.dtype)
 
-    def flops(self, size: int, support_size: int) -> int:
-        """Multiplications and additions for one query at size² pixels."""
-        cell, f = cell_size((size, size, 1)), self.features
-        cells = (size // cell) ** 2
-        keys = 9 * (4 * 8 * f // 2 + f // 2 * f + f * f + 2 * f * f // 4) + f * self.heads * KEY
-        pairs = cells * self.heads * (KEY + 4 + cell**2 + 1)
-        return 2 * cells * ((support_size + 1) * keys + support_size * pairs)
-
 
 class PixelMatching(nn.Module):
     """How likely each pixel is foreground [B, H, W, heads], 0.5 where the support says nothing.
@@ -159,13 +151,6 @@ class PixelMatching(nn.Module):
         shares = counts / (counts.sum(-1, keepdims=True) + 1e-12) + PRIOR
         foreground = shares[:, 0] / shares.sum(1)
         return jnp.einsum("bhwnk,bnk->bhwn", self.kinds(query, 1), foreground).astype(query.dtype)
-
-    def flops(self, size: int, support_size: int) -> int:
-        """Multiplications and additions for one query at size² pixels."""
-        f, kinds = self.features, self.heads * KINDS
-        local, kind = 9 * 2 * f // 2, 9 * f // 2 * f + f * kinds
-        entry = local + (kind + 2 * kinds) // STRIDE**2
-        return 2 * size**2 * (support_size * entry + local + kind + kinds)
 
 
 MATCHES = (CellMatching, PixelMatching)

@@ -30,7 +30,6 @@ from universeg_jax.prediction.out_folder import (
     left_by_workers,
     open_out,
     remove_parts,
-    whole,
 )
 from universeg_jax.prediction.predictor import Prediction, Segmenter
 from universeg_jax.prediction.workers import how_to_make, in_processes
@@ -46,6 +45,7 @@ from universeg_jax.readers.volume_files import (
     write_like,
 )
 from universeg_jax.readers.volumes import Volume, plane, slice_axis
+from universeg_jax.reports.files import atomic_write
 from universeg_jax.reports.overlay import COLOURS, outline
 
 READ = (*EXTENSIONS, *VOLUME_EXTENSIONS, *DICOM)
@@ -196,12 +196,12 @@ def predict_file(
     prediction = segmenter.volume(query, axis, progress=True) if volume else segmenter(query)
     if dicom_seg is not None and volume and is_dicom(file):
         masks = {label: prediction.of(label)[0] for label in prediction.labels}
-        with whole(targets[0]) as temporary:
+        with atomic_write(targets[0]) as temporary:
             write_dicom_seg(temporary, masks, dicom_seg, file, query)
     else:
         _write_masks(targets, prediction, file, query)
     if overlay:
-        with whole(overlay_of(file, targets[0].parent)) as temporary:
+        with atomic_write(overlay_of(file, targets[0].parent)) as temporary:
             draw_overlay(query, prediction, axis).save(temporary, format="PNG")
     size, unit = (float(np.prod(query.spacing)) / 1000, "ml") if volume else (1, "pixels")
     rows = []
@@ -223,7 +223,7 @@ def _read_query(file: Path) -> np.ndarray | Volume:
 
 def _write_masks(targets: Sequence[Path], prediction: Prediction, file: Path, query: np.ndarray | Volume) -> None:
     for target, mask in zip(targets, prediction.mask if len(targets) > 1 else [prediction.mask], strict=True):
-        with whole(target) as temporary:
+        with atomic_write(target) as temporary:
             if isinstance(query, Volume):
                 write_like(temporary, mask, file, query)
             else:

@@ -3,7 +3,6 @@
 predictions.csv has a line for each label of each mask, predict.json the support, weights and options of all of them.
 """
 
-import contextlib
 import csv
 import os
 import shutil
@@ -16,8 +15,7 @@ from typing import Any
 from universeg_jax.checkpoints.packaged import params_hash
 from universeg_jax.errors import UserError
 from universeg_jax.prediction.predictor import Segmenter
-from universeg_jax.readers.file_names import extension, stem
-from universeg_jax.reports.files import read_json, read_json_lines, write_json
+from universeg_jax.reports.files import atomic_write, read_json, read_json_lines, write_json
 
 COLUMNS = ("query", "mask", "label", "size", "unit", "confidence", "warnings")
 TABLE, SETTINGS = "predictions.csv", "predict.json"
@@ -108,7 +106,7 @@ def forget(out: Path, masks: set[str]) -> None:
     rows = _rows(path)
     kept = [row for row in rows if row["mask"] not in masks]
     if len(kept) < len(rows):
-        with whole(path) as temporary:
+        with atomic_write(path) as temporary:
             append_rows(temporary, kept)
 
 
@@ -141,14 +139,3 @@ def left_by_workers(out: Path) -> Iterator[Done]:
 def remove_parts(out: Path) -> None:
     if (out / PARTS).exists():
         shutil.rmtree(out / PARTS)
-
-
-@contextlib.contextmanager
-def whole(target: Path) -> Iterator[Path]:
-    """A temporary file beside `target` that takes its place at the end, and goes if there is none."""
-    temporary = target.with_name(f".{stem(target)}.tmp{extension(target)}")
-    try:
-        yield temporary
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)

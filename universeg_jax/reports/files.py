@@ -4,11 +4,30 @@ import contextlib
 import csv
 import fcntl
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from universeg_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path` that replaces it on success and is removed on failure.
+
+    Readers see the old file or the new one, never a part; once this returns, the new one has reached the disk. The
+    temporary name is hidden and ends like `path`, for writers that choose the format by it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp.{path.name}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class JsonLines:
@@ -19,11 +38,9 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, resume_step: int):
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_json_lines(path) if row["step"] < resume_step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        temporary.replace(path)
+        with atomic_write(path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         self.file = path.open("a")
 
     def write(self, row: dict[str, Any]) -> None:
@@ -47,11 +64,9 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.replace(path)
+    """Writes indented JSON, atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
 class LockedError(UserError):

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from universeg_jax.reports.files import atomic_write
+
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em}"
     "table{border-collapse:collapse}td,th{padding:.2em .8em;border-bottom:1px solid #ccc;text-align:left}"
@@ -16,9 +18,8 @@ STYLE = (
 def write_page(path: Path, title: str, parts: Sequence[str]) -> Path:
     """One static file, whole or not at all."""
     page = f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(page + "\n".join(parts) + "\n")
-    temporary.replace(path)
+    with atomic_write(path) as temporary:
+        temporary.write_text(page + "\n".join(parts) + "\n")
     return path
 
 
