@@ -14,7 +14,7 @@ from universeg_jax.checkpoints import store
 from universeg_jax.configuration import to_dict
 from universeg_jax.data.tasks import task_table
 from universeg_jax.episode import Episode, to_device_floats
-from universeg_jax.episodes import inputs
+from universeg_jax.episodes import inputs, on_device
 from universeg_jax.episodes.on_device import (
     device_episodes,
     plain_episode,

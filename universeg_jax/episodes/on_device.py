@@ -1,4 +1,4 @@
-"""Makes training episodes on the device: real ones from the host, or synthetic and superpixel ones; then augments them."""
+"""Makes training episodes on the device, real ones from the host or synthetic and superpixel ones; augments all."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 from universeg_jax.episode import Episode, to_device_floats
 from universeg_jax.episodes import augment, superpixel, synthesis, warp
 from universeg_jax.episodes.sampler import KINDS, Batch
-from universeg_jax.training.step import Array
+
+Array = jax.Array
 
 
 def device_episode(index: Array, kind: Array, raw: Episode, config: ConfigDict) -> tuple[Episode, Array]:

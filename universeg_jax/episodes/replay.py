@@ -11,7 +11,6 @@ from universeg_jax.episodes.on_device import device_episode, plain_episode, supp
 from universeg_jax.episodes.sampler import EpisodeSampler, task_name
 from universeg_jax.reports.figures import plot_rows
 from universeg_jax.startup import jit_for_once
-from universeg_jax.training.loop import Array
 
 PICTURE_COLUMNS = 13
 
@@ -23,7 +22,7 @@ def draw_episode(sampler: EpisodeSampler, index: int, config: ConfigDict, path: 
     one = jax.tree.map(lambda x: x[0], batch)
 
     @jit_for_once
-    def both(index: Array, kind: Array, raw: Episode) -> tuple[Episode, Episode]:
+    def both(index: jax.Array, kind: jax.Array, raw: Episode) -> tuple[Episode, Episode]:
         return plain_episode(index, kind, raw, config)[0], device_episode(index, kind, raw, config)[0]
 
     rows = []
