@@ -12,6 +12,7 @@ from universeg_jax import cli
 from universeg_jax.checkpoints import store
 from universeg_jax.checkpoints.lineage import lineage
 from universeg_jax.configuration import read_config, to_dict, write_config
+from universeg_jax.episode import stack_examples
 from universeg_jax.episodes import inputs, replay
 from universeg_jax.episodes.on_device import device_episodes, support_size_of, trim_support
 from universeg_jax.episodes.sampler import batches
@@ -51,9 +52,8 @@ def test_it_draws_what_the_step_was_given(run, tmp_path, monkeypatch, capsys):
         (raw, augmented), title = drawn[str(k)]
         assert (raw[0], augmented[0]) == ("raw", "augmented")
         assert title.startswith(f"episode {2 * STEP + k} of seed 0: ")
-        for part, query, support in ((1, "query_image", "support_images"), (2, "query_label", "support_labels")):
-            expected = np.concatenate([getattr(trained_on, query)[k][None], getattr(trained_on, support)[k]])[..., 0]
-            np.testing.assert_allclose(augmented[part], expected[:count], atol=1e-6)
+        for part, expected in zip(augmented[1:], stack_examples(trained_on), strict=True):
+            np.testing.assert_allclose(part, expected[k, :count, ..., 0], atol=1e-6)
 
 
 def test_the_picture_holds_every_entry(run, tmp_path):

@@ -12,7 +12,7 @@ from ml_collections import FrozenConfigDict
 from scipy import ndimage
 
 from tests.fixtures import key
-from universeg_jax.episode import Episode
+from universeg_jax.episode import split_query, stack_examples
 from universeg_jax.episodes import augment, warp
 
 LEVELS = ("task", "in_task")
@@ -34,7 +34,7 @@ def config_with(**ops):
 def make_episode(images, labels):
     """From [n, H, W]; the first is the query."""
     images, labels = (jnp.asarray(x, jnp.float32)[..., None] for x in (images, labels))
-    return Episode(images[0], labels[0], images[1:], labels[1:], jnp.ones(len(images) - 1))
+    return split_query(images, labels)
 
 
 def disc_episode(size=32, count=3, seed=0):
@@ -48,9 +48,8 @@ def disc_episode(size=32, count=3, seed=0):
 
 def stacked(episode):
     """Images and labels [n, H, W], the query first."""
-    images = jnp.concatenate([episode.query_image[None], episode.support_images])[..., 0]
-    labels = jnp.concatenate([episode.query_label[None], episode.support_labels])[..., 0]
-    return np.asarray(images), np.asarray(labels)
+    images, labels = stack_examples(episode)
+    return np.asarray(images[..., 0]), np.asarray(labels[..., 0])
 
 
 @functools.partial(jit, static_argnums=2)
@@ -151,8 +150,7 @@ def test_probability_and_who_shares_a_draw(level, op):
     @jax.vmap
     def changed(k):
         new, _ = augment.augment_episode(k, episode, config)
-        images = jnp.concatenate([new.query_image[None], new.support_images])[..., 0]
-        labels = jnp.concatenate([new.query_label[None], new.support_labels])[..., 0]
+        images, labels = (x[..., 0] for x in stack_examples(new))
         different = jnp.maximum(jnp.abs(images - before[0]), jnp.abs(labels - before[1])).max((1, 2))
         return different > 1e-4
 

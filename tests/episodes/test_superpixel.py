@@ -13,6 +13,7 @@ from ml_collections import FrozenConfigDict
 from scipy import ndimage
 
 from tests.fixtures import disc, key
+from universeg_jax.episode import stack_examples
 from universeg_jax.episodes import superpixel
 
 SIZE, SUPPORT = 32, 3
@@ -56,9 +57,8 @@ def regions_and_labels(indices, images, config):
 
 def stacked(episodes):
     """Images and labels [B, 1 + S, H, W], the query first."""
-    images = np.concatenate([episodes.query_image[:, None], episodes.support_images], 1)[..., 0]
-    labels = np.concatenate([episodes.query_label[:, None], episodes.support_labels], 1)[..., 0]
-    return images, labels
+    images, labels = stack_examples(jax.device_get(episodes))
+    return images[..., 0], labels[..., 0]
 
 
 def dijkstra(seeds, down, right):

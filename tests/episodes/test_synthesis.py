@@ -12,6 +12,7 @@ from ml_collections import FrozenConfigDict
 from scipy import ndimage
 
 from tests.fixtures import key, within_4_sigma
+from universeg_jax.episode import stack_examples
 from universeg_jax.episodes import render, structures, synthesis
 
 SIZE, SUPPORT = 32, 3
@@ -36,9 +37,8 @@ def draw(indices, config, size=SIZE):
 
 def stacked(episodes):
     """Images and labels [B, 1 + S, H, W], the query first."""
-    images = np.concatenate([episodes.query_image[:, None], episodes.support_images], 1)[..., 0]
-    labels = np.concatenate([episodes.query_label[:, None], episodes.support_labels], 1)[..., 0]
-    return images, labels
+    images, labels = stack_examples(jax.device_get(episodes))
+    return images[..., 0], labels[..., 0]
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 
 from tests.fixtures import key
 from universeg_jax.data.dataset import open_dataset
-from universeg_jax.episode import Episode
+from universeg_jax.episode import split_query, stack_examples
 from universeg_jax.episodes import synthetic_datasets
 
 
@@ -20,7 +20,7 @@ def test_no_image_is_there_under_two_names(tmp_path, monkeypatch):
 
     def draw(key, size, support_size):
         images, labels = (x[: support_size + 1] for x in repeating(key, size, support_size))
-        return Episode(images[0], labels[0], images[1:], labels[1:], jnp.ones(support_size))
+        return split_query(images, labels)
 
     monkeypatch.setattr(synthetic_datasets, "_draw", draw)
     monkeypatch.setattr(synthetic_datasets, "SUBJECTS", 6)
@@ -33,7 +33,7 @@ def test_no_image_is_there_under_two_names(tmp_path, monkeypatch):
 def test_the_first_subjects_stay_where_none_is_repeated():
     images, labels = synthetic_datasets.distinct_subjects(key(), 64, 3)
     episode = synthetic_datasets._draw(key(), 64, 2)
-    drawn = np.concatenate([episode.query_image[None], episode.support_images])[..., 0]
+    drawn = stack_examples(jax.device_get(episode))[0][..., 0]
     np.testing.assert_array_equal(images, np.round(255 * drawn))
     np.testing.assert_array_equal(labels[0], episode.query_label[..., 0])
     assert images.dtype == labels.dtype == np.uint8

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from universeg_jax.data.dataset import Dataset
 from universeg_jax.data.tasks import Examples, Task, subject_hash
-from universeg_jax.episode import Episode, to_device_floats
+from universeg_jax.episode import Episode, split_query, stack_examples, to_device_floats
 from universeg_jax.episodes import augment
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation import metrics
@@ -133,10 +133,8 @@ def unet_loss(params: Any, key: Array, data: Labelled, model: UNet, batch_size: 
     keys = random.split(key)
     drawn = random.categorical(keys[0], jnp.where(data.trained, 0.0, -jnp.inf), shape=(batch_size,))
     images, labels = data.images[drawn], data.labels[drawn]
-    batch = Episode(images[0], labels[0], images[1:], labels[1:], jnp.ones(batch_size - 1))
-    batch, _ = augment.augment_episode(keys[1], batch, augmentation())
-    images = jnp.concatenate([batch.query_image[None], batch.support_images])
-    labels = jnp.concatenate([batch.query_label[None], batch.support_labels])
+    batch, _ = augment.augment_episode(keys[1], split_query(images, labels), augmentation())
+    images, labels = stack_examples(batch)
     logits = model.apply({"params": params}, images)
     return (losses.soft_dice(logits, labels) + losses.bce(logits, labels)).mean()
 

@@ -29,7 +29,7 @@ import numpy as np
 from jax import lax, random
 from ml_collections import ConfigDict
 
-from universeg_jax.episode import Episode
+from universeg_jax.episode import Episode, split_query, stack_examples
 from universeg_jax.episodes import warp
 from universeg_jax.errors import UserError
 
@@ -147,8 +147,8 @@ def augment_episode(key: Array, episode: Episode, config: ConfigDict) -> tuple[E
     all probabilities 0 the values do not change at all.
     """
     dtype = episode.query_image.dtype if jnp.issubdtype(episode.query_image.dtype, jnp.floating) else jnp.float32
-    images = jnp.concatenate([episode.query_image[None], episode.support_images])[..., 0]
-    labels = jnp.concatenate([episode.query_label[None], episode.support_labels])[..., 0].astype(jnp.float32)
+    images, labels = (jnp.asarray(x)[..., 0] for x in stack_examples(episode))
+    labels = labels.astype(jnp.float32)
     images = images.astype(jnp.float32) / (1 if jnp.issubdtype(images.dtype, jnp.floating) else 255)
     keys = random.split(key, 5)
 
@@ -161,8 +161,7 @@ def augment_episode(key: Array, episode: Episode, config: ConfigDict) -> tuple[E
         images = jnp.where(random.uniform(keys[4]) < config.task.flip_intensities.p, 1 - images, images)
 
     images, labels = images[..., None].astype(dtype), labels[..., None].astype(dtype)
-    augmented = Episode(images[0], labels[0], images[1:], labels[1:], episode.support_mask)
-    return augmented, repaired + unedged
+    return split_query(images, labels, episode.support_mask), repaired + unedged
 
 
 def geometry(key: Array, images: Array, labels: Array, config: ConfigDict) -> tuple[Array, Array, Array]:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from universeg_jax.episode import Episode
+from universeg_jax.episode import Episode, stack_examples
 from universeg_jax.episodes.on_device import device_episode, plain_episode, support_size_of, trim_support
 from universeg_jax.episodes.sampler import EpisodeSampler, task_name
 from universeg_jax.reports.figures import plot_rows
@@ -27,9 +27,8 @@ def draw_episode(sampler: EpisodeSampler, index: int, config: ConfigDict, path: 
 
     rows = []
     for title, episode in zip(("raw", "augmented"), jax.device_get(both(*one[:2], one.episode)), strict=True):
-        count = int(episode.support_mask.sum())
-        images = np.concatenate([episode.query_image[None], episode.support_images[:count]])[..., 0]
-        labels = np.concatenate([episode.query_label[None], episode.support_labels[:count]])[..., 0]
+        count = 1 + int(episode.support_mask.sum())
+        images, labels = (x[:count, ..., 0] for x in stack_examples(episode))
         columns = min(len(images), PICTURE_COLUMNS)
         gap = [(0, -len(images) % columns), (0, 0), (0, 0)]  # the last row is filled up with nothing
         images, labels = np.pad(images, gap, constant_values=np.nan), np.pad(labels, gap)

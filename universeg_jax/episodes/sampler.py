@@ -20,7 +20,7 @@ import numpy as np
 
 from universeg_jax.data.dataset import Dataset
 from universeg_jax.data.tasks import FIRST, Examples, Task, side_of_role
-from universeg_jax.episode import Episode
+from universeg_jax.episode import Episode, split_query
 from universeg_jax.errors import UserError
 
 KINDS = ("real", "synthetic", "superpixel")
@@ -127,8 +127,7 @@ class EpisodeSampler:
             if draw.kind == SUPERPIXEL:
                 dataset = self.datasets[self.tasks[draw.task].dataset]
                 images[0, ..., 0] = dataset.gather(np.array([draw.query[0]]), np.zeros(1, np.int64))[0][0]
-        episode = Episode(images[0], labels[0], images[1:], labels[1:], np.ones(self.support_size, np.uint8))
-        return Batch(np.uint32(index), np.uint8(draw.kind), np.int32(draw.task), episode)
+        return Batch(np.uint32(index), np.uint8(draw.kind), np.int32(draw.task), split_query(images, labels))
 
 
 def draw_others(

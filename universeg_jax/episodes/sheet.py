@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from universeg_jax.data.dataset import list_datasets
 from universeg_jax.data.tasks import task_table, usable
-from universeg_jax.episode import Episode, to_device_floats
+from universeg_jax.episode import Episode, stack_examples, to_device_floats
 from universeg_jax.episodes import augment, inputs
 from universeg_jax.episodes.on_device import plain_episode
 from universeg_jax.episodes.sampler import KINDS, SUPERPIXEL, SYNTHETIC, make_sampler, task_name
@@ -64,8 +64,8 @@ def task_rows(kind: str, config: ConfigDict, first: int = 0) -> list[Row]:
 
 def stacked(episode: Episode) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels [1 + S, H, W], the query first."""
-    images = np.concatenate([episode.query_image[None], episode.support_images])[..., 0]
-    return images, np.concatenate([episode.query_label[None], episode.support_labels])[..., 0]
+    images, labels = stack_examples(jax.device_get(episode))
+    return images[..., 0], labels[..., 0]
 
 
 def augment_rows(config: ConfigDict, first: int = 0) -> list[Row]:

@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax, random
 from ml_collections import ConfigDict
 
-from universeg_jax.episode import Episode
+from universeg_jax.episode import Episode, split_query
 from universeg_jax.episodes import augment, warp
 from universeg_jax.errors import UserError
 
@@ -99,8 +99,7 @@ def superpixel_episode(key: Array, image: Array, support_size: int, config: Conf
     count = support_size + 1
     images = shaded(keys[2], jnp.broadcast_to(image, (count, *image.shape)), config)[..., None]
     labels = jnp.broadcast_to(label, images.shape[:-1])[..., None]
-    episode = Episode(images[0], labels[0], images[1:], labels[1:], jnp.ones(support_size, jnp.float32))
-    return augment.augment_episode(keys[3], episode, config.views)
+    return augment.augment_episode(keys[3], split_query(images, labels), config.views)
 
 
 def whole_levels(image: Array) -> Array:

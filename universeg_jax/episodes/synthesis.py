@@ -35,7 +35,7 @@ import numpy as np
 from jax import lax, random
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from universeg_jax.episode import Episode
+from universeg_jax.episode import Episode, split_query
 from universeg_jax.episodes import warp
 from universeg_jax.episodes.render import field_of_view, most_labels, render
 from universeg_jax.episodes.structures import FAMILIES, PUBLISHED_SIZE, structures
@@ -201,7 +201,7 @@ def synthetic_episode(key: Array, size: int, support_size: int, config: ConfigDi
     images, foreground = images * view, foreground & view
     order = usable_first(foreground.mean((1, 2)) >= config.min_foreground)
     images, foreground = images[order][..., None], foreground[order][..., None].astype(jnp.float32)
-    return Episode(images[0], foreground[0], images[1:], foreground[1:], jnp.ones(support_size, jnp.float32))
+    return split_query(images, foreground)
 
 
 def draw_family(key: Array, config: ConfigDict) -> Array:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from universeg_jax.data.builder import build
 from universeg_jax.data.dataset import DatasetMeta, list_datasets
-from universeg_jax.episode import Episode
+from universeg_jax.episode import Episode, stack_examples
 from universeg_jax.episodes import synthesis
 from universeg_jax.readers.cases import Example
 
@@ -61,9 +61,7 @@ def distinct_subjects(key: jax.Array, size: int, count: int) -> tuple[np.ndarray
     """
     drawn = count
     while True:
-        episode = jax.device_get(_draw(key, size, drawn - 1))
-        images = np.concatenate([episode.query_image[None], episode.support_images])[..., 0]
-        labels = np.concatenate([episode.query_label[None], episode.support_labels])[..., 0]
+        images, labels = (x[..., 0] for x in stack_examples(jax.device_get(_draw(key, size, drawn - 1))))
         images = np.round(255 * images).astype(np.uint8)
         first = np.sort(np.unique(images.reshape(drawn, -1), axis=0, return_index=True)[1])[:count]
         if len(first) == count:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from universeg_jax.episode import OFFICIAL_SIZE, Episode
+from universeg_jax.episode import OFFICIAL_SIZE, Episode, split_query
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation.summary import cost_cells, interval_text
 from universeg_jax.reports.markdown import markdown_table, percent
@@ -28,8 +28,7 @@ def cost(
     rng = np.random.default_rng(0)
     images = rng.random((1, support_size + 1, OFFICIAL_SIZE, OFFICIAL_SIZE, 1), np.float32)
     labels = (images > 0.5).astype(np.float32)
-    mask = np.ones((1, support_size), np.float32)
-    episode = jax.device_put(Episode(images[:, 0], labels[:, 0], images[:, 1:], labels[:, 1:], mask))
+    episode = jax.device_put(split_query(images, labels))
     run = jax.jit(method)
     jax.block_until_ready(run(params, episode))
     seconds = []
