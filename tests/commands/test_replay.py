@@ -16,7 +16,6 @@ from universeg_jax.episode import stack_examples
 from universeg_jax.episodes import inputs, replay
 from universeg_jax.episodes.on_device import device_episodes, support_size_of, trim_support
 from universeg_jax.episodes.sampler import batches
-from universeg_jax.training import loop
 
 STEP = 2
 
@@ -38,7 +37,7 @@ def run(tmp_path_factory):
 def test_it_draws_what_the_step_was_given(run, tmp_path, monkeypatch, capsys):
     workdir, config = run
     drawn = {}
-    monkeypatch.setattr(loop, "plot_rows", lambda rows, path, title: drawn.update({path.name: (rows, title)}))
+    monkeypatch.setattr(replay, "plot_rows", lambda rows, path, title: drawn.update({path.name: (rows, title)}))
     for k in range(2):
         command = ["replay", f"--workdir={workdir}", f"--step={STEP}", f"--index={k}", f"--out={tmp_path / str(k)}"]
         assert cli.main(command) == 0
