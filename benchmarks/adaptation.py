@@ -33,7 +33,7 @@ from universeg_jax.data.tasks import Task, dataset_tasks, subject_hash, usable
 from universeg_jax.episode import OFFICIAL_SIZE, Episode, to_device_floats
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation import runner
-from universeg_jax.evaluation.cases import Settings, cases_of, gather, support_pool
+from universeg_jax.evaluation.cases import Settings, gather_episodes, query_cases, support_pool
 from universeg_jax.prediction.predictor import Predictor
 from universeg_jax.reports.figures import figure, save_figure
 from universeg_jax.reports.files import lock, read_json_lines
@@ -79,8 +79,8 @@ def measure(trainer: Trainer, dataset: Dataset, task: Task, n: int, max_cases: i
 
 def one_mask(trainer: Trainer, params: Any, dataset: Dataset, task: Task, settings: Settings) -> tuple[float, float]:
     """(median seconds of a mask, seconds of compiling) for the first query of a task with its support."""
-    case = cases_of(task, 1)[0]
-    episode, _ = gather([case], {dataset.meta.name: dataset}, settings, settings.support_sizes[0], 1)
+    case = query_cases(task, 1)[0]
+    episode, _ = gather_episodes([case], {dataset.meta.name: dataset}, settings, settings.support_sizes[0], 1)
     flat = Episode(*episode[:2], *(x[:, 0] for x in episode[2:]))
     floats = jax.device_put(to_device_floats(flat, OFFICIAL_SIZE))
     started = time.perf_counter()

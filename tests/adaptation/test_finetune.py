@@ -8,7 +8,14 @@ from ml_collections import ConfigDict
 from tests.fixtures import tiny_config, write_folder
 from universeg_jax import Predictor
 from universeg_jax.adaptation import per_task
-from universeg_jax.adaptation.finetune import as_text, choose_held_out, draw, finetune, finetune_to, read_tasks
+from universeg_jax.adaptation.finetune import (
+    as_text,
+    choose_held_out,
+    finetune,
+    finetune_to,
+    read_tasks,
+    sample_episode,
+)
 from universeg_jax.adaptation.per_task import Recipe, loss_weights
 from universeg_jax.checkpoints import store
 from universeg_jax.checkpoints.lineage import check_open
@@ -57,7 +64,9 @@ def test_who_is_held_out_is_in_no_training_episode():
     }
 
     def who(query, training):
-        episode = jax.jit(draw, static_argnums=(3, 4))(jax.random.key(0), tasks, np.int32(query), 10, training)
+        episode = jax.jit(sample_episode, static_argnums=(3, 4))(
+            jax.random.key(0), tasks, np.int32(query), 10, training
+        )
         used = np.asarray(episode.support_images)[np.asarray(episode.support_mask) > 0, 0, 0, 0]
         assert round(100 * float(episode.query_image[0, 0, 0])) - 1 == query % 10
         np.testing.assert_array_equal(episode.query_label, tasks.labels[query // 10, query % 10])

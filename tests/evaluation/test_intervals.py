@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation.intervals import (
-    Cases,
+    CaseScores,
     _mean_of_tasks,
     _resample_datasets,
     interval,
@@ -38,7 +38,7 @@ def made_cases(seed, datasets=3, subjects=12, tasks=3, shift=0.0, spread=0.0):
     value = skill[d, s] * ease[t] + cell[d, s, t] + 0.05 * rng.standard_normal(len(where)) + shift
     value += spread * rng.standard_normal(datasets)[d]
     names = [np.char.add(letter, column.astype(str)) for letter, column in zip("dts", (d, t, s), strict=True)]
-    return Cases(*names, value)
+    return CaseScores(*names, value)
 
 
 def mean_by_loops(cases):
@@ -61,7 +61,7 @@ def test_the_mean_is_that_of_loops_and_order_changes_nothing(seed, order):
     assert result.overall.mean == mean_of_means(cases)[0]
     np.testing.assert_allclose(result.overall.mean, mean_by_loops(cases), rtol=1e-12)
     at = np.random.default_rng(order).permutation(len(cases.value))
-    other = interval(Cases(*(np.asarray(field)[at] for field in cases)), 50)
+    other = interval(CaseScores(*(np.asarray(field)[at] for field in cases)), 50)
     np.testing.assert_allclose(other.overall.low, result.overall.low, rtol=1e-12)
     assert interval(cases, 50) == result
     assert interval(cases, 50, seed=1).overall != result.overall
@@ -74,7 +74,7 @@ def test_a_resample_is_the_mean_of_the_drawn_subjects_with_all_their_tasks(seed)
     copies = [np.flatnonzero(cases.subject == f"s{subject}") for subject in drawn]
     names = np.concatenate([np.full(len(at), f"copy {i}") for i, at in enumerate(copies)])
     at = np.concatenate(copies)
-    literally = Cases(cases.dataset[at], cases.task[at], names, cases.value[at])
+    literally = CaseScores(cases.dataset[at], cases.task[at], names, cases.value[at])
     (table,) = subject_tables(cases).values()
     counts = np.bincount(drawn, minlength=5)[None].astype(float)
     np.testing.assert_allclose(_mean_of_tasks(table, counts)[0], mean_by_loops(literally), rtol=1e-12)
@@ -83,17 +83,17 @@ def test_a_resample_is_the_mean_of_the_drawn_subjects_with_all_their_tasks(seed)
 def test_the_spread_is_that_of_a_mean_and_copies_of_a_task_add_no_certainty():
     value = np.random.default_rng(0).normal(0.7, 0.1, 200)
     names = [f"s{i}" for i in range(200)]
-    once = interval(Cases(["d"] * 200, ["t"] * 200, names, value)).overall
+    once = interval(CaseScores(["d"] * 200, ["t"] * 200, names, value)).overall
     np.testing.assert_allclose(once.high - once.low, 2 * 1.96 * value.std() / np.sqrt(200), rtol=0.05)
     tasks = np.repeat([f"t{i}" for i in range(5)], 200)
-    copied = interval(Cases(["d"] * 1000, tasks, names * 5, np.tile(value, 5))).overall
+    copied = interval(CaseScores(["d"] * 1000, tasks, names * 5, np.tile(value, 5))).overall
     np.testing.assert_allclose((copied.low, copied.high), (once.low, once.high), rtol=1e-12)
 
 
 def test_other_datasets_change_nothing_and_resampling_them_widens():
     cases = made_cases(1)
     first = np.asarray(cases.dataset) == "d0"
-    alone = interval(Cases(*(np.asarray(field)[first] for field in cases)))
+    alone = interval(CaseScores(*(np.asarray(field)[first] for field in cases)))
     result = interval(cases._replace(value=cases.value + 0.2 * (~first)))
     assert alone.by_dataset["d0"] == result.by_dataset["d0"]
     narrow, wide = result.overall, result.over_datasets
@@ -131,7 +131,7 @@ def test_differences_that_are_known():
 
 
 def test_one_subject_has_no_interval():
-    result = interval(Cases(["d", "d", "e", "e"], ["t"] * 4, ["a", "a", "a", "b"], [0.1, 0.3, 0.5, 0.7]), 100)
+    result = interval(CaseScores(["d", "d", "e", "e"], ["t"] * 4, ["a", "a", "a", "b"], [0.1, 0.3, 0.5, 0.7]), 100)
     assert (result.by_dataset["d"].mean, result.by_dataset["d"].count) == (pytest.approx(0.2), 1)
     assert np.isnan([result.by_dataset["d"].low, result.by_dataset["d"].high, result.by_dataset["d"].p]).all()
     assert result.overall.count == 3
@@ -140,13 +140,13 @@ def test_one_subject_has_no_interval():
 
 def test_what_cannot_be_averaged_is_named():
     with pytest.raises(UserError, match="task t, subject b is nan"):
-        interval(Cases(["d"] * 2, ["t"] * 2, ["a", "b"], [1, np.nan]))
+        interval(CaseScores(["d"] * 2, ["t"] * 2, ["a", "b"], [1, np.nan]))
     with pytest.raises(UserError, match="1 datasets, 1 tasks, 1 subjects and 2 values"):
-        interval(Cases(["d"], ["t"], ["a"], [1, 2]))
+        interval(CaseScores(["d"], ["t"], ["a"], [1, 2]))
     with pytest.raises(UserError, match="at least one"):
-        interval(Cases([], [], [], []))
+        interval(CaseScores([], [], [], []))
     with pytest.raises(UserError, match="subject differs"):
-        paired(Cases(["d"], ["t"], ["a"], [1]), Cases(["d"], ["t"], ["b"], [1]))
+        paired(CaseScores(["d"], ["t"], ["a"], [1]), CaseScores(["d"], ["t"], ["b"], [1]))
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from universeg_jax.cli import main
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation.mask_files import score_masks
 from universeg_jax.evaluation.surfaces import surface_scores
-from universeg_jax.readers.images import ImageError
+from universeg_jax.readers.errors import ImageError
 
 
 def save(path, array, spacing=(2.0, 1.0, 0.5)):

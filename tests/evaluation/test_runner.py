@@ -23,7 +23,7 @@ from universeg_jax.data.tasks import FIRST, SECOND, dataset_tasks
 from universeg_jax.episode import to_device_floats
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation import runner, trivial
-from universeg_jax.evaluation.cases import Settings, cases_of, draw_support, gather, support_pool
+from universeg_jax.evaluation.cases import Settings, gather_episodes, query_cases, sample_support, support_pool
 from universeg_jax.evaluation.runner import evaluate, evaluate_to, seen_before, select, summarize
 from universeg_jax.evaluation.surfaces import surface_scores
 from universeg_jax.model.factory import build_model, init_params
@@ -54,18 +54,18 @@ def test_supports_come_from_the_support_split_and_repeat_only_above_the_pool(see
     dataset = memory_dataset("d", "test", [f"s{i % 15}" for i in range(30)], [1] * 30)
     (task,) = dataset_tasks(dataset)
     pool = support_pool(task)
-    for case in cases_of(task):
-        chosen = draw_support(case, pool, size, draw, seed)
+    for case in query_cases(task):
+        chosen = sample_support(case, pool, size, draw, seed)
         assert case.subject not in pool.subjects[chosen]
         assert len(np.unique(chosen)) == min(size, len(pool)) or size > len(pool)
-        np.testing.assert_array_equal(chosen, draw_support(case, pool, size, draw, seed))
+        np.testing.assert_array_equal(chosen, sample_support(case, pool, size, draw, seed))
 
 
 def test_a_query_subject_in_the_pool_is_refused():
     dataset = memory_dataset("d", "test", [f"s{i}" for i in range(5)], [1] * 5)
     (task,) = dataset_tasks(dataset)
     with pytest.raises(ValueError, match="is in the support pool"):
-        draw_support(cases_of(task)[0], task.side(SECOND), 1, 0, 0)
+        sample_support(query_cases(task)[0], task.side(SECOND), 1, 0, 0)
 
 
 def test_smaller_pools_and_fewer_cases_are_subsets():
@@ -74,13 +74,17 @@ def test_smaller_pools_and_fewer_cases_are_subsets():
     pools = [set(support_pool(task, n).rows.tolist()) for n in (1, 4, 16, 0)]
     assert [len(p) for p in pools] == [1, 4, 16, 30]
     assert pools[0] < pools[1] < pools[2] < pools[3] == set(task.side(FIRST).rows.tolist())
-    assert {c.row for c in cases_of(task, 3)} < {c.row for c in cases_of(task, 7)} < {c.row for c in cases_of(task)}
+    assert (
+        {c.row for c in query_cases(task, 3)}
+        < {c.row for c in query_cases(task, 7)}
+        < {c.row for c in query_cases(task)}
+    )
 
 
 def test_a_perfect_method_scores_1_and_half_of_the_truth_two_thirds(dataset):
     tasks = dataset_tasks(dataset)
     rows = evaluate({"truth": (truth, None), "half": (half, None)}, [dataset], tasks, Settings((2,)), progress=False)
-    assert len(rows) == 2 * len(cases_of(tasks[0]))
+    assert len(rows) == 2 * len(query_cases(tasks[0]))
     assert summarize(rows, "truth", 2, 1)["mean_dice"] == 1
     assert abs(summarize(rows, "half", 2, 1)["mean_dice"] - 2 / 3) < 0.02
     assert {row["effective_support"] for row in rows} == {2}
@@ -104,11 +108,11 @@ def test_an_ensemble_averages_probabilities_of_its_draws(dataset):
         assert of_three["single_dice"] == pytest.approx(np.mean(draws), abs=1e-6)
     assert any(r["dice"] != r["single_dice"] for r in three)
     # A vote of three single supports, computed by hand for the first case.
-    case, pool = cases_of(tasks[0])[0], support_pool(tasks[0])
+    case, pool = query_cases(tasks[0])[0], support_pool(tasks[0])
     settings = Settings((1,), (3,))
-    episode, _ = gather([case], {"discs": dataset}, settings, 1, 1)
+    episode, _ = gather_episodes([case], {"discs": dataset}, settings, 1, 1)
     for k in range(3):
-        row = int(pool.rows[draw_support(case, pool, 1, k, 0)[0]])
+        row = int(pool.rows[sample_support(case, pool, 1, k, 0)[0]])
         np.testing.assert_array_equal(episode.support_labels[0, k, 0, ..., 0], dataset[row]["masks"][0])
     floats = to_device_floats(episode, 128)
     vote = (np.asarray(floats.support_labels)[0, :, 0].mean(0) >= 0.5)[..., 0]
@@ -150,8 +154,8 @@ def test_scores_of_a_case_by_hand(dataset):
     task = dataset_tasks(dataset)[0]
     settings = Settings((1,), surfaces=True, tolerance=1.0)
     got = evaluate({"m": (method, None)}, [dataset], [task], settings, progress=False)[0]
-    case = cases_of(task)[0]
-    episode, _ = gather([case], {"discs": dataset}, settings, 1, 1)
+    case = query_cases(task)[0]
+    episode, _ = gather_episodes([case], {"discs": dataset}, settings, 1, 1)
     target = np.asarray(to_device_floats(episode, 128).query_label)[0, ..., 0] > 0
     found = target & (np.arange(128) % 2 == 0)[:, None]
     mask = found | (np.arange(128) == 0)[None]
@@ -227,7 +231,7 @@ def test_the_case_that_is_drawn_is_the_one_that_was_scored(dataset):
     settings = Settings((2,), (3,), flips=True)
     (task,) = dataset_tasks(dataset)
     rows = evaluate({"m": (trivial.mean_mask, None)}, [dataset], [task], settings, progress=False)
-    for case, of in zip(cases_of(task), rows, strict=True):
+    for case, of in zip(query_cases(task), rows, strict=True):
         drawn = runner.picture(trivial.mean_mask, None, dataset, case, settings)
         np.testing.assert_allclose(drawn["dice"], of["dice"], rtol=1e-6)
 

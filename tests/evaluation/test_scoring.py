@@ -9,7 +9,7 @@ from tests.fixtures import build_discs, tiny_config
 from universeg_jax.data.tasks import dataset_tasks
 from universeg_jax.episode import Episode, to_device_floats
 from universeg_jax.evaluation import trivial
-from universeg_jax.evaluation.cases import Settings, cases_of, gather
+from universeg_jax.evaluation.cases import Settings, gather_episodes, query_cases
 from universeg_jax.evaluation.scoring import model_method, over_flips
 from universeg_jax.model.factory import build_model, init_params
 from universeg_jax.prediction.predictor import Predictor
@@ -22,8 +22,8 @@ def dataset(tmp_path_factory):
 
 def first_episode(dataset):
     """[1, 128, 128, 1] of the first case with its first draw of two supports."""
-    case = cases_of(dataset_tasks(dataset)[0])[0]
-    episode, _ = gather([case], {"discs": dataset}, Settings(), 2, 1)
+    case = query_cases(dataset_tasks(dataset)[0])[0]
+    episode, _ = gather_episodes([case], {"discs": dataset}, Settings(), 2, 1)
     return to_device_floats(Episode(*episode[:2], *(x[:, 0] for x in episode[2:])), 128)
 
 

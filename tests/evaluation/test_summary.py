@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from universeg_jax.errors import UserError
-from universeg_jax.evaluation.intervals import Cases, interval
+from universeg_jax.evaluation.intervals import CaseScores, interval
 from universeg_jax.evaluation.summary import as_markdown, summarize
 
 
@@ -43,7 +43,7 @@ def test_intervals_are_those_of_the_bootstrap_and_other_datasets_widen_them():
         for i, value in enumerate(rng.normal(centre, 0.1, 20))
     ]
     summary = summarize(rows, "m", 1, 1)
-    result = interval(Cases(*([r[c] for r in rows] for c in ("dataset", "task", "subject", "dice"))))
+    result = interval(CaseScores(*([r[c] for r in rows] for c in ("dataset", "task", "subject", "dice"))))
     assert (summary["datasets"]["d"]["ci_low"], summary["mean_ci_high"]) == (
         result.by_dataset["d"].low,
         result.overall.high,

@@ -5,11 +5,11 @@ import pytest
 import scipy.stats
 
 from universeg_jax.errors import UserError
-from universeg_jax.evaluation.intervals import Cases, interval
+from universeg_jax.evaluation.intervals import CaseScores, interval
 from universeg_jax.reports.files import write_csv
 from universeg_jax.reports.markdown import percent
-from universeg_jax.sweeps.report import gather, least_difference, noise_text
-from universeg_jax.sweeps.sweep import Options, Point
+from universeg_jax.sweeps.report import least_difference, noise_text, write_report
+from universeg_jax.sweeps.sweep import Point, SweepOptions
 
 
 def write_point(folder, values):
@@ -24,18 +24,18 @@ def test_seeds_are_averaged_within_a_case(tmp_path):
     values = np.random.default_rng(0).uniform(0.3, 0.9, (2, 12))
     results = tuple(write_point(tmp_path / str(seed), [*values[seed].tolist(), None]) for seed in (0, 1))
     absent = Point("2", (tmp_path / "absent",) * 2)
-    rows = gather("x", [Point("1", results), absent], Options("", tmp_path), {"r": "why"}, results)
+    rows = write_report("x", [Point("1", results), absent], SweepOptions("", tmp_path), {"r": "why"}, results)
     names = [f"s{i}" for i in range(12)]
-    expected = interval(Cases(["d"] * 12, ["t"] * 12, names, values.mean(0))).overall
+    expected = interval(CaseScores(["d"] * 12, ["t"] * 12, names, values.mean(0))).overall
     assert len(rows) == 1
     got = [rows[0][k] for k in ("mean_dice", "ci_low", "ci_high", "seeds", "minus_first")]
     assert got[-1] is None
     np.testing.assert_allclose(got[:-1], [expected.mean, expected.low, expected.high, 2])
     assert "- not done: r: why" in (tmp_path / "x_test.md").read_text()
     with pytest.raises(UserError, match="no run of the sweep x has a result: why"):
-        gather("x", [absent], Options("", tmp_path), {"r": "why"}, ())
+        write_report("x", [absent], SweepOptions("", tmp_path), {"r": "why"}, ())
     with pytest.raises(UserError, match="no run of the sweep x has a result"):  # files of another setting are none
-        gather("x", [Point("1", results)], Options("", tmp_path), {"r": "why"}, ())
+        write_report("x", [Point("1", results)], SweepOptions("", tmp_path), {"r": "why"}, ())
 
 
 def test_differences_to_the_first_point_are_paired_over_the_seeds_that_both_have(tmp_path):
@@ -43,7 +43,7 @@ def test_differences_to_the_first_point_are_paired_over_the_seeds_that_both_have
     first = [write_point(tmp_path / f"a{seed}", values[seed].tolist()) for seed in (0, 1)]
     second = [write_point(tmp_path / "b0", (values[0] + 0.1).tolist()), tmp_path / "absent"]
     points, there = [Point("a", tuple(first)), Point("b", tuple(second))], [*first, second[0]]
-    rows = gather("x", points, Options("", tmp_path), {}, there)
+    rows = write_report("x", points, SweepOptions("", tmp_path), {}, there)
     # The same for every subject, so that the difference is sure although the means are not.
     got = [rows[1][f"minus_first{end}"] for end in ("", "_low", "_high")]
     np.testing.assert_allclose(got, [0.1] * 3)

@@ -23,7 +23,7 @@ from universeg_jax.episodes.inputs import open_tasks
 from universeg_jax.errors import UserError
 from universeg_jax.reports.files import lock, read_json, write_json
 from universeg_jax.sweeps import sweep
-from universeg_jax.sweeps.sweep import Options, plan, run_job, run_local, run_slurm
+from universeg_jax.sweeps.sweep import SweepOptions, plan, run_job, run_local, run_slurm
 from universeg_jax.training import setup
 
 TINY = ["image_size=16", "batch_size=4", "num_steps=2", "model.encoder_blocks=(4,4)", "support_size=2",
@@ -48,7 +48,7 @@ def data_dir(tmp_path_factory):
 @pytest.mark.parametrize("name", ablations.SWEEPS)
 def test_every_sweep_has_flags_that_train_reads_and_lists_its_commands(data_dir, tmp_path, capsys, monkeypatch, name):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    points, jobs = plan(name, Options(data_dir, tmp_path / "out"))
+    points, jobs = plan(name, SweepOptions(data_dir, tmp_path / "out"))
     assert len(points) >= 2
     assert len({point.value for point in points}) == len(points)
     assert {out for point in points for out in point.results} == {out for job in jobs for out, _ in job.evaluations}
@@ -91,7 +91,7 @@ def test_a_dataset_without_a_task_counts_for_nothing(tmp_path, capsys):
     for name, count in (("a", 6), ("b", 6), ("two_subjects", 2)):
         build_discs(tmp_path, name, "train_open", count=count)
     build_discs(tmp_path, "test", "test", count=8)
-    points, jobs = plan("num_datasets", Options(str(tmp_path), tmp_path / "out", seeds=(0,)))
+    points, jobs = plan("num_datasets", SweepOptions(str(tmp_path), tmp_path / "out", seeds=(0,)))
     assert [point.value for point in points] == ["1", "2"]
     assert "two_subjects" not in sweep.listing(jobs)
     setup.prepare(tiny_config(data_dir=str(tmp_path)))
@@ -150,10 +150,10 @@ def test_runs_that_differ_in_nothing_are_trained_once(data_dir, tmp_path):
         "support_schedule",
         "width",
     ):
-        _, jobs = plan(name, Options(data_dir, tmp_path, seeds=(3,)))
+        _, jobs = plan(name, SweepOptions(data_dir, tmp_path, seeds=(3,)))
         assert "base_seed3" in [job.name for job in jobs]
     assert "--support_size=8" in next(job for job in jobs if job.name == "base_seed3").evaluations[0][1]
-    _, jobs = plan("ensemble", Options(data_dir, tmp_path, seeds=(3,)))
+    _, jobs = plan("ensemble", SweepOptions(data_dir, tmp_path, seeds=(3,)))
     assert [job.name for job in jobs] == ["base_seed3"]
     assert len(jobs[0].evaluations) == 4
     assert {"--ensemble=10", "--support_size=8"} < set(jobs[0].evaluations[-1][1])
@@ -183,7 +183,7 @@ def test_a_sweep_of_two_runs_from_start_to_figure_and_again(data_dir, tmp_path, 
     np.testing.assert_allclose(float(row["ci_high"]), summary["mean_ci_high"])
     assert np.asarray(Image.open(tmp_path / "two_test.png")).std() > 5
     monkeypatch.setattr(sweep.subprocess, "run", lambda *a, **k: pytest.fail("nothing is left to run"))
-    _, jobs = plan("two", Options(data_dir, tmp_path, seeds=(0,), changes=tuple(TINY), max_cases=2))
+    _, jobs = plan("two", SweepOptions(data_dir, tmp_path, seeds=(0,), changes=tuple(TINY), max_cases=2))
     assert run_job(jobs[0]) == ""
     assert main([*arguments, "--launcher=none"]) == 1
     text = capsys.readouterr().out
@@ -237,7 +237,7 @@ def test_a_field_is_compared_where_the_run_knows_it_or_a_flag_sets_it(tmp_path):
 
 def test_the_config_asked_for_is_the_one_that_train_reads(data_dir, tmp_path, monkeypatch):
     changes = ("num_steps=7", "optimizer.learning_rate=1", "support_schedule=uniform")
-    _, jobs = plan("width", Options(data_dir, tmp_path, seeds=(5,), changes=changes))
+    _, jobs = plan("width", SweepOptions(data_dir, tmp_path, seeds=(5,), changes=changes))
     for job in jobs:
         parsed = flags.FlagValues()
         config_flags.DEFINE_config_file("config", lock_config=True, flag_values=parsed)

@@ -28,7 +28,7 @@ HELD_OUT = 0.25  # of the subjects
 PATIENCE = 3  # scores without a better one, after which it stops
 
 
-class Tasks(NamedTuple):
+class SupportTasks(NamedTuple):
     """N images of L labels; a query is a number j * N + i, image i with label j."""
 
     images: Array  # float32 [N, H, W, 1] in [0, 1]
@@ -40,7 +40,7 @@ class Tasks(NamedTuple):
     counts: Array  # float32 [M], 1
 
 
-def read_tasks(support: Support, size: int, seed: int = 0) -> Tasks:
+def read_tasks(support: Support, size: int, seed: int = 0) -> SupportTasks:
     """A support set at `size` pixels, with who is held out. Raises UserError where nothing could be trained on."""
     present = support.masks.any((2, 3))  # [L, N]
     subjects = np.unique(support.subjects, return_inverse=True)[1].astype(np.int32)
@@ -54,7 +54,7 @@ def read_tasks(support: Support, size: int, seed: int = 0) -> Tasks:
     scored = np.flatnonzero(present & held_out) if held_out.any() else np.flatnonzero(present)
     scored = np.sort(rng.permutation(scored)[:MOST_SCORED]).astype(np.int32)
     masks = resize(jnp.asarray(support.masks, jnp.float32)[..., None], size)
-    return Tasks(
+    return SupportTasks(
         resize(jnp.asarray(support.images)[..., None], size),
         (masks >= 0.5).astype(jnp.float32),
         jnp.asarray(subjects),
@@ -73,7 +73,7 @@ def choose_held_out(subjects: np.ndarray, marked: np.ndarray, rng: np.random.Gen
     return rng.permutation(able)[: max(round(HELD_OUT * len(able)), 1)]
 
 
-def draw(key: Array, data: Tasks, query: Array, support_size: int, training: bool) -> Episode:
+def sample_episode(key: Array, data: SupportTasks, query: Array, support_size: int, training: bool) -> Episode:
     """The episode of a query; in training nobody who is held out supports it."""
     j, i = jnp.divmod(query, len(data.images))
     subjects = jnp.where(data.held_out, -1, data.subjects) if training else data.subjects
@@ -82,7 +82,7 @@ def draw(key: Array, data: Tasks, query: Array, support_size: int, training: boo
 
 
 def finetune(
-    params: Any, config: ConfigDict, tasks: Tasks, support_size: int, recipe: Recipe, progress: bool = False
+    params: Any, config: ConfigDict, tasks: SupportTasks, support_size: int, recipe: Recipe, progress: bool = False
 ) -> Fitted:
     """The best parameters by the scored queries, those of the start among them; `about` has both scores."""
     size = min(support_size, len(tasks.images))
@@ -93,10 +93,10 @@ def finetune(
         batch_size=recipe.batch_size,
         support_size=size,
         weights=per_task.loss_weights(config),
-        draw=functools.partial(draw, training=True),
+        draw=functools.partial(sample_episode, training=True),
     )
     score = functools.partial(
-        per_task.finetune_score, model=model, support_size=size, draw=functools.partial(draw, training=False)
+        per_task.finetune_score, model=model, support_size=size, draw=functools.partial(sample_episode, training=False)
     )
     return per_task.fit(params, tasks, loss, score, recipe, keep_start=True, patience=PATIENCE, progress=progress)
 
@@ -151,7 +151,7 @@ def lineage_of(name: str, support: Support, licence: str, trained: bool) -> dict
     }
 
 
-def scored_on(tasks: Tasks, subjects: Sequence[str]) -> dict[str, int]:
+def scored_on(tasks: SupportTasks, subjects: Sequence[str]) -> dict[str, int]:
     """What the scores are of."""
     held_out = np.asarray(tasks.held_out)
     who = {name for name, out in zip(subjects, held_out, strict=True) if out}

@@ -80,7 +80,7 @@ class Fitted(NamedTuple):
 
 Loss = Callable[[Any, Array, Labelled], Array]  # (params, key, labelled) → []
 Score = Callable[[Any, Labelled], Array]  # (params, labelled) → mean Dice []
-Draw = Callable[[Array, Labelled, Array, int], Episode]  # (key, labelled, query, support_size) → its episode
+SampleEpisode = Callable[[Array, Labelled, Array, int], Episode]  # (key, labelled, query, support_size) → its episode
 
 
 def read(dataset: Dataset, task: Task, examples: Examples, size: int, hold_back: bool) -> Labelled:
@@ -184,7 +184,7 @@ def finetune_loss(
     batch_size: int,
     support_size: int,
     weights: Any,
-    draw: Draw = leave_one_out,
+    draw: SampleEpisode = leave_one_out,
 ) -> Array:
     """Of augmented leave-one-out episodes, with the loss that the checkpoint was trained with."""
 
@@ -199,7 +199,7 @@ def finetune_loss(
 
 
 def finetune_score(
-    params: Any, data: Labelled, model: nn.Module, support_size: int, draw: Draw = leave_one_out
+    params: Any, data: Labelled, model: nn.Module, support_size: int, draw: SampleEpisode = leave_one_out
 ) -> Array:
     """Mean Dice of the scored images, each as the query with others as its support, the same ones each time."""
 

@@ -38,7 +38,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Case:
+class QueryCase:
     """One query of one task."""
 
     task: Task
@@ -47,13 +47,13 @@ class Case:
     subject: int
 
 
-def cases_of(task: Task, max_cases: int = 0) -> list[Case]:
+def query_cases(task: Task, max_cases: int = 0) -> list[QueryCase]:
     """The queries of a task; with `max_cases` a subset by hash, the same whatever else is evaluated."""
     query = task.side(SECOND)
     order = np.arange(len(query))
     if max_cases and len(query) > max_cases:
         order = np.sort(np.argsort([subject_hash(task.name, f"query {row}") for row in query.rows])[:max_cases])
-    return [Case(task, int(query.rows[i]), int(query.positions[i]), int(query.subjects[i])) for i in order]
+    return [QueryCase(task, int(query.rows[i]), int(query.positions[i]), int(query.subjects[i])) for i in order]
 
 
 def support_pool(task: Task, pool_size: int = 0) -> Examples:
@@ -65,7 +65,7 @@ def support_pool(task: Task, pool_size: int = 0) -> Examples:
     return Examples(pool.rows[chosen], pool.positions[chosen], pool.subjects[chosen])
 
 
-def draw_support(case: Case, pool: Examples, support_size: int, draw: int, seed: int) -> np.ndarray:
+def sample_support(case: QueryCase, pool: Examples, support_size: int, draw: int, seed: int) -> np.ndarray:
     """Positions in the pool [support_size]: without replacement, or with it where S exceeds the pool."""
     if case.subject in pool.subjects:
         raise ValueError(f"{case.task.name}: subject {case.subject} of the query is in the support pool")
@@ -74,16 +74,16 @@ def draw_support(case: Case, pool: Examples, support_size: int, draw: int, seed:
     return rng.choice(len(pool), size=support_size, replace=support_size > len(pool))
 
 
-class Batch(NamedTuple):
+class CaseBatch(NamedTuple):
     """Some cases and what was gathered for them."""
 
-    cases: Sequence[Case]
+    cases: Sequence[QueryCase]
     episode: Episode
     about: list[dict[str, Any]]  # "slice" and "effective_support" of each
 
 
-def gather(
-    cases: Sequence[Case], datasets: dict[str, Dataset], settings: Settings, support_size: int, pad_to: int
+def gather_episodes(
+    cases: Sequence[QueryCase], datasets: dict[str, Dataset], settings: Settings, support_size: int, pad_to: int
 ) -> tuple[Episode, list[dict[str, Any]]]:
     """Host episodes uint8 of some cases, padded by repeating the last one.
 
@@ -102,7 +102,7 @@ def gather(
         query[0, n, ..., 0], query[1, n, ..., 0] = example["image"], example["masks"][case.position]
         effective = 0
         for k in range(draws):
-            chosen = draw_support(case, pool, support_size, k, settings.seed)
+            chosen = sample_support(case, pool, support_size, k, settings.seed)
             effective = max(effective, len(np.unique(chosen)))
             for s, i in enumerate(chosen):
                 if i not in read:
@@ -115,17 +115,17 @@ def gather(
     return Episode(*query, *support, np.ones((pad_to, draws, support_size), np.uint8)), about
 
 
-def prefetched(
-    cases: Sequence[Case], datasets: dict[str, Dataset], settings: Settings, support_size: int
-) -> Iterator[Batch]:
+def prefetch_batches(
+    cases: Sequence[QueryCase], datasets: dict[str, Dataset], settings: Settings, support_size: int
+) -> Iterator[CaseBatch]:
     """Batches of cases, the next one read while the present one is computed."""
     batches = [cases[i : i + settings.batch_size] for i in range(0, len(cases), settings.batch_size)]
     with ThreadPoolExecutor(1) as pool:
         ahead = None
         for batch in batches:
-            future = pool.submit(gather, batch, datasets, settings, support_size, settings.batch_size)
+            future = pool.submit(gather_episodes, batch, datasets, settings, support_size, settings.batch_size)
             if ahead is not None:
-                yield Batch(ahead[0], *ahead[1].result())
+                yield CaseBatch(ahead[0], *ahead[1].result())
             ahead = batch, future
         if ahead is not None:
-            yield Batch(ahead[0], *ahead[1].result())
+            yield CaseBatch(ahead[0], *ahead[1].result())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from universeg_jax.errors import UserError
-from universeg_jax.evaluation.intervals import Cases, Estimate, mean_of_means, paired
+from universeg_jax.evaluation.intervals import CaseScores, Estimate, mean_of_means, paired
 from universeg_jax.reports.files import read_json
 from universeg_jax.reports.markdown import markdown_table, percent
 
@@ -161,9 +161,9 @@ def _common(
     return both
 
 
-def _values(rows: list[dict[str, str]], score: str) -> Cases:
+def _values(rows: list[dict[str, str]], score: str) -> CaseScores:
     names = ([row[column] for row in rows] for column in ("dataset", "task", "subject"))
-    return Cases(*names, [_number(row, score) for row in rows])
+    return CaseScores(*names, [_number(row, score) for row in rows])
 
 
 def _number(row: dict[str, str], score: str) -> float:

@@ -19,7 +19,7 @@ import numpy as np
 from universeg_jax.errors import UserError
 
 
-class Cases(NamedTuple):
+class CaseScores(NamedTuple):
     """One entry a case in each of four arrays [N]; a subject is one within its dataset, a task too."""
 
     dataset: np.ndarray | Sequence[str]
@@ -50,7 +50,7 @@ class Result:
     over_datasets: Estimate  # datasets resampled too
 
 
-def interval(cases: Cases, resamples: int = 10_000, seed: int = 0) -> Result:
+def interval(cases: CaseScores, resamples: int = 10_000, seed: int = 0) -> Result:
     """Intervals of the mean by dataset and over all, the same for the same seed in whatever order the cases come."""
     tables = subject_tables(cases)
     mean, means = mean_of_means(cases)
@@ -63,7 +63,7 @@ def interval(cases: Cases, resamples: int = 10_000, seed: int = 0) -> Result:
     )
 
 
-def paired(a: Cases, b: Cases, resamples: int = 10_000, seed: int = 0) -> Result:
+def paired(a: CaseScores, b: CaseScores, resamples: int = 10_000, seed: int = 0) -> Result:
     """The difference b − a of two results on the same cases, in the same order, with its intervals and p-values.
 
     The mean of means is linear, so that its difference is that of the differences case by case.
@@ -71,17 +71,17 @@ def paired(a: Cases, b: Cases, resamples: int = 10_000, seed: int = 0) -> Result
     for field in ("dataset", "task", "subject"):
         if not np.array_equal(getattr(a, field), getattr(b, field)):
             raise UserError(f"{field} differs between the two results: give the same cases in the same order")
-    return interval(Cases(*a[:3], np.subtract(b.value, a.value)), resamples, seed)
+    return interval(CaseScores(*a[:3], np.subtract(b.value, a.value)), resamples, seed)
 
 
-def mean_of_means(cases: Cases) -> tuple[float, dict[str, float]]:
+def mean_of_means(cases: CaseScores) -> tuple[float, dict[str, float]]:
     """The mean over datasets, and that of each."""
     tables = subject_tables(cases)
     means = {name: float(_mean_of_tasks(table, np.ones((1, len(table))))[0]) for name, table in tables.items()}
     return float(np.mean(list(means.values()))), means
 
 
-def subject_tables(cases: Cases) -> dict[str, np.ndarray]:
+def subject_tables(cases: CaseScores) -> dict[str, np.ndarray]:
     """By dataset, means over the cases of a subject in a task [subjects, tasks]; NaN where a subject lacks a task."""
     dataset, task, subject = (np.asarray(names) for names in cases[:3])
     value = np.asarray(cases.value, np.float64)

@@ -16,13 +16,13 @@ from tqdm import tqdm
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation import report
 from universeg_jax.evaluation.metrics import METRICS, Overlap
-from universeg_jax.evaluation.summary import Row, open_results, summarize
+from universeg_jax.evaluation.summary import CaseRow, open_results, summarize
 from universeg_jax.evaluation.surfaces import surface_scores
-from universeg_jax.readers.file_names import extension, stem
-from universeg_jax.readers.folder import list_images, natural_order
+from universeg_jax.readers.file_names import TIFF_EXTENSIONS, VOLUME_EXTENSIONS, extension, natural_order, stem
+from universeg_jax.readers.folder import list_images
 from universeg_jax.readers.images import read_label
-from universeg_jax.readers.volume_files import TIFF, VOLUME_EXTENSIONS, is_volume, read_label_volume
-from universeg_jax.readers.volumes import check_same_place
+from universeg_jax.readers.volume_files import is_volume, read_label_volume
+from universeg_jax.readers.volumes import check_same_grid
 from universeg_jax.reports.files import write_csv, write_json
 
 
@@ -126,9 +126,9 @@ def read_pair(prediction: Path, truth: Path) -> tuple[np.ndarray, np.ndarray, Se
         raise UserError(f"of {prediction} and {truth} one is a volume and the other a picture; give both in one form")
     if kinds[0]:
         masks = read_label_volume(prediction), read_label_volume(truth)
-        check_same_place(masks[1], masks[0])
+        check_same_grid(masks[1], masks[0])
         # Pages of a TIFF do not say how far apart they are.
-        return masks[0].data, masks[1].data, masks[1].spacing, "pixels" if extension(truth) in TIFF else "mm"
+        return masks[0].data, masks[1].data, masks[1].spacing, "pixels" if extension(truth) in TIFF_EXTENSIONS else "mm"
     ours, theirs = read_label(prediction), read_label(truth)
     if ours.shape != theirs.shape:
         sizes = [f"{mask.shape[1]}x{mask.shape[0]}" for mask in (ours, theirs)]
@@ -136,7 +136,7 @@ def read_pair(prediction: Path, truth: Path) -> tuple[np.ndarray, np.ndarray, Se
     return ours, theirs, (1.0, 1.0), "pixels"
 
 
-def scores(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], tolerance: float | None) -> Row:
+def scores(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], tolerance: float | None) -> CaseRow:
     """Of two boolean masks; distances where there is a tolerance and the truth is not empty."""
     found = Overlap(*(int(x.sum()) for x in (prediction & truth, prediction, truth)), truth.size)
     distances: tuple[float | None, float | None] = (None, None)

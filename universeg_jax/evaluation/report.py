@@ -5,17 +5,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from universeg_jax.evaluation.summary import Row, cost_cells, interval_text, table
+from universeg_jax.evaluation.summary import CaseRow, cost_cells, interval_text, table
 from universeg_jax.reports.figures import png_of, sheet_figure
 from universeg_jax.reports.html import image, write_page
 from universeg_jax.reports.html import table as html_table
 from universeg_jax.reports.markdown import markdown_table, percent
 
-Drawer = Callable[[Sequence[Row]], list[dict[str, Any]]]  # rows → pictures for `sheet_figure`
+Drawer = Callable[[Sequence[CaseRow]], list[dict[str, Any]]]  # rows → pictures for `sheet_figure`
 Table = tuple[Sequence[Any], Sequence[Sequence[Any]]]
 
 
-def write(out: Path, summary: dict[str, Any], rows: Sequence[Row], draw: Drawer | None = None) -> None:
+def write(out: Path, summary: dict[str, Any], rows: Sequence[CaseRow], draw: Drawer | None = None) -> None:
     """Writes <out>/report.md, which shows <out>/figures/, and <out>/report.html, which holds them.
 
     Without `draw` no case is drawn.
@@ -48,13 +48,13 @@ def write(out: Path, summary: dict[str, Any], rows: Sequence[Row], draw: Drawer 
     write_page(out / "report.html", title, parts)
 
 
-def main_rows(summary: dict[str, Any], rows: Sequence[Row]) -> list[Row]:
+def main_rows(summary: dict[str, Any], rows: Sequence[CaseRow]) -> list[CaseRow]:
     """Those of the method, support size and ensemble that the summary is of, where there is a truth."""
     fields = ("method", "support_size", "ensemble")
     return [row for row in rows if not row["empty"] and all(row[field] == summary[field] for field in fields)]
 
 
-def best_median_worst(rows: Sequence[Row], dataset: str) -> dict[str, Row]:
+def best_median_worst(rows: Sequence[CaseRow], dataset: str) -> dict[str, CaseRow]:
     """By Dice, ties by name; fewer than three cases give fewer."""
     ordered = sorted(
         (row for row in rows if row["dataset"] == dataset), key=lambda r: (-r["dice"], r["task"], r["slice"])

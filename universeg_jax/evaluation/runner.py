@@ -23,7 +23,14 @@ from universeg_jax.checkpoints import packaged, store
 from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
 from universeg_jax.data.tasks import Task, check_groups, dataset_tasks, usable
 from universeg_jax.errors import UserError
-from universeg_jax.evaluation.cases import Batch, Case, Settings, cases_of, gather, prefetched
+from universeg_jax.evaluation.cases import (
+    CaseBatch,
+    QueryCase,
+    Settings,
+    gather_episodes,
+    prefetch_batches,
+    query_cases,
+)
 from universeg_jax.evaluation.cost import cost
 from universeg_jax.evaluation.scoring import SCORES, Method, mean_probabilities, model_method, scorer
 from universeg_jax.evaluation.summary import open_results, summarize
@@ -52,7 +59,7 @@ def evaluate(
     if len(set(sizes.values())) > 1:
         raise UserError(f"datasets were built at different sizes: {sizes}; build them again with one --size")
     by_name = {dataset.meta.name: dataset for dataset in datasets}
-    cases = [case for task in tasks for case in cases_of(task, settings.max_cases)]
+    cases = [case for task in tasks for case in query_cases(task, settings.max_cases)]
     rows: list[dict[str, Any]] = []
     waiting: deque[tuple[int, Future]] = deque()
     bar = tqdm(total=len(cases) * len(settings.support_sizes), desc="evaluate", unit="case", disable=not progress)
@@ -64,7 +71,7 @@ def evaluate(
 
     with bar, ThreadPoolExecutor(AHEAD) as pool:
         for support_size in settings.support_sizes:
-            for batch in prefetched(cases, by_name, settings, support_size):
+            for batch in prefetch_batches(cases, by_name, settings, support_size):
                 check()
                 episode = jax.device_put(batch.episode)
                 scores = {name: scorer(m, settings)(params, episode) for name, (m, params) in methods.items()}
@@ -78,7 +85,7 @@ def evaluate(
 
 
 def _rows(
-    batch: Batch,
+    batch: CaseBatch,
     scores: dict[str, dict[str, jax.Array]],
     datasets: dict[str, Dataset],
     settings: Settings,
@@ -220,7 +227,7 @@ def evaluate_to(
             return [
                 picture(method, params, by_name[row["dataset"]], case, settings)
                 for row in shown
-                for case in cases_of(by_task[row["task"]])
+                for case in query_cases(by_task[row["task"]])
                 if case.row == row["row"]
             ]
 
@@ -267,9 +274,9 @@ def json_value(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def picture(method: Method, params: Any, dataset: Dataset, case: Case, settings: Settings) -> dict[str, Any]:
+def picture(method: Method, params: Any, dataset: Dataset, case: QueryCase, settings: Settings) -> dict[str, Any]:
     """A case at the largest support size and ensemble, with the supports of its first draw, for `plot_sheet`."""
-    episode, _ = gather([case], {dataset.meta.name: dataset}, settings, max(settings.support_sizes), 1)
+    episode, _ = gather_episodes([case], {dataset.meta.name: dataset}, settings, max(settings.support_sizes), 1)
     mean, dice, floats = jax.device_get(mean_probabilities(method, settings.flips)(params, episode))
     return {
         "query_image": floats.query_image[0, ..., 0],
@@ -287,6 +294,6 @@ def example_cases(
 ) -> list[dict[str, Any]]:
     """A few cases of a dataset with their supports and predictions, to draw: spread over its tasks, chosen by hash."""
     tasks = [task for task in dataset_tasks(dataset) if not task.unusable]
-    cases = [case for task in tasks for case in cases_of(task, max_cases=-(-count // len(tasks)))][:count]
+    cases = [case for task in tasks for case in query_cases(task, max_cases=-(-count // len(tasks)))][:count]
     one_draw = replace(settings, ensembles=(1,))
     return [picture(method, params, dataset, case, one_draw) for case in cases]

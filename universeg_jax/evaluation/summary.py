@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from universeg_jax.errors import UserError
-from universeg_jax.evaluation.intervals import Cases, Estimate, interval, mean_of_means, subject_tables
+from universeg_jax.evaluation.intervals import CaseScores, Estimate, interval, mean_of_means, subject_tables
 from universeg_jax.evaluation.metrics import METRICS
 from universeg_jax.reports.files import read_json, write_json
 from universeg_jax.reports.markdown import markdown_table, percent
@@ -23,11 +23,11 @@ OTHERS = (
     "hd95",
 )
 RESULTS = ("cases.csv", "summary.json", "report.md", "report.html")
-Row = dict[str, Any]
+CaseRow = dict[str, Any]
 
 
 def summarize(
-    rows: Sequence[Row], method: str, support_size: int, ensemble: int, resamples: int = RESAMPLES
+    rows: Sequence[CaseRow], method: str, support_size: int, ensemble: int, resamples: int = RESAMPLES
 ) -> dict[str, Any]:
     """{"mean_dice", "mean_ci_low", …, "datasets": {name: {dice, ci_low, ci_high, n_cases, n_subjects, …}}}.
 
@@ -41,9 +41,9 @@ def summarize(
     counted = [row for row in wanted if not row["empty"]]
     if not counted:
         raise UserError("no case with a non-empty truth was evaluated")
-    cases = cases_of_rows(counted, "dice")
+    cases = case_scores(counted, "dice")
     result, tables = interval(cases, resamples), subject_tables(cases)
-    others = {field: mean_of_means(cases_of_rows(counted, field)) for field in OTHERS if _measured(counted, field)}
+    others = {field: mean_of_means(case_scores(counted, field)) for field in OTHERS if _measured(counted, field)}
     datasets = {}
     for name, estimate in result.by_dataset.items():
         of_dataset = [row for row in wanted if row["dataset"] == name]
@@ -72,11 +72,11 @@ def summarize(
     }
 
 
-def cases_of_rows(rows: Sequence[Row], field: str) -> Cases:
-    return Cases(*([row[column] for row in rows] for column in ("dataset", "task", "subject", field)))
+def case_scores(rows: Sequence[CaseRow], field: str) -> CaseScores:
+    return CaseScores(*([row[column] for row in rows] for column in ("dataset", "task", "subject", field)))
 
 
-def _measured(rows: Sequence[Row], field: str) -> bool:
+def _measured(rows: Sequence[CaseRow], field: str) -> bool:
     return all(row.get(field) is not None for row in rows)
 
 

@@ -14,7 +14,7 @@ from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
 from universeg_jax.errors import UserError
-from universeg_jax.evaluation.intervals import Cases, interval
+from universeg_jax.evaluation.intervals import CaseScores, interval
 from universeg_jax.prediction.predictor import Predictor
 from universeg_jax.prediction.support import Support, case_names
 from universeg_jax.prediction.warnings import appearance
@@ -252,11 +252,11 @@ def best_shift(p: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, float]:
     return shift, float(2 * product.max() / max(p.sum() + mask.sum(), 1e-9))
 
 
-def scored_cases(dice: np.ndarray, support: Support) -> Cases:
+def scored_cases(dice: np.ndarray, support: Support) -> CaseScores:
     """Of Dice [labels, examples] those that are numbers: a label is a task."""
     label, example = np.nonzero(np.isfinite(dice))
     tasks, subjects = ([names[i] for i in of] for names, of in ((support.labels, label), (support.subjects, example)))
-    return Cases(["support"] * len(label), tasks, subjects, dice[label, example])
+    return CaseScores(["support"] * len(label), tasks, subjects, dice[label, example])
 
 
 def influences(

@@ -11,18 +11,18 @@ import numpy as np
 import scipy.stats
 
 from universeg_jax.errors import UserError
-from universeg_jax.evaluation.intervals import Cases, interval, mean_of_means, paired
+from universeg_jax.evaluation.intervals import CaseScores, interval, mean_of_means, paired
 from universeg_jax.evaluation.summary import interval_text
 from universeg_jax.reports.figures import figure, save_figure
 from universeg_jax.reports.files import write_csv
 from universeg_jax.reports.markdown import markdown_table, percent
-from universeg_jax.sweeps.sweep import Options, Point
+from universeg_jax.sweeps.sweep import Point, SweepOptions
 
 ABSENT = "-"  # the mean of a seed that has no result
 
 
-def gather(
-    name: str, points: Sequence[Point], options: Options, problems: dict[str, str], there: Collection[Path]
+def write_report(
+    name: str, points: Sequence[Point], options: SweepOptions, problems: dict[str, str], there: Collection[Path]
 ) -> list[dict[str, Any]]:
     """Writes <workdir>/<sweep>_<role>.csv, .md and .png of all points with a result, and returns their rows.
 
@@ -69,12 +69,14 @@ def gather(
     return rows
 
 
-def cases_by_seed(point: Point, there: Collection[Path]) -> dict[int, Cases]:
+def cases_by_seed(point: Point, there: Collection[Path]) -> dict[int, CaseScores]:
     """By the place of the seed among those asked for, of the seeds that have a result."""
     return {i: read_cases(out / "cases.csv") for i, out in enumerate(point.results) if out in there}
 
 
-def point_row(value: str, of_seeds: dict[int, Cases], first: dict[int, Cases], asked: Sequence[int]) -> dict[str, Any]:
+def point_row(
+    value: str, of_seeds: dict[int, CaseScores], first: dict[int, CaseScores], asked: Sequence[int]
+) -> dict[str, Any]:
     """The mean over the seeds with its interval, and what it is above the first point over the seeds that both have.
 
     `asked` are the seeds that were asked for: "by_seed" has a place for each.
@@ -100,9 +102,9 @@ def point_row(value: str, of_seeds: dict[int, Cases], first: dict[int, Cases], a
     }
 
 
-def joined(of_seeds: dict[int, Cases], seeds: Iterable[int]) -> Cases:
+def joined(of_seeds: dict[int, CaseScores], seeds: Iterable[int]) -> CaseScores:
     chosen = [of_seeds[seed] for seed in sorted(seeds)]
-    return Cases(*(np.concatenate(columns) for columns in zip(*chosen, strict=True)))
+    return CaseScores(*(np.concatenate(columns) for columns in zip(*chosen, strict=True)))
 
 
 def noise_text(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -137,11 +139,11 @@ def known(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def read_cases(path: Path) -> Cases:
+def read_cases(path: Path) -> CaseScores:
     with path.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["empty"] == "False"]
     values = [float(row["dice"]) for row in rows]
-    return Cases(*([row[column] for row in rows] for column in ("dataset", "task", "subject")), values)
+    return CaseScores(*([row[column] for row in rows] for column in ("dataset", "task", "subject")), values)
 
 
 def draw(name: str, rows: Sequence[dict[str, Any]], path: Path) -> None:

@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[2]  # of the checkout: train.py, eval.py and confi
 
 
 @dataclass(frozen=True)
-class Options:
+class SweepOptions:
     """What all runs of a sweep share."""
 
     data_dir: str
@@ -78,7 +78,7 @@ class Point:
     results: tuple[Path, ...]
 
 
-def plan(name: str, options: Options) -> tuple[list[Point], list[Job]]:
+def plan(name: str, options: SweepOptions) -> tuple[list[Point], list[Job]]:
     """The points of a sweep and the jobs that they need. Raises UserError for a sweep or data that are not there."""
     if not (ROOT / "configs" / "ablations.py").is_file():
         raise UserError("ablations need train.py, eval.py and configs/ of a clone: `pip install -e .` there")
@@ -112,7 +112,7 @@ def plan(name: str, options: Options) -> tuple[list[Point], list[Job]]:
             flags |= {"role": options.role, "max_cases": options.max_cases}
             out = folder / ("results_" + "_".join(f"{k}-{v}" for k, v in flags.items()))
             if folder not in jobs:
-                asked = asked_config(config, changes | {"seed": seed})
+                asked = expected_config(config, changes | {"seed": seed})
                 jobs[folder] = Job(folder, train_command(folder, seed, changes, options), (), asked)
             todo = dict(jobs[folder].evaluations) | {out: eval_command(folder, out, flags, options)}
             jobs[folder] = replace(jobs[folder], evaluations=tuple(todo.items()))
@@ -123,7 +123,7 @@ def plan(name: str, options: Options) -> tuple[list[Point], list[Job]]:
     return points, list(jobs.values())
 
 
-def base_config(options: Options) -> ConfigDict:
+def base_config(options: SweepOptions) -> ConfigDict:
     """The base with its changes. Raises UserError for a file or a field that is not there."""
     file = options.base.partition(":")[0]
     if not Path(file).exists() and not (ROOT / file).is_file():
@@ -144,7 +144,7 @@ def base_config(options: Options) -> ConfigDict:
     return config
 
 
-def asked_config(config: ConfigDict, fields: dict[str, Any]) -> dict[str, Any]:
+def expected_config(config: ConfigDict, fields: dict[str, Any]) -> dict[str, Any]:
     """The flat config that a training with these fields writes into its config.json."""
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(fields)
@@ -160,14 +160,14 @@ def slug(changes: dict[str, Any]) -> str:
     return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', text)[:40]}_{digest}"
 
 
-def train_command(folder: Path, seed: int, changes: dict[str, Any], options: Options) -> tuple[str, ...]:
+def train_command(folder: Path, seed: int, changes: dict[str, Any], options: SweepOptions) -> tuple[str, ...]:
     given = dict(change.split("=", 1) for change in options.changes if "=" in change)
     fields = {**given, **changes, "seed": seed, "data_dir": str(Path(options.data_dir).resolve())}
     flags = [f"--config.{field}={value}" for field, value in fields.items()]
     return sys.executable, "train.py", f"--config={options.base}", f"--workdir={folder.resolve()}", *flags
 
 
-def eval_command(folder: Path, out: Path, flags: dict[str, Any], options: Options) -> tuple[str, ...]:
+def eval_command(folder: Path, out: Path, flags: dict[str, Any], options: SweepOptions) -> tuple[str, ...]:
     places = [f"--checkpoint={folder.resolve()}", f"--data_dir={Path(options.data_dir).resolve()}"]
     # What a killed evaluation left is replaced.
     return (
