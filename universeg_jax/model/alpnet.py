@@ -20,7 +20,6 @@ import jax.numpy as jnp
 from universeg_jax.model.few_shot import (
     SIMILARITY_SCALE,
     Convolution,
-    check_choice,
     check_stride,
     each_entry,
     masked_mean,
@@ -29,8 +28,7 @@ from universeg_jax.model.few_shot import (
     to_image,
     unit,
 )
-from universeg_jax.model.layers import Array, max_pool, weighted_sum
-from universeg_jax.model.universeg import DTYPES
+from universeg_jax.model.layers import DTYPES, Array, check_choice, max_pool, weighted_sum
 
 Stage = int | tuple[int, int]  # features of two bottlenecks, or (features, bottlenecks)
 

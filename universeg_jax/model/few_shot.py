@@ -13,16 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from universeg_jax.model.layers import chunked, conv, map_sum
-from universeg_jax.model.universeg import check_shapes
+from universeg_jax.model.layers import check_shapes, chunked, conv, map_sum
 
 Array = jax.Array
 SIMILARITY_SCALE = 20.0  # of the cosine, in PANet and in ALPNet
-
-
-def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"config.model.{field}={value!r}: choose one of {', '.join(choices)}")
 
 
 def check_stride(stride: int, first: int, stages: int) -> int:

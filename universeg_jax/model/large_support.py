@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
+from universeg_jax.model import fast
 from universeg_jax.model.universeg import UniverSeg
 
 Array = jax.Array | np.ndarray
@@ -86,5 +87,5 @@ def streamed_logits(
 
     weights = jnp.full((batch, size), 1 / (size * len(chunks)), jnp.float32)
     bound = model.bind({"params": params})
-    u = bound.fast(jnp.asarray(query_image, dtype), read, lambda i: weights, over)
+    u = fast.forward(bound, jnp.asarray(query_image, dtype), read, lambda i: weights, over)
     return bound.out(u.astype(jnp.promote_types(jnp.float32, dtype)))

@@ -12,6 +12,8 @@ from jax import lax
 from universeg_jax.model.convolution import convolve
 
 Array = jax.Array
+DTYPES = ("float32", "bfloat16", "float64")
+NORMS = ("none", "layer")
 MapSum = Callable[[Callable[[Any], tuple[Any, Any]], Any], tuple[Any, Any]]  # as map_sum
 
 
@@ -140,3 +142,27 @@ class Conv(nn.Module):
 
     def __call__(self, x: Array) -> Array:
         return conv(x, self.kernel, self.bias)
+
+
+def check_shapes(query: Array, images: Array, labels: Array, mask: Array | None, levels: int) -> None:
+    """Raises ValueError naming the first shape that does not fit."""
+    step = 2 ** (levels - 1)
+    if query.ndim != 4 or query.shape[-1] != 1:
+        raise ValueError(f"query_image has shape {query.shape}; [B, H, W, 1] is needed")
+    batch, height, width, _ = query.shape
+    if height % step or width % step:
+        raise ValueError(f"image size {height}x{width}: with {levels} levels both sides must be multiples of {step}")
+    if images.ndim != 5 or images.shape[1] == 0:
+        raise ValueError(f"support_images has shape {images.shape}; [B, S, H, W, 1] with S >= 1 is needed")
+    if images.shape != (batch, images.shape[1], height, width, 1):
+        raise ValueError(f"support_images has shape {images.shape}, but the query has {query.shape}")
+    if labels.shape != images.shape:
+        raise ValueError(f"support_labels has shape {labels.shape}, but support_images has {images.shape}")
+    if mask is not None and mask.shape != images.shape[:2]:
+        raise ValueError(f"support_mask has shape {mask.shape}; [B, S] = {images.shape[:2]} is needed")
+
+
+def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises ValueError naming the config field, its value and the choices."""
+    if value not in choices:
+        raise ValueError(f"config.model.{field}={value!r}: choose one of {', '.join(choices)}")

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from universeg_jax.model.few_shot import (
     SIMILARITY_SCALE,
     Layer,
-    check_choice,
     check_stride,
     each_entry,
     masked_mean,
@@ -25,8 +24,7 @@ from universeg_jax.model.few_shot import (
     to_image,
     unit,
 )
-from universeg_jax.model.layers import Array, max_pool, weighted_sum
-from universeg_jax.model.universeg import DTYPES, NORMS
+from universeg_jax.model.layers import DTYPES, NORMS, Array, check_choice, max_pool, weighted_sum
 
 Stage = int | tuple[int, int]  # features of two convolutions, or (features, convolutions)
 

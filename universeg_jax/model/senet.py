@@ -15,9 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from universeg_jax.model.few_shot import Convolution, Layer, check_choice, over_entries, prepare
-from universeg_jax.model.layers import Array, activate, max_pool, weighted_sum
-from universeg_jax.model.universeg import DTYPES, NORMS
+from universeg_jax.model.few_shot import Convolution, Layer, over_entries, prepare
+from universeg_jax.model.layers import DTYPES, NORMS, Array, activate, check_choice, max_pool, weighted_sum
 
 KERNEL = 5  # pixels a side
 
