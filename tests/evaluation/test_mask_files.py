@@ -1,4 +1,4 @@
-"""`universeg evaluate --predictions`: masks of any tool, scored file by file."""
+"""`universeg evaluate --predictions` scores the masks of any tool file by file."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ def shifted(shape, value=1, by=0):
     return mask
 
 
-@pytest.fixture(params=[(16, 14), (16, 14, 12)], ids=["pictures", "volumes"])
+@pytest.fixture(params=[(16, 14), (16, 14, 12)], ids=["images", "volumes"])
 def folders(tmp_path, request):
     """Three subjects, predictions moved by 0, 1 and 2 along the first axis; a second label in the first one alone."""
     for i in range(3):
@@ -41,7 +41,7 @@ def folders(tmp_path, request):
     return tmp_path / "tool", tmp_path / "mine" / "labels", request.param
 
 
-def test_scores_by_hand_and_the_unit_of_the_files(folders, tmp_path):
+def test_scores_computed_by_hand_in_the_unit_of_the_files(folders, tmp_path):
     predictions, labels, shape = folders
     summary = score_masks(predictions, labels, tmp_path / "out", surfaces=True, tolerance=1.0)
     with (tmp_path / "out" / "cases.csv").open(newline="") as file:
@@ -64,7 +64,7 @@ def test_scores_by_hand_and_the_unit_of_the_files(folders, tmp_path):
     assert f"HD95 ({unit})" in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_the_command_names_what_is_missing_and_what_is_too_much(folders, tmp_path, capsys):
+def test_the_command_names_missing_and_surplus_masks(folders, tmp_path, capsys):
     predictions, labels, shape = folders
     arguments = ["evaluate", "--predictions", str(predictions), "--labels", str(labels), "--out", str(tmp_path / "out")]
     save(predictions / "extra", shifted(shape))
@@ -84,11 +84,11 @@ def test_the_command_names_what_is_missing_and_what_is_too_much(folders, tmp_pat
     ("file", "array", "error", "message"),
     [
         ("tool/s1_0", np.ones((16, 13)), UserError, "is 13x16, its label .* 14x16"),
-        ("tool/s1_0", np.ones((16, 14, 3)), UserError, "one is a volume and the other a picture"),
+        ("tool/s1_0", np.ones((16, 14, 3)), UserError, "one is a volume and the other an image"),
         ("mine/labels/s3_0", np.ones((16, 14)), UserError, "lacks masks for 1 of 4 labels: s3_0"),
     ],
 )
-def test_pictures_that_cannot_be_scored_are_named(tmp_path, file, array, error, message):
+def test_images_that_cannot_be_scored_are_named(tmp_path, file, array, error, message):
     for i in range(3):
         for folder in ("mine/labels", "tool"):
             save(tmp_path / folder / f"s{i}_0", shifted((16, 14)))
@@ -103,10 +103,10 @@ def test_folders_that_cannot_be_compared_are_named(tmp_path):
     tool, labels = tmp_path / "tool", tmp_path / "labels"
     for folder in (tool, labels):
         save(folder / "a_0", shifted((16, 14)))
-    with pytest.raises(UserError, match="absent is no folder"):
+    with pytest.raises(UserError, match="absent is not a folder"):
         score_masks(tmp_path / "absent", labels, tmp_path / "out")
     (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match=r"none holds no masks: neither pictures nor \.nii"):
+    with pytest.raises(UserError, match=r"none holds no masks: neither images nor \.nii"):
         score_masks(tool, tmp_path / "none", tmp_path / "out")
     save(tool / "a_0", shifted((16, 14), value=3))
     with pytest.raises(UserError, match=r"tool holds the ids \[3\], the labels \[1\]"):
@@ -115,14 +115,14 @@ def test_folders_that_cannot_be_compared_are_named(tmp_path):
         save(folder / "a_0", shifted((16, 14)))
         save(folder / "b_0", shifted((16, 14, 12)))
     assert score_masks(tool, labels, tmp_path / "out")["mean_dice"] == 1
-    with pytest.raises(UserError, match="pictures and volumes: pixels and mm have no mean"):
+    with pytest.raises(UserError, match="images and volumes: pixels and mm have no common mean"):
         score_masks(tool, labels, tmp_path / "again", surfaces=True)
     save(tool / "a_0", shifted((16, 14, 12)))
-    with pytest.raises(UserError, match=r"a_0.* and .*a_0.* have one name"):
+    with pytest.raises(UserError, match=r"a_0.* and .*a_0.* have the same name"):
         score_masks(tool, labels, tmp_path / "again")
 
 
-def test_nan_and_another_place_and_other_ids_are_named(tmp_path):
+def test_nan_other_grids_and_other_ids_are_refused(tmp_path):
     shape, tool, labels = (16, 14, 12), tmp_path / "tool", tmp_path / "labels"
     for i in range(3):
         save(labels / f"v{i}", shifted(shape))
@@ -138,7 +138,7 @@ def test_nan_and_another_place_and_other_ids_are_named(tmp_path):
     with pytest.raises(UserError, match=r"holds the ids \[255\], the labels \[1\]"):
         score_masks(tool, labels, tmp_path / "out")
     save(labels / "v0", np.zeros(shape, np.float32))
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="not a folder"):
         score_masks(tmp_path / "absent", labels, tmp_path / "out")
 
 

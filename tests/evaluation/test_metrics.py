@@ -16,6 +16,10 @@ def test_dice_and_false_positives_by_counting(seed):
     both, either = (p & t).sum((1, 2)), p.sum((1, 2)) + t.sum((1, 2))
     expected = np.where(either > 0, 2 * both / np.maximum(either, 1), 1)
     np.testing.assert_allclose(metrics.dice_score(jnp.asarray(p), jnp.asarray(t)), expected, rtol=1e-6)
+    np.testing.assert_array_equal(metrics.dice_on_host(p, t.astype(np.uint8)), expected)
+    soft = rng.random(p.shape) * p
+    volume = 2 * (soft * t).sum() / (soft.sum() + t.sum()) if soft.sum() + t.sum() else 1
+    assert metrics.dice_on_host(soft, t, (0, 1, 2)) == pytest.approx(volume)
     wrong = metrics.false_positive_area(metrics.overlap(jnp.asarray(p), jnp.asarray(t)))
     np.testing.assert_allclose(wrong, (p & ~t).mean((1, 2)), rtol=1e-6, atol=1e-7)
 
@@ -34,6 +38,6 @@ def test_sensitivity_and_precision_by_counting(seed):
         assert [metric(metrics.Overlap(*of_one, 30)) for of_one in counts] == pytest.approx(expected.tolist())
 
 
-def test_masked_sums_leave_out_what_is_not_asked_for():
+def test_masked_sums_leave_out_masked_values():
     total, count = metrics.masked_sum(jnp.array([1.0, jnp.nan, 3.0]), jnp.array([True, False, True]))
     assert (float(total), float(count)) == (4.0, 2.0)

@@ -1,8 +1,8 @@
-"""Masks of any tool against true ones, file by file: pictures in pixels, volumes in millimetres, label by label.
+"""Scores the mask files of any tool against label files, label by label: images in pixels, volumes in millimetres.
 
-A prediction has its label's name, whatever the ending. A picture's subject is its name before the last "_" (the whole
-name where there is none), a volume is a subject. Scores are those of `evaluation`, but on the grid of the label's own
-file: compare them with one another, not with Dice at 128x128.
+A prediction is matched to its label by name without the extension. The subject of an image is its name before the last
+"_" (the whole name without one); a volume is one subject. Scores are computed on the grid of the label's own file:
+compare them with one another, not with Dice at 128x128.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation import report
-from universeg_jax.evaluation.metrics import METRICS, Overlap
+from universeg_jax.evaluation.metrics import METRICS, overlap_on_host
 from universeg_jax.evaluation.summary import CaseRow, open_results, summarize
 from universeg_jax.evaluation.surfaces import surface_scores
 from universeg_jax.readers.file_names import TIFF_EXTENSIONS, VOLUME_EXTENSIONS, extension, natural_order, stem
@@ -38,9 +38,9 @@ def score_masks(
 ) -> dict[str, Any]:
     """Writes <out>/cases.csv, summary.json, report.md and report.html; returns the summary.
 
-    Raises UserError where a label has no prediction (all are named), where the two have not one grid, where no
-    predicted id is one of the labels', or where `out` holds another run's results; ImageError for a file that holds no
-    class ids, NaN among them.
+    Raises UserError for labels without a prediction, for two files with different grids, if the predictions and the
+    labels share no id, or if `out` holds the results of another run; ImageError for a file that holds no class ids
+    (NaN, for example).
     """
     truth_files, prediction_files = mask_files(labels), mask_files(predictions)
     if missing := [n for n in truth_files if n not in prediction_files]:
@@ -52,10 +52,10 @@ def score_masks(
     files = digest((*truth_files.values(), *(prediction_files[n] for n in truth_files)))
     options = {"surfaces": surfaces, "tolerance": tolerance}
     open_results(out, {"dataset": name, "method": method, "files": files, "options": options}, overwrite)
-    ids = ids_of(truth_files)
+    ids = class_ids(truth_files)
     rows, predicted = [], set()
     for file_name in tqdm(truth_files, desc="score", unit="file"):
-        prediction, truth, spacing, unit = read_pair(prediction_files[file_name], truth_files[file_name])
+        prediction, truth, spacing, unit = read_mask_pair(prediction_files[file_name], truth_files[file_name])
         predicted |= set(np.unique(prediction).tolist()) - {0}
         about = {
             "method": method,
@@ -67,13 +67,13 @@ def score_masks(
             "distance_unit": unit,
         }
         for i in ids:
-            of_label = scores(prediction == i, truth == i, spacing, tolerance if surfaces else None)
-            rows.append({**about, "task": f"{name}/label{i}", "label": i, **of_label})
+            scores = mask_scores(prediction == i, truth == i, spacing, tolerance if surfaces else None)
+            rows.append({**about, "task": f"{name}/label{i}", "label": i, **scores})
     summary = {"predictions": str(predictions), "labels": str(labels), "method": method}
     summary |= {**summarize(rows, method, 0, 1), "skipped": {}}
     units = {row["distance_unit"] for row in rows}
     if surfaces and len(units) > 1:
-        raise UserError(f"{labels} holds pictures and volumes: pixels and mm have no mean; score each kind alone")
+        raise UserError(f"{labels} holds images and volumes: pixels and mm have no common mean; score each separately")
     if surfaces:
         summary |= {"distance_unit": units.pop(), "tolerance": tolerance}
     summary |= {"notes": notes(ids, predicted, prediction_files.keys() - truth_files.keys(), predictions)}
@@ -86,30 +86,30 @@ def score_masks(
 
 
 def mask_files(folder: Path) -> dict[str, Path]:
-    """Pictures and volumes of a folder by name without ending, in natural order. Raises UserError."""
+    """The images and volumes of a folder by name without the extension, in natural order. Raises UserError."""
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder")
+        raise UserError(f"{folder} is not a folder")
     volumes = [f for f in folder.iterdir() if extension(f) in VOLUME_EXTENSIONS and not f.name.startswith(".")]
     found: dict[str, Path] = {}
     for file in (*list_images(folder), *volumes):
         if stem(file) in found:
-            raise UserError(f"{found[stem(file)]} and {file} have one name; keep one of them")
+            raise UserError(f"{found[stem(file)]} and {file} have the same name; keep one of them")
         found[stem(file)] = file
     if not found:
-        raise UserError(f"{folder} holds no masks: neither pictures nor {', '.join(VOLUME_EXTENSIONS)}")
+        raise UserError(f"{folder} holds no masks: neither images nor {', '.join(VOLUME_EXTENSIONS)}")
     return {name: found[name] for name in natural_order(found)}
 
 
 def digest(files: Iterable[Path]) -> str:
-    """Of what the files hold."""
-    found = hashlib.sha256()
+    """SHA-256 of the contents of the files."""
+    total = hashlib.sha256()
     for file in files:
-        found.update(file.read_bytes())
-    return found.hexdigest()
+        total.update(file.read_bytes())
+    return total.hexdigest()
 
 
-def ids_of(files: dict[str, Path]) -> list[int]:
-    """The class ids that occur in any of the labels. Raises UserError where there is none."""
+def class_ids(files: dict[str, Path]) -> list[int]:
+    """The class ids that occur in the labels, without the background. Raises UserError where there is none."""
     found: set[int] = set()
     for file in files.values():
         ids = read_label_volume(file).data if is_volume(file) else read_label(file)
@@ -119,45 +119,48 @@ def ids_of(files: dict[str, Path]) -> list[int]:
     return sorted(found - {0})
 
 
-def read_pair(prediction: Path, truth: Path) -> tuple[np.ndarray, np.ndarray, Sequence[float], str]:
-    """(ids predicted, true ids, spacing, its unit) on one grid."""
-    kinds = [is_volume(file) for file in (prediction, truth)]
-    if kinds[0] != kinds[1]:
-        raise UserError(f"of {prediction} and {truth} one is a volume and the other a picture; give both in one form")
-    if kinds[0]:
+def read_mask_pair(prediction: Path, truth: Path) -> tuple[np.ndarray, np.ndarray, Sequence[float], str]:
+    """(predicted ids, true ids, spacing, unit of the spacing) on one grid."""
+    if is_volume(prediction) != is_volume(truth):
+        raise UserError(
+            f"{prediction} and {truth}: one is a volume and the other an image; give two images or two volumes"
+        )
+    if is_volume(truth):
         masks = read_label_volume(prediction), read_label_volume(truth)
         check_same_grid(masks[1], masks[0])
-        # Pages of a TIFF do not say how far apart they are.
+        # The pages of a TIFF have no spacing.
         return masks[0].data, masks[1].data, masks[1].spacing, "pixels" if extension(truth) in TIFF_EXTENSIONS else "mm"
     ours, theirs = read_label(prediction), read_label(truth)
     if ours.shape != theirs.shape:
         sizes = [f"{mask.shape[1]}x{mask.shape[0]}" for mask in (ours, theirs)]
-        raise UserError(f"{prediction} is {sizes[0]}, its label {truth} {sizes[1]}; they must have one size")
+        raise UserError(f"{prediction} is {sizes[0]}, its label {truth} {sizes[1]}; resize one of them")
     return ours, theirs, (1.0, 1.0), "pixels"
 
 
-def scores(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], tolerance: float | None) -> CaseRow:
-    """Of two boolean masks; distances where there is a tolerance and the truth is not empty."""
-    found = Overlap(*(int(x.sum()) for x in (prediction & truth, prediction, truth)), truth.size)
+def mask_scores(
+    prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], tolerance: float | None
+) -> CaseRow:
+    """Scores of two boolean masks; None for distances without a tolerance or with an empty truth."""
+    counts = overlap_on_host(prediction, truth, range(truth.ndim))
     distances: tuple[float | None, float | None] = (None, None)
-    if tolerance is not None and found.true:
+    if tolerance is not None and counts.true:
         distances = surface_scores(prediction, truth, spacing, tolerance)
     return {
         "hd95": distances[0],
         "nsd": distances[1],
-        **{name: metric(found) for name, metric in METRICS.items()},
-        "empty": not found.true,
+        **{name: float(metric(counts)) for name, metric in METRICS.items()},
+        "empty": not counts.true,
     }
 
 
 def notes(ids: Sequence[int], predicted: set[int], others: set[str], folder: Path) -> list[str]:
-    """What was not scored. Raises UserError where nothing that was predicted is among the labels."""
+    """Names predictions that are not scored. Raises UserError where no predicted id is among the labels."""
     unknown = sorted(predicted - set(ids))
     if unknown and not predicted & set(ids):
-        raise UserError(f"{folder} holds the ids {unknown}, the labels {list(ids)}: write the same ids in both")
-    found = ["subjects are the names of pictures before the last _, or volumes"]
+        raise UserError(f"{folder} holds the ids {unknown}, the labels {list(ids)}: use the same ids in both")
+    lines = ["subjects are volumes, or the names of images before the last _"]
     if unknown:
-        found.append(f"predicted ids that occur in no label are not scored: {', '.join(map(str, unknown))}")
+        lines.append(f"predicted ids that occur in no label are not scored: {', '.join(map(str, unknown))}")
     if others:
-        found.append(f"{len(others)} masks have no label: {', '.join(natural_order(others)[:10])}")
-    return found
+        lines.append(f"{len(others)} masks have no label: {', '.join(natural_order(others)[:10])}")
+    return lines

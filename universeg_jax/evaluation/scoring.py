@@ -1,6 +1,7 @@
-"""What an evaluation computes on the device: a batch of cases with their support draws in, scores out; or its pictures.
+"""Device side of an evaluation: from a batch of episodes to scores, or to probabilities for figures.
 
-Whatever segments an episode is a `Method`; a compiled function is kept for each, since training evaluates many times.
+A `Method` is any function that segments an episode. Compiled functions are cached per method, because training
+evaluates many times.
 """
 
 import functools
@@ -16,12 +17,12 @@ from universeg_jax.evaluation import metrics
 from universeg_jax.evaluation.cases import Settings
 
 SCORES = (*metrics.METRICS, "single_dice", "oracle_dice")
-THRESHOLDS = np.linspace(0.05, 0.95, 19, dtype=np.float32)  # of the oracle
+THRESHOLDS = np.linspace(0.05, 0.95, 19, dtype=np.float32)  # tried by the oracle
 Method = Callable[[Any, Episode], jax.Array]  # (params, episode) → probabilities [B, H, W, 1] at the episode's size
 
 
 def model_method(model: Any, image_size: int) -> Method:
-    """The model at its own size, its logits resized to the episode's."""
+    """Runs the model at its own image size and resizes its logits to the size of the episode."""
 
     def method(params: Any, episode: Episode) -> jax.Array:
         size = episode.query_image.shape[1]
@@ -38,27 +39,27 @@ def model_method(model: Any, image_size: int) -> Method:
 
 
 def over_flips(method: Method) -> Method:
-    """Test-time augmentation: the mean over the four flips of query and support."""
+    """Test-time augmentation: averages the probabilities over the four flips of query and support."""
 
-    def turned(x: jax.Array, flip: jax.Array) -> jax.Array:
+    def flipped(x: jax.Array, flip: jax.Array) -> jax.Array:
         for axis, on in zip((-3, -2), flip, strict=True):
             x = jnp.where(on, jnp.flip(x, axis), x)
         return x
 
     def averaged(params: Any, episode: Episode) -> jax.Array:
         def one(flip: jax.Array) -> jax.Array:
-            pictures = [turned(x, flip) for x in episode[:4]]
-            return turned(method(params, Episode(*pictures, episode.support_mask)), flip)
+            arrays = [flipped(x, flip) for x in episode[:4]]
+            return flipped(method(params, Episode(*arrays, episode.support_mask)), flip)
 
-        return jax.lax.map(one, jnp.array(FLIPS)).mean(0)  # one program for all four
+        return jax.lax.map(one, jnp.array(FLIPS)).mean(0)  # one compiled program for all four
 
     return averaged
 
 
 def scorer(method: Method, settings: Settings) -> Callable[[Any, Episode], dict[str, jax.Array]]:
-    """(params, episode) → scores [N, ensembles] of N cases, whose support_* have an axis of draws: [N, K, S, H, W, 1].
+    """(params, episode) → scores [N, ensembles] of N cases with K draws of the support: [N, K, S, H, W, 1].
 
-    "draws" is [N, K], "empty" and "finite" are [N]; with `settings.surfaces` "masks" and "truth" are bits for the host.
+    "draws" is [N, K], "empty" and "finite" are [N]. With `settings.surfaces`, "masks" and "truth" are packed bits.
     """
     return _compiled(method, settings.ensembles, settings.flips, settings.surfaces)
 
@@ -72,18 +73,18 @@ def _compiled(
         probabilities = _probabilities(over_flips(method) if flips else method, params, floats)
         truth = floats.query_label[..., 0]
         means = jnp.stack([probabilities[:, :k].mean(1) for k in ensembles], 1)  # [N, ensembles, H, W]
-        masks, against = means >= 0.5, truth[:, None]
-        single = metrics.dice_score(probabilities >= 0.5, against)
-        at_thresholds = jax.lax.map(lambda t: metrics.dice_score(means >= t, against), jnp.asarray(THRESHOLDS))
-        found = metrics.overlap(masks, against)
-        scores = {name: metric(found) for name, metric in metrics.METRICS.items()} | {
+        masks, truths = means >= 0.5, truth[:, None]
+        single = metrics.dice_score(probabilities >= 0.5, truths)
+        at_thresholds = jax.lax.map(lambda t: metrics.dice_score(means >= t, truths), jnp.asarray(THRESHOLDS))
+        counts = metrics.overlap(masks, truths)
+        scores = {name: metric(counts) for name, metric in metrics.METRICS.items()} | {
             "draws": single,
             "single_dice": jnp.stack([single[:, :k].mean(1) for k in ensembles], 1),
             "oracle_dice": at_thresholds.max(0),
             "empty": truth.sum((1, 2)) == 0,
             "finite": jnp.isfinite(probabilities).all((1, 2, 3)),
         }
-        if with_masks:  # eight pixels a byte
+        if with_masks:  # eight pixels per byte
             scores |= {"masks": jnp.packbits(masks, axis=-1), "truth": jnp.packbits(truth > 0, axis=-1)}
         return scores
 
@@ -91,7 +92,7 @@ def _compiled(
 
 
 def _probabilities(method: Method, params: Any, floats: Episode) -> jax.Array:
-    """[N, K, H, W] of the K draws of each case."""
+    """Probabilities [N, K, H, W] of N cases with K draws each."""
     cases, draws = floats.support_mask.shape[:2]
     flat = Episode(
         jnp.repeat(floats.query_image, draws, axis=0),
@@ -103,7 +104,7 @@ def _probabilities(method: Method, params: Any, floats: Episode) -> jax.Array:
 
 @functools.lru_cache(maxsize=16)
 def mean_probabilities(method: Method, flips: bool) -> Callable[[Any, Episode], tuple[jax.Array, jax.Array, Episode]]:
-    """(params, episode) → probabilities [N, H, W] over all draws, their Dice [N], and the episode as floats."""
+    """(params, episode) → (mean probabilities over all draws [N, H, W], their Dice [N], the episode as floats)."""
 
     def function(params: Any, episode: Episode) -> tuple[jax.Array, jax.Array, Episode]:
         floats = to_device_floats(episode, OFFICIAL_SIZE)

@@ -1,4 +1,4 @@
-"""Baselines without parameters: what a support set says before anything is learnt."""
+"""Baselines without parameters: the mean label and the label of the nearest support image."""
 
 import jax
 import jax.numpy as jnp
@@ -6,12 +6,12 @@ import numpy as np
 
 from universeg_jax.episode import Episode
 
-CELLS = 8  # a side, in each of which the directions of edges are counted
-DIRECTIONS = 8  # of half a turn: an edge and its reverse are one
+CELLS = 8  # per side; each cell has a histogram of edge directions
+DIRECTIONS = 8  # bins over 180 degrees: opposite gradients share a bin
 
 
 def mean_mask(params: None, episode: Episode) -> jax.Array:
-    """Probabilities [B, H, W, 1]: the mean of the support labels, whatever the query looks like."""
+    """Probabilities [B, H, W, 1]: the mean of the support labels, independent of the query."""
     weights = episode.support_mask / episode.support_mask.sum(1, keepdims=True)
     return jnp.einsum("bs,bshwc->bhwc", weights, episode.support_labels)
 
@@ -22,21 +22,24 @@ def nearest_label(params: None, episode: Episode) -> jax.Array:
 
 
 def nearest_features(params: None, episode: Episode) -> jax.Array:
-    """The same, nearest in `edge_features`, which brightness, contrast and small shifts change little."""
+    """Probabilities [B, H, W, 1]: the label of the nearest support image by `edge_features`.
+
+    Brightness, contrast and small shifts change these features little.
+    """
     return _label_of_nearest(episode, edge_features(episode.query_image), edge_features(episode.support_images))
 
 
 def _label_of_nearest(episode: Episode, query: jax.Array, support: jax.Array) -> jax.Array:
-    """By squared distance of query [B, ...] to support [B, S, ...]."""
+    """The label of the support entry [B, S, ...] with the smallest squared distance to the query [B, ...]."""
     distance = jnp.sum((support - query[:, None]) ** 2, range(2, support.ndim))
     nearest = jnp.argmin(jnp.where(episode.support_mask > 0, distance, jnp.inf), axis=1)
     return jnp.take_along_axis(episode.support_labels, jnp.expand_dims(nearest, (1, 2, 3, 4)), axis=1)[:, 0]
 
 
 def edge_features(images: jax.Array) -> jax.Array:
-    """Histograms of the gradients' directions of images [..., H, W, 1] by cell, of length 1 in all: float32 [..., D].
+    """Histograms of gradient directions per cell of images [..., H, W, 1], normalized to length 1: float32 [..., D].
 
-    H and W multiples of CELLS; after Dalal and Triggs (CVPR 2005), without their blocks.
+    H and W must be multiples of CELLS. From Dalal and Triggs (CVPR 2005), without their block normalization.
     """
     images = images[..., 0]
     *batch, height, width = images.shape
@@ -45,8 +48,8 @@ def edge_features(images: jax.Array) -> jax.Array:
     direction = jnp.arctan2(down, right) * (DIRECTIONS / np.pi) % DIRECTIONS
 
     def count(number: int) -> jax.Array:
-        apart = jnp.abs(direction - number)
-        share = jnp.maximum(0, 1 - jnp.minimum(apart, DIRECTIONS - apart))
+        difference = jnp.abs(direction - number)
+        share = jnp.maximum(0, 1 - jnp.minimum(difference, DIRECTIONS - difference))
         cells = (strength * share).reshape(*batch, CELLS, height // CELLS, CELLS, width // CELLS)
         return cells.sum((-3, -1)).reshape(*batch, CELLS * CELLS)
 
