@@ -6,8 +6,8 @@ to at most 5 % of the background. The foreground has each entry's masked average
 prototype k), a pixel's score is Σ_k softmax(d)_k d_k over the prototypes of a class, and the logit is the difference of
 the two scores. A class without a local prototype has one alone, the masked average over all entries.
 
-Defaults are the paper's backbone: 43.02 M parameters, features at an eighth of the image's size. Batch normalisation is
-group normalisation here, which needs no statistics of other episodes. See parts.py for how the training differs.
+Defaults are the paper's backbone: 43.02 M parameters, features at an eighth of the image's size. Group normalisation
+replaces batch normalisation, because it needs no statistics of other episodes. few_shot.py says how training differs.
 """
 
 import math
@@ -33,7 +33,7 @@ from universeg_jax.model.layers import DTYPES, Array, check_choice, max_pool, we
 Stage = int | tuple[int, int]  # features of two bottlenecks, or (features, bottlenecks)
 
 COVERED = 0.95  # share of a cell that a class must cover
-EXPANSION = 4  # of a bottleneck block's features
+EXPANSION = 4  # output features of a bottleneck block / its features
 STEM_STRIDE = 4
 
 
@@ -138,8 +138,11 @@ class ALPNet(nn.Module):
         return to_image(foreground - background, query)
 
     def prototypes(self, entries):
-        """Sums of (foreground, background) averages [B, C]; and each entry's cells [B, S, cells, C], the label's share
-        of them, its foreground average [B, S, C] and its weight."""
+        """Prototypes of a chunk of entries.
+
+        Returns the sums of (foreground, background) averages [B, C]; then per entry its cells [B, S, cells, C], the
+        share of each cell that the label covers, the foreground average [B, S, C] and the weight.
+        """
         images, labels, weights = entries
         features = each_entry(self.backbone, images)
         dtype = jnp.promote_types(features.dtype, jnp.float32)

@@ -13,7 +13,7 @@ from jax import lax
 Array = jax.Array
 
 BLOCK = 1024  # pixels whose shifted copies fit into a core's second-level cache
-FEWEST = 4096  # pixels from which on blocks win
+FEWEST = 4096  # pixels; below this XLA's own gradient is faster
 
 
 def convolve(x: Array, kernel: Array) -> Array:
@@ -48,9 +48,9 @@ _convolve.defvjp(lambda x, kernel: (_xla(x, kernel), (x, kernel)), _backward)
 def filter_gradient(x: Array, dy: Array, size: int) -> Array:
     """d(kernel) [k, k, C, F] of `convolve` for x [N, H, W, C] and dy [N, H, W, F], k = `size`.
 
-    With padded images laid out as one long row of pixels, a tap of the kernel is a shift of x against dy along the row.
-    k copies of x, a pixel apart, beside each other and k copies of dy, a line apart, give all k² taps in one product;
-    dy is padded with zeros, which hides where a line ends.
+    Lay the padded images out as one long row of pixels: a tap of the kernel is then a shift of x against dy along the
+    row. One product of k copies of x (one pixel apart) with k copies of dy (one line apart) gives all k² taps. dy is
+    padded with zeros, so the ends of lines contribute nothing.
     """
     channels, features, radius = x.shape[-1], dy.shape[-1], size // 2
     width = x.shape[2] + 2 * radius

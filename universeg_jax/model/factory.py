@@ -1,4 +1,4 @@
-"""The networks that config.model.name may name, made from config.model."""
+"""Builds the network that config.model describes, and its initial parameters."""
 
 import dataclasses
 from typing import Any
@@ -17,16 +17,15 @@ MODELS = {"universeg": UniverSeg, "senet": SENet, "panet": PANet, "alpnet": ALPN
 
 
 def fields_of(model: type[nn.Module]) -> dict[str, Any]:
-    """Its fields and their defaults."""
+    """Fields of a network and their defaults."""
     return {f.name: f.default for f in dataclasses.fields(model) if f.name not in ("parent", "name")}
 
 
 def build_model(config: Any, **overrides: Any) -> nn.Module:
-    """The model `config.model` (a mapping) names, UniverSeg by default; overrides are for fields that change no
-    parameter.
+    """The network named by config.model.name, UniverSeg by default, with the fields of `config` (a mapping).
 
-    A config has the fields of all models; raises ValueError for one that no model has, or that this one has not and
-    that was set nevertheless.
+    `overrides` are for fields that change no parameter. A config holds the fields of all networks; raises ValueError
+    for a field that no network has, or that was set although this network lacks it.
     """
     fields = {**config, **overrides}
     name = fields.pop("name", "universeg")
@@ -45,14 +44,13 @@ def build_model(config: Any, **overrides: Any) -> nn.Module:
 
 def init_params(model: nn.Module, seed: int) -> Any:
     """Kaiming-normal kernels and zero biases, a pure function of the seed."""
-    # Its many small programs of random bits take a CPU ten times as long to compile as they should, and give the same
-    # bits with less effort.
+    # XLA:CPU spends most of its time compiling many small random-bit programs; less effort gives the same bits sooner.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
     return jax.jit(model.init, compiler_options=options)(*_init_arguments(model, seed))["params"]
 
 
 def param_shapes(model: nn.Module) -> Any:
-    """The shapes and dtypes of `init_params`, which is not computed."""
+    """Shapes and dtypes of `init_params`, without computing it."""
     return jax.eval_shape(model.init, *_init_arguments(model, 0))["params"]
 
 

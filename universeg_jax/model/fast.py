@@ -47,7 +47,8 @@ def forward(model: "UniverSeg", u: Array, entries: Any, weights: Any, over: MapS
     # full-resolution features of the first block, never exist for all entries at once.
     below_last = [*model.encoder, *model.decoder][-2] if linear and model.decoder else None
     skips: list[tuple[Array, Any]] = []
-    mean = mean_skip = None
+    mean: Any = None
+    mean_skip: Any = None
     for level, block in enumerate(model.encoder):
         keep: Keep | None = lambda out: (None, (max_pool(out), out))  # noqa: E731
         if block is below_last and level:
@@ -104,7 +105,7 @@ def cross_block(
             out = add_to_each(out_query, conv(patches(v), composed))
         else:
             z = block.cross_activate(add_to_each(z_query, conv(v, kernel_s)))
-            out = block.support(z) if keep else None
+            out = block.support(z) if keep else z
         averaged, stored = keep(block.support_out(v, out)) if keep else (None, None)
         return weighted_sum(weight, (entry if linear else z, averaged)), stored
 

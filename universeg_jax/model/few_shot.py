@@ -1,11 +1,11 @@
-"""What the learnt baselines share: inputs as UniverSeg takes them, convolutions, prototypes and cosine similarity.
+"""Parts that the trained baselines share: checked inputs, convolutions, prototypes and cosine similarity.
 
-They have UniverSeg's call, so that the same episodes, loop, losses, checkpoints, evaluation and predictor serve them.
+The baselines are called like UniverSeg, so the same episodes, loop, losses, checkpoints and evaluation serve them.
 Backbones start at random, where PANet and ALPNet start from ImageNet and COCO: UniverSeg starts at random too. Their
 alignment loss, which segments the support by the query, is left out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -20,7 +20,7 @@ SIMILARITY_SCALE = 20.0  # of the cosine, in PANet and in ALPNet
 
 
 def check_stride(stride: int, first: int, stages: int) -> int:
-    """How often the image is halved; the first of the stages has stride `first`, each further one may double it."""
+    """Number of halvings for `stride`; the first stage has stride `first`, and each further stage may double it."""
     most = first << (stages - 1)
     if not first <= stride <= most or stride & (stride - 1):
         raise ValueError(
@@ -32,7 +32,7 @@ def check_stride(stride: int, first: int, stages: int) -> int:
 def prepare(
     query: Array, images: Array, labels: Array, mask: Array | None, halvings: int, dtype: str
 ) -> tuple[Array, tuple[Array, Array, Array]]:
-    """Checked inputs: the query, and entries (images, labels, weights [B, S] that sum to 1 over those that count)."""
+    """Checks the inputs; returns the query and entries (images, labels, weights [B, S] that sum to 1)."""
     check_shapes(query, images, labels, mask, halvings + 1)
     count = jnp.ones(images.shape[:2], jnp.float32) if mask is None else mask
     count = count.astype(jnp.promote_types(jnp.float32, dtype))
@@ -42,16 +42,16 @@ def prepare(
 
 
 def over_entries(function: Callable[[Any], tuple[Any, Any]], entries: Any, chunk: int) -> tuple[Any, Any]:
-    """function(entries [B, chunk, ...]) → (Σ over chunks of its first result, all of its second [B, S', ...]).
+    """Applies `function` to chunks of entries; returns the sum of its first results and all of its second ones.
 
-    S' is S padded to whole chunks by entries of weight 0.
+    The second results are [B, S', ...], where S' is S padded to whole chunks with entries of weight 0.
     """
     total, kept = map_sum(function, chunked(entries, chunk))
     return total, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape((x.shape[1], -1, *x.shape[3:])), kept)
 
 
 def each_entry(function: Callable[[Array], Array], x: Array) -> Array:
-    """A function of [N, ...] applied to [B, S, ...]."""
+    """Applies a function of [N, ...] to [B, S, ...]."""
     y = function(x.reshape((-1, *x.shape[2:])))
     return y.reshape((*x.shape[:2], *y.shape[1:]))
 
@@ -89,7 +89,7 @@ class Convolution(nn.Module):
         return y if bias is None else y + jnp.expand_dims(bias.astype(y.dtype), range(y.ndim - 1))
 
 
-class Layer(nn.Module):
+class ConvBlock(nn.Module):
     """Convolution, per-pixel layer normalisation if `norm` is "layer", and an activation."""
 
     features_in: int
@@ -115,7 +115,7 @@ def unit(x: Array) -> Array:
     return x * lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + 1e-8)
 
 
-def gathered(mask: Array, size: tuple[int, int]) -> Array:
+def gathered(mask: Array, size: Sequence[int]) -> Array:
     """mask [..., H, W, 1] → [..., *size]: each coarse pixel's share in the mask's, by bilinear upsampling.
 
     Σ_p upsample(f)_p mask_p = Σ_q f_q gathered(mask)_q, so features need not be brought to the mask's size.

@@ -1,6 +1,6 @@
-"""Support sets that do not fit one device: sharded over many, or streamed through one from the host.
+"""Support sets too large for one device: sharded over several, or streamed through one from the host.
 
-Entries of a support set meet only in the means of the blocks, so they can be anywhere. `sharded_logits` makes each mean
+Support entries meet only in the means of the blocks, so they can live anywhere. `sharded_logits` makes each mean
 an all-reduce over a mesh axis. `streamed_logits` takes entries chunk by chunk through one block after the other and
 keeps their features on the host: for the released architecture at 128², 655 kB an entry in bfloat16, since the
 full-resolution features of the first and the last block are needed as means only.
@@ -41,7 +41,7 @@ def sharded_logits(model: UniverSeg, mesh: Mesh, axis: str) -> Callable[..., jax
 
 
 class _Once:
-    """Chunks that are forgotten when they are read, so that a block's output takes the place of its input."""
+    """Chunks that are released once read, so that a block's output replaces its input in memory."""
 
     def __init__(self, chunks: list[Any]):
         self.chunks = chunks

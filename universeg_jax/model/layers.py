@@ -1,4 +1,4 @@
-"""What the networks are made of: convolution, pooling, upsampling, and sums over support entries, streamed or not."""
+"""Building blocks of the networks: convolution, pooling, upsampling, and sums over streamed support entries."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -126,8 +126,8 @@ def all_sum(partial: Any, axis: str, dtype: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(dtype), total)
 
 
-class Conv(nn.Module):
-    """Convolution with Kaiming-normal (fan-in) weights of a given gain and zero bias."""
+class ConvKernel(nn.Module):
+    """Kernel [size, size, features_in, features], Kaiming-normal (fan-in) with a given gain, and a zero bias."""
 
     features_in: int
     features: int
@@ -139,6 +139,10 @@ class Conv(nn.Module):
         init = nn.initializers.variance_scaling(self.gain**2, "fan_in", "normal")
         self.kernel = self.param("kernel", init, shape)
         self.bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+
+
+class Conv(ConvKernel):
+    """Zero-padded convolution of [..., H, W, C]."""
 
     def __call__(self, x: Array) -> Array:
         return conv(x, self.kernel, self.bias)

@@ -5,7 +5,7 @@ the foreground and one of the background, averaged over the entries; a pixel's s
 its features with the prototype, and the logit is the difference of the two scores.
 
 Defaults are the paper's backbone: 14.71 M parameters, features at an eighth of the image's size, the last stage
-dilated. Poolings are VGG's 2x2. See parts.py for how the training differs.
+dilated. Poolings are VGG's 2x2. few_shot.py says how the training differs.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from universeg_jax.model.few_shot import (
     SIMILARITY_SCALE,
-    Layer,
+    ConvBlock,
     check_stride,
     each_entry,
     masked_mean,
@@ -51,7 +51,7 @@ class VGG(nn.Module):
             for j in range(count):
                 last = i == len(stages) - 1 and j == count - 1  # signed features, so that cosines may be negative
                 norm, activation = ("none", identity) if last else (self.norm, nn.relu)
-                layers.append(Layer(features_in, features, 3, dilation, norm, activation))
+                layers.append(ConvBlock(features_in, features, 3, dilation, norm, activation))
                 features_in = features
         self.layers = layers
 

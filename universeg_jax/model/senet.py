@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from universeg_jax.model.few_shot import Convolution, Layer, over_entries, prepare
+from universeg_jax.model.few_shot import ConvBlock, Convolution, over_entries, prepare
 from universeg_jax.model.layers import DTYPES, NORMS, Array, activate, check_choice, max_pool, weighted_sum
 
 KERNEL = 5  # pixels a side
@@ -27,7 +27,7 @@ def unpool(x: Array, before: Array) -> Array:
 
 
 class Arm(nn.Module):
-    """An encoder-decoder of `levels` poolings; `meet(block number, its output)` may change what goes on."""
+    """An encoder-decoder with `levels` poolings; `meet(block number, its output)` returns what the next block gets."""
 
     features_in: int
     features: int
@@ -35,8 +35,8 @@ class Arm(nn.Module):
     norm: str
 
     def setup(self):
-        def layer(features_in: int) -> Layer:
-            return Layer(features_in, self.features, KERNEL, norm=self.norm, activation=activate)
+        def layer(features_in: int) -> ConvBlock:
+            return ConvBlock(features_in, self.features, KERNEL, norm=self.norm, activation=activate)
 
         self.encoder = [layer(self.features if level else self.features_in) for level in range(self.levels)]
         self.bottleneck = layer(self.features)
@@ -58,7 +58,7 @@ class SENet(nn.Module):
 
     encoder_blocks: Sequence[int] = (64, 64, 64, 64)  # the segmenter's features at each pooling: one width
     conditioner_features: int = 16
-    norm: str = "none"  # "none" | "layer", in the place of the paper's batch normalisation
+    norm: str = "none"  # "none" | "layer", in place of the paper's batch normalisation
     dtype: str = "float32"  # of activations
     support_chunk: int = 0  # entries at a time; 0 = all
 

@@ -25,6 +25,7 @@ from universeg_jax.model.layers import (
     NORMS,
     Array,
     Conv,
+    ConvKernel,
     activate,
     all_sum,
     check_choice,
@@ -43,9 +44,10 @@ Block = int | tuple[int, int]  # features, or (cross_features, conv_features)
 CROSS_ACTIVATIONS = ("none", "leaky_relu")
 RESIDUALS = ("none", "support", "both")
 FORMS = ("plain", "fast")
+BLOCK_OPTIONS = ("cross_activation", "norm", "residual", "support_axis", "remat")  # that a network hands its blocks
 
 
-class CrossConv(Conv):
+class CrossConv(ConvKernel):
     """z = Conv3x3([u, v]) for one support entry. Owns the kernel [3, 3, Cu + Cv, F], query channels first."""
 
     def __call__(self, u_BHWC: Array, v_BHWC: Array) -> Array:
@@ -137,8 +139,8 @@ class UniverSeg(nn.Module):
         check_choice("residual", self.residual, RESIDUALS)
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("form", self.form, FORMS)
-        encoder = [(b, b) if isinstance(b, int) else tuple(b) for b in self.encoder_blocks]
-        decoder = [(b, b) if isinstance(b, int) else tuple(b) for b in self.decoder_blocks] or encoder[-2::-1]
+        encoder = [(b, b) if isinstance(b, int) else (b[0], b[1]) for b in self.encoder_blocks]
+        decoder = [(b, b) if isinstance(b, int) else (b[0], b[1]) for b in self.decoder_blocks] or encoder[-2::-1]
         if len(decoder) != len(encoder) - 1:
             raise ValueError(
                 f"config.model.decoder_blocks has {len(decoder)} blocks; {len(encoder)} encoder blocks need "
@@ -147,8 +149,8 @@ class UniverSeg(nn.Module):
         block_class = nn.remat(CrossBlock) if self.remat else CrossBlock
 
         def block(query_in: int, support_in: int, widths: tuple[int, int]) -> CrossBlock:
-            options = (self.cross_activation, self.norm, self.residual, self.support_axis, self.remat)
-            return block_class(query_in, support_in, *widths, *options)
+            options = {name: getattr(self, name) for name in BLOCK_OPTIONS}
+            return block_class(query_in, support_in, *widths, **options)
 
         outputs = [conv_features for _, conv_features in encoder]
         self.encoder = [
