@@ -19,7 +19,7 @@ from universeg_jax.data.tasks import SECOND, split_subjects
 from universeg_jax.episode import OFFICIAL_SIZE
 from universeg_jax.prediction.predictor import Options, Predictor
 from universeg_jax.readers.folder import read_folder, read_support
-from universeg_jax.readers.images import preprocess_mask, restore
+from universeg_jax.readers.preprocess import preprocess_mask, restore
 
 
 def dice(found: np.ndarray, truth: np.ndarray) -> float:

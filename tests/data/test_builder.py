@@ -27,7 +27,7 @@ from universeg_jax.data.dataset import (
 )
 from universeg_jax.data.staging import open_workshop
 from universeg_jax.readers.cases import Example
-from universeg_jax.readers.images import ImageError
+from universeg_jax.readers.errors import ImageError
 
 META = DatasetMeta("discs", "train_open", {1: "disc", 2: "never"}, 16, "g", "made", "CC0", "nobody", False)
 

@@ -11,7 +11,8 @@ from universeg_jax.cli import main
 from universeg_jax.data.dataset import open_dataset, read_report
 from universeg_jax.data.tfds_import import make_record_examples, read_records
 from universeg_jax.errors import UserError
-from universeg_jax.readers.images import ImageError, preprocess_image, preprocess_mask, quantize
+from universeg_jax.readers.errors import ImageError
+from universeg_jax.readers.preprocess import preprocess_image, preprocess_mask, quantize
 
 COUNT = 5
 

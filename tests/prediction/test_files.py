@@ -30,10 +30,10 @@ from universeg_jax.prediction.files import (
 )
 from universeg_jax.prediction.predictor import Options, Segmenter, combine
 from universeg_jax.prediction.support import read_support_folder
+from universeg_jax.readers.errors import ImageError
 from universeg_jax.readers.folder import read_folder
-from universeg_jax.readers.images import ImageError
+from universeg_jax.readers.slices import volume_slices
 from universeg_jax.readers.volume_files import read_label_volume, read_volume
-from universeg_jax.readers.volumes import volume_slices
 
 
 def names(path):

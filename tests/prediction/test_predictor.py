@@ -15,7 +15,7 @@ from universeg_jax.model.factory import build_model
 from universeg_jax.prediction import predictor as predictor_module
 from universeg_jax.prediction.predictor import Options, among, combine
 from universeg_jax.prediction.support import choose, make_support
-from universeg_jax.readers.images import preprocess_image
+from universeg_jax.readers.preprocess import preprocess_image
 from universeg_jax.readers.volumes import make_volume
 
 

@@ -11,7 +11,8 @@ from universeg_jax.errors import UserError
 from universeg_jax.prediction.predictor import Options
 from universeg_jax.prediction.support import make_support, read_support_folder
 from universeg_jax.prediction.tiles import LOOK, corners, cut, enlarge, join, kept, shrink, stretch
-from universeg_jax.readers.images import ImageError, preprocess_image, restore
+from universeg_jax.readers.errors import ImageError
+from universeg_jax.readers.preprocess import preprocess_image, restore
 from universeg_jax.readers.volumes import make_volume
 
 

@@ -19,7 +19,7 @@ from tests.readers.test_dicom import series
 from universeg_jax.cli import main
 from universeg_jax.data.dataset import open_dataset, read_report
 from universeg_jax.errors import UserError
-from universeg_jax.readers.dicom import read_dicom_picture, read_label_stack
+from universeg_jax.readers.dicom import read_dicom_image, read_label_stack
 from universeg_jax.readers.folder import read_folder
 from universeg_jax.readers.images import read_contour, read_image, read_label
 from universeg_jax.readers.meta import read_meta
@@ -150,7 +150,7 @@ def samples(tmp_path_factory):
     found |= {f"label.{end}": (picture(NOISE, kind), read_label) for end, kind in kinds.items()}
     found["a.ppm.gz"] = (gzip.compress(picture(NOISE, "PPM"), mtime=0), read_image)
     found["contour.txt"] = (b"1.5 2.5\n7.25 3\n5 8.75\n", lambda file: read_contour(file, (12, 9)))
-    found["x.dcm"] = ((path / "scan" / "0.dcm").read_bytes(), read_dicom_picture)
+    found["x.dcm"] = ((path / "scan" / "0.dcm").read_bytes(), read_dicom_image)
     found["series.dcm"] = (found["x.dcm"][0], read_volume)
     found["stack.png"] = ((path / "stack" / "1.png").read_bytes(), read_stack)
     found["meta.json"] = (labels, read_json_beside)

@@ -18,10 +18,11 @@ from tests.readers.test_dicom import series
 from universeg_jax.cli import main
 from universeg_jax.data.dataset import list_datasets, open_dataset, read_report
 from universeg_jax.data.tasks import task_table
-from universeg_jax.readers.cases import Case, FolderError, LabelFile, make_examples, wanted_axes
-from universeg_jax.readers.dicom import read_dicom_picture
+from universeg_jax.readers.cases import Case, make_examples, wanted_axes
+from universeg_jax.readers.dicom import read_dicom_image
+from universeg_jax.readers.errors import FolderError, ImageError
 from universeg_jax.readers.folder import read_folder, read_support
-from universeg_jax.readers.images import ImageError
+from universeg_jax.readers.labels import LabelFile
 from universeg_jax.readers.volume_files import read_volume
 from universeg_jax.readers.volumes import IN_PLANE
 
@@ -158,7 +159,7 @@ def test_every_kind_of_volume_in_one_folder(tmp_path):
     assert folder.ignored == ()  # the .raw of a .mhd is read with it
     axes = {case.name: {e.axis for e in make_examples(case)} for case in folder.cases}
     assert axes == {"a": {0, 1, 2}, "d": {2}, "mha": {0, 1, 2}, "mhd": {0, 1, 2}, "nrrd": {0, 1, 2}, "t": {2}}
-    with pytest.raises(FolderError, match="a.nii is a volume; a support set holds pictures"):
+    with pytest.raises(FolderError, match="a.nii is a volume; a support set holds images"):
         read_support(tmp_path)
 
 
@@ -172,7 +173,7 @@ def test_dicom_files_of_one_frame_are_pictures(tmp_path):
     first, *_, last = read_folder(tmp_path, 128).cases
     (example,) = make_examples(first)
     assert (example.slicing, example.image.shape) == ("image", (128, 128))
-    pixels = read_dicom_picture(tmp_path / "images" / "0.dcm")
+    pixels = read_dicom_image(tmp_path / "images" / "0.dcm")
     np.testing.assert_allclose(example.image, 255 * (pixels - pixels.min()) / np.ptp(pixels), atol=0.51)
     with pytest.raises(ImageError, match="3.dcm: every pixel is the same"):
         make_examples(last)
@@ -222,8 +223,8 @@ def test_bad_volumes_are_dropped_and_counted_and_nothing_else_is_lost(tmp_path, 
 @pytest.mark.parametrize(
     ("meta", "word"),
     [
-        ({"axes": ["top"]}, "'axes' is|\"axes\" is .'top'.; a list of sagittal"),
-        ({"axes": 7}, "a list of sagittal"),
+        ({"axes": ["top"]}, "\"axes\" is .'top'.; write a list of sagittal"),
+        ({"axes": 7}, "7; write a list of sagittal"),
         ({"window": [1, 0]}, "write one of auto, ct"),
         ({"window": "bone"}, "'bone'; write one of"),
         ({"subjects": "("}, "which is no pattern"),

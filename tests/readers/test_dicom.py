@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from universeg_jax.readers import dicom
-from universeg_jax.readers.dicom import read_dicom_picture
-from universeg_jax.readers.images import ImageError
+from universeg_jax.readers import checks
+from universeg_jax.readers.dicom import read_dicom_image
+from universeg_jax.readers.errors import ImageError
 from universeg_jax.readers.volume_files import is_volume, read_volume
 
 
@@ -53,7 +53,7 @@ def test_a_dicom_series_is_sorted_by_position_and_rescaled(tmp_path):
 def test_monochrome1_is_turned_round_and_slices_still_fit(tmp_path):
     series(tmp_path / "a")
     series(tmp_path / "b", PhotometricInterpretation="MONOCHROME1")
-    for read, name in ((read_dicom_picture, "0.dcm"), (lambda path: read_volume(path).data, "")):
+    for read, name in ((read_dicom_image, "0.dcm"), (lambda path: read_volume(path).data, "")):
         plain, turned = read(tmp_path / "a" / name), read(tmp_path / "b" / name)
         np.testing.assert_array_equal(turned, plain.max() + plain.min() - plain)
 
@@ -84,7 +84,7 @@ def test_a_palette_is_seen_in_its_colours():
     dataset = dcmread(shipped("examples_palette.dcm"))
     red, green, blue = np.moveaxis(apply_color_lut(dataset.pixel_array, dataset).astype(float), -1, 0)
     expected = 0.299 * red + 0.587 * green + 0.114 * blue
-    np.testing.assert_allclose(read_dicom_picture(shipped("examples_palette.dcm")), expected, rtol=1e-5)
+    np.testing.assert_allclose(read_dicom_image(shipped("examples_palette.dcm")), expected, rtol=1e-5)
 
 
 def test_every_dicom_file_at_hand_is_read_or_refused_in_one_line(caplog, capfd):
@@ -92,7 +92,7 @@ def test_every_dicom_file_at_hand_is_read_or_refused_in_one_line(caplog, capfd):
     path = Path(shipped("CT_small.dcm")).parent
     outcomes = {}
     for file in sorted(file for file in path.glob("*.dcm") if file.stat().st_size < 200_000):
-        for read in (read_dicom_picture, read_volume):
+        for read in (read_dicom_image, read_volume):
             try:
                 read(file)
                 outcomes[file.name, read] = ""
@@ -101,20 +101,20 @@ def test_every_dicom_file_at_hand_is_read_or_refused_in_one_line(caplog, capfd):
     assert all(str(path / name) in said and "\n" not in said for (name, _), said in outcomes.items() if said)
     assert sum(not said for said in outcomes.values()) > 50
     for name, word in {
-        "MR_truncated.dcm": "cannot be read", "rtplan.dcm": "holds no picture", "rtdose.dcm": "several frames",
+        "MR_truncated.dcm": "cannot be read", "rtplan.dcm": "holds no image", "rtdose.dcm": "several frames",
         "no_meta.dcm": "cannot be read",
     }.items():  # fmt: skip
-        assert word in outcomes[name, read_dicom_picture]
+        assert word in outcomes[name, read_dicom_image]
     assert not caplog.records
     assert capfd.readouterr() == ("", "")  # what the libraries remark on headers is not said
 
 
 def test_a_deflated_file_that_may_be_a_bomb_is_refused(monkeypatch):
-    assert read_dicom_picture(shipped("image_dfl.dcm")).shape == (512, 512)
-    monkeypatch.setattr(dicom, "MAX_BYTES", 1_000_000)
+    assert read_dicom_image(shipped("image_dfl.dcm")).shape == (512, 512)
+    monkeypatch.setattr(checks, "MAX_BYTES", 1_000_000)
     with pytest.raises(ImageError, match="image_dfl.dcm: may inflate to too many bytes"):
-        read_dicom_picture(shipped("image_dfl.dcm"))
-    assert read_dicom_picture(shipped("CT_small.dcm")).shape == (128, 128)  # as large, but not deflated
+        read_dicom_image(shipped("image_dfl.dcm"))
+    assert read_dicom_image(shipped("CT_small.dcm")).shape == (128, 128)  # as large, but not deflated
 
 
 @pytest.mark.parametrize(

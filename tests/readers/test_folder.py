@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.fixtures import write_folder
-from universeg_jax.readers.cases import FolderError, make_examples
+from universeg_jax.readers.cases import make_examples
+from universeg_jax.readers.errors import FolderError, ImageError
 from universeg_jax.readers.file_names import natural_order
 from universeg_jax.readers.folder import list_images, read_folder, read_support
-from universeg_jax.readers.images import ImageError
 
 
 def test_cases_subjects_and_labels_without_meta(tmp_path):
@@ -157,13 +157,13 @@ def change(path, what):
     [
         ("no images folder", "images is missing"),
         ("no pairs", r"images/p0_0.png: has no label .add labels/p0_0\.\*.*; no image of this folder has one"),
-        ("nothing", "images holds no pictures"),
+        ("nothing", "images holds no images"),
         ("bad meta", "meta.json is not JSON"),
         ("labels without ids", "must map ids to names"),
         ("meta of another kind", "must be an object"),
         ("meta of another encoding", "not JSON in UTF-8"),
         ("no boolean", "'false'; write true or false"),
-        ("other types only", "images holds no pictures.*only p0_0.xcf"),
+        ("other types only", "images holds no images.*only p0_0.xcf"),
         ("damaged labels", "labels/p0_0.png: cannot be read"),
         ("empty labels", "every label is empty"),
     ],
@@ -202,7 +202,7 @@ def test_what_is_there_in_part_or_twice_costs_itself_alone(tmp_path):
 def test_no_pictures_at_all(tmp_path):
     for part in ("images", "labels"):
         (tmp_path / part).mkdir()
-    with pytest.raises(FolderError, match="holds no pictures"):
+    with pytest.raises(FolderError, match="holds no images"):
         read_folder(tmp_path)
 
 

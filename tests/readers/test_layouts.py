@@ -11,9 +11,9 @@ from tests.fixtures import block_volume, write_folder, write_nifti
 from universeg_jax.cli import main
 from universeg_jax.data.dataset import open_dataset, read_report
 from universeg_jax.data.tasks import task_table
-from universeg_jax.readers.cases import FolderError, make_examples
+from universeg_jax.readers.cases import make_examples
+from universeg_jax.readers.errors import FolderError, ImageError
 from universeg_jax.readers.folder import read_folder
-from universeg_jax.readers.images import ImageError
 
 LABELS = {"background": 0, "organ": 1, "tumour": 2}
 
@@ -151,11 +151,11 @@ def test_pictures_in_the_nnunet_layout(tmp_path):
         ),
         (
             {"training": [{"image": "./a.nii", "label": "./labelsTr/absent.nii.gz"}]},
-            "has no label .add labelsTr/absent.nii.gz or .*; so it is with every case",
+            "has no label .add labelsTr/absent.nii.gz or .*; this holds for every case",
         ),
         (
             {"channel_names": {"0": "a", "1": "b", "2": "c"}},
-            "has no image .add imagesTr/liver_1_0002.nii.gz or .*; so it is with every case",
+            "has no image .add imagesTr/liver_1_0002.nii.gz or .*; this holds for every case",
         ),
     ],
 )

@@ -11,16 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.readers.test_dicom import series
-from universeg_jax.readers import volume_files
-from universeg_jax.readers.images import ImageError
-from universeg_jax.readers.volume_files import (
-    extension,
-    is_volume,
-    mask_extension,
-    read_label_volume,
-    read_volume,
-    write_like,
-)
+from universeg_jax.readers import checks
+from universeg_jax.readers.errors import ImageError
+from universeg_jax.readers.file_names import extension
+from universeg_jax.readers.volume_files import is_volume, mask_extension, read_label_volume, read_volume, write_like
 
 DATA = np.random.default_rng(0).integers(-1000, 2000, (7, 6, 5)).astype(np.int16)
 AFFINE = np.array([[0, 0, 2.5, -30], [-0.8, 0, 0, 40], [0, -1.2, 0, 10], [0, 0, 0, 1]], float)
@@ -163,8 +157,8 @@ def test_labels_are_whole_numbers(tmp_path):
 
 
 def test_whatever_a_damaged_file_holds_the_message_is_one_line():
-    error = ImageError("a.dcm", "holds no picture", "1.2\x00\x08\n  \x1b[31mred")
-    assert str(error) == "a.dcm: holds no picture (1.2 [31mred)"
+    error = ImageError("a.dcm", "holds no image", "1.2\x00\x08\n  \x1b[31mred")
+    assert str(error) == "a.dcm: holds no image (1.2 [31mred)"
 
 
 def test_every_bad_file_is_an_image_error_that_names_it(tmp_path, monkeypatch):
@@ -203,7 +197,7 @@ def test_every_bad_file_is_an_image_error_that_names_it(tmp_path, monkeypatch):
     }.items():  # fmt: skip
         with pytest.raises(ImageError, match=f"{name}: .*{problem}"):
             read_volume(tmp_path / name)
-    monkeypatch.setattr(volume_files, "MAX_BYTES", 100)
+    monkeypatch.setattr(checks, "MAX_BYTES", 100)
     with pytest.raises(ImageError, match="too large"):
         read_volume(tmp_path / "whole.nii.gz")
 

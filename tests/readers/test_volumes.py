@@ -7,24 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel.orientations import aff2axcodes
 
-from universeg_jax.readers.images import ImageError, preprocess_image
-from universeg_jax.readers.volumes import (
-    check_same_place,
-    choose_window,
+from universeg_jax.readers.errors import ImageError
+from universeg_jax.readers.preprocess import apply_window, preprocess_image, window_of_modality
+from universeg_jax.readers.slices import (
     from_planes,
     from_slices,
     largest_slice,
-    make_volume,
     mask_slices,
     middle_slice,
-    on_grid,
     plane,
-    slice_axis,
     slice_image,
-    to_spacing,
     volume_slices,
-    window_volume,
 )
+from universeg_jax.readers.volumes import check_same_grid, make_volume, on_grid, slice_axis, to_spacing
 
 shapes = st.tuples(*[st.integers(1, 9)] * 3)
 spacings = st.tuples(*[st.floats(0.3, 6)] * 3)
@@ -73,15 +68,14 @@ def test_resampling_is_linear_at_voxel_centres_in_space():
 
 def test_windows_follow_the_modality():
     hounsfield = np.array([-3000, -500, 250, 1000, 5000], np.float32)
-    np.testing.assert_allclose(window_volume(hounsfield, "ct"), [0, 0, 0.5, 1, 1])
-    np.testing.assert_allclose(window_volume(hounsfield, (0, 1000)), [0, 0, 0.25, 1, 1])
+    np.testing.assert_allclose(apply_window(hounsfield, "ct"), [0, 0, 0.5, 1, 1])
+    np.testing.assert_allclose(apply_window(hounsfield, (0, 1000)), [0, 0, 0.25, 1, 1])
     signal = np.concatenate([np.zeros(1000), np.arange(1, 1002)]).astype(np.float32)
-    assert (window_volume(signal, "mr")[1000:1006] == 0).all()  # 0.5 % of the voxels above 0
-    assert (window_volume(signal, "mr")[-5:] == 1).all()
-    np.testing.assert_allclose(window_volume(signal), signal / 1001, rtol=1e-6)
-    assert [choose_window(m) for m in ("cardiac CT", "brain MR T1w", "H&E histology", "brain MR Flair", "ACTH")] == [
-        "ct", "mr", "none", "mr", "none",
-    ]  # fmt: skip
+    assert (apply_window(signal, "mr")[1000:1006] == 0).all()  # 0.5 % of the voxels above 0
+    assert (apply_window(signal, "mr")[-5:] == 1).all()
+    np.testing.assert_allclose(apply_window(signal), signal / 1001, rtol=1e-6)
+    modalities = ("cardiac CT", "brain MR T1w", "H&E histology", "brain MR Flair", "ACTH")
+    assert [window_of_modality(modality) for modality in modalities] == ["ct", "mr", "none", "mr", "none"]
 
 
 def test_planes_are_seen_as_radiologists_see_them():
@@ -172,12 +166,12 @@ def test_what_has_no_place_or_another_place_is_refused():
         with pytest.raises(ImageError, match=f"b.nii: .*{word}"):
             make_volume(data, affine, "b.nii")
     with pytest.raises(ImageError, match="3x4x5 and 3x5x4"):
-        check_same_place(good, make_volume(np.zeros((3, 5, 4)), np.eye(4), "b.nii"))
+        check_same_grid(good, make_volume(np.zeros((3, 5, 4)), np.eye(4), "b.nii"))
     moved = np.eye(4)
     moved[0, 3] = 2
     with pytest.raises(ImageError, match="different places.*2.0 mm"):
-        check_same_place(good, make_volume(np.zeros((3, 4, 5)), moved, "b.nii"))
-    check_same_place(
+        check_same_grid(good, make_volume(np.zeros((3, 4, 5)), moved, "b.nii"))
+    check_same_grid(
         good,
         make_volume(
             np.zeros((3, 4, 5))[::-1],

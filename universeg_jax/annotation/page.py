@@ -19,7 +19,7 @@ from universeg_jax.annotation import session as demo
 from universeg_jax.annotation.session import Session
 from universeg_jax.errors import UserError
 from universeg_jax.prediction.predictor import Prediction, Predictor
-from universeg_jax.readers.images import EXTENSIONS
+from universeg_jax.readers.file_names import IMAGE_EXTENSIONS
 
 HOST = "127.0.0.1"
 MAX_FILE_SIZE = 100_000_000  # bytes of one upload
@@ -127,7 +127,7 @@ def _inputs() -> Inputs:
     """The first row: examples and images to segment."""
     import gradio as gr
 
-    pictures = {"file_count": "multiple", "file_types": list(EXTENSIONS), "height": 130}
+    pictures = {"file_count": "multiple", "file_types": list(IMAGE_EXTENSIONS), "height": 130}
     with gr.Row():
         with gr.Column(scale=2):
             gr.Markdown("**1. Examples**: images and their masks, with the same file names. Or draw the first below.")

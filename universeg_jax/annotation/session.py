@@ -16,7 +16,9 @@ from PIL import Image
 
 from universeg_jax.errors import UserError
 from universeg_jax.prediction.predictor import Prediction, Predictor
-from universeg_jax.readers.images import ImageError, min_max, read_image, read_label
+from universeg_jax.readers.errors import ImageError
+from universeg_jax.readers.images import read_image, read_label
+from universeg_jax.readers.preprocess import min_max
 
 # Colours of ids 1 to 6, on the page and in the editor.
 PALETTE = ((230, 60, 60), (40, 170, 90), (60, 110, 230), (235, 170, 30), (170, 70, 200), (30, 190, 200))

@@ -14,7 +14,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from universeg_jax.errors import UserError
-from universeg_jax.readers.images import ImageError
+from universeg_jax.readers.errors import ImageError
 
 PER_CASE = 1 << 24  # more than the examples of a case: keys in the order of cases, then of their examples
 LOCAL = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"

@@ -39,7 +39,7 @@ from universeg_jax.data.dataset import (
 )
 from universeg_jax.data.staging import fingerprint_of, open_workshop, swap
 from universeg_jax.readers.cases import Example
-from universeg_jax.readers.images import ImageError
+from universeg_jax.readers.errors import ImageError
 
 tfds.disable_progress_bar()  # ours spans reading and preprocessing, which is where the time goes
 

@@ -15,15 +15,11 @@ import tensorflow_datasets as tfds
 
 from universeg_jax.data.dataset import BuildError
 from universeg_jax.readers.cases import Example
-from universeg_jax.readers.images import (
-    ImageError,
-    check_label,
-    check_picture,
-    preprocess_image,
-    preprocess_mask,
-    quantize,
-)
+from universeg_jax.readers.errors import ImageError
+from universeg_jax.readers.images import check_image
+from universeg_jax.readers.labels import check_label
 from universeg_jax.readers.meta import Folder
+from universeg_jax.readers.preprocess import preprocess_image, preprocess_mask, quantize
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,7 @@ def read_records(
 def make_record_examples(case: Record) -> list[Example]:
     """The example of a record. Raises ImageError where it cannot be used."""
     record = _record(case)
-    image = check_picture(_value(record, case.image), case)
+    image = check_image(_value(record, case.image), case)
     label = check_label(_value(record, case.mask), case)
     if label.shape != image.shape:
         raise ImageError(case, "image and label differ in size", f"{image.shape} and {label.shape}")

@@ -10,7 +10,7 @@ import numpy as np
 import universeg_jax
 from universeg_jax.errors import UserError
 from universeg_jax.readers.dicom import dicom_slices
-from universeg_jax.readers.images import ImageError
+from universeg_jax.readers.errors import ImageError
 from universeg_jax.readers.volumes import Volume
 
 SCHEME = "99UNIVERSEG"  # "99" marks private codes: label ids mean what their support folder says

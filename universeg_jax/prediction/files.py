@@ -33,22 +33,25 @@ from universeg_jax.prediction.out_folder import (
 )
 from universeg_jax.prediction.predictor import Prediction, Segmenter
 from universeg_jax.prediction.workers import how_to_make, in_processes
-from universeg_jax.readers.dicom import DICOM, read_dicom_picture
-from universeg_jax.readers.file_names import extension, natural_order, stem
-from universeg_jax.readers.images import EXTENSIONS, ImageError, check_picture, min_max, read_image
-from universeg_jax.readers.volume_files import (
+from universeg_jax.readers.dicom import read_dicom_image
+from universeg_jax.readers.errors import ImageError
+from universeg_jax.readers.file_names import (
+    DICOM_EXTENSIONS,
+    IMAGE_EXTENSIONS,
     VOLUME_EXTENSIONS,
-    is_dicom,
-    is_volume,
-    mask_extension,
-    read_volume,
-    write_like,
+    extension,
+    natural_order,
+    stem,
 )
-from universeg_jax.readers.volumes import Volume, plane, slice_axis
+from universeg_jax.readers.images import check_image, read_image
+from universeg_jax.readers.preprocess import min_max
+from universeg_jax.readers.slices import plane
+from universeg_jax.readers.volume_files import is_dicom, is_volume, mask_extension, read_volume, write_like
+from universeg_jax.readers.volumes import Volume, slice_axis
 from universeg_jax.reports.files import atomic_write
 from universeg_jax.reports.overlay import COLOURS, outline
 
-READ = (*EXTENSIONS, *VOLUME_EXTENSIONS, *DICOM)
+READ = (*IMAGE_EXTENSIONS, *VOLUME_EXTENSIONS, *DICOM_EXTENSIONS)
 
 
 def find_queries(queries: Iterable[str | Path]) -> list[Path]:
@@ -73,7 +76,7 @@ def find_queries(queries: Iterable[str | Path]) -> list[Path]:
 
 def _is_dicom(path: Path) -> bool:
     """Whether a folder is one series, and no folder of queries, of which single DICOM pictures may be some."""
-    return is_volume(path) and not any(extension(f) in (*EXTENSIONS, *VOLUME_EXTENSIONS) for f in path.iterdir())
+    return is_volume(path) and not any(extension(f) in (*IMAGE_EXTENSIONS, *VOLUME_EXTENSIONS) for f in path.iterdir())
 
 
 def targets_of(query: Path, out: Path, labels: Sequence[int], overlap: bool, dicom_seg: bool = False) -> list[Path]:
@@ -218,7 +221,7 @@ def predict_file(
 def _read_query(file: Path) -> np.ndarray | Volume:
     if is_volume(file):
         return read_volume(file)
-    return check_picture(read_dicom_picture(file), file) if is_dicom(file) else read_image(file)
+    return check_image(read_dicom_image(file), file) if is_dicom(file) else read_image(file)
 
 
 def _write_masks(targets: Sequence[Path], prediction: Prediction, file: Path, query: np.ndarray | Volume) -> None:

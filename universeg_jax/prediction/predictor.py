@@ -24,8 +24,10 @@ from universeg_jax.model.factory import build_model
 from universeg_jax.prediction.support import CHOICES, Support, as_grey, choose, make_support
 from universeg_jax.prediction.tiles import LOOK, MOST, corners, cut, enlarge, join, shrink, stretch
 from universeg_jax.prediction.warnings import Reference, doubts, reference
-from universeg_jax.readers.images import ImageError, preprocess_image, restore
-from universeg_jax.readers.volumes import Volume, from_slices, smooth_slices, volume_slices
+from universeg_jax.readers.errors import ImageError
+from universeg_jax.readers.preprocess import preprocess_image, restore
+from universeg_jax.readers.slices import from_slices, smooth_slices, volume_slices
+from universeg_jax.readers.volumes import Volume
 from universeg_jax.startup import use_compilation_cache
 
 Array = jax.Array | np.ndarray

@@ -14,11 +14,14 @@ import numpy as np
 from universeg_jax.episode import OFFICIAL_SIZE
 from universeg_jax.errors import UserError
 from universeg_jax.prediction.tiles import THIN, cut, kept, stretch
-from universeg_jax.readers.cases import Case, check_inside, class_masks, read_label_on
+from universeg_jax.readers.cases import Case, check_inside, read_label_on
 from universeg_jax.readers.folder import read_each, read_folder, read_support
-from universeg_jax.readers.images import preprocess_image, preprocess_mask, read_image, read_label, to_grey
+from universeg_jax.readers.images import read_image, read_label
+from universeg_jax.readers.labels import class_masks
+from universeg_jax.readers.preprocess import preprocess_image, preprocess_mask, to_grey
+from universeg_jax.readers.slices import mask_slices, volume_slices
 from universeg_jax.readers.volume_files import read_volume
-from universeg_jax.readers.volumes import IN_PLANE, Volume, mask_slices, slice_axis, volume_slices
+from universeg_jax.readers.volumes import IN_PLANE, Volume, slice_axis
 
 CHOICES = ("nearest", "random", "diverse")
 SLICES_A_VOLUME = 32  # of each labelled volume, evenly spaced
@@ -218,7 +221,7 @@ def _volume_with_label(case: Case) -> tuple[Volume, Volume]:
     check_inside(case)
     image = read_volume(case.image, case.channel)
     ids = np.zeros(image.shape, np.int32)
-    for i, mask in class_masks(case, lambda file: read_label_on(case, file, image, image.shape)):
+    for i, mask in class_masks(case.labels, case.ids, lambda file: read_label_on(case, file, image, image.shape)):
         ids[mask] = i
     check_not_exchanged(case.name, image.data, ids)
     return image, replace(image, data=ids)

@@ -9,7 +9,7 @@ answer. Both are measured in docs/predict.md.
 import numpy as np
 
 from universeg_jax.episode import OFFICIAL_SIZE
-from universeg_jax.readers.images import restore
+from universeg_jax.readers.preprocess import restore
 
 MOST = 16  # times, with 961 tiles
 STEP = OFFICIAL_SIZE // 2

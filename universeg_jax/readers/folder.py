@@ -1,33 +1,36 @@
 """A researcher's own folder: images/ and labels/ with the same names, and an optional meta.json (see meta.py).
 
-Pictures, DICOM files of one frame among them, or volumes: NIfTI, NRRD, MetaImage, a TIFF of several pages, or a folder
-of DICOM files a series. A case's subject is its name before the last "_" (the whole name where there is none), unless
-meta.json says otherwise. Id 0 is the background. Hidden files and other inner folders are passed over; files of other
-types too, but those are named in `Folder.ignored`. An image without a label, a label without an image and two files of
-one name are cases at fault: a build drops and counts them, a support set is refused. Folders of nnU-Net and of the
+It holds images, DICOM files of one frame among them, or volumes: NIfTI, NRRD, MetaImage, multi-page TIFF, or a folder
+of DICOM files for each series. A case's subject is its name before the last "_" (the whole name where there is none),
+unless meta.json says otherwise. Id 0 is the background. Hidden files and other inner folders are skipped; files of
+other types are skipped and named in `Folder.ignored`. An image without a label, a label without an image and two files
+with one name make a faulty case: a build drops and counts it, a support set is refused. Folders of nnU-Net and of the
 Medical Segmentation Decathlon are recognised (layouts.py).
 """
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
-from universeg_jax.readers.cases import Case, FolderError, LabelFile, check_inside, may_be_case, read_pair
-from universeg_jax.readers.dicom import DICOM
-from universeg_jax.readers.file_names import extension, natural_order, stem
-from universeg_jax.readers.images import EXTENSIONS, ImageError, read_label
+from universeg_jax.readers.cases import Case, check_inside, may_be_case, read_pair
+from universeg_jax.readers.errors import FolderError, ImageError
+from universeg_jax.readers.file_names import IMAGE_EXTENSIONS, READABLE_EXTENSIONS, extension, natural_order, stem
+from universeg_jax.readers.images import read_label
+from universeg_jax.readers.labels import LabelFile
 from universeg_jax.readers.layouts import is_dataset_json, read_dataset_json
 from universeg_jax.readers.meta import Folder, read_meta, subject_rule
-from universeg_jax.readers.volume_files import VOLUME_EXTENSIONS, is_volume, read_label_volume, voxels_of
+from universeg_jax.readers.volume_files import is_volume, read_label_volume, voxels_of
+
+T = TypeVar("T")
 
 
-def read_folder(path: str | Path, size: int = 128) -> Folder:
-    """The cases of a folder in the natural order of their names (p2 before p10).
+def read_folder(path: str | Path, size: int = 128) -> Folder[Case]:
+    """Reads the cases of a folder in the natural order of their names (p2 before p10).
 
-    Where meta.json names no labels, the ids that occur are used: every label file is read for that. Raises FolderError,
-    also where no image has a label.
+    Where meta.json names no labels, every label file is read to find the ids that occur. Raises FolderError, also
+    where no image has a label.
     """
     path = Path(path)
     if is_dataset_json(path):
@@ -58,7 +61,7 @@ def read_folder(path: str | Path, size: int = 128) -> Folder:
     )
     return Folder(
         cases,
-        labels=meta.labels or {i: f"label {i}" for i in _ids_that_occur(path, cases)},
+        labels=meta.labels or {i: f"label {i}" for i in _occurring_ids(path, cases)},
         modality=meta.modality,
         licence=meta.licence,
         citation=meta.citation,
@@ -70,44 +73,45 @@ def read_folder(path: str | Path, size: int = 128) -> Folder:
 def read_support(
     path: str | Path, label: int | None = None, unusable: dict[str, str] | None = None
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
-    """(images float32 [H, W], label maps int32 [H, W], names) of a support folder; with `label` that id alone, as 1.
+    """Reads a support folder: (images float32 [H, W], label maps int32 [H, W], names).
 
-    Raises FolderError, also where `label` never occurs, and ImageError for a file that cannot be used: of a support set
-    nothing is left out, but where `unusable` is given, which then gets names and why.
+    With `label` the label maps hold that id alone, as 1. Raises FolderError, also where `label` never occurs, and
+    ImageError for a file that cannot be used, unless `unusable` is given: then it gets the case's name and the reason.
     """
     folder = read_folder(path)
     for case in folder.cases:
         if case.volume:
-            raise FolderError(f"{case.image} is a volume; a support set holds pictures: save the slices that you label")
+            raise FolderError(f"{case.image} is a volume; a support set holds images: save the slices that you label")
     pairs = read_each(folder.cases, read_pair, unusable)
     names, images, labels = list(pairs), [image for image, _ in pairs.values()], [ids for _, ids in pairs.values()]
     if label is not None:
-        found = sorted({int(i) for ids in labels for i in np.unique(ids)} - {0})
-        if label not in found:
-            raise FolderError(f"{path}: label {label} never occurs; the ids there are {found}")
+        occurring = sorted({int(i) for ids in labels for i in np.unique(ids)} - {0})
+        if label not in occurring:
+            raise FolderError(f"{path}: label {label} never occurs; the ids there are {occurring}")
         labels = [(ids == label).astype(np.int32) for ids in labels]
     return images, labels, names
 
 
-def read_each(cases: Iterable[Case], read: Callable[[Case], Any], unusable: dict[str, str] | None) -> dict[str, Any]:
-    """Name → what was read of a case. Raises ImageError, or tells `unusable` of it where that is given."""
-    found = {}
+def read_each(cases: Iterable[Case], read: Callable[[Case], T], unusable: dict[str, str] | None) -> dict[str, T]:
+    """Maps each case's name to what `read` returns; failures raise ImageError or go to `unusable` where it is given."""
+    contents: dict[str, T] = {}
+    failures = {} if unusable is None else unusable
     for case in cases:
         try:
-            found[case.name] = read(case)
+            contents[case.name] = read(case)
         except ImageError as error:
             if unusable is None:
                 raise
-            unusable[case.name] = str(error)
-    if not found:
-        raise FolderError(f"no case of the folder can be used: {next(iter(unusable.values()))}")
-    return found
+            failures[case.name] = str(error)
+    if not contents:
+        raise FolderError(f"no case of the folder can be used: {next(iter(failures.values()))}")
+    return contents
 
 
 def list_images(path: str | Path) -> list[Path]:
-    """Pictures of a folder (not of its folders) in the natural order of their names; hidden files are passed over."""
+    """Lists the images directly in a folder in the natural order of their names, without hidden files."""
     path = Path(path)
-    return [path / name for name in natural_order(_names(path)) if extension(name) in EXTENSIONS]
+    return [path / name for name in natural_order(_names(path)) if extension(name) in IMAGE_EXTENSIONS]
 
 
 def _names(path: Path) -> list[str]:
@@ -115,8 +119,9 @@ def _names(path: Path) -> list[str]:
 
 
 def _other_files(path: Path) -> list[str]:
+    """Files that are no case and not the voxels of a .mhd header."""
     names = _names(path)
-    voxels = {voxels_of(path / name) for name in names}  # which are read with their headers
+    voxels = {voxels_of(path / name) for name in names}
     return natural_order(name for name in names if not may_be_case(path / name) and path / name not in voxels)
 
 
@@ -133,7 +138,7 @@ def _fault(images: list[Path], labels: list[Path], name: str) -> tuple[str, str]
 
 
 def _files(path: Path) -> dict[str, list[Path]]:
-    """Case → its files or DICOM folders; more than one are too many."""
+    """Case → its files or DICOM folders; more than one is a fault."""
     if not path.is_dir():
         raise FolderError(f"{path} is missing; a folder needs images/ and labels/ with the same file names")
     files: dict[str, list[Path]] = {}
@@ -142,22 +147,22 @@ def _files(path: Path) -> dict[str, list[Path]]:
             files.setdefault(stem(name) if (path / name).is_file() else name, []).append(path / name)
     if not files:
         others = f"; there are only {', '.join(_other_files(path)[:3])}" if _other_files(path) else ""
-        raise FolderError(f"{path} holds no pictures ({', '.join((*EXTENSIONS, *VOLUME_EXTENSIONS, *DICOM))}){others}")
+        raise FolderError(f"{path} holds no images ({', '.join(READABLE_EXTENSIONS)}){others}")
     return files
 
 
-def _ids_that_occur(path: Path, cases: Iterable[Case]) -> list[int]:
-    found: set[int] = set()
-    unread = []
+def _occurring_ids(path: Path, cases: Iterable[Case]) -> list[int]:
+    ids: set[int] = set()
+    problems = []
     for case in cases:
         try:
             check_inside(case)
             for file in case.labels:
-                read = read_label_volume(file.path).data if case.volume else read_label(file.path)
-                found.update(np.unique(read).tolist())
+                label = read_label_volume(file.path).data if case.volume else read_label(file.path)
+                ids.update(np.unique(label).tolist())
         except ImageError as error:
-            unread.append(str(error))  # whoever reads the case gets it again, and drops and counts it
-    if not found - {0}:
-        problem = unread[0] if unread else "every label is empty"
+            problems.append(str(error))  # the build meets the error again, then drops and counts the case
+    if not ids - {0}:
+        problem = problems[0] if problems else "every label is empty"
         raise FolderError(f"{path}/labels: {problem}; mark what is to be segmented with ids above 0")
-    return sorted(found - {0})
+    return sorted(ids - {0})

@@ -1,58 +1,63 @@
 """nnU-Net and Medical Segmentation Decathlon folders, recognised by their dataset.json.
 
-    dataset.json                    channel_names or modality, labels; of the Decathlon also the list "training"
-    imagesTr/<case>_0000.nii.gz     nnU-Net: a file a channel;      imagesTr/<case>.nii.gz    Decathlon: channels in it
+    dataset.json                    channel_names or modality, labels; for the Decathlon also the list "training"
+    imagesTr/<case>_0000.nii.gz     nnU-Net: one file per channel
+    imagesTr/<case>.nii.gz          Decathlon: all channels in one file
     labelsTr/<case>.nii.gz
 
-Each channel is a modality of its own. A case is its own subject unless meta.json says otherwise: of names such as
-"liver_12" the part before the "_" is no patient. Regions of nnU-Net, [1, 2, 3], are labels that may overlap; its label
-"ignore" is none. Images without labels, imagesTs among them, are not read. A label without its image, and a case that
-is listed and not there, are cases at fault: dropped and counted, unless it is so with all.
+Each channel is a modality of its own. Each case is its own subject unless meta.json says otherwise, because the part of
+"liver_12" before the "_" is no patient. Regions of nnU-Net, [1, 2, 3], are labels that may overlap; its label "ignore"
+is no class. Images without labels, imagesTs among them, are not read. A label without its image and a listed case that
+does not exist are faulty cases: they are dropped and counted, unless every case is faulty.
 """
 
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from universeg_jax.readers.cases import Case, FolderError, LabelFile, may_be_case
+from universeg_jax.readers.cases import Case, may_be_case
+from universeg_jax.readers.errors import FolderError
 from universeg_jax.readers.file_names import extension, natural_order, stem
+from universeg_jax.readers.labels import LabelFile
 from universeg_jax.readers.meta import Folder, read_json_object, read_meta, subject_rule
 from universeg_jax.readers.volume_files import is_volume
 
+Classes = tuple[tuple[int, tuple[int, ...]], ...]  # as in LabelFile
+
 
 def is_dataset_json(path: Path) -> bool:
-    """Whether a folder has the layout of nnU-Net or of the Decathlon."""
+    """True for a folder in the layout of nnU-Net or the Decathlon."""
     return (path / "dataset.json").is_file() and (path / "imagesTr").is_dir()
 
 
-def read_dataset_json(path: Path, size: int) -> Folder:
-    """The cases of such a folder, in natural order. Raises FolderError."""
+def read_dataset_json(path: Path, size: int) -> Folder[Case]:
+    """Reads the cases of such a folder, in natural order. Raises FolderError."""
     file = path / "dataset.json"
     spec, meta = read_json_object(file), read_meta(path)
     channels = _channels(file, spec)
-    labels, of_label = _labels(file, spec)
+    labels, classes, ignored_values = _labels(file, spec)
     names = {**labels, **meta.labels}
     subject = subject_rule(path, meta, lambda name: name)
-    listed = _listed(path, spec)
-    pairs = listed or _found(path)
-    copies = Counter() if listed else Counter(stem(file) for file in _label_files(path))
+    listed = _listed_cases(path, spec)
+    pairs = listed or {stem(label): (None, label) for label in _label_files(path)}
+    copies = Counter() if listed else Counter(stem(label) for label in _label_files(path))
     cases, used = [], set()
     for name, (image, label) in pairs.items():
         images = [image] * len(channels) if image else _channel_files(path, name, label, len(channels))
-        several = image is not None and len(channels) > 1
+        in_one_file = image is not None and len(channels) > 1
         for channel, (each, modality) in enumerate(zip(images, channels, strict=True)):
             fault = _fault(each, label, copies[name])
             cases.append(
                 Case(
                     image=str(label if fault[0] and label.exists() else each),
-                    labels=() if fault[0] else (LabelFile(str(label), *of_label),),
+                    labels=() if fault[0] else (LabelFile(str(label), classes, ignored_values),),
                     subject=name if fault[0] else subject(name),
                     name=f"{name}_{channel:04d}" if len(channels) > 1 else name,
                     size=size,
-                    ids=() if of_label else tuple(names),
-                    modality=modality if not meta.modality else f"{meta.modality} {modality}",
+                    ids=() if classes else tuple(names),
+                    modality=f"{meta.modality} {modality}".strip(),
                     volume=is_volume(each),
-                    channel=channel if several else None,
+                    channel=channel if in_one_file else None,
                     axes=meta.axes,
                     window=meta.window,
                     root=str(path),
@@ -60,12 +65,7 @@ def read_dataset_json(path: Path, size: int) -> Folder:
                 )
             )
         used |= {label, *images}
-    if not cases:
-        raise FolderError(f"{path} holds no labels in labelsTr/; cases without labels are not read")
-    for modality in range(len(channels)):
-        of_channel = cases[modality :: len(channels)]
-        if all(case.fault[0] for case in of_channel):
-            raise FolderError(f"{of_channel[0].image}: {' ('.join(of_channel[0].fault)}); so it is with every case")
+    _check_any_complete(path, cases, len(channels))
     others = [f for part in ("imagesTr", "labelsTr") for f in _files(path / part) if f not in used]
     return Folder(
         tuple(cases),
@@ -78,6 +78,16 @@ def read_dataset_json(path: Path, size: int) -> Folder:
     )
 
 
+def _check_any_complete(path: Path, cases: list[Case], channels: int) -> None:
+    """Raises FolderError where there are no cases, or a channel has only faulty ones."""
+    if not cases:
+        raise FolderError(f"{path} holds no labels in labelsTr/; cases without labels are not read")
+    for channel in range(channels):
+        of_channel = cases[channel::channels]
+        if all(case.fault[0] for case in of_channel):
+            raise FolderError(f"{of_channel[0].image}: {' ('.join(of_channel[0].fault)}); this holds for every case")
+
+
 def _channels(file: Path, spec: dict[str, Any]) -> list[str]:
     names = spec.get("channel_names", spec.get("modality"))
     if not isinstance(names, dict) or not names or sorted(names) != sorted(map(str, range(len(names)))):
@@ -85,32 +95,32 @@ def _channels(file: Path, spec: dict[str, Any]) -> list[str]:
     return [str(names[str(k)]) for k in range(len(names))]
 
 
-def _labels(file: Path, spec: dict[str, Any]) -> tuple[dict[int, str], tuple]:
-    """(id → name, arguments for LabelFile): of {"1": "liver"}, {"liver": 1} and of regions {"organs": [1, 2]}."""
-    read = spec.get("labels")
-    if isinstance(read, list) and not read:  # so some of the Decathlon's test sets
-        read = None
-    if not isinstance(read, dict) or not read:
-        raise FolderError(f'{file}: "labels" must be {{"background": 0, "liver": 1}}; it is {read!r}')
-    if all(str(key).isdecimal() for key in read):
-        read = {str(name): int(key) for key, name in read.items()}
-    values = {}
-    for name, value in read.items():
-        values[str(name)] = value if isinstance(value, list) else [value]
-        if not values[str(name)] or not all(type(v) is int and v >= 0 for v in values[str(name)]):
-            raise FolderError(f"{file}: label {name!r} is {value!r}; ids are whole numbers from 0")
+def _labels(file: Path, spec: dict[str, Any]) -> tuple[dict[int, str], Classes, tuple[int, ...]]:
+    """Reads {"1": "liver"}, {"liver": 1} and regions {"organs": [1, 2]}: (id → name, classes, ignored values).
+
+    `classes` is empty where the values of the files are the ids.
+    """
+    labels = spec.get("labels") or None  # some test sets of the Decathlon have an empty list
+    if not isinstance(labels, dict):
+        raise FolderError(f'{file}: "labels" must be {{"background": 0, "liver": 1}}; it is {labels!r}')
+    if all(str(key).isdecimal() for key in labels):
+        labels = {str(name): int(key) for key, name in labels.items()}
+    values = {str(name): value if isinstance(value, list) else [value] for name, value in labels.items()}
+    for name, ids in values.items():
+        if not ids or not all(type(i) is int and i >= 0 for i in ids):
+            raise FolderError(f"{file}: label {name!r} is {labels[name]!r}; ids are whole numbers from 0")
     ignored = tuple(values.pop("ignore", ()))
-    classes = {name: tuple(v) for name, v in values.items() if v != [0]}
-    if not ignored and all(len(v) == 1 for v in classes.values()):
-        return {v[0]: name for name, v in classes.items()}, ()
-    ids = dict(enumerate(classes, 1))
-    return ids, (tuple((i, classes[name]) for i, name in ids.items()), ignored)
+    regions = {name: tuple(ids) for name, ids in values.items() if ids != [0]}
+    if not ignored and all(len(ids) == 1 for ids in regions.values()):
+        return {ids[0]: name for name, ids in regions.items()}, (), ()
+    names = dict(enumerate(regions, 1))
+    return names, tuple((i, regions[name]) for i, name in names.items()), ignored
 
 
-def _listed(path: Path, spec: dict[str, Any]) -> dict[str, tuple[Path | None, Path]]:
-    """Case → (image, label) of the Decathlon's list; the image is None where it lies in a file a channel."""
+def _listed_cases(path: Path, spec: dict[str, Any]) -> dict[str, tuple[Path | None, Path]]:
+    """Case → (image, label) of the list "training"; the image is None where it does not exist under that name."""
     entries = spec.get("training") or []
-    pairs = {}
+    pairs: dict[str, tuple[Path | None, Path]] = {}
     for entry in entries if isinstance(entries, list) else []:
         if not isinstance(entry, dict) or not {"image", "label"} <= entry.keys():
             raise FolderError(
@@ -124,19 +134,15 @@ def _listed(path: Path, spec: dict[str, Any]) -> dict[str, tuple[Path | None, Pa
     return {name: pairs[name] for name in natural_order(pairs)}
 
 
-def _found(path: Path) -> dict[str, tuple[None, Path]]:
-    return {stem(file): (None, file) for file in _label_files(path)}
-
-
 def _channel_files(path: Path, name: str, label: Path, count: int) -> list[Path]:
-    """imagesTr/<case>_0000… for every channel; in whatever type, where it is not the label's. Some may not exist."""
+    """imagesTr/<case>_0000… of every channel, with the label's extension or any other. Some may not exist."""
     files = []
     for channel in range(count):
-        wanted = path / "imagesTr" / f"{name}_{channel:04d}{extension(label)}"
-        if not wanted.exists():
-            there = filter(may_be_case, sorted(wanted.parent.glob(f"{_escaped(name)}_{channel:04d}.*")))
-            wanted = next(there, wanted)
-        files.append(wanted)
+        file = path / "imagesTr" / f"{name}_{channel:04d}{extension(label)}"
+        if not file.exists():
+            candidates = filter(may_be_case, sorted(file.parent.glob(f"{_escaped(name)}_{channel:04d}.*")))
+            file = next(candidates, file)
+        files.append(file)
     return files
 
 
@@ -161,5 +167,5 @@ def _files(path: Path) -> list[Path]:
 
 
 def _label_files(path: Path) -> list[Path]:
-    """Those that may hold labels: beside the .tif of a volume nnU-Net keeps a .json with its spacing."""
+    """The files that may hold labels; nnU-Net keeps a .json with the spacing beside the .tif of a volume."""
     return [file for file in _files(path / "labelsTr") if may_be_case(file)]

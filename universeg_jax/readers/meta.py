@@ -1,4 +1,4 @@
-"""What a folder says of itself: meta.json, and whose picture each case is.
+"""meta.json: what a folder says about itself, and the subject of each case.
 
 All fields may be left out:
 
@@ -7,9 +7,9 @@ All fields may be left out:
     subjects_identifiable   false: every case is its own subject, and reports say so
     subjects                how a case's name gives its subject: a pattern with one group, "^(patient[0-9]+)", or
                             the name of a CSV file in the folder with the columns case and subject
-    axes                    of volumes: of "sagittal", "coronal", "axial", "in-plane" (the planes that were acquired)
-    window                  "ct", "mr", "none" or [low, high]; without it by the words of the modality, of volumes and
-                            DICOM files only
+    axes                    of volumes, a list of "sagittal", "coronal", "axial", "in-plane" (the acquired planes)
+    window                  "ct", "mr", "none" or [low, high] for volumes and DICOM files; without it chosen by the
+                            modality
 """
 
 import csv
@@ -18,10 +18,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from universeg_jax.readers.cases import Case, FolderError
-from universeg_jax.readers.volumes import AXIS_NAMES, WINDOWS
+from universeg_jax.readers.errors import FolderError
+from universeg_jax.readers.preprocess import WINDOWS, Window
+from universeg_jax.readers.volumes import AXIS_NAMES
+
+AnyCase = TypeVar("AnyCase")
 
 
 @dataclass(frozen=True)
@@ -35,55 +38,49 @@ class Meta:
     subjects_identifiable: bool
     subjects: str
     axes: tuple[int, ...]
-    window: str | tuple[float, float]
+    window: Window
 
 
 @dataclass(frozen=True)
-class Folder:
-    """The cases of a folder or source and what is known of all of them."""
+class Folder(Generic[AnyCase]):
+    """The cases of a folder or source and what is known about all of them."""
 
-    cases: tuple[Case, ...]
+    cases: tuple[AnyCase, ...]
     labels: dict[int, str]
     modality: str
     licence: str
     citation: str
     subjects_identifiable: bool
-    ignored: tuple[str, ...]  # what lies there and is not read, such as "images/notes.txt"
+    ignored: tuple[str, ...]  # files that are not read, such as "images/notes.txt"
 
 
 def read_meta(path: Path) -> Meta:
-    """Of a folder; fields that are not known are left alone. Raises FolderError."""
+    """Reads a folder's meta.json; unknown fields are ignored. Raises FolderError."""
     file = path / "meta.json"
-    read = read_json_object(file) if file.exists() else {}
-    labels, known = read.get("labels", {}), read.get("subjects_identifiable", True)
-    if not isinstance(labels, dict) or not all(re.fullmatch("[0-9]{1,9}", i) for i in labels):
-        raise FolderError(f'{file}: "labels" must map ids to names, such as {{"1": "liver"}}')
-    if not isinstance(known, bool):
-        raise FolderError(f'{file}: "subjects_identifiable" is {known!r}; write true or false')
-    return Meta(
-        labels={int(i): str(name) for i, name in labels.items() if int(i)},
-        modality=str(read.get("modality", "")),
-        licence=str(read.get("licence", "")),
-        citation=str(read.get("citation", "")),
-        subjects_identifiable=known,
-        subjects=_text(file, read, "subjects"),
-        axes=_axes(file, read.get("axes", [])),
-        window=_window(file, read.get("window", "auto")),
-    )
+    contents = read_json_object(file) if file.exists() else {}
+    fields = {}
+    for name, (default, parse, remedy) in FIELDS.items():
+        value = contents.get(name, default)
+        try:
+            fields[name] = parse(value)
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            raise FolderError(f'{file}: "{name}" is {value!r}; {remedy}') from error
+    return Meta(**fields)
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
+    """Reads a JSON object in UTF-8. Raises FolderError."""
     try:
-        read = json.loads(file.read_text(encoding="utf-8"))
+        contents = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise FolderError(f"{file} is not JSON in UTF-8: {error}") from error
-    if not isinstance(read, dict):
+    if not isinstance(contents, dict):
         raise FolderError(f'{file}: must be an object, such as {{"labels": {{"1": "liver"}}}}')
-    return read
+    return contents
 
 
 def subject_rule(path: Path, meta: Meta, default: Callable[[str], str]) -> Callable[[str], str]:
-    """Case name → subject: by image, by meta's pattern or table, else `default`. Raises FolderError."""
+    """Returns the function case name → subject: by meta's pattern or table, else `default`. Raises FolderError."""
     file, rule = path / "meta.json", meta.subjects
     if not meta.subjects_identifiable:
         return lambda name: name
@@ -100,10 +97,10 @@ def subject_rule(path: Path, meta: Meta, default: Callable[[str], str]) -> Calla
         raise FolderError(f'{file}: "subjects" is {rule!r}; it needs one group (…) around the subject')
 
     def match(name: str) -> str:
-        found = pattern.search(name)
-        if not found or not found[1]:
+        matched = pattern.search(name)
+        if not matched or not matched[1]:
             raise FolderError(f'{file}: "subjects" {rule!r} does not match the case {name!r}')
-        return found[1]
+        return matched[1]
 
     return match
 
@@ -132,25 +129,51 @@ def _look_up(table: dict[str, str], name: str, file: Path) -> str:
     return table[name]
 
 
-def _text(file: Path, read: dict[str, Any], field: str) -> str:
-    value = read.get(field, "")
-    if not isinstance(value, str):
-        raise FolderError(f'{file}: "{field}" is {value!r}; write a text')
+def _labels(value: Any) -> dict[int, str]:
+    if not isinstance(value, dict) or not all(re.fullmatch("[0-9]{1,9}", i) for i in value):
+        raise ValueError
+    return {int(i): str(name) for i, name in value.items() if int(i)}
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError
     return value
 
 
-def _axes(file: Path, value: Any) -> tuple[int, ...]:
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    return value
+
+
+def _axes(value: Any) -> tuple[int, ...]:
+    axis_of = {name: axis for axis, name in enumerate(AXIS_NAMES)} | {axis: axis for axis in range(len(AXIS_NAMES))}
     names = [value] if isinstance(value, str | int) else value
-    known = {name: axis for axis, name in enumerate(AXIS_NAMES)} | {axis: axis for axis in range(len(AXIS_NAMES))}
-    if not isinstance(names, list) or not all(isinstance(name, str | int) and name in known for name in names):
-        raise FolderError(f'{file}: "axes" is {value!r}; a list of {", ".join(AXIS_NAMES)}')
-    return tuple(sorted({known[name] for name in names}))
+    if not isinstance(names, list):
+        raise ValueError
+    return tuple(sorted({axis_of[name] for name in names}))
 
 
-def _window(file: Path, value: Any) -> str | tuple[float, float]:
-    if value in ("auto", *WINDOWS):
+def _window(value: Any) -> Window:
+    if isinstance(value, str) and value in WINDOWS:
         return value
-    numbers = isinstance(value, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
-    if not numbers or len(value) != 2 or not value[0] < value[1]:
-        raise FolderError(f'{file}: "window" is {value!r}; write one of {", ".join(WINDOWS)} or [low, high]')
-    return (float(value[0]), float(value[1]))
+    if not isinstance(value, list) or any(isinstance(v, bool | str) for v in value):
+        raise ValueError
+    low, high = map(float, value)
+    if not low < high:
+        raise ValueError
+    return low, high
+
+
+# Field → (default, parser, remedy where the parser fails).
+FIELDS: dict[str, tuple[Any, Callable[[Any], Any], str]] = {
+    "labels": ({}, _labels, 'it must map ids to names, such as {"1": "liver"}'),
+    "modality": ("", str, ""),
+    "licence": ("", str, ""),
+    "citation": ("", str, ""),
+    "subjects_identifiable": (True, _boolean, "write true or false"),
+    "subjects": ("", _text, "write a text"),
+    "axes": ([], _axes, f"write a list of {', '.join(AXIS_NAMES)}"),
+    "window": ("auto", _window, f"write one of {', '.join(WINDOWS)} or [low, high]"),
+}
