@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from universeg_jax import startup
-from universeg_jax.adaptation.per_task import Fitted, Recipe
+from universeg_jax.adaptation.fitting import Fitted, Recipe
 from universeg_jax.adaptation.workflow import Trainer, claim, finetune_trainer, unet_trainer
 from universeg_jax.checkpoints import packaged
 from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
@@ -223,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         opened = [open_dataset(args.data_dir, name) for name in list_datasets(args.data_dir)]
         names = tuple(args.datasets.split(",")) if args.datasets else ()
-        datasets = runner.select(opened, args.data_dir, names, args.role)
+        datasets = runner.select_datasets(opened, args.data_dir, names, args.role)
         sizes, features = (tuple(int(x) for x in text.split(",")) for text in (args.sizes, args.features))
         limits = args.max_cases, args.max_tasks
         points = run(args.checkpoint, datasets, sizes, recipes, features, *limits, Path(args.out), args.minutes)

@@ -51,7 +51,7 @@ def make_model(features: int) -> tuple[Method, Any]:
 
 def open_data(data_dir: str, role: str) -> tuple[list[Dataset], list[Task]]:
     there = [open_dataset(data_dir, name) for name in list_datasets(data_dir)]
-    datasets = runner.select(there, data_dir, role=role)
+    datasets = runner.select_datasets(there, data_dir, role=role)
     return datasets, [task for dataset in datasets for task in dataset_tasks(dataset) if not task.unusable]
 
 

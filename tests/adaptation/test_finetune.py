@@ -1,4 +1,4 @@
-"""`universeg finetune`: nobody held out is trained on, nothing worse comes back, and the origin is told."""
+"""`universeg finetune`: held-out subjects are not trained on, the score never drops, and the lineage is recorded."""
 
 import jax
 import numpy as np
@@ -7,16 +7,18 @@ from ml_collections import ConfigDict
 
 from tests.fixtures import tiny_config, write_folder
 from universeg_jax import Predictor
-from universeg_jax.adaptation import per_task
+from universeg_jax.adaptation import fitting
 from universeg_jax.adaptation.finetune import (
-    as_text,
     choose_held_out,
     finetune,
     finetune_to,
     read_tasks,
-    sample_episode,
+    scores_text,
+    scoring_episode,
+    training_episode,
 )
-from universeg_jax.adaptation.per_task import Recipe, loss_weights
+from universeg_jax.adaptation.fitting import Recipe
+from universeg_jax.adaptation.leave_one_out import loss_weights
 from universeg_jax.checkpoints import store
 from universeg_jax.checkpoints.lineage import check_open
 from universeg_jax.checkpoints.packaged import params_hash
@@ -49,7 +51,7 @@ def numbered_support(subjects, empty=()):
     return Support(images, masks, (1, 2), names, tuple(subjects))
 
 
-def test_who_is_held_out_is_in_no_training_episode():
+def test_held_out_subjects_are_in_no_training_episode():
     subjects = ["a", "a", "b", "b", "c", "d", "e", "f", "g", "h"]
     support = numbered_support(subjects, empty=(0, 4))
     tasks = read_tasks(support, 16)
@@ -63,19 +65,19 @@ def test_who_is_held_out_is_in_no_training_episode():
         (j, i) for j in (0, 1) for i in range(10) if subjects[i] in held_out
     }
 
-    def who(query, training):
-        episode = jax.jit(sample_episode, static_argnums=(3, 4))(
-            jax.random.key(0), tasks, np.int32(query), 10, training
-        )
+    samplers = {sample: jax.jit(sample, static_argnums=3) for sample in (training_episode, scoring_episode)}
+
+    def supporters(query, sample):
+        episode = samplers[sample](jax.random.key(0), tasks, np.int32(query), 10)
         used = np.asarray(episode.support_images)[np.asarray(episode.support_mask) > 0, 0, 0, 0]
         assert round(100 * float(episode.query_image[0, 0, 0])) - 1 == query % 10
         np.testing.assert_array_equal(episode.query_label, tasks.labels[query // 10, query % 10])
         return {subjects[round(100 * float(x)) - 1] for x in used}
 
     for query in np.flatnonzero(tasks.trained):
-        assert who(query, True) == set(subjects) - held_out - {subjects[query % 10]}
-    for query in np.asarray(tasks.scored):  # by all others, as it will be used
-        assert who(query, False) == set(subjects) - {subjects[query % 10]}
+        assert supporters(query, training_episode) == set(subjects) - held_out - {subjects[query % 10]}
+    for query in np.asarray(tasks.scored):
+        assert supporters(query, scoring_episode) == set(subjects) - {subjects[query % 10]}
 
 
 def test_few_subjects_are_all_trained_on():
@@ -92,17 +94,17 @@ def test_few_subjects_are_all_trained_on():
             read_tasks(support, 16)
 
 
-def test_it_learns(tmp_path):
+def test_fine_tuning_improves_the_score(tmp_path):
     support = read_support_folder(write_folder(tmp_path / "s", count=8, ids=(1, 2)))
     params = init_params(build_model(CONFIG.model), 0)
     tasks = read_tasks(support, 16)
-    recipe = Recipe(30, 2, 1e-2, 10, 16)  # that nothing worse comes back is a test of per_task.fit
+    recipe = Recipe(30, 2, 1e-2, 10, 16)  # that nothing worse comes back is a test of fitting.fit
     fitted = finetune(params, CONFIG, tasks, 3, recipe)
     assert fitted.about["best_step"] > 0
     assert fitted.about["best_score"] > fitted.about["start_score"] + 0.05
 
 
-def test_it_stops_where_nothing_gets_better(monkeypatch):
+def test_training_stops_without_improvement(monkeypatch):
     steps = []
 
     def step(state, number, key, data):
@@ -111,26 +113,26 @@ def test_it_stops_where_nothing_gets_better(monkeypatch):
 
     scores = iter([0.5, 0.6, 0.4, 0.3, 0.6])
     compiled = lambda *_: (step, lambda *_: next(scores))  # noqa: E731
-    optimizer = per_task.optax.identity()
-    monkeypatch.setattr(per_task, "programs", lambda *_: per_task.Programs(optimizer, compiled))
+    optimizer = fitting.optax.identity()
+    monkeypatch.setattr(fitting, "programs", lambda *_: fitting.Programs(optimizer, compiled))
     tasks = read_tasks(numbered_support(["a", "b"]), 16)
     recipe = Recipe(100, 2, 1e-4, 10, 16)
-    fitted = per_task.fit({"x": np.ones(1)}, tasks, None, None, recipe, keep_start=True, patience=3)
+    fitted = fitting.fit({"x": np.ones(1)}, tasks, None, None, recipe, keep_start=True, patience=3)
     assert (fitted.about["best_step"], fitted.about["best_score"], len(steps)) == (10, 0.6, 40)
 
 
-def test_the_command_writes_a_checkpoint_that_predict_takes(tmp_path, capsys):
+def test_predict_accepts_the_checkpoint_of_the_command(tmp_path, capsys):
     start, folder = write_checkpoint(tmp_path / "start"), write_folder(tmp_path / "mine", count=6)
     out = tmp_path / "tuned"
     arguments = ["finetune", "--support", str(folder), "--checkpoint", str(start), "--out", str(out)]
     assert main([*arguments, "--steps", "4", "--score_every", "2"]) == 0
-    said = capsys.readouterr().out
-    assert "before" in said
-    assert "that were not trained on" in said
+    output = capsys.readouterr().out
+    assert "before" in output
+    assert "held-out subjects" in output
     metadata = store.read_metadata(out)
     about, support = metadata["finetuned"], read_support_folder(folder)
     assert about["best_score"] >= about["start_score"]
-    assert f"{100 * about['start_score']:.1f} before, {100 * about['best_score']:.1f} after" in said
+    assert f"{100 * about['start_score']:.1f} before, {100 * about['best_score']:.1f} after" in output
     assert metadata["lineage"]["parents"] == ["grandparent", params_hash(store.load(start)[0])]
     name = f"user:mine-{support.digest()[:8]}"
     assert metadata["lineage"]["selected_on"][name] == {"role": "user", "fingerprint": support.digest()}
@@ -141,10 +143,10 @@ def test_the_command_writes_a_checkpoint_that_predict_takes(tmp_path, capsys):
     predict = ["predict", "--checkpoint", str(out), "--support", str(folder), "--queries", str(folder / "images")]
     assert main([*predict, "--out", str(tmp_path / "masks")]) == 0
     assert main(arguments) == 1
-    assert "holds files already" in capsys.readouterr().err
+    assert "already holds files" in capsys.readouterr().err
 
 
-def test_wrong_arguments_are_named_before_the_training(tmp_path):
+def test_wrong_arguments_are_refused_before_the_training(tmp_path):
     start = write_checkpoint(tmp_path / "start")
     support = numbered_support(["a", "b"])
     for fields, word in (({"steps": 0}, "steps=0"), ({"support_size": 0}, "support_size=0")):
@@ -161,4 +163,4 @@ def test_weights_without_a_loss_have_the_published_one(tmp_path):
     support = numbered_support(["a", "b"])
     about = finetune_to(write_checkpoint(tmp_path / "start", config), support, "mine", tmp_path / "out", steps=1)
     assert about["scored"] == 4
-    assert "too few to hold one out" in as_text(about, "out")
+    assert "too few to hold one out" in scores_text(about, "out")

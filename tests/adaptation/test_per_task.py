@@ -1,4 +1,4 @@
-"""What is trained for each task: nobody on two sides, nothing made worse, and rows that can be compared."""
+"""Training per task: subjects stay on one side, fine-tuning never harms, and rows compare with those of evaluate."""
 
 import csv
 from dataclasses import replace
@@ -12,7 +12,9 @@ from ml_collections import ConfigDict
 from tests.fixtures import build_discs, memory_dataset, tiny_config
 from universeg_jax import cli
 from universeg_jax.adaptation import per_task, workflow
-from universeg_jax.adaptation.per_task import Recipe, Start, fit_finetuned, fit_unet, held_back, leave_one_out
+from universeg_jax.adaptation.fitting import Labelled, Recipe, fit
+from universeg_jax.adaptation.leave_one_out import Start, finetune_functions, leave_one_out
+from universeg_jax.adaptation.per_task import fit_finetuned, fit_unet, held_out
 from universeg_jax.checkpoints import store
 from universeg_jax.configuration import to_dict
 from universeg_jax.data.tasks import Examples, dataset_tasks
@@ -57,32 +59,32 @@ def first(examples, count):
     return Examples(examples.rows[:count], examples.positions[:count], examples.subjects[:count])
 
 
-def test_a_fifth_of_the_subjects_is_held_back_whole_and_none_of_few():
+def test_a_fifth_of_the_subjects_is_held_out_and_none_of_few():
     dataset = memory_dataset("d", "test", [f"s{i // 3}" for i in range(60)], [1] * 60)
     pool = support_pool(dataset_tasks(dataset)[0])
-    held = held_back(dataset, dataset_tasks(dataset)[0], pool.subjects)
-    assert not set(pool.subjects[held]) & set(pool.subjects[~held])
-    assert len(set(pool.subjects[held])) == round(0.2 * len(set(pool.subjects)))
-    assert not held_back(dataset, dataset_tasks(dataset)[0], pool.subjects[:9]).any()
+    out = held_out(dataset, dataset_tasks(dataset)[0], pool.subjects)
+    assert not set(pool.subjects[out]) & set(pool.subjects[~out])
+    assert len(set(pool.subjects[out])) == round(0.2 * len(set(pool.subjects)))
+    assert not held_out(dataset, dataset_tasks(dataset)[0], pool.subjects[:9]).any()
 
 
-def test_read_pads_and_marks_what_is_trained_and_scored(dataset):
+def test_read_pads_and_marks_trained_and_scored_images(dataset):
     (task,) = dataset_tasks(dataset)
     pool = support_pool(task)
     assert len(pool) == 7
-    data = per_task.read(dataset, task, pool, 16, hold_back=True)
+    data = per_task.read(dataset, task, pool, 16, hold_out=True)
     assert data.images.shape == (8, 16, 16, 1)
     scored = np.asarray(data.scored)[np.asarray(data.counts) > 0]
     assert sorted([*np.flatnonzero(data.trained), *scored]) == list(range(7))
     np.testing.assert_array_equal(data.labels[3, ..., 0], dataset[int(pool.rows[3])]["masks"][pool.positions[3]])
-    everything = per_task.read(dataset, task, pool, 16, hold_back=False)
+    everything = per_task.read(dataset, task, pool, 16, hold_out=False)
     assert (everything.trained.sum(), everything.counts.sum()) == (7, 7)
 
 
 def test_a_query_is_never_in_its_support():
     subjects = jnp.asarray([0, 0, 1, 2, 2, -1, -1, -1])
     images = jnp.broadcast_to(jnp.arange(8.0)[:, None, None, None], (8, 2, 2, 1))
-    data = per_task.Labelled(images, images, subjects, subjects >= 0, jnp.arange(4), jnp.ones(4))
+    data = Labelled(images, images, subjects, subjects >= 0, jnp.arange(4), jnp.ones(4))
     one_subject = data._replace(subjects=jnp.where(subjects >= 0, 0, -1))
     for i in range(5):
         for labelled, allowed in ((data, subjects != subjects[i]), (one_subject, jnp.arange(8) != i)):
@@ -95,11 +97,11 @@ def test_a_query_is_never_in_its_support():
 
 
 @pytest.mark.parametrize("showing", [1, 2, 5])
-def test_a_support_shows_the_label_where_any_does(showing):
+def test_a_support_shows_the_label_if_any_image_does(showing):
     """Of 40 images a few show it: at least a quarter of four entries do, none where the query alone would."""
     shows = jnp.arange(40) < showing
     labels = jnp.broadcast_to(shows[:, None, None, None].astype(jnp.float32), (40, 2, 2, 1))
-    data = per_task.Labelled(labels, labels, jnp.arange(40), shows, jnp.arange(4), jnp.ones(4))
+    data = Labelled(labels, labels, jnp.arange(40), shows, jnp.arange(4), jnp.ones(4))
     counts = []
     for seed in range(30):
         episode = leave_one_out(jax.random.key(seed), data, jnp.int32(0), 4)
@@ -118,32 +120,31 @@ def test_a_unet_learns_its_task_from_its_support_split(dataset):
     few = fit_unet(dataset, task, two, (4, 8), RECIPE)
     assert few.about["best_step"] == 40
     assert "best_score" not in few.about
-    data = per_task.read(dataset, task, two, 16, hold_back=True)
+    data = per_task.read(dataset, task, two, 16, hold_out=True)
     with pytest.raises(FloatingPointError, match="lower learning_rate=0.01"):
-        per_task.fit(
-            fitted.params, data._replace(images=data.images * jnp.nan), *functions()[1:], RECIPE, keep_start=False
-        )
+        fit(fitted.params, data._replace(images=data.images * jnp.nan), *functions()[1:], RECIPE, keep_start=False)
 
 
 def functions():
     return per_task.unet_functions((4, 8), RECIPE.batch_size)
 
 
-def test_fine_tuning_never_returns_what_is_worse(dataset, start):
+def test_fine_tuning_never_returns_worse_parameters(dataset, start):
     (task,) = dataset_tasks(dataset)
     recipe = replace(RECIPE, steps=20, score_every=10)
     fitted = fit_finetuned(dataset, task, support_pool(task), start, 3, recipe)
     assert fitted.about["best_step"] > 0
     assert fitted.about["best_score"] > fitted.about["start_score"]
-    data = per_task.read(dataset, task, support_pool(task), 16, hold_back=False)
-    score = per_task.finetune_functions(start.config.model.to_json(), start.config.loss.to_json(), 4, 3)[1]
+    data = per_task.read(dataset, task, support_pool(task), 16, hold_out=False)
+    samplers = (leave_one_out, leave_one_out)
+    score = finetune_functions(start.config.model.to_json(), start.config.loss.to_json(), 4, 3, *samplers)[1]
     assert float(score(fitted.params, data)) == pytest.approx(fitted.about["best_score"], abs=1e-6)
 
     def harm(params, key, data):
         return -sum((x**2).sum() for x in jax.tree.leaves(params))
 
     good = fitted.params
-    worse = per_task.fit(good, data, harm, score, replace(recipe, learning_rate=1.0), keep_start=True)
+    worse = fit(good, data, harm, score, replace(recipe, learning_rate=1.0), keep_start=True)
     assert worse.about["best_step"] == 0
     jax.tree.map(np.testing.assert_array_equal, worse.params, good)
     alone = fit_finetuned(dataset, task, first(support_pool(task), 1), start, 3, recipe)
@@ -163,7 +164,7 @@ def test_converted_weights_have_the_published_loss(dataset, start):
     assert {"start_score", "best_score"} <= fitted.about.keys()
 
 
-def test_rows_are_those_of_evaluate_and_a_done_task_is_not_done_again(data_dir, dataset, tmp_path, start, checkpoint):
+def test_rows_match_those_of_evaluate_and_finished_tasks_are_skipped(data_dir, dataset, tmp_path, start, checkpoint):
     evaluated = runner.evaluate_checkpoint(checkpoint, str(data_dir), ("discs",), "", SETTINGS, tmp_path / "model")
     trainer = workflow.unet_trainer((4, 8), RECIPE)
     summary = workflow.evaluate_per_task(trainer, str(data_dir), ("discs",), "", SETTINGS, tmp_path / "unet")
@@ -186,9 +187,9 @@ def test_rows_are_those_of_evaluate_and_a_done_task_is_not_done_again(data_dir, 
     once_more = workflow.evaluate_per_task(again, str(data_dir), ("discs",), "", SETTINGS, tmp_path / "unet")
     assert once_more["datasets"] == summary["datasets"]
     other = workflow.unet_trainer((4, 8), replace(RECIPE, steps=20))
-    with pytest.raises(UserError, match=r"holds another run's files \(steps: 40 there, 20 asked for\)"):
+    with pytest.raises(UserError, match=r"holds the files of another run \(steps: 40 before, 20 now\)"):
         workflow.evaluate_per_task(other, str(data_dir), ("discs",), "", SETTINGS, tmp_path / "unet")
-    with pytest.raises(UserError, match="not of such a run"):
+    with pytest.raises(UserError, match="files of something else"):
         workflow.evaluate_per_task(other, str(data_dir), ("discs",), "", SETTINGS, tmp_path / "model")
 
 
@@ -201,7 +202,9 @@ def test_the_commands(data_dir, tmp_path, checkpoint, capsys):
     assert cli.main([*finetune, f"--checkpoint={checkpoint}"]) == 0
     assert "M parameters" in capsys.readouterr().out
     summary = read_json(out / "summary.json")
-    assert summary["notes"] == ["not all that the weights were trained on is recorded"]  # of the weights that are tuned
+    assert summary["notes"] == [
+        "the training data of the weights is not fully recorded"
+    ]  # of the weights that are tuned
     (training,) = summary["training"].values()
     assert training["best_score"] >= training["start_score"]
     assert cli.main(["table", str(out)]) == 0
@@ -234,7 +237,7 @@ def test_a_table_holds_costs_beside_dice():
     assert lines[3] == "| older | - | - | - | 25.0 | 75.0 | 50.0 |"
 
 
-def test_a_table_is_of_the_setting_that_is_asked_for():
+def test_a_table_shows_the_selected_setting():
     def of(size, dice):
         dataset = {"dice": dice, "ci_low": dice - 0.1, "ci_high": dice + 0.1}
         ends = {"mean_ci_low": dice - 0.05, "mean_ci_high": dice + 0.05}
@@ -250,11 +253,11 @@ def test_a_table_is_of_the_setting_that_is_asked_for():
     summaries = {"ours": {**of(64, 0.7), "settings": [of(16, 0.6), of(64, 0.7)]}}
     assert cost_table(summaries).endswith("| 70.0 (60.0 to 80.0) | 70.0 (65.0 to 75.0) |")
     assert cost_table(summaries, support_size=16).endswith("| 60.0 (50.0 to 70.0) | 60.0 (55.0 to 65.0) |")
-    with pytest.raises(UserError, match=r"ours has no result of .*'ensemble': 1.*are there: 16 with 5, 64 with 5"):
+    with pytest.raises(UserError, match=r"ours has no result for .*'ensemble': 1.*draws: 16 with 5, 64 with 5"):
         cost_table(summaries, ensemble=1)
 
 
-def test_what_needs_no_training_is_measured_by_the_same_command(data_dir, tmp_path, capsys):
+def test_trivial_baselines_use_the_same_command(data_dir, tmp_path, capsys):
     flags = [f"--data_dir={data_dir}", "--role=test", "--support_size=2", "--max_cases=2", f"--out={tmp_path}"]
     assert cli.main(["baseline", "--kind=nearest_features", *flags]) == 0
     assert "0.00 M parameters" in capsys.readouterr().out

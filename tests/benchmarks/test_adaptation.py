@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import adaptation
 from tests.fixtures import build_discs, tiny_config
-from universeg_jax.adaptation.per_task import Fitted
+from universeg_jax.adaptation.fitting import Fitted
 from universeg_jax.adaptation.workflow import Trainer
 from universeg_jax.checkpoints import store
 from universeg_jax.configuration import to_dict
@@ -53,7 +53,7 @@ def test_a_tiny_figure_is_measured_resumed_and_drawn(tmp_path, capsys, monkeypat
     assert adaptation.main([*flags, "--sizes=1,2"]) == 0
     assert adaptation.main([*flags, "--sizes=1,2,4", "--minutes=1e-9"]) == 0
     assert adaptation.main([*flags, "--sizes=1,2", "--unet_steps=4"]) == 1
-    assert "holds another run's files (recipes" in capsys.readouterr().err
+    assert "holds the files of another run (recipes" in capsys.readouterr().err
 
 
 def test_a_pool_smaller_than_n_is_the_support_once(tmp_path):

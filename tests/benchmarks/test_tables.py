@@ -83,7 +83,7 @@ def test_tables_hold_what_there_is_with_differences_to_ours(tmp_path):
             [dataset],
             Settings(sizes, (3,), max_cases=5),
             {},
-            report=False,
+            with_report=False,
         )
     text = tables.table(tmp_path, "test", (2, 4), 3)
     first, second = text.split("## Support size ")[1:]

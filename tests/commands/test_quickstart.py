@@ -1,4 +1,6 @@
-"""The quickstart as a whole on real files and made data, with a config of seconds."""
+"""The quickstart as a whole on real files and on synthetic data, with a config that trains in seconds."""
+
+import re
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from universeg_jax.reports.files import read_json
 
 @pytest.fixture
 def small(monkeypatch):
-    """The same path with a model of seconds."""
+    """The quickstart with a tiny model."""
     config = tiny_config(num_steps=4, eval_every=2, image_size=32)
     monkeypatch.setattr(quickstart, "default_config", lambda: config.copy_and_resolve_references())
     monkeypatch.setattr(quickstart, "SETTINGS", Settings((1, 2), (1,), batch_size=4))
@@ -33,26 +35,28 @@ def test_real_folders_from_start_to_report_and_again(tmp_path, small, capsys):
     assert set(summary["datasets"]) == {"c"}
     report = (tmp_path / "run" / "report.md").read_text()
     assert "| c |" in report
-    assert "mean mask" in report
-    for name in ("curves", "support_size", "c"):
-        assert np.asarray(Image.open(tmp_path / "run" / "figures" / f"{name}.png")).std() > 5
+    assert "mean_mask" in report
+    figures = re.findall(r"\]\((.*?\.png)\)", report)
+    assert figures == ["figures/curves.png", "figures/support_size.png", "eval/figures/c.png"]
+    for name in figures:
+        assert np.asarray(Image.open(tmp_path / "run" / name)).std() > 5
     assert (tmp_path / "run" / "config.json").exists()
     capsys.readouterr()
     assert quickstart.main(arguments) == 0
     output = capsys.readouterr().out
     assert "3 built so far" in output
     assert "step 4 reached" in output
-    assert "is there for these parameters and this data" in output
+    assert "exists for these parameters and this data" in output
     for label in (tmp_path / "data" / "c" / "labels").iterdir():  # the test labels are corrected
         Image.fromarray(255 * (np.asarray(Image.open(label)) == 0).astype(np.uint8)).save(label)
     assert quickstart.main(arguments) == 0
-    assert "is there for" not in capsys.readouterr().out
+    assert "exists for" not in capsys.readouterr().out
     assert read_json(tmp_path / "run" / "eval" / "summary.json")["mean_dice"] != summary["mean_dice"]
-    assert quickstart.main(arguments[:2]) == 1  # made data does not mix with real folders
+    assert quickstart.main(arguments[:2]) == 1  # synthetic data does not mix with real folders
     assert "holds real datasets" in capsys.readouterr().err
 
 
-def test_made_data(tmp_path, small):
+def test_synthetic_data(tmp_path, small):
     names = synthetic_datasets.make_datasets(tmp_path, size=32)
     assert len(names) == 12
     roles = [open_dataset(tmp_path, name).meta.role for name in names]

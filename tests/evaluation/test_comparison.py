@@ -10,7 +10,7 @@ from universeg_jax.cli import main
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation import trivial
 from universeg_jax.evaluation.cases import Settings
-from universeg_jax.evaluation.comparison import as_markdown, compare
+from universeg_jax.evaluation.comparison import compare, comparison_markdown
 from universeg_jax.evaluation.runner import evaluate_to
 from universeg_jax.reports.files import write_csv, write_json
 
@@ -34,7 +34,7 @@ def write(path, cases, notes=()):
     return path
 
 
-def test_a_known_gain_is_found_at_the_largest_common_size(tmp_path):
+def test_a_known_gain_at_the_largest_common_support_size(tmp_path):
     a, b = write(tmp_path / "a", rows(sizes=(1, 4, 16))), write(tmp_path / "b", rows(0.01, sizes=(1, 4))[::-1])
     result = compare(a, b, resamples=200)
     assert (result["support_size"], result["ensemble"], result["matched"], result["left_out"]) == (4, 1, 80, 2)
@@ -54,7 +54,7 @@ def test_means_are_those_of_the_evaluation(tmp_path):
     of_nearest = next(s for s in summary["settings"] if (s["method"], s["support_size"]) == ("nearest", 3))
     np.testing.assert_allclose([result["all"][x] for x in "ab"], [summary["mean_dice"], of_nearest["mean_dice"]])
     assert result["datasets"]["discs"]["resampled"] == summary["datasets"]["discs"]["n_subjects"]
-    assert result["all_datasets_resampled"]["p"] is None  # one dataset tells nothing of others
+    assert result["all_datasets_resampled"]["p"] is None  # no interval from a single dataset
 
 
 def test_cases_without_a_partner_are_counted_and_left_out(tmp_path):
@@ -62,23 +62,23 @@ def test_cases_without_a_partner_are_counted_and_left_out(tmp_path):
     result = compare(a, b, resamples=200)
     assert (result["matched"], result["only_a"], result["only_b"]) == (25, 50, 5)
     assert result["all"]["difference"] == 0
-    text = as_markdown(result)
-    assert "25 cases are in both, 0 of them left out for an empty truth; 50 of A and 5 of B have no partner." in text
-    assert "Fewer than 15 subjects, interval too narrow: d." in text
+    text = comparison_markdown(result)
+    assert "25 cases are in both, 0 of them left out for an empty truth; 50 are only in A, 5 only in B." in text
+    assert "Interval too narrow, fewer than 15 subjects: d." in text
 
 
-def test_the_score_on_empty_truths_takes_those_alone(tmp_path):
+def test_the_score_of_empty_truths_uses_only_those_cases(tmp_path):
     a = write(tmp_path / "a", rows(sizes=(4,)))
     result = compare(a, a, score="false_positive_area", resamples=200)
     assert (result["matched"], result["left_out"], result["datasets"]["d"]["resampled"]) == (80, 78, 1)
     assert result["datasets"]["d"]["p"] is None
-    assert "| d | 1.0 | 1.0 | +0.0 |  |  | 1 subjects |" in as_markdown(result)
+    assert "| d | 1.0 | 1.0 | +0.0 |  |  | 1 subjects |" in comparison_markdown(result)
 
 
-def test_distances_have_one_unit(tmp_path):
+def test_distances_in_different_units_are_refused(tmp_path):
     far = [{**r, "hd95": 3.5, "distance_unit": "pixels"} for r in rows(sizes=(4,))]
     a = write(tmp_path / "a", far)
-    assert "; hd95 (pixels), " in as_markdown(compare(a, a, score="hd95", resamples=100))
+    assert "; hd95 (pixels), " in comparison_markdown(compare(a, a, score="hd95", resamples=100))
     b = write(tmp_path / "b", [{**r, "distance_unit": "mm"} for r in far])
     with pytest.raises(UserError, match="hd95 is in mm and in pixels"):
         compare(a, b, score="hd95", resamples=100)
@@ -100,16 +100,16 @@ def test_the_command_prints_and_writes_the_same_table(tmp_path, capsys):
     [
         ({"task": "other"}, {}, "have no case in common by dataset, task, subject, row"),
         ({"empty": True}, {}, "an empty truth in only one"),
-        ({"row": 0}, {}, "40 cases of cases.csv stand there twice"),
+        ({"row": 0}, {}, "40 cases occur twice in cases.csv"),
         ({"support_size": 2}, {}, r"no support_size is in both: A has \[4\], B \[2\]"),
-        ({"dice": ""}, {}, "dice of d/t, subject s0 is '', no number"),
+        ({"dice": ""}, {}, "dice of d/t, subject s0 is '', not a number"),
         ({"dice": "nan"}, {}, "task d/t, subject s0 is nan"),
-        ({}, {"methods": ("model", "other")}, "method other is not in .*; there: model"),
-        ({}, {"support_size": 3}, "support_size 3 is not in .*; there: 4"),
-        ({}, {"score": "hd95"}, "lacks the columns hd95; there: method, dataset"),
+        ({}, {"methods": ("model", "other")}, "method other is not in .*; available: model"),
+        ({}, {"support_size": 3}, "support_size 3 is not in .*; available: 4"),
+        ({}, {"score": "hd95"}, "lacks the columns hd95; it has: method, dataset"),
     ],
 )
-def test_what_cannot_be_compared_is_named(tmp_path, change, options, message):
+def test_evaluations_that_cannot_be_compared_are_refused(tmp_path, change, options, message):
     a = write(tmp_path / "a", rows(sizes=(4,)))
     b = write(tmp_path / "b", [{**row, **change} for row in rows(sizes=(4,))])
     with pytest.raises(UserError, match=message):
@@ -124,7 +124,7 @@ def test_what_cannot_be_compared_is_named(tmp_path, change, options, message):
         (["--resamples=5"], "--resamples=5: at least 100"),
     ],
 )
-def test_the_command_ends_with_one_line(tmp_path, capsys, arguments, message):
+def test_errors_of_the_command_take_one_line(tmp_path, capsys, arguments, message):
     assert main(["compare", str(tmp_path), str(tmp_path), *arguments]) == 1
     error = capsys.readouterr().err
     assert message in error

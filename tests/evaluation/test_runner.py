@@ -24,7 +24,7 @@ from universeg_jax.episode import to_device_floats
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation import runner, trivial
 from universeg_jax.evaluation.cases import Settings, gather_episodes, query_cases, sample_support, support_pool
-from universeg_jax.evaluation.runner import evaluate, evaluate_to, seen_before, select, summarize
+from universeg_jax.evaluation.runner import evaluate, evaluate_to, seen_before, select_datasets, summarize
 from universeg_jax.evaluation.surfaces import surface_scores
 from universeg_jax.model.factory import build_model, init_params
 from universeg_jax.readers.cases import Example
@@ -121,7 +121,7 @@ def test_an_ensemble_averages_probabilities_of_its_draws(dataset):
     np.testing.assert_allclose(three[0]["dice"], expected, rtol=1e-6)
 
 
-def test_pictures_without_the_structure_are_no_queries(tmp_path):
+def test_images_without_the_structure_are_not_queries(tmp_path):
     with_disc = disc_examples(9)
     without = [Example(e.image, e.masks[:0], (), f"none{i}", f"none{i}") for i, e in enumerate(with_disc)]
     build(DatasetMeta("d", "test", {1: "disc"}, 16), [*with_disc, *without], lambda e: [e], tmp_path)
@@ -132,7 +132,7 @@ def test_pictures_without_the_structure_are_no_queries(tmp_path):
     assert not any(of["empty"] or of["subject"].startswith("none") for of in rows)
 
 
-def test_a_prediction_that_is_not_finite_is_named(dataset):
+def test_a_prediction_that_is_not_finite_is_refused(dataset):
     with pytest.raises(FloatingPointError, match="m predicts NaN or inf: task discs/"):
         evaluate(
             {"m": (nan, None)},
@@ -143,7 +143,7 @@ def test_a_prediction_that_is_not_finite_is_named(dataset):
         )
 
 
-def test_scores_of_a_case_by_hand(dataset):
+def test_scores_of_a_case_computed_by_hand(dataset):
     """Half of the truth's lines and a column of noise: every score from the masks themselves."""
 
     def method(params, episode):
@@ -182,7 +182,7 @@ def test_datasets_of_two_sizes_are_refused(dataset):
         evaluate({"m": (truth, None)}, [dataset, other], dataset_tasks(dataset), Settings((1,)), progress=False)
 
 
-def test_more_supports_than_the_pool_are_drawn_again_and_said(dataset, tmp_path):
+def test_a_support_larger_than_the_pool_is_sampled_with_replacement_and_reported(dataset, tmp_path):
     (task,) = dataset_tasks(dataset)
     rows = evaluate({"m": (truth, None)}, [dataset], [task], Settings((9,), pool_size=3), progress=False)
     assert {r["effective_support"] for r in rows} <= {1, 2, 3}
@@ -191,7 +191,7 @@ def test_more_supports_than_the_pool_are_drawn_again_and_said(dataset, tmp_path)
     assert "different examples among 9" in (tmp_path / "report.md").read_text()
 
 
-def test_a_folder_of_another_run_is_refused_and_left_alone(dataset, tmp_path):
+def test_results_of_another_run_are_refused_and_kept(dataset, tmp_path):
     first = evaluate_to(tmp_path, {"m": (truth, None)}, [dataset], Settings((1,)), {"params_hash": "a"})
     for about, settings in (({"params_hash": "b"}, Settings((1,))), ({"params_hash": "a"}, Settings((2,)))):
         with pytest.raises(UserError, match="holds cases.csv, summary.json, report.md, report.html of another run"):
@@ -227,16 +227,16 @@ def test_the_report_shows_tables_and_the_best_median_and_worst_case(dataset, tmp
     assert f"{percent(of['ci_low'])} to {percent(of['ci_high'])}" in page
 
 
-def test_the_case_that_is_drawn_is_the_one_that_was_scored(dataset):
+def test_figures_show_the_masks_that_were_scored(dataset):
     settings = Settings((2,), (3,), flips=True)
     (task,) = dataset_tasks(dataset)
     rows = evaluate({"m": (trivial.mean_mask, None)}, [dataset], [task], settings, progress=False)
     for case, of in zip(query_cases(task), rows, strict=True):
-        drawn = runner.picture(trivial.mean_mask, None, dataset, case, settings)
+        drawn = runner.segment_case(trivial.mean_mask, None, dataset, case, settings)
         np.testing.assert_allclose(drawn["dice"], of["dice"], rtol=1e-6)
 
 
-def test_files_and_what_is_skipped(dataset, tmp_path):
+def test_files_and_skipped_datasets(dataset, tmp_path):
     lone = memory_dataset("lone", "test", ["a", "a"], [1, 1])
     settings = Settings((1, 3), (1, 2))
     summary = evaluate_to(tmp_path, {"m": (truth, None)}, [dataset, lone], settings, {"role": "test"})
@@ -250,11 +250,11 @@ def test_files_and_what_is_skipped(dataset, tmp_path):
     assert len(lines) == 1 + 4 * summary["datasets"]["discs"]["n_cases"]
 
 
-def test_what_is_not_built_is_named_with_what_is(dataset):
-    with pytest.raises(UserError, match=r"not built in D: other; there: discs \(test\)"):
-        select([dataset], "D", ("other",))
+def test_wrong_names_roles_and_settings_are_refused(dataset):
+    with pytest.raises(UserError, match=r"not built in D: other; available: discs \(test\)"):
+        select_datasets([dataset], "D", ("other",))
     with pytest.raises(UserError, match="no dataset with role 'val'"):
-        select([dataset], "D", role="val")
+        select_datasets([dataset], "D", role="val")
     for options in (
         {"support_sizes": (0,)},
         {"ensembles": ()},
@@ -262,13 +262,13 @@ def test_what_is_not_built_is_named_with_what_is(dataset):
         {"batch_size": 0},
         {"tolerance": -1},
     ):
-        with pytest.raises(UserError, match=f"{next(iter(options)).rstrip('s')}.*=.* (is|are) needed"):
+        with pytest.raises(UserError, match=f"{next(iter(options)).rstrip('s')}.*=.* must be at least"):
             Settings(**options)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """Of a model at 16 pixels, which is neither the data's size nor the official one."""
+    """A checkpoint at 16 pixels, which is neither the size of the data nor the official one."""
     config = tiny_config(image_size=16)
     path = tmp_path_factory.mktemp("checkpoint") / "model"
     params = init_params(build_model(config.model), 0)
@@ -276,7 +276,7 @@ def checkpoint(tmp_path_factory):
     return path
 
 
-def test_what_a_checkpoint_knows_is_named():
+def test_datasets_that_a_checkpoint_has_seen_are_named():
     def made(name, group="", fingerprint=""):
         dataset = memory_dataset(name, "test", ["a"], [1], group=group)
         return replace(dataset, fingerprint=fingerprint or name)
@@ -285,23 +285,23 @@ def test_what_a_checkpoint_knows_is_named():
     trained = {"ct": {"fingerprint": "rebuilt"}, "old": {"fingerprint": "0"}}
     lineage = {"trained_on": trained, "selected_on": {"chose": {"fingerprint": "chose"}}}
     assert seen_before(lineage, built, built) == [
-        "seen in training: copy (as old), ct, mr (of one source with ct)",
+        "seen in training: copy (as old), ct, mr (same source as ct)",
         "chose the checkpoint: chose",
     ]
     assert seen_before(lineage, [built[3]], built) == []
     assert seen_before({"trained_on": {}, "selected_on": {}}, built, built) == []
-    unknown = "not all that the weights were trained on is recorded"
+    unknown = "the training data of the weights is not fully recorded"
     assert seen_before({"converted_from": "x.pt"}, built, built) == [unknown]
     assert seen_before({**lineage, "unknown_origin": {}}, built[:1], built) == [unknown, "seen in training: ct"]
 
 
-def test_a_source_group_on_two_sides_is_refused():
+def test_a_source_group_with_two_roles_is_refused():
     datasets = [memory_dataset(role, role, ["a"], [1], group="g") for role in ("train_open", "test")]
     with pytest.raises(UserError, match=r"source group 'g' .* test \(test\), train_open \(training\)"):
-        select(datasets, "D", role="test")
+        select_datasets(datasets, "D", role="test")
 
 
-def test_a_dataset_that_was_trained_on_is_told_in_every_report(dataset, tmp_path, capsys):
+def test_every_report_names_datasets_seen_in_training(dataset, tmp_path, capsys):
     config = tiny_config(image_size=16)
     record = {"discs": {"role": "test", "licence": "", "fingerprint": dataset.fingerprint}}
     metadata = {"config": to_dict(config), "metrics": None, "lineage": {"trained_on": record, "selected_on": {}}}
@@ -326,7 +326,7 @@ def test_the_command_from_checkpoint_to_report(dataset, checkpoint, tmp_path, ca
     for more, message in (
         (["--datasets=nobody"], "not built in"),
         (["--role=val"], "no dataset with role 'val'"),
-        (["--role=test", "--max_cases=1"], "of another run; take another --out, or give --overwrite"),
+        (["--role=test", "--max_cases=1"], "of another run; choose another --out, or add --overwrite"),
         ([], "--checkpoint goes with --datasets=NAMES or with --role=ROLE"),
         (["--role=test", f"--checkpoint={tmp_path / 'absent'}"], "does not exist"),
     ):

@@ -5,7 +5,7 @@ import pytest
 
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation.intervals import CaseScores, interval
-from universeg_jax.evaluation.summary import as_markdown, summarize
+from universeg_jax.evaluation.summary import summarize, summary_markdown
 
 
 def row(subject, task, dice, empty=False):
@@ -49,6 +49,6 @@ def test_intervals_are_those_of_the_bootstrap_and_other_datasets_widen_them():
         result.overall.high,
     )
     assert summary["mean_ci_low_over_datasets"] == result.over_datasets.low < summary["mean_ci_low"]
-    text = as_markdown(summary)
+    text = summary_markdown(summary)
     assert text.count(" to ") == 4
     assert "mean, for other datasets" in text

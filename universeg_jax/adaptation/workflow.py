@@ -1,6 +1,6 @@
-"""Trains and evaluates task by task, as per_task.py has it, and writes what `universeg evaluate` writes.
+"""Trains and evaluates task by task and writes the same files as `universeg evaluate`.
 
-A task that is done is not done again: the same command continues where it was stopped.
+Finished tasks are skipped, so rerunning the same command resumes.
 """
 
 import functools
@@ -14,15 +14,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from universeg_jax.adaptation.per_task import (
-    Fitted,
-    Recipe,
-    Start,
-    fit_finetuned,
-    fit_unet,
-    init_unet,
-    unet_functions,
-)
+from universeg_jax.adaptation.fitting import Fitted, Recipe
+from universeg_jax.adaptation.leave_one_out import Start
+from universeg_jax.adaptation.per_task import fit_finetuned, fit_unet, init_unet, unet_functions
 from universeg_jax.checkpoints import packaged, store
 from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
 from universeg_jax.data.tasks import Examples, Task, dataset_tasks, usable
@@ -37,14 +31,14 @@ from universeg_jax.reports.files import lock, read_json, write_json
 
 @dataclass(frozen=True)
 class Trainer:
-    """A way to come from labelled examples to parameters, and from those to masks."""
+    """Fits parameters to labelled examples, and segments with them."""
 
     kind: str
     fit: Callable[[Dataset, Task, Examples], Fitted]
     method: Method
-    start: Any  # parameters of the right shapes
-    about: dict[str, Any]  # what decides the result besides the data and the settings
-    lineage: dict[str, Any] | None = None  # of the weights that it starts from, if any
+    start: Any  # parameters with the right shapes
+    about: dict[str, Any]  # what determines the result, besides data and settings
+    lineage: dict[str, Any] | None = None  # of the initial weights, if any
 
 
 def unet_trainer(features: Sequence[int], recipe: Recipe) -> Trainer:
@@ -63,13 +57,13 @@ def unet_trainer(features: Sequence[int], recipe: Recipe) -> Trainer:
     )
 
 
-@functools.lru_cache(maxsize=16)  # one method, one compiled evaluation
+@functools.lru_cache(maxsize=16)  # one method object, so that its evaluation compiles once
 def unet_method(model: Any, image_size: int) -> Method:
     return model_method(model, image_size)
 
 
 def finetune_trainer(checkpoint: str, support_size: int, recipe: Recipe) -> Trainer:
-    """At the checkpoint's own image size, with `support_size` entries."""
+    """Fine-tunes a checkpoint at its own image size, with `support_size` support entries."""
     predictor = Predictor.from_checkpoint(checkpoint)
     recipe = replace(recipe, image_size=predictor.config.image_size)
     start = Start(predictor.params, predictor.config)
@@ -90,14 +84,14 @@ def finetune_trainer(checkpoint: str, support_size: int, recipe: Recipe) -> Trai
 def run_task(
     trainer: Trainer, dataset: Dataset, task: Task, settings: Settings
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """(rows as `evaluation.evaluate` gives, what is to be told of the training) of one task."""
+    """(rows like those of `runner.evaluate`, record of the training) of one task."""
     examples = support_pool(task, settings.pool_size)
     fitted = trainer.fit(dataset, task, examples)
     methods = {trainer.kind: (trainer.method, fitted.params)}
     about = {"labelled": len(examples), **fitted.about}
     if trainer.kind == "finetune":
         return runner.evaluate(methods, [dataset], [task], settings, progress=False), about
-    # A U-Net sees no support: one pass, whose rows stand for every setting, so that any of them can be compared.
+    # A U-Net takes no support: one pass serves all settings, and its rows are repeated for each of them.
     once = replace(settings, support_sizes=(1,), ensembles=(1,))
     rows = runner.evaluate(methods, [dataset], [task], once, progress=False)
     return [
@@ -116,14 +110,13 @@ def evaluate_per_task(
     settings: Settings,
     out: Path,
 ) -> dict[str, Any]:
-    """Trains on the support split of every task of datasets by name or role, `settings.pool_size` of it if that is
-    not 0, and evaluates on its query split.
+    """Trains on the support split (or `settings.pool_size` of it) and evaluates on the query split of every task.
 
-    Writes what `evaluation.evaluate_to` writes, the report without pictures: nets are not kept, only a file a task
-    that is done in <out>/tasks.
+    Writes the files of `runner.evaluate_to`, with a report without figures: the networks are not kept. Each finished
+    task has a file in <out>/tasks.
     """
     opened = [open_dataset(data_dir, name) for name in list_datasets(data_dir)]
-    datasets = runner.select(opened, data_dir, names, role)
+    datasets = runner.select_datasets(opened, data_dir, names, role)
     by_name = {dataset.meta.name: dataset for dataset in datasets}
     tasks = usable([task for dataset in datasets for task in dataset_tasks(dataset)])
     fingerprints = {name: dataset.fingerprint for name, dataset in by_name.items()}
@@ -134,14 +127,14 @@ def evaluate_per_task(
         for task in tqdm(tasks, desc=trainer.kind, unit="task"):
             path = out / "tasks" / f"{hashlib.sha256(task.name.encode()).hexdigest()[:16]}.json"
             if not path.exists():
-                of_task, about = run_task(trainer, by_name[task.dataset], task, settings)
-                write_json(path, {"task": task.name, "training": about, "rows": of_task})
-            done = read_json(path)
-            rows += done["rows"]
-            trained[task.name] = done["training"]
+                task_rows, about = run_task(trainer, by_name[task.dataset], task, settings)
+                write_json(path, {"task": task.name, "training": about, "rows": task_rows})
+            finished = read_json(path)
+            rows += finished["rows"]
+            trained[task.name] = finished["training"]
         seconds = float(np.mean([about["seconds"] for about in trained.values()]))
-        spent = cost(trainer.method, trainer.start, max(settings.support_sizes)) | {"preparation_seconds": seconds}
-        about = {"kind": trainer.kind, **trainer.about, "role": role, "cost": spent, "training": trained}
+        costs = cost(trainer.method, trainer.start, max(settings.support_sizes)) | {"preparation_seconds": seconds}
+        about = {"kind": trainer.kind, **trainer.about, "role": role, "cost": costs, "training": trained}
         if trainer.lineage is not None:
             about["notes"] = runner.seen_before(trainer.lineage, datasets, opened)
         summary = runner.write_results(out, rows, [trainer.kind], datasets, settings, about)
@@ -152,24 +145,24 @@ def evaluate_per_task(
 def evaluate_trivial(
     kind: str, data_dir: str, names: Sequence[str], role: str, settings: Settings, out: Path
 ) -> dict[str, Any]:
-    """A method of baselines/trivial.py, as `evaluation.evaluate_to`; there is nothing to train."""
+    """Evaluates a method of evaluation/trivial.py, which needs no training; see `runner.evaluate_to`."""
     opened = [open_dataset(data_dir, name) for name in list_datasets(data_dir)]
-    datasets = runner.select(opened, data_dir, names, role)
+    datasets = runner.select_datasets(opened, data_dir, names, role)
     method = trivial.METHODS[kind]
     about = {"kind": kind, "role": role, "cost": cost(method, None, max(settings.support_sizes))}
     return runner.evaluate_to(out, {kind: (method, None)}, datasets, settings, about)
 
 
 def claim(out: Path, plan: dict[str, Any]) -> None:
-    """Writes <out>/plan.json; raises UserError where the folder holds another run's files."""
+    """Writes <out>/plan.json. Raises UserError if the folder holds the files of another run."""
     path, plan = out / "plan.json", json.loads(json.dumps(plan))
     if path.exists():
         before = read_json(path)
         differing = sorted(name for name in plan.keys() | before.keys() if plan.get(name) != before.get(name))
         if differing:
-            there = "; ".join(f"{name}: {before.get(name)} there, {plan.get(name)} asked for" for name in differing)
-            raise UserError(f"{out} holds another run's files ({there}); take another --out")
-    elif any(path.name not in (".lock", "log.txt") for path in out.iterdir()):  # the log of who started it
-        raise UserError(f"{out} holds files that are not of such a run; take another --out")
+            differences = "; ".join(f"{n}: {before.get(n)} before, {plan.get(n)} now" for n in differing)
+            raise UserError(f"{out} holds the files of another run ({differences}); choose another --out")
+    elif any(path.name not in (".lock", "log.txt") for path in out.iterdir()):  # the log of a launcher
+        raise UserError(f"{out} holds files of something else; choose another --out")
     else:
         write_json(path, plan)

@@ -61,9 +61,9 @@ def settings_of(args: argparse.Namespace) -> Any:
 
 def print_datasets(summary: dict[str, Any]) -> None:
     """The table, what was left out, and what a mask costs where that was measured."""
-    from universeg_jax.evaluation.summary import as_markdown, cost_cells
+    from universeg_jax.evaluation.summary import cost_cells, summary_markdown
 
-    print(as_markdown(summary))
+    print(summary_markdown(summary))
     for note in (*(f"skipped {name}: {reason}" for name, reason in summary["skipped"].items()), *summary["notes"]):
         print(note)
     if "cost" in summary:

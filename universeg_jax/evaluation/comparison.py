@@ -1,4 +1,4 @@
-"""Two evaluations of the same cases, side by side: the difference by dataset and over all, and how sure it is."""
+"""Compares two evaluations of the same cases: the difference per dataset and overall, with intervals."""
 
 import csv
 import math
@@ -11,12 +11,12 @@ from universeg_jax.evaluation.intervals import CaseScores, Estimate, mean_of_mea
 from universeg_jax.reports.files import read_json
 from universeg_jax.reports.markdown import markdown_table, percent
 
-NEEDED = ("method", "dataset", "task", "subject", "support_size", "empty")
-# What makes a case: those of these columns that both files have. "ensemble" is how many draws were averaged.
-KEY = ("dataset", "task", "subject", "name", "row", "slice", "support_size", "ensemble", "draw")
-ON_EMPTY = "false_positive_area"  # the one score of cases with empty truth, which all others leave out
-FEW_SUBJECTS = 15  # below which intervals are known to be too narrow, see `intervals`
-FEW_DATASETS = 10
+REQUIRED = ("method", "dataset", "task", "subject", "support_size", "empty")
+# A case is identified by those of these columns that both files have. "ensemble" is the number of averaged draws.
+CASE_COLUMNS = ("dataset", "task", "subject", "name", "row", "slice", "support_size", "ensemble", "draw")
+ON_EMPTY = "false_positive_area"  # the only score of cases with an empty truth
+MIN_SUBJECTS = 15  # with fewer, intervals are known to be too narrow, see `intervals`
+MIN_DATASETS = 10
 
 
 def compare(
@@ -29,10 +29,10 @@ def compare(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """What <a>/cases.csv and <b>/cases.csv say of the cases that both have; the difference is b − a.
+    """Compares the cases that <a>/cases.csv and <b>/cases.csv share; the difference is b − a.
 
-    `methods` names that of `a` and that of `b`, by default the first of each file. Support size and ensemble are by
-    default the largest that both have.
+    `methods` names the method of `a` and of `b`, by default the first of each file. Support size and ensemble default
+    to the largest that both files have.
     """
     files = [read_cases(folder, score) for folder in (a, b)]
     methods = tuple(methods) or tuple(rows[0]["method"] for rows in files)
@@ -42,12 +42,12 @@ def compare(
         if all(column in rows[0] for rows in files):
             chosen[column] = wanted or _largest_common(*sides, column)
             sides = [_only(rows, column, str(chosen[column]), f) for rows, f in zip(sides, (a, b), strict=True)]
-    columns = [column for column in KEY if all(column in rows[0] for rows in files)]
+    columns = [column for column in CASE_COLUMNS if all(column in rows[0] for rows in files)]
     first, second = (_by_key(rows, columns, folder) for rows, folder in zip(sides, (a, b), strict=True))
     both = _common(first, second, columns, (a, b))
     counted = [key for key in both if (first[key]["empty"] == "True") == (score == ON_EMPTY)]
     if not counted:
-        raise UserError(f"none of the {len(both)} common cases of {a} and {b} has a truth that counts for {score}")
+        raise UserError(f"none of the {len(both)} common cases of {a} and {b} counts for {score}")
     before, after = (_values([side[key] for key in counted], score) for side in (first, second))
     result = paired(before, after, resamples, seed)
     (mean_a, means_a), (mean_b, means_b) = mean_of_means(before), mean_of_means(after)
@@ -70,8 +70,8 @@ def compare(
     }
 
 
-def as_markdown(comparison: dict[str, Any]) -> str:
-    """The comparison as a table, with what was not compared below."""
+def comparison_markdown(comparison: dict[str, Any]) -> str:
+    """The comparison as a table, followed by the cases that were left out."""
     c = comparison
     unit, shown = c["unit"], percent if c["unit"] == "%" else "{:.2f}".format
     rows = [_cells(name, row, shown, "subjects") for name, row in (*c["datasets"].items(), ("mean", c["all"]))]
@@ -84,7 +84,7 @@ def as_markdown(comparison: dict[str, Any]) -> str:
         markdown_table(["dataset", "A", "B", "B − A", "95 % interval", "p", "resampled"], rows),
         "",
         f"- {c['matched']} cases are in both, {c['left_out']} of them left out for {left_out}; "
-        f"{c['only_a']} of A and {c['only_b']} of B have no partner.",
+        f"{c['only_a']} are only in A, {c['only_b']} only in B.",
         *(f"- {note}" for note in c["notes"]),
     ]
     return "\n".join(lines) + "\n"
@@ -99,28 +99,28 @@ def read_cases(folder: Path, score: str) -> list[dict[str, str]]:
         reader = csv.DictReader(file)
         rows = list(reader)
         columns = reader.fieldnames or []
-    missing = [column for column in (*NEEDED, score) if column not in columns]
+    missing = [column for column in (*REQUIRED, score) if column not in columns]
     if missing:
-        raise UserError(f"{path} lacks the columns {', '.join(missing)}; there: {', '.join(columns) or 'none'}")
+        raise UserError(f"{path} lacks the columns {', '.join(missing)}; it has: {', '.join(columns) or 'none'}")
     if not rows:
-        raise UserError(f"{path} holds no case; evaluate again")
+        raise UserError(f"{path} holds no cases; evaluate again")
     return rows
 
 
 def _unit(sides: Sequence[list[dict[str, str]]], score: str) -> str:
-    """Of the score: % but for distances, which must be in one unit to be compared."""
+    """The unit of a score: % except for distances. Raises UserError for distances in different units."""
     if not score.startswith("hd95"):
         return "%"
     units = sorted({row.get("distance_unit", "mm") for side in sides for row in side})
     if len(units) > 1:
-        raise UserError(f"{score} is in {' and in '.join(units)}: compare cases of one unit")
+        raise UserError(f"{score} is in {' and in '.join(units)}: compare cases with one unit")
     return units[0]
 
 
 def _only(rows: list[dict[str, str]], column: str, value: str, folder: Path) -> list[dict[str, str]]:
-    there = sorted({row[column] for row in rows}, key=lambda text: (len(text), text))
-    if value not in there:
-        raise UserError(f"{column} {value} is not in {folder}; there: {', '.join(there)}")
+    values = sorted({row[column] for row in rows}, key=lambda text: (len(text), text))
+    if value not in values:
+        raise UserError(f"{column} {value} is not in {folder}; available: {', '.join(values)}")
     return [row for row in rows if row[column] == value]
 
 
@@ -132,10 +132,10 @@ def _largest_common(a: list[dict[str, str]], b: list[dict[str, str]], column: st
 
 
 def _by_key(rows: list[dict[str, str]], columns: list[str], folder: Path) -> dict[tuple[str, ...], dict[str, str]]:
-    found = {tuple(row[column] for column in columns): row for row in rows}
-    if len(found) < len(rows):
-        raise UserError(f"{folder}: {len(rows) - len(found)} cases of cases.csv stand there twice; evaluate again")
-    return found
+    by_key = {tuple(row[column] for column in columns): row for row in rows}
+    if len(by_key) < len(rows):
+        raise UserError(f"{folder}: {len(rows) - len(by_key)} cases occur twice in cases.csv; evaluate again")
+    return by_key
 
 
 def _common(
@@ -144,33 +144,31 @@ def _common(
     columns: list[str],
     folders: tuple[Path, Path],
 ) -> list[tuple[str, ...]]:
-    """The cases that both have, in order; raises UserError if there is none, or if their truths are not the same."""
+    """The keys of the common cases, sorted. Raises UserError without any, or if their truths differ."""
     a, b = folders
     both = sorted(first.keys() & second.keys())
     if not both:
         examples = " and ".join(" ".join(next(iter(side))) for side in (first, second))
         raise UserError(
-            f"{a} and {b} have no case in common by {', '.join(columns)}: they begin with {examples}; "
+            f"{a} and {b} have no case in common by {', '.join(columns)}: their first cases are {examples}; "
             "evaluate the same datasets with the same options"
         )
     for key in both:
         if first[key]["empty"] != second[key]["empty"]:
-            raise UserError(
-                f"{' '.join(key)} has an empty truth in only one of {a} and {b}: they evaluate other labels"
-            )
+            raise UserError(f"{' '.join(key)} has an empty truth in only one of {a} and {b}: their labels differ")
     return both
 
 
 def _values(rows: list[dict[str, str]], score: str) -> CaseScores:
     names = ([row[column] for row in rows] for column in ("dataset", "task", "subject"))
-    return CaseScores(*names, [_number(row, score) for row in rows])
+    return CaseScores(*names, [_score(row, score) for row in rows])
 
 
-def _number(row: dict[str, str], score: str) -> float:
+def _score(row: dict[str, str], score: str) -> float:
     try:
         return float(row[score])
     except ValueError:
-        raise UserError(f"{score} of {row['task']}, subject {row['subject']} is {row[score]!r}, no number") from None
+        raise UserError(f"{score} of {row['task']}, subject {row['subject']} is {row[score]!r}, not a number") from None
 
 
 def _row(mean_a: float, mean_b: float, difference: Estimate) -> dict[str, float | int | None]:
@@ -184,9 +182,9 @@ def _row(mean_a: float, mean_b: float, difference: Estimate) -> dict[str, float 
     }
 
 
-def _cells(name: str, row: dict[str, Any], shown: Callable[[float], str], of: str) -> list[Any]:
+def _cells(name: str, row: dict[str, Any], shown: Callable[[float], str], unit: str) -> list[Any]:
     means = [shown(row["a"]), shown(row["b"]), _signed(row["difference"], shown)]
-    count = f"{row['resampled']} {of}"
+    count = f"{row['resampled']} {unit}"
     if row["p"] is None:
         return [name, *means, "", "", count]
     interval = f"{_signed(row['low'], shown)} to {_signed(row['high'], shown)}"
@@ -199,12 +197,12 @@ def _signed(value: float, shown: Callable[[float], str]) -> str:
 
 
 def _notes(by_dataset: dict[str, Estimate], folders: tuple[Path, Path]) -> list[str]:
-    few = [name for name, estimate in by_dataset.items() if estimate.count < FEW_SUBJECTS]
-    notes = ["p by dataset is not corrected for the number of datasets."] if len(by_dataset) > 1 else []
+    few = [name for name, estimate in by_dataset.items() if estimate.count < MIN_SUBJECTS]
+    notes = ["p per dataset is not corrected for the number of datasets."] if len(by_dataset) > 1 else []
     if few:
-        notes.append(f"Fewer than {FEW_SUBJECTS} subjects, interval too narrow: {', '.join(few)}.")
-    if 1 < len(by_dataset) < FEW_DATASETS:
-        notes.append(f"The interval for other datasets is too narrow too, from {len(by_dataset)} of them.")
+        notes.append(f"Interval too narrow, fewer than {MIN_SUBJECTS} subjects: {', '.join(few)}.")
+    if 1 < len(by_dataset) < MIN_DATASETS:
+        notes.append(f"The interval for other datasets is too narrow with only {len(by_dataset)} datasets.")
     for folder in folders:
         path = folder / "summary.json"
         notes += [f"{note}." for note in read_json(path).get("notes", [])] if path.is_file() else []

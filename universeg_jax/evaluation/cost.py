@@ -1,4 +1,4 @@
-"""What a method costs: its parameters and its milliseconds a mask, to stand beside its Dice."""
+"""Measures the cost of a method: its parameters and its milliseconds per mask."""
 
 import statistics
 import time
@@ -21,9 +21,9 @@ def count_parameters(params: Any) -> int:
 def cost(
     method: Callable[[Any, Episode], jax.Array], params: Any, support_size: int, repeats: int = 5
 ) -> dict[str, Any]:
-    """Of one query at 128x128 with its support: the median of `repeats` runs, after the one that compiles.
+    """Parameters, and the median time of `repeats` runs for one query at 128x128, without compilation.
 
-    Such a time belongs to a machine, so its device goes with it.
+    The record names the device, since the time depends on it.
     """
     rng = np.random.default_rng(0)
     images = rng.random((1, support_size + 1, OFFICIAL_SIZE, OFFICIAL_SIZE, 1), np.float32)
@@ -45,16 +45,18 @@ def cost(
 
 
 def cost_table(summaries: dict[str, dict[str, Any]], support_size: int = 0, ensemble: int = 0) -> str:
-    """The paper's table: a line a method, from its summary.json; - where a method was not run on a dataset.
+    """The table of the paper, one line per method from its summary.json; "-" for a dataset without a result.
 
-    Of a support size and a number of draws, 0 = each method's largest. Milliseconds are of the largest support size.
+    `support_size` and `ensemble` select the setting; 0 takes the largest of each method. Milliseconds are measured at
+    the largest support size.
     """
     chosen = {name: _setting(name, summary, support_size, ensemble) for name, summary in summaries.items()}
-    datasets = sorted({name for of in chosen.values() for name in of["datasets"]})
+    datasets = sorted({name for setting in chosen.values() for name in setting["datasets"]})
     rows = []
-    for name, of in chosen.items():
-        scores = [_with_interval(of["datasets"][d], "dice", "ci") if d in of["datasets"] else "-" for d in datasets]
-        mean = _with_interval(of, "mean_dice", "mean_ci")
+    for name, setting in chosen.items():
+        results = setting["datasets"]
+        scores = [_with_interval(results[d], "dice", "ci") if d in results else "-" for d in datasets]
+        mean = _with_interval(setting, "mean_dice", "mean_ci")
         rows.append([name, *cost_cells(summaries[name].get("cost")), *scores, mean])
     return markdown_table(["Dice (%)", "M parameters", "ms", "preparation (s)", *datasets, "mean"], rows)
 
@@ -62,13 +64,14 @@ def cost_table(summaries: dict[str, dict[str, Any]], support_size: int = 0, ense
 def _setting(name: str, summary: dict[str, Any], support_size: int, ensemble: int) -> dict[str, Any]:
     wanted = {k: v for k, v in (("support_size", support_size), ("ensemble", ensemble)) if v}
     sizes = {field: summary[field] for field in ("support_size", "ensemble") if field in summary} | wanted
-    for of in (summary, *summary.get("settings", ())):
-        if of.get("method") == summary.get("method") and all(of.get(k) == v for k, v in sizes.items()):
-            return of
-    there = ", ".join(f"{of.get('support_size')} with {of.get('ensemble')}" for of in summary.get("settings", ()))
-    raise UserError(f"{name} has no result of {sizes}; support sizes and draws that are there: {there or 'none'}")
+    settings = summary.get("settings", ())
+    for setting in (summary, *settings):
+        if setting.get("method") == summary.get("method") and all(setting.get(k) == v for k, v in sizes.items()):
+            return setting
+    available = ", ".join(f"{s.get('support_size')} with {s.get('ensemble')}" for s in settings)
+    raise UserError(f"{name} has no result for {sizes}; available support sizes and draws: {available or 'none'}")
 
 
-def _with_interval(of: dict[str, Any], field: str, ends: str) -> str:
-    text = interval_text(of.get(f"{ends}_low"), of.get(f"{ends}_high"))
-    return f"{percent(of[field])} ({text})" if text else percent(of[field])
+def _with_interval(scores: dict[str, Any], field: str, ends: str) -> str:
+    text = interval_text(scores.get(f"{ends}_low"), scores.get(f"{ends}_high"))
+    return f"{percent(scores[field])} ({text})" if text else percent(scores[field])

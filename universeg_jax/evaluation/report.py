@@ -1,38 +1,40 @@
-"""report.md and report.html of an evaluation: the tables with intervals, and the best, median and worst case drawn."""
+"""Writes report.md and report.html of an evaluation: tables with intervals and figures of example cases."""
 
 import html
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from universeg_jax.evaluation.summary import CaseRow, cost_cells, interval_text, table
+from universeg_jax.evaluation.summary import CaseRow, cost_cells, interval_text, summary_table
 from universeg_jax.reports.figures import png_of, sheet_figure
 from universeg_jax.reports.html import image, write_page
 from universeg_jax.reports.html import table as html_table
 from universeg_jax.reports.markdown import markdown_table, percent
 
-Drawer = Callable[[Sequence[CaseRow]], list[dict[str, Any]]]  # rows → pictures for `sheet_figure`
+Segment = Callable[[Sequence[CaseRow]], list[dict[str, Any]]]  # rows → cases for `sheet_figure`
 Table = tuple[Sequence[Any], Sequence[Sequence[Any]]]
 
 
-def write(out: Path, summary: dict[str, Any], rows: Sequence[CaseRow], draw: Drawer | None = None) -> None:
-    """Writes <out>/report.md, which shows <out>/figures/, and <out>/report.html, which holds them.
+def write(out: Path, summary: dict[str, Any], rows: Sequence[CaseRow], segment: Segment | None = None) -> None:
+    """Writes <out>/report.md with links to <out>/figures/, and <out>/report.html with the figures inside.
 
-    Without `draw` no case is drawn.
+    The figures show the best, median and worst case of each dataset; without `segment` there are none.
     """
-    tables = [("By dataset", table(summary))]
+    tables = [("By dataset", summary_table(summary))]
+    if len({setting["method"] for setting in summary["settings"]}) > 1:
+        tables.append(("By method", method_table(summary)))
     if len(summary["settings"]) > 1:
         tables.append(("All settings", settings_table(summary["settings"])))
-    tables.append(("By task", task_table(summary)))
+    tables.append(("By task", dice_by_task(summary)))
     figures = {}
-    for name in summary["datasets"] if draw else ():
+    for name in summary["datasets"] if segment else ():
         shown = best_median_worst(main_rows(summary, rows), name)
-        pictures = draw(list(shown.values()))
-        labelled = [{**p, "task": f"{which}\n{p['task']}"} for which, p in zip(shown, pictures, strict=True)]
+        segmented = segment(list(shown.values()))
+        labelled = [{**case, "task": f"{which}\n{case['task']}"} for which, case in zip(shown, segmented, strict=True)]
         cases = "; ".join(f"{which}: {row['slice']}" for which, row in shown.items())
         figures[name] = cases, png_of(sheet_figure(labelled, f"{name}: {', '.join(shown)} case"))
     title = summary["method"]
-    if summary["support_size"]:  # 0 for masks of other tools
+    if summary["support_size"]:  # 0 for the masks of other tools
         title += f", support size {summary['support_size']}, draws {summary['ensemble']}"
     lines = about(summary)
     if figures:
@@ -49,13 +51,13 @@ def write(out: Path, summary: dict[str, Any], rows: Sequence[CaseRow], draw: Dra
 
 
 def main_rows(summary: dict[str, Any], rows: Sequence[CaseRow]) -> list[CaseRow]:
-    """Those of the method, support size and ensemble that the summary is of, where there is a truth."""
+    """The rows of the summary's method, support size and ensemble whose truth is not empty."""
     fields = ("method", "support_size", "ensemble")
     return [row for row in rows if not row["empty"] and all(row[field] == summary[field] for field in fields)]
 
 
 def best_median_worst(rows: Sequence[CaseRow], dataset: str) -> dict[str, CaseRow]:
-    """By Dice, ties by name; fewer than three cases give fewer."""
+    """The cases of a dataset with the best, median and worst Dice, ties by name; fewer if there are fewer cases."""
     ordered = sorted(
         (row for row in rows if row["dataset"] == dataset), key=lambda r: (-r["dice"], r["task"], r["slice"])
     )
@@ -68,52 +70,55 @@ def best_median_worst(rows: Sequence[CaseRow], dataset: str) -> dict[str, CaseRo
 
 
 def about(summary: dict[str, Any]) -> list[str]:
-    """What the numbers are, and what to beware of."""
+    """States how the scores are measured, what they cost, and what limits them."""
     lines = [
         f"{summary['measured']}, averaged over the slices of a subject, subjects, tasks and datasets; queries with an "
-        "empty truth are left out. Intervals resample subjects (95 %, bootstrap); that for other datasets resamples "
-        "these too.",
+        "empty truth are left out. Intervals resample subjects (95 %, bootstrap); the one for other datasets resamples "
+        "datasets as well.",
     ]
     if "mean_oracle_dice" in summary:
-        lines.append("The oracle cuts each case at the threshold that its own truth prefers: a bound, no result.")
+        lines.append("The oracle applies to each case the threshold with the best Dice: an upper bound, not a result.")
     if "cost" in summary:
         cost = summary["cost"]
         parameters, milliseconds, seconds = cost_cells(cost)
         lines.append(
-            f"{parameters} M parameters; {milliseconds} ms a mask with {cost['support_size']} supports "
-            f"({cost['device']}); {seconds} s of preparation a task."
+            f"{parameters} M parameters; {milliseconds} ms per mask with {cost['support_size']} support examples "
+            f"({cost['device']}); {seconds} s of preparation per task."
         )
     for name, d in summary["datasets"].items():
         if d["effective_support"] is not None and d["effective_support"] < summary["support_size"]:
             lines.append(
                 f"{name}: {d['effective_support']:.1f} different examples among {summary['support_size']}: the pool is "
-                "smaller, so that they are drawn with replacement."
+                "smaller, so examples are sampled with replacement."
             )
         if d["n_empty"]:
             lines.append(
-                f"{name}: {d['n_empty']} empty truths, of whose pictures "
-                f"{percent(d['false_positive_area_on_empty'])} % are marked."
+                f"{name}: {d['n_empty']} empty truths; on average "
+                f"{percent(d['false_positive_area_on_empty'])} % of their images is marked."
             )
     lines += [f"skipped {name}: {reason}" for name, reason in summary["skipped"].items()]
     return lines + [f"{note}." for note in summary["notes"]]
 
 
+def method_table(summary: dict[str, Any]) -> Table:
+    """Dice of every method at the summary's support size and ensemble, per dataset."""
+    fields = ("support_size", "ensemble")
+    settings = [s for s in summary["settings"] if all(s[field] == summary[field] for field in fields)]
+    rows = [[name, *(percent(s["datasets"][name]["dice"]) for s in settings)] for name in summary["datasets"]]
+    rows.append(["mean", *(percent(s["mean_dice"]) for s in settings)])
+    return ["Dice (%)", *(s["method"] for s in settings)], rows
+
+
 def settings_table(settings: Sequence[dict[str, Any]]) -> Table:
     rows = [
-        [
-            s["method"],
-            s["support_size"],
-            s["ensemble"],
-            percent(s["mean_dice"]),
-            interval_text(s["mean_ci_low"], s["mean_ci_high"]),
-            percent(s["mean_single_dice"]),
-        ]
+        [s["method"], s["support_size"], s["ensemble"], percent(s["mean_dice"])]
+        + [interval_text(s["mean_ci_low"], s["mean_ci_high"]), percent(s["mean_single_dice"])]
         for s in settings
     ]
     return ["method", "support size", "draws", "mean Dice (%)", "95 % interval", "one draw (%)"], rows
 
 
-def task_table(summary: dict[str, Any]) -> Table:
+def dice_by_task(summary: dict[str, Any]) -> Table:
     rows = [[task, percent(dice)] for d in summary["datasets"].values() for task, dice in d["tasks"].items()]
     return ["task", "Dice (%)"], rows
 

@@ -1,4 +1,4 @@
-"""What the rows of an evaluation come to: means of means with their intervals, and the folder that holds them."""
+"""Aggregates per-case rows into means with intervals, and opens the folder that holds them."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from universeg_jax.reports.files import read_json, write_json
 from universeg_jax.reports.markdown import markdown_table, percent
 
 RESAMPLES = 10_000
-# Means beside Dice, over the same cases: those with a truth. Distances only where they were measured.
+# Scores besides Dice, averaged over the same cases: those whose truth is not empty. Distances are optional.
 OTHERS = (
     "single_dice",
     "oracle_dice",
@@ -31,14 +31,14 @@ def summarize(
 ) -> dict[str, Any]:
     """{"mean_dice", "mean_ci_low", …, "datasets": {name: {dice, ci_low, ci_high, n_cases, n_subjects, …}}}.
 
-    Empty truths are left out of every mean but that of `false_positive_area_on_empty`. ci_* resample subjects, and
-    mean_*_over_datasets the datasets too; None where one subject or one dataset tells nothing of others. An
-    `oracle_dice` cuts each case at the threshold that its truth likes best: it bounds what a threshold could gain.
+    Cases with an empty truth enter only `false_positive_area_on_empty`. ci_* resample subjects, mean_*_over_datasets
+    the datasets too; None where there is a single subject or dataset. `oracle_dice` applies to each case the threshold
+    that maximizes its Dice: an upper bound of what tuning the threshold could gain.
     """
-    wanted = [
+    selected = [
         row for row in rows if (row["method"], row["support_size"], row["ensemble"]) == (method, support_size, ensemble)
     ]
-    counted = [row for row in wanted if not row["empty"]]
+    counted = [row for row in selected if not row["empty"]]
     if not counted:
         raise UserError("no case with a non-empty truth was evaluated")
     cases = case_scores(counted, "dice")
@@ -46,14 +46,14 @@ def summarize(
     others = {field: mean_of_means(case_scores(counted, field)) for field in OTHERS if _measured(counted, field)}
     datasets = {}
     for name, estimate in result.by_dataset.items():
-        of_dataset = [row for row in wanted if row["dataset"] == name]
-        empty = [row["false_positive_area"] for row in of_dataset if row["empty"]]
-        tasks = sorted({row["task"] for row in of_dataset if not row["empty"]})
-        support = [row["effective_support"] for row in of_dataset if row.get("effective_support") is not None]
+        dataset_rows = [row for row in selected if row["dataset"] == name]
+        empty = [row["false_positive_area"] for row in dataset_rows if row["empty"]]
+        tasks = sorted({row["task"] for row in dataset_rows if not row["empty"]})
+        support = [row["effective_support"] for row in dataset_rows if row.get("effective_support") is not None]
         datasets[name] = {
             "dice": estimate.mean,
             **_ends(estimate, "ci"),
-            "n_cases": len(of_dataset),
+            "n_cases": len(dataset_rows),
             "n_subjects": estimate.count,
             "n_empty": len(empty),
             "false_positive_area_on_empty": float(np.mean(empty)) if empty else None,
@@ -86,33 +86,33 @@ def _ends(estimate: Estimate, name: str, after: str = "") -> dict[str, float | N
 
 
 def open_results(out: Path, record: dict[str, Any], overwrite: bool) -> None:
-    """Makes the folder and says in evaluation.json whose it is, or refuses one that holds another run's results."""
+    """Creates the folder with evaluation.json, the record of its run. Raises UserError for results of another run."""
     record_path = out / "evaluation.json"
-    there = [name for name in RESULTS if (out / name).exists()]
+    existing = [name for name in RESULTS if (out / name).exists()]
     same = record_path.is_file() and read_json(record_path) == record
-    if there and not same and not overwrite:
-        raise UserError(f"{out} holds {', '.join(there)} of another run; take another --out, or give --overwrite")
+    if existing and not same and not overwrite:
+        raise UserError(f"{out} holds {', '.join(existing)} of another run; choose another --out, or add --overwrite")
     if not same:
-        for name in there:  # so that a run that dies leaves no old results under its own name
+        for name in existing:  # if this run dies, no old results remain beside its record
             (out / name).unlink()
     write_json(record_path, record)
 
 
 def interval_text(low: float | None, high: float | None) -> str:
-    """ "35.4 to 54.5" (%), or "" where there is none."""
+    """Formats an interval as "35.4 to 54.5" (%), or as "" if there is none."""
     return "" if low is None or high is None else f"{percent(low)} to {percent(high)}"
 
 
 def cost_cells(cost: dict[str, Any] | None) -> Sequence[str]:
-    """Parameters, milliseconds and seconds of preparation a task; - for what was not measured."""
+    """Cells for millions of parameters, milliseconds and seconds of preparation per task; "-" if not measured."""
     if cost is None:
         return "-", "-", "-"
     preparation = cost.get("preparation_seconds", 0.0)
     return f"{cost['parameters'] / 1e6:.2f}", f"{cost['milliseconds']:.0f}", f"{preparation:.0f}"
 
 
-def table(summary: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """(head, rows): Dice by dataset with its interval, the other scores that were measured, and the means."""
+def summary_table(summary: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """(head, rows): Dice per dataset with its interval, the other measured scores, and the means."""
     unit = summary.get("distance_unit", "")
     titles = {
         "single_dice": "one draw (%)",
@@ -123,9 +123,9 @@ def table(summary: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
     columns = [field for field in OTHERS if f"mean_{field}" in summary]
     columns = [field for field in columns if field != "single_dice" or summary["ensemble"] > 1]
 
-    def cells(name: str, of: dict[str, Any], prefix: str, low: str, high: str, counts: list[Any]) -> list[Any]:
-        others = [f"{of[prefix + f]:.2f}" if f == "hd95" else percent(of[prefix + f]) for f in columns]
-        return [name, percent(of[f"{prefix}dice"]), interval_text(of[low], of[high]), *others, *counts]
+    def cells(name: str, scores: dict[str, Any], prefix: str, low: str, high: str, counts: list[Any]) -> list[Any]:
+        others = [f"{scores[prefix + f]:.2f}" if f == "hd95" else percent(scores[prefix + f]) for f in columns]
+        return [name, percent(scores[f"{prefix}dice"]), interval_text(scores[low], scores[high]), *others, *counts]
 
     rows = [
         cells(name, d, "", "ci_low", "ci_high", [d["n_cases"], d["n_subjects"]])
@@ -145,5 +145,5 @@ def table(summary: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
     ], rows
 
 
-def as_markdown(summary: dict[str, Any]) -> str:
-    return markdown_table(*table(summary))
+def summary_markdown(summary: dict[str, Any]) -> str:
+    return markdown_table(*summary_table(summary))
