@@ -13,7 +13,7 @@ from ml_collections import config_flags
 
 from universeg_jax import startup
 from universeg_jax.errors import UserError
-from universeg_jax.training import train_and_evaluate
+from universeg_jax.training.loop import train_and_evaluate
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File[:argument] of the configuration.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory for checkpoints and logs; a run there is continued.")

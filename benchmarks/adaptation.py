@@ -24,16 +24,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from universeg_jax import evaluation, startup, weights
-from universeg_jax.baselines.per_task import Fitted, Recipe
-from universeg_jax.baselines.workflow import Trainer, claim, finetune_trainer, unet_trainer
+from universeg_jax import startup
+from universeg_jax.adaptation.fitting import Fitted, Recipe
+from universeg_jax.adaptation.workflow import Trainer, claim, finetune_trainer, unet_trainer
+from universeg_jax.checkpoints import packaged
 from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
 from universeg_jax.data.tasks import Task, dataset_tasks, subject_hash, usable
 from universeg_jax.episode import OFFICIAL_SIZE, Episode, to_device_floats
 from universeg_jax.errors import UserError
-from universeg_jax.evaluation_cases import Settings, cases_of, gather, support_pool
-from universeg_jax.predictor import Predictor
-from universeg_jax.reporting import figure, lock, markdown_table, percent, read_json_lines, save_figure
+from universeg_jax.evaluation import runner
+from universeg_jax.evaluation.cases import Settings, gather_episodes, query_cases, support_pool
+from universeg_jax.prediction.predictor import Predictor
+from universeg_jax.reports.figures import figure, save_figure
+from universeg_jax.reports.files import lock, read_json_lines
+from universeg_jax.reports.markdown import markdown_table, percent
 
 TO_THE_RIGHT = {"in_context": 6, "finetune": 6, "unet": -16}  # of a point, where its n is written: the free side
 METHODS = {"in_context": "in context", "finetune": "fine-tuned", "unet": "U-Net from scratch"}
@@ -57,9 +61,7 @@ def measure(trainer: Trainer, dataset: Dataset, task: Task, n: int, max_cases: i
     fitted = trainer.fit(dataset, task, pool)
     # Of a smaller pool all are the support, once: as many would be drawn with replacement, and some never.
     settings = Settings((len(pool),), (1,), pool_size=n, max_cases=max_cases, batch_size=4)
-    rows = evaluation.evaluate(
-        {trainer.kind: (trainer.method, fitted.params)}, [dataset], [task], settings, progress=False
-    )
+    rows = runner.evaluate({trainer.kind: (trainer.method, fitted.params)}, [dataset], [task], settings, progress=False)
     scored = [row["dice"] for row in rows if not row["empty"]]
     if not scored:
         raise UserError(f"{task.name}: no query case has a truth that is not empty; leave its dataset out")
@@ -77,8 +79,8 @@ def measure(trainer: Trainer, dataset: Dataset, task: Task, n: int, max_cases: i
 
 def one_mask(trainer: Trainer, params: Any, dataset: Dataset, task: Task, settings: Settings) -> tuple[float, float]:
     """(median seconds of a mask, seconds of compiling) for the first query of a task with its support."""
-    case = cases_of(task, 1)[0]
-    episode, _ = gather([case], {dataset.meta.name: dataset}, settings, settings.support_sizes[0], 1)
+    case = query_cases(task, 1)[0]
+    episode, _ = gather_episodes([case], {dataset.meta.name: dataset}, settings, settings.support_sizes[0], 1)
     flat = Episode(*episode[:2], *(x[:, 0] for x in episode[2:]))
     floats = jax.device_put(to_device_floats(flat, OFFICIAL_SIZE))
     started = time.perf_counter()
@@ -164,7 +166,7 @@ def run(
     """
     started = time.monotonic()
     plan = {
-        "params_hash": weights.params_hash(Predictor.from_checkpoint(checkpoint).params),
+        "params_hash": packaged.params_hash(Predictor.from_checkpoint(checkpoint).params),
         "recipes": {name: asdict(recipe) for name, recipe in recipes.items()},
         "features": list(features),
         "max_cases": max_cases,
@@ -221,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         opened = [open_dataset(args.data_dir, name) for name in list_datasets(args.data_dir)]
         names = tuple(args.datasets.split(",")) if args.datasets else ()
-        datasets = evaluation.select(opened, args.data_dir, names, args.role)
+        datasets = runner.select_datasets(opened, args.data_dir, names, args.role)
         sizes, features = (tuple(int(x) for x in text.split(",")) for text in (args.sizes, args.features))
         limits = args.max_cases, args.max_tasks
         points = run(args.checkpoint, datasets, sizes, recipes, features, *limits, Path(args.out), args.minutes)

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.lines import write_line
-from universeg_jax.check import check
-from universeg_jax.predictor import Predictor
-from universeg_jax.support import Support, read_support_folder
+from universeg_jax.prediction.check import check
+from universeg_jax.prediction.predictor import Predictor
+from universeg_jax.prediction.support import Support, read_support_folder
 
 COUNT = 16
 KINDS = ("none", "empty", "inverted", "shifted", "another's label", "swapped", "duplicate")

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.lines import write_line
-from universeg_jax.check import scores
-from universeg_jax.predictor import Options, Predictor
-from universeg_jax.support import CHOICES, Support, read_support_folder
+from universeg_jax.prediction.check import scores
+from universeg_jax.prediction.predictor import Options, Predictor
+from universeg_jax.prediction.support import CHOICES, Support, read_support_folder
 
 QUERIES = 24
 

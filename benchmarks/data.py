@@ -26,16 +26,24 @@ import numpy as np
 from benchmarks.lines import write_line
 from universeg_jax.data import dataset as dataset_files
 from universeg_jax.data.builder import build
-from universeg_jax.data.dataset import Dataset, DatasetMeta, Example, Index, list_datasets, open_dataset, read_report
-from universeg_jax.data.episodes import EpisodeSampler, batches, make_sampler
+from universeg_jax.data.dataset import (
+    Dataset,
+    DatasetMeta,
+    Index,
+    list_datasets,
+    open_dataset,
+    read_report,
+)
 from universeg_jax.data.tasks import task_table
+from universeg_jax.episodes.sampler import EpisodeSampler, batches, make_sampler
+from universeg_jax.readers.cases import Example
 
 SUPPORT, SIZE, THREADS = 64, 128, 2
 COLD = """
 import sys, time
 start = time.perf_counter()
 from universeg_jax.data.dataset import list_datasets, open_dataset
-from universeg_jax.data.episodes import make_sampler
+from universeg_jax.episodes.sampler import make_sampler
 from universeg_jax.data.tasks import task_table
 imported = time.perf_counter()
 datasets = [open_dataset(sys.argv[1], name) for name in list_datasets(sys.argv[1])]

@@ -23,12 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import default
-from universeg_jax import augment, superpixel, synthesis, warp
-from universeg_jax.data.episodes import KINDS, Batch
-from universeg_jax.episode import Episode
-from universeg_jax.losses import soft_dice
-from universeg_jax.model import UniverSeg
-from universeg_jax.step import device_episodes
+from universeg_jax.episode import Episode, split_query
+from universeg_jax.episodes import augment, superpixel, synthesis, warp
+from universeg_jax.episodes.on_device import device_episodes
+from universeg_jax.episodes.sampler import KINDS, Batch
+from universeg_jax.model.universeg import UniverSeg
+from universeg_jax.training.losses import soft_dice
 
 BATCH = 8  # episodes a call, one after another on a CPU as in training
 
@@ -151,9 +151,7 @@ def kinds(size: int, support_size: int, repeats: int) -> None:
     shape = (BATCH, support_size + 1, size, size, 1)
     pictures = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     labels = (pictures > 99).astype(np.uint8)
-    raw = Episode(
-        pictures[:, 0], labels[:, 0], pictures[:, 1:], labels[:, 1:], np.ones((BATCH, support_size), np.uint8)
-    )
+    raw = split_query(pictures, labels)
 
     def program(weights):
         config.kinds.update(weights)

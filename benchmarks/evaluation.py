@@ -30,14 +30,14 @@ import jax
 import numpy as np
 
 from benchmarks.lines import write_line
-from universeg_jax import evaluation
 from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
 from universeg_jax.data.tasks import Task, dataset_tasks
-from universeg_jax.evaluation import evaluate
-from universeg_jax.evaluation_cases import Settings, cases_of, gather
-from universeg_jax.evaluation_scores import Method, model_method, scorer
-from universeg_jax.networks import build_model, init_params
-from universeg_jax.reporting import read_json_lines
+from universeg_jax.evaluation import runner
+from universeg_jax.evaluation.cases import Settings, gather_episodes, query_cases
+from universeg_jax.evaluation.runner import evaluate
+from universeg_jax.evaluation.scoring import Method, model_method, scorer
+from universeg_jax.model.factory import build_model, init_params
+from universeg_jax.reports.files import read_json_lines
 
 PARTS = ("torch", "batched", "compiled", "surfaces", "memory")
 
@@ -51,7 +51,7 @@ def make_model(features: int) -> tuple[Method, Any]:
 
 def open_data(data_dir: str, role: str) -> tuple[list[Dataset], list[Task]]:
     there = [open_dataset(data_dir, name) for name in list_datasets(data_dir)]
-    datasets = evaluation.select(there, data_dir, role=role)
+    datasets = runner.select_datasets(there, data_dir, role=role)
     return datasets, [task for dataset in datasets for task in dataset_tasks(dataset) if not task.unusable]
 
 
@@ -74,9 +74,9 @@ def run_one(method, datasets: Sequence[Dataset], tasks: Sequence[Task], settings
 
 def time_compiled(method, datasets: Sequence[Dataset], tasks: Sequence[Task], settings: Settings, rounds: int) -> float:
     """Seconds of the compiled function for one batch, the median of `rounds`."""
-    cases = [case for task in tasks for case in cases_of(task, settings.max_cases)][: settings.batch_size]
+    cases = [case for task in tasks for case in query_cases(task, settings.max_cases)][: settings.batch_size]
     by_name = {dataset.meta.name: dataset for dataset in datasets}
-    episode, _ = gather(cases, by_name, settings, settings.support_sizes[0], settings.batch_size)
+    episode, _ = gather_episodes(cases, by_name, settings, settings.support_sizes[0], settings.batch_size)
     episode = jax.device_put(episode)
     run = scorer(method[0], settings)
     jax.block_until_ready(run(method[1], episode))
@@ -91,14 +91,14 @@ def time_torch(features: int, datasets: Sequence[Dataset], tasks: Sequence[Task]
 
     model = UniverSeg(((features, features),) * 4).eval()
     by_name = {dataset.meta.name: dataset for dataset in datasets}
-    cases = [case for task in tasks for case in cases_of(task, settings.max_cases)]
+    cases = [case for task in tasks for case in query_cases(task, settings.max_cases)]
 
     def channels_first(x: np.ndarray, scale: float = 1.0) -> torch.Tensor:
         return torch.from_numpy(np.moveaxis(x, -1, -3).astype(np.float32) / scale)
 
     def loop(cases) -> None:
         for case in cases:
-            episode, _ = gather([case], by_name, settings, settings.support_sizes[0], 1)
+            episode, _ = gather_episodes([case], by_name, settings, settings.support_sizes[0], 1)
             total = 0.0
             for k in range(episode.support_images.shape[1]):
                 inputs = channels_first(episode.query_image, 255), channels_first(episode.support_images[:, k], 255)
@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         evaluate({"model": method}, datasets, tasks * args.passes, settings, progress=False)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
-    count = sum(len(cases_of(task, args.max_cases)) for task in tasks)
+    count = sum(len(query_cases(task, args.max_cases)) for task in tasks)
     about = {
         "cases": count,
         "support_size": args.support_size,

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.lines import write_line
-from universeg_jax.losses import soft_dice
-from universeg_jax.networks import build_model, param_shapes
+from universeg_jax.model.factory import build_model, param_shapes
+from universeg_jax.training.losses import soft_dice
 
 SIZE = 128
 

@@ -24,8 +24,8 @@ import torch
 
 from benchmarks.lines import write_line
 from benchmarks.torch_model import UniverSeg as TorchUniverSeg
-from universeg_jax.losses import soft_dice
-from universeg_jax.networks import build_model, init_params
+from universeg_jax.model.factory import build_model, init_params
+from universeg_jax.training.losses import soft_dice
 
 SIZE = 128
 

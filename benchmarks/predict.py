@@ -28,13 +28,13 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from benchmarks.lines import write_line
-from universeg_jax import checkpoints
+from universeg_jax.checkpoints import store
 from universeg_jax.configuration import to_dict
-from universeg_jax.networks import build_model, init_params
-from universeg_jax.predict_files import predict_file
-from universeg_jax.predictor import Options, Predictor, Segmenter
+from universeg_jax.model.factory import build_model, init_params
+from universeg_jax.prediction.files import predict_file
+from universeg_jax.prediction.predictor import Options, Predictor, Segmenter
+from universeg_jax.prediction.support import read_support_folder
 from universeg_jax.startup import use_compilation_cache
-from universeg_jax.support import read_support_folder
 
 PARTS = ("second", "start", "throughput", "volume")
 SIZE = 128
@@ -62,7 +62,7 @@ def write_inputs(folder: Path, args: argparse.Namespace) -> None:
     nib.save(nib.Nifti1Image(voxels, np.eye(4)), folder / "volume.nii.gz")
     config = ConfigDict({"model": {"encoder_blocks": _numbers(args.features)}, "image_size": args.image_size})
     params = init_params(build_model(config.model), 0)
-    checkpoints.write_params(folder / "weights", params, {"config": to_dict(config), "lineage": {}})
+    store.write_params(folder / "weights", params, {"config": to_dict(config), "lineage": {}})
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -21,13 +21,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from universeg_jax.ablate import ROOT, Job, asked_config, evaluated, run_local
-from universeg_jax.baselines.trivial import METHODS as TRIVIAL
-from universeg_jax.comparison import compare
 from universeg_jax.configuration import load_config
-from universeg_jax.cost import cost_table
 from universeg_jax.errors import UserError
-from universeg_jax.reporting import markdown_table, percent, read_json
+from universeg_jax.evaluation.comparison import compare
+from universeg_jax.evaluation.cost import cost_table
+from universeg_jax.evaluation.trivial import METHODS as TRIVIAL
+from universeg_jax.reports.files import read_json
+from universeg_jax.reports.markdown import markdown_table, percent
+from universeg_jax.sweeps.sweep import ROOT, Job, evaluated, expected_config, run_local
 
 OURS = "universeg"
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # (config, what is changed of it)
@@ -67,7 +68,7 @@ def plan(args: argparse.Namespace) -> list[Job]:
         folder, fields = workdir / "models" / name, {**changes, **shared, "data_dir": str(data_dir)}
         flags = [f"--config.{field}={value}" for field, value in fields.items()]
         train = (sys.executable, "train.py", f"--config={config}", f"--workdir={folder}", *flags)
-        asked = asked_config(load_config(f"{ROOT}/{config}"), fields)
+        asked = expected_config(load_config(f"{ROOT}/{config}"), fields)
         jobs.append(replace(of_checkpoint(name, folder), train=train, config=asked))
     ours = jobs[0]
     jobs += [of_checkpoint(Path(path).name, path) for path in args.checkpoints.split(",") if path]

@@ -15,11 +15,11 @@ import numpy as np
 
 from benchmarks.lines import write_line
 from universeg_jax.data.dataset import DatasetMeta
-from universeg_jax.data.folder import read_folder, read_support
-from universeg_jax.data.images import preprocess_mask, restore
 from universeg_jax.data.tasks import SECOND, split_subjects
 from universeg_jax.episode import OFFICIAL_SIZE
-from universeg_jax.predictor import Options, Predictor
+from universeg_jax.prediction.predictor import Options, Predictor
+from universeg_jax.readers.folder import read_folder, read_support
+from universeg_jax.readers.preprocess import preprocess_mask, restore
 
 
 def dice(found: np.ndarray, truth: np.ndarray) -> float:

@@ -23,10 +23,10 @@ from ml_collections import ConfigDict
 
 from benchmarks.lines import write_line
 from configs import default
-from universeg_jax import training
-from universeg_jax.reporting import read_json_lines
+from universeg_jax.reports.files import read_json_lines
 from universeg_jax.startup import use_compilation_cache
-from universeg_jax.step import local_shardings, shard_batch
+from universeg_jax.training import loop, setup
+from universeg_jax.training.step import local_shardings, shard_batch
 
 SKIP = 3  # steps at the start that compile and fill the queue
 
@@ -48,7 +48,7 @@ def make_config(data_dir: str, steps: int, support: int) -> ConfigDict:
 
 def bare_seconds(config: ConfigDict, rounds: int) -> float:
     """Median seconds of the compiled step on one batch."""
-    run = training.prepare(config)
+    run = setup.prepare(config)
     replicated, split = local_shardings()
     state = jax.device_put(run.state, replicated)
     drawn = jax.tree.map(lambda *x: np.stack(x), *[run.sampler(i) for i in range(config.batch_size)])
@@ -62,7 +62,7 @@ def bare_seconds(config: ConfigDict, rounds: int) -> float:
     return statistics.median(seconds[1:])
 
 
-def loop(config: ConfigDict) -> dict[str, float]:
+def loop_seconds(config: ConfigDict) -> dict[str, float]:
     stops: list[float] = []
 
     def timed_save(*args: object) -> None:
@@ -70,10 +70,10 @@ def loop(config: ConfigDict) -> dict[str, float]:
         save(*args)
         stops.append(time.perf_counter() - started)
 
-    save, training.checkpoints.save = training.checkpoints.save, timed_save
+    save, loop.store.save = loop.store.save, timed_save
     with tempfile.TemporaryDirectory() as workdir:
-        training.train_and_evaluate(config, workdir)
-        training.checkpoints.save = save
+        loop.train_and_evaluate(config, workdir)
+        loop.store.save = save
         rows = read_json_lines(Path(workdir) / "metrics.jsonl")
     gaps = np.diff([row["time"] for row in rows])[SKIP:]
     saved = config.checkpoint_every - 1 - SKIP  # the gap in which the checkpoint was written
@@ -90,7 +90,7 @@ class Episodes:
     """The sampler's episodes as torch tensors, channels first; what torch calls a map-style dataset."""
 
     def __init__(self, config: ConfigDict, count: int):
-        self.sampler, self.count = training.prepare(config).sampler, count
+        self.sampler, self.count = setup.prepare(config).sampler, count
 
     def __len__(self) -> int:
         return self.count
@@ -151,7 +151,7 @@ def main() -> None:
         write_line({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, args.out)
 
     before = bare_seconds(config, args.steps // 2)
-    looped = loop(config)
+    looped = loop_seconds(config)
     after = bare_seconds(config, args.steps // 2)
     bare = (before + after) / 2
     report({"candidate": "bare step", "seconds": bare})

@@ -16,8 +16,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import quickstart
-from universeg_jax import augment
 from universeg_jax.configuration import flatten
+from universeg_jax.episodes import augment
 
 Add = Callable[..., None]  # add(value, train={field: value}, evaluate={flag: value}); both may be left out
 

@@ -8,7 +8,7 @@ end with the data at hand yet.
 
 from ml_collections import ConfigDict
 
-from universeg_jax import augment, superpixel, synthesis
+from universeg_jax.episodes import augment, superpixel, synthesis
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -28,8 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.val_role = "val"  # role of the datasets that select the best checkpoint
     config.min_label_density = 3e-3  # smallest share of an image that its label must cover to be trained on
     config.replacement = True  # support drawn with replacement, as published
-    config.draw = "datasets"  # "datasets" level by level, as published | "tasks" each alike | "size" by its examples
-    config.draw_exponent = 0.5  # of "size": 0 draws each task alike, 1 each example
+    config.draw = "datasets"  # "datasets" level by level, as published | "tasks" each alike
     config.label_union = 0.0  # probability that a real label is united with some other labels of the same images
     config.all_labels = 0.0  # probability that it is united with every other one
     config.kinds = ConfigDict()  # weights of the kinds of episode, any scale
@@ -41,7 +40,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.image_size = 128  # pixels, model input; datasets larger than it are resized on the device
     config.support_size = 64  # entries of each training episode, or at most so many
     config.support_schedule = "fixed"  # "fixed" | "uniform" | "log_uniform": each step draws from 1 to support_size
-    config.every_image_as_query = False  # S + 1 losses for one episode: each image is the query once, of other subjects
     config.batch_size = 1  # episodes a step over all devices; about 1 in the paper (a V100 held no more)
     config.accumulation = 1  # parts of a device's share of the batch whose gradients are added one after another
     config.num_steps = 500_000  # optimizer steps; not published

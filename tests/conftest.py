@@ -54,18 +54,18 @@ def data_dir(tmp_path_factory):
 def checkpoint(tmp_path_factory):
     """Of a tiny model: parameters alone, as packaged or converted weights are."""
     from tests.fixtures import tiny_config
-    from universeg_jax import checkpoints
+    from universeg_jax.checkpoints import store
     from universeg_jax.configuration import to_dict
-    from universeg_jax.networks import build_model, init_params
+    from universeg_jax.model.factory import build_model, init_params
 
     path, config = tmp_path_factory.mktemp("weights") / "tiny", tiny_config()
     params = init_params(build_model(config.model), 0)
-    checkpoints.write_params(path, params, {"config": to_dict(config), "lineage": {}})
+    store.write_params(path, params, {"config": to_dict(config), "lineage": {}})
     return path
 
 
 @pytest.fixture(scope="session")
 def predictor(checkpoint):
-    from universeg_jax.predictor import Predictor
+    from universeg_jax.prediction.predictor import Predictor
 
     return Predictor.from_checkpoint(checkpoint)

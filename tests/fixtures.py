@@ -9,7 +9,14 @@ from PIL import Image
 
 from configs import default
 from universeg_jax.data.builder import build
-from universeg_jax.data.dataset import SLICINGS, Dataset, DatasetMeta, Example, Index, open_dataset
+from universeg_jax.data.dataset import (
+    SLICINGS,
+    Dataset,
+    DatasetMeta,
+    Index,
+    open_dataset,
+)
+from universeg_jax.readers.cases import Example
 
 LIGHT = ("noise", "flip_intensities")  # the augmentation that a tiny config has
 

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 from tests.fixtures import tiny_config
-from universeg_jax import checkpoints
-from universeg_jax.networks import build_model, init_params
-from universeg_jax.reporting import read_json_lines
+from universeg_jax.checkpoints import store
+from universeg_jax.model.factory import build_model, init_params
+from universeg_jax.reports.files import read_json_lines
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
@@ -25,7 +25,7 @@ def get_config():
 
 def announce_phases() -> None:
     """Has the process print "compiling", "evaluating" and "saving STEP" where these begin, and "-" where they end."""
-    from universeg_jax import training, validation
+    from universeg_jax.training import loop, validation
 
     def tell(what):
         print(f"\n{what}", flush=True)  # the progress line is left open
@@ -39,7 +39,7 @@ def announce_phases() -> None:
 
         return announced
 
-    pmap_step, save = training.pmap_step, training.checkpoints.save
+    pmap_step, save = loop.pmap_step, loop.store.save
 
     def compiling(step):
         run = pmap_step(step)
@@ -50,8 +50,8 @@ def announce_phases() -> None:
         tell(f"saving {step}")  # it ends in the background, where the directory gets its name
         save(checkpointer, step, *args)
 
-    training.pmap_step = compiling
-    training.checkpoints.save = saving
+    loop.pmap_step = compiling
+    loop.store.save = saving
     validation.Evaluator.__call__ = around(validation.Evaluator.__call__, "evaluating")
 
 
@@ -84,7 +84,7 @@ def steps_saved(workdir: Path) -> list[int]:
 
 def params_at(workdir: Path, step: int):
     abstract = init_params(build_model(tiny_config().model), 0)
-    return checkpoints.load_params(workdir / "checkpoints" / str(step), abstract)
+    return store.load_params(workdir / "checkpoints" / str(step), abstract)
 
 
 def rows_without_times(workdir: Path) -> list[dict]:

@@ -8,10 +8,10 @@ import jax
 import pytest
 
 from configs import default
-from universeg_jax import training
 from universeg_jax.configuration import flatten, to_dict
-from universeg_jax.networks import build_model, param_shapes
-from universeg_jax.optimizer import make_optimizer
+from universeg_jax.model.factory import build_model, param_shapes
+from universeg_jax.training import setup
+from universeg_jax.training.optimizer import make_optimizer
 
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("[a-z]*.py"))
@@ -25,7 +25,7 @@ def test_config(name, monkeypatch):
     config = module.get_config()
     assert flatten(to_dict(config)).keys() == flatten(to_dict(default.get_config())).keys()
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    training.check_config(config)
+    setup.check_config(config)
     make_optimizer(config)
     param_shapes(build_model(config.model))
 

@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from tests.fixtures import tiny_config
-from universeg_jax import checkpoints
+from universeg_jax.checkpoints import store
 from universeg_jax.configuration import to_dict
-from universeg_jax.networks import build_model, init_params
+from universeg_jax.model.factory import build_model, init_params
 
 NOTEBOOK = Path(__file__).parent.parent / "docs" / "predict.ipynb"
 
@@ -18,7 +18,7 @@ NOTEBOOK = Path(__file__).parent.parent / "docs" / "predict.ipynb"
 def test_every_cell_runs_in_order(tmp_path, monkeypatch):
     config = tiny_config()
     params = init_params(build_model(config.model), 0)
-    checkpoints.write_params(tmp_path / "tiny", params, {"config": to_dict(config), "lineage": {}})
+    store.write_params(tmp_path / "tiny", params, {"config": to_dict(config), "lineage": {}})
     monkeypatch.setenv("UNIVERSEG_CHECKPOINT", str(tmp_path / "tiny"))
     monkeypatch.chdir(tmp_path)
     matplotlib.use("Agg")

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from tests.fixtures import tiny_config
-from tests.test_model import FORMS, from_release
+from tests.model.test_universeg import FORMS, from_release
 from universeg_jax.cli import main
 from universeg_jax.data.dataset import list_datasets, open_dataset
 from universeg_jax.data.tasks import task_table
-from universeg_jax.evaluation import evaluate_checkpoint
-from universeg_jax.evaluation_cases import Settings
-from universeg_jax.networks import build_model
-from universeg_jax.training import train_and_evaluate
+from universeg_jax.evaluation.cases import Settings
+from universeg_jax.evaluation.runner import evaluate_checkpoint
+from universeg_jax.model.factory import build_model
+from universeg_jax.training.loop import train_and_evaluate
 
 SHARED = Path(os.environ.get("UNIVERSEG_SHARED", "absent"))
 pytestmark = [

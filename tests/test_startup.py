@@ -13,9 +13,10 @@ import pytest
 
 from tests.fixtures import build_discs, tiny_config
 from tests.processes import params_at, start, steps_saved, wait_for_step, write_config
-from universeg_jax import startup, training
-from universeg_jax.networks import build_model, init_params
-from universeg_jax.reporting import read_json_lines
+from universeg_jax import startup
+from universeg_jax.model.factory import build_model, init_params
+from universeg_jax.reports.files import read_json_lines
+from universeg_jax.training import loop
 
 # Hides no wrong scale of a gradient; at 0.1 rounding grows tenfold in 40 steps, and a busy machine does more of them.
 SGD = {"name": "sgd", "learning_rate": 0.01}
@@ -68,7 +69,7 @@ def test_two_hosts_do_what_one_does_also_after_one_was_killed(data_dir, tmp_path
     last = steps_saved(two)[-1]
     assert f"stopped by SIGTERM at step {last}" in said[0]
 
-    training.train_and_evaluate(tiny_config(data_dir, optimizer=SGD, num_steps=last, **RUN), one)
+    loop.train_and_evaluate(tiny_config(data_dir, optimizer=SGD, num_steps=last, **RUN), one)
     lines = [[(row["step"], row["loss"]) for row in read_json_lines(path / "metrics.jsonl")] for path in (one, two)]
     assert len(lines[0]) == last
     # Sums in another order part the two by about 1e-6 a step, and how many steps there are depends on the machine.

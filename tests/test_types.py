@@ -8,13 +8,14 @@ USE = """
     from pathlib import Path
 
     import numpy as np
-    from universeg_jax import Predictor, checkpoints
-    from universeg_jax.evaluation import evaluate_checkpoint
-    from universeg_jax.evaluation_cases import Settings
-    from universeg_jax.export import load_exported
-    from universeg_jax.model import UniverSeg
-    from universeg_jax.predictor import Prediction
-    from universeg_jax.training import train_and_evaluate
+    from universeg_jax import Predictor
+    from universeg_jax.checkpoints import store
+    from universeg_jax.evaluation.runner import evaluate_checkpoint
+    from universeg_jax.evaluation.cases import Settings
+    from universeg_jax.export.jax_export import load_exported
+    from universeg_jax.model.universeg import UniverSeg
+    from universeg_jax.prediction.predictor import Prediction
+    from universeg_jax.training.loop import train_and_evaluate
 
     predictor: Predictor = Predictor.from_pretrained("small")
     segment = predictor.for_support([np.zeros((9, 9))], ["label.png"], support_size=4, tiles=2)
@@ -22,7 +23,7 @@ USE = """
     mask: np.ndarray = prediction.mask
     warnings: tuple[str, ...] = tuple(prediction.warnings)
     model = UniverSeg(encoder_blocks=(32, 32), form="plain")
-    params, config = checkpoints.load(Path("runs/mine"))
+    params, config = store.load(Path("runs/mine"))
     state = train_and_evaluate(config, "runs/mine")
     steps = int(state.step)
     summary: dict[str, object] = evaluate_checkpoint("small", "data", ["mine"], "", Settings((1,), (1,)), Path("out"))

@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from tests.fixtures import build_discs, tiny_config, write_folder
 from universeg_jax.cli import COMMANDS
-from universeg_jax.training import train_and_evaluate
+from universeg_jax.training.loop import train_and_evaluate
 
 ROOT = Path(__file__).parents[1]
 

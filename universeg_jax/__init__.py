@@ -9,7 +9,7 @@ __all__ = ["Predictor", "__version__"]
 def __getattr__(name: str) -> Any:
     # Imported when asked for: the processes that build data need no JAX.
     if name == "Predictor":
-        from universeg_jax.predictor import Predictor
+        from universeg_jax.prediction.predictor import Predictor
 
         return Predictor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from universeg_jax.errors import UserError
+from universeg_jax.reports.files import write_json
 
 # Fields that change where things are, how fast they go and how often they are written, but no number of the run: the
 # rest of `eval` says what a score is of, and the best checkpoint is the one of several scores of the same.
@@ -64,9 +65,7 @@ def write_config(config: ConfigDict, workdir: Path) -> None:
     path, new = workdir / "config.json", to_dict(config)
     if path.exists():
         check_resumable(json.loads(path.read_text()), new, workdir)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(new, indent=2) + "\n")
-    temporary.replace(path)
+    write_json(path, new)
 
 
 def read_config(workdir: Path) -> ConfigDict:

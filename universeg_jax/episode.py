@@ -24,6 +24,23 @@ class Episode(NamedTuple):
     support_mask: Array  # [B, S]; 1 for an entry, 0 for padding
 
 
+def stack_examples(episode: Episode) -> tuple[Array, Array]:
+    """(images, labels) [..., 1 + S, H, W, 1], the query first; NumPy arrays where the episode is on the host."""
+    xp = np if isinstance(episode.query_image, np.ndarray) else jnp
+    images = xp.concatenate([xp.expand_dims(episode.query_image, -4), episode.support_images], -4)
+    return images, xp.concatenate([xp.expand_dims(episode.query_label, -4), episode.support_labels], -4)
+
+
+def split_query(images: Array, labels: Array, support_mask: Array | None = None) -> Episode:
+    """The inverse of `stack_examples`; without `support_mask` every support entry counts."""
+    if support_mask is None:
+        xp = np if isinstance(labels, np.ndarray) else jnp
+        support_mask = xp.ones(labels[..., 1:, 0, 0, 0].shape, labels.dtype)
+    query = (..., 0, slice(None), slice(None), slice(None))
+    support = (..., slice(1, None), slice(None), slice(None), slice(None))
+    return Episode(images[query], labels[query], images[support], labels[support], support_mask)
+
+
 def resize(x: jax.Array, size: int) -> jax.Array:
     """[..., H, W, 1] → [..., size, size, 1] linearly, with anti-aliasing where it shrinks; the identity at `size`."""
     if x.shape[-3:-1] == (size, size):
@@ -47,3 +64,6 @@ def to_device_floats(episode: Episode, size: int) -> Episode:
         label(episode.support_labels),
         episode.support_mask.astype(jnp.float32),
     )
+
+
+FLIPS = ((False, False), (False, True), (True, False), (True, True))  # of rows, of columns

@@ -217,7 +217,7 @@ def test_a_fleet_of_two_workers_gives_the_same_bytes(tmp_path, capsys):
 
 def test_without_beam_the_remedy_is_said(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
-    monkeypatch.delitem(sys.modules, "universeg_jax.data.fleet", raising=False)
+    monkeypatch.delitem(sys.modules, "universeg_jax.data.beam", raising=False)
     monkeypatch.delattr(data, "fleet", raising=False)  # where Beam is installed, a test before may have imported it
     folder = write_folder(tmp_path / "scans", count=3)
     assert main(["build", "--folder", str(folder), "--data_dir", str(tmp_path / "data"), "--beam"]) == 1

@@ -15,12 +15,19 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tests.fixtures import build_discs, disc_examples, itself
-from universeg_jax.data import builder, workshop
+from universeg_jax.data import builder, staging
 from universeg_jax.data import dataset as dataset_files
 from universeg_jax.data.builder import build
-from universeg_jax.data.dataset import BuildError, DatasetMeta, Example, list_datasets, open_dataset, read_report
-from universeg_jax.data.images import ImageError
-from universeg_jax.data.workshop import open_workshop
+from universeg_jax.data.dataset import (
+    BuildError,
+    DatasetMeta,
+    list_datasets,
+    open_dataset,
+    read_report,
+)
+from universeg_jax.data.staging import open_workshop
+from universeg_jax.readers.cases import Example
+from universeg_jax.readers.errors import ImageError
 
 META = DatasetMeta("discs", "train_open", {1: "disc", 2: "never"}, 16, "g", "made", "CC0", "nobody", False)
 
@@ -172,7 +179,8 @@ DIES = """
 import os, resource, signal, sys
 import numpy as np
 from universeg_jax.data.builder import build
-from universeg_jax.data.dataset import DatasetMeta, Example
+from universeg_jax.data.dataset import DatasetMeta
+from universeg_jax.readers.cases import Example
 
 def make(case):
     if case == 40 and sys.argv[2] == "killed":
@@ -244,7 +252,7 @@ def test_an_end_between_the_renames_is_mended(tmp_path, monkeypatch, renames, er
             raise error
         replace(source, target)
 
-    monkeypatch.setattr(workshop.os, "replace", dies)
+    monkeypatch.setattr(staging.os, "replace", dies)
     with pytest.raises(error):
         build_discs(tmp_path, "discs", "val", count=6)
     monkeypatch.undo()

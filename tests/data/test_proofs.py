@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tests.fixtures import memory_dataset
 from universeg_jax.data import ROLES
 from universeg_jax.data.dataset import Dataset
-from universeg_jax.data.episodes import Batch, EpisodeSampler, batches, make_sampler
 from universeg_jax.data.tasks import FIRST, MIN_SUBJECTS, SECOND, TaskError, side_of_role, task_table
+from universeg_jax.episodes.sampler import Batch, EpisodeSampler, batches, make_sampler
 from universeg_jax.errors import UserError
 
 

@@ -18,13 +18,12 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from tests.data.test_dicom import series
 from tests.fixtures import block_volume, disc
+from tests.readers.test_dicom import series
 from universeg_jax.cli import main
 from universeg_jax.data import download
 from universeg_jax.data.build import build_contents
 from universeg_jax.data.dataset import open_dataset
-from universeg_jax.data.dicom import read_label_stack
 from universeg_jax.data.download import fetch
 from universeg_jax.data.source import (
     Download,
@@ -38,7 +37,8 @@ from universeg_jax.data.source import (
 )
 from universeg_jax.data.tasks import task_table
 from universeg_jax.errors import UserError
-from universeg_jax.reporting import lock
+from universeg_jax.readers.dicom import read_label_stack
+from universeg_jax.reports.files import lock
 
 SHAPE = (14, 12, 8)
 IDRID = "A. Segmentation"

@@ -30,12 +30,12 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def run(args: argparse.Namespace) -> int:
-    from universeg_jax.ablate import Options, evaluated, listing, missing, plan, run_local, run_slurm
-    from universeg_jax.ablation_report import gather
     from universeg_jax.errors import UserError
+    from universeg_jax.sweeps.report import write_report
+    from universeg_jax.sweeps.sweep import SweepOptions, evaluated, listing, missing, plan, run_local, run_slurm
 
     changes = tuple(args.set)
-    options = Options(args.data_dir, args.workdir, args.base, args.role, args.seeds, changes, args.max_cases)
+    options = SweepOptions(args.data_dir, args.workdir, args.base, args.role, args.seeds, changes, args.max_cases)
     points, jobs = plan(args.sweep, options)
     if args.list:
         print(listing(jobs))
@@ -51,6 +51,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         problems = missing(jobs)
     there = {out for job in jobs for out, _ in job.evaluations if evaluated(job, out)}
-    gather(args.sweep, points, options, problems, there)
+    write_report(args.sweep, points, options, problems, there)
     print((args.workdir / f"{args.sweep}_{args.role}.md").read_text(), end="")
     return int(bool(problems))

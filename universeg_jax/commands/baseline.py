@@ -32,8 +32,8 @@ def _shown(by_kind: dict[str, float]) -> str:
 
 def run(args: argparse.Namespace) -> int:
     from universeg_jax import startup
-    from universeg_jax.baselines.per_task import Recipe
-    from universeg_jax.baselines.workflow import evaluate_per_task, evaluate_trivial, finetune_trainer, unet_trainer
+    from universeg_jax.adaptation.fitting import Recipe
+    from universeg_jax.adaptation.workflow import evaluate_per_task, evaluate_trivial, finetune_trainer, unet_trainer
     from universeg_jax.errors import UserError
 
     if bool(args.checkpoint) != (args.kind == "finetune"):

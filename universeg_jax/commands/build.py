@@ -51,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from universeg_jax.data.build import build_all, build_records, build_sources, read_collection
     from universeg_jax.data.builder import Fleet
-    from universeg_jax.data.records import read_records
     from universeg_jax.data.source import all_sources, find_sources, list_line
+    from universeg_jax.data.tfds_import import read_records
 
     if args.path and not args.source:
         raise UserError(f"--path {args.path} goes with --source; a folder of your own is given by --folder")

@@ -21,10 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from universeg_jax.check import check
-    from universeg_jax.check_report import as_page, as_text
-    from universeg_jax.predictor import Predictor
-    from universeg_jax.support import read_support_folder
+    from universeg_jax.prediction.check import check
+    from universeg_jax.prediction.check_report import as_page, as_text
+    from universeg_jax.prediction.predictor import Predictor
+    from universeg_jax.prediction.support import read_support_folder
 
     axis = AXES.index(args.axis) if args.axis else None
     unusable: dict[str, str] = {}

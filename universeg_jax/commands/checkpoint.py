@@ -12,10 +12,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from universeg_jax import checkpoints, lineage
+    from universeg_jax.checkpoints import lineage, store
 
-    path = checkpoints.resolve(args.path)
-    print(json.dumps({"path": str(path), **checkpoints.read_metadata(path)}, indent=2))
+    path = store.resolve(args.path)
+    print(json.dumps({"path": str(path), **store.read_metadata(path)}, indent=2))
     if args.package:
         header = lineage.package(path, args.package)
         print(f"{args.package}: parameters {header['params_hash']}")

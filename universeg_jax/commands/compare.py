@@ -21,9 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from universeg_jax.comparison import as_markdown, compare
     from universeg_jax.errors import UserError
-    from universeg_jax.reporting import write_json
+    from universeg_jax.evaluation.comparison import compare, comparison_markdown
+    from universeg_jax.reports.files import write_json
 
     methods = tuple(args.method.split(",")) if args.method else ()
     if len(methods) not in (0, 2):
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--resamples={args.resamples}: at least 100 are needed for the ends of an interval")
     options = (args.score, args.support_size, args.ensemble, args.resamples, args.seed)
     comparison = compare(args.a, args.b, methods, *options)
-    text = as_markdown(comparison)
+    text = comparison_markdown(comparison)
     print(text, end="")
     if args.out:
         write_json(args.out / "compare.json", comparison)

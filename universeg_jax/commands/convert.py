@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from universeg_jax.convert import convert
+    from universeg_jax.checkpoints.convert import convert
 
     print(convert(args.file, args.out))
     return 0

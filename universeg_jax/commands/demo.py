@@ -11,8 +11,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from universeg_jax.demo_page import serve
-    from universeg_jax.predictor import Predictor
+    from universeg_jax.annotation.page import serve
+    from universeg_jax.prediction.predictor import Predictor
 
     serve(Predictor.from_checkpoint(args.checkpoint), args.port)
     return 0

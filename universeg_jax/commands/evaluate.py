@@ -51,7 +51,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def settings_of(args: argparse.Namespace) -> Any:
-    from universeg_jax.evaluation_cases import Settings
+    from universeg_jax.evaluation.cases import Settings
 
     return Settings(
         args.support_size, args.ensemble, args.pool_size, args.max_cases, args.batch_size, args.seed,
@@ -61,9 +61,9 @@ def settings_of(args: argparse.Namespace) -> Any:
 
 def print_datasets(summary: dict[str, Any]) -> None:
     """The table, what was left out, and what a mask costs where that was measured."""
-    from universeg_jax.summary import as_markdown, cost_cells
+    from universeg_jax.evaluation.summary import cost_cells, summary_markdown
 
-    print(as_markdown(summary))
+    print(summary_markdown(summary))
     for note in (*(f"skipped {name}: {reason}" for name, reason in summary["skipped"].items()), *summary["notes"]):
         print(note)
     if "cost" in summary:
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
     from universeg_jax.errors import UserError
-    from universeg_jax.evaluation import evaluate_checkpoint
+    from universeg_jax.evaluation.runner import evaluate_checkpoint
     from universeg_jax.startup import use_compilation_cache
 
     if bool(args.datasets) == bool(args.role) or args.labels:
@@ -92,7 +92,7 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
 def _score(args: argparse.Namespace) -> dict[str, Any]:
     from universeg_jax.errors import UserError
-    from universeg_jax.mask_scores import score_masks
+    from universeg_jax.evaluation.mask_files import score_masks
 
     if not args.labels or args.datasets or args.role:
         raise UserError("--predictions goes with --labels=FOLDER, and without --datasets and --role")

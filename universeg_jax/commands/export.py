@@ -13,11 +13,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.out.endswith(".onnx"):
-        from universeg_jax.export_onnx import export_onnx
+        from universeg_jax.export.onnx_export import export_onnx
 
         print(export_onnx(args.checkpoint, args.out, args.support_size))
     else:
-        from universeg_jax.export import export_checkpoint
+        from universeg_jax.export.jax_export import export_checkpoint
 
         print(export_checkpoint(args.checkpoint, args.out))
     return 0

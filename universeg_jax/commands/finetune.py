@@ -23,10 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from universeg_jax.data.folder import read_folder
-    from universeg_jax.finetune import as_text, finetune_to
+    from universeg_jax.adaptation.finetune import finetune_to, scores_text
+    from universeg_jax.prediction.support import read_support_folder
+    from universeg_jax.readers.folder import read_folder
     from universeg_jax.startup import use_compilation_cache
-    from universeg_jax.support import read_support_folder
 
     use_compilation_cache()
     axis = AXES.index(args.axis) if args.axis else None
@@ -47,5 +47,5 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"stopped; nothing was written to {args.out}")
         return 130
-    print(as_text(about, args.out))
+    print(scores_text(about, args.out))
     return 0

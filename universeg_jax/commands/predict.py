@@ -48,10 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from universeg_jax.data.folder import read_folder
-    from universeg_jax.predict_files import predict_files
-    from universeg_jax.predictor import Options, Predictor
-    from universeg_jax.support import read_support_folder
+    from universeg_jax.prediction.files import predict_files
+    from universeg_jax.prediction.predictor import Options, Predictor
+    from universeg_jax.prediction.support import read_support_folder
+    from universeg_jax.readers.folder import read_folder
 
     axis = AXES.index(args.axis) if args.axis else None
     options = Options(

@@ -17,9 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from universeg_jax.checkpoints.lineage import check_same_data, lineage
     from universeg_jax.configuration import read_config
-    from universeg_jax.lineage import check_same_data, lineage
-    from universeg_jax.training import draw_episode, open_data, sampler_of
+    from universeg_jax.episodes.inputs import open_data, sampler_of
+    from universeg_jax.episodes.replay import draw_episode
 
     workdir = Path(args.workdir)
     config = read_config(workdir)

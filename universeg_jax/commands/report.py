@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from universeg_jax.report import write_report
+    from universeg_jax.training.report import write_report
 
     print(write_report(Path(args.workdir)))
     return 0

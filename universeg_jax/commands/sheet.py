@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from universeg_jax.configuration import load_config
-    from universeg_jax.sheet import draw_sheet
+    from universeg_jax.episodes.sheet import draw_sheet
 
     config = load_config(args.config)
     config.data_dir = args.data_dir or config.data_dir

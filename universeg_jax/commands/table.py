@@ -13,9 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from universeg_jax.cost import cost_table
     from universeg_jax.errors import UserError
-    from universeg_jax.reporting import read_json
+    from universeg_jax.evaluation.cost import cost_table
+    from universeg_jax.reports.files import read_json
 
     missing = [str(path) for path in args.results if not (path / "summary.json").exists()]
     if missing:

@@ -17,9 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from universeg_jax.data.dataset import list_datasets, open_dataset
+    from universeg_jax.data.task_gallery import write_page
     from universeg_jax.data.tasks import FIRST, SECOND, task_table
-    from universeg_jax.data.thumbnails import write_page
-    from universeg_jax.reporting import markdown_table, write_csv
+    from universeg_jax.reports.files import write_csv
+    from universeg_jax.reports.markdown import markdown_table
 
     datasets = [open_dataset(args.data_dir, name) for name in list_datasets(args.data_dir)]
     table = task_table(datasets, args.density)

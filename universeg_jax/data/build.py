@@ -14,15 +14,21 @@ from tqdm import tqdm
 
 from universeg_jax.data import ROLES
 from universeg_jax.data.builder import Fleet, build, worker_pool
-from universeg_jax.data.cases import Case, make_examples
-from universeg_jax.data.dataset import VERSION, BuildError, BuildReport, DatasetMeta, Example, read_report
+from universeg_jax.data.dataset import (
+    VERSION,
+    BuildError,
+    BuildReport,
+    DatasetMeta,
+    read_report,
+)
 from universeg_jax.data.download import fetch
-from universeg_jax.data.folder import read_folder
-from universeg_jax.data.meta import Folder
-from universeg_jax.data.records import Record, make_record_examples
 from universeg_jax.data.source import Source, read_source
-from universeg_jax.data.volume_files import voxels_of
-from universeg_jax.reporting import markdown_table
+from universeg_jax.data.tfds_import import Record, make_record_examples
+from universeg_jax.readers.cases import Case, Example, make_examples
+from universeg_jax.readers.folder import read_folder
+from universeg_jax.readers.meta import Folder
+from universeg_jax.readers.volume_files import voxels_of
+from universeg_jax.reports.markdown import markdown_table
 
 
 def build_all(

@@ -35,11 +35,11 @@ from universeg_jax.data.dataset import (
     BuildError,
     BuildReport,
     DatasetMeta,
-    Example,
     Index,
 )
-from universeg_jax.data.images import ImageError
-from universeg_jax.data.workshop import fingerprint_of, open_workshop, swap
+from universeg_jax.data.staging import fingerprint_of, open_workshop, swap
+from universeg_jax.readers.cases import Example
+from universeg_jax.readers.errors import ImageError
 
 tfds.disable_progress_bar()  # ours spans reading and preprocessing, which is where the time goes
 
@@ -147,12 +147,12 @@ def _prepare_by_beam(
     table: "_Table",
 ) -> Any:
     try:
-        from universeg_jax.data import fleet
+        from universeg_jax.data import beam
     except ModuleNotFoundError as error:
         raise BuildError(f"--beam needs Apache Beam ({error}); pip install 'universeg_jax[beam]'") from error
     dropped, attempt = workshop / "dropped", functools.partial(_attempt, make_examples, meta)
-    transform = fleet.Examples(cases, attempt, _features, dropped)
-    options = fleet.pipeline_options(workers.options, workers.processes)
+    transform = beam.Examples(cases, attempt, _features, dropped)
+    options = beam.pipeline_options(workers.options, workers.processes)
     try:
         builder = _prepare(meta, transform, workshop, tfds.download.DownloadConfig(beam_options=options))
     except RuntimeError as error:
@@ -160,7 +160,7 @@ def _prepare_by_beam(
             reasons = "build it without --beam to see the reasons"
             raise BuildError(f"{meta.name}: no example is left of {len(cases)} cases; {reasons}") from error
         raise
-    log.dropped += fleet.read_failures(dropped, cases)
+    log.dropped += beam.read_failures(dropped, cases)
     for record in tfds.builder_from_directory(builder.data_dir).as_data_source(split=SPLIT):
         text = {name: record[name].decode() for name in TEXTS}
         example = Example(

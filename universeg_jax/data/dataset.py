@@ -36,21 +36,6 @@ class BuildError(UserError):
 
 
 @dataclass(frozen=True)
-class Example:
-    """One picture with the binary masks of all labels that were drawn on it."""
-
-    image: np.ndarray  # uint8 [size, size]
-    masks: np.ndarray  # uint8 0/1 [L, size, size]
-    labels: tuple[int, ...]  # id of each mask
-    subject: str
-    name: str
-    subset: str = ""
-    modality: str = ""
-    axis: int = 0
-    slicing: str = "image"  # one of SLICINGS
-
-
-@dataclass(frozen=True)
 class DatasetMeta:
     """What is known of a whole dataset."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from universeg_jax.data.source import Download, Source, SourceError
-from universeg_jax.reporting import lock
+from universeg_jax.reports.files import lock
 
 BLOCK = 1 << 20  # bytes read at a time
 

@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from universeg_jax.data.cases import Case, LabelFile
-from universeg_jax.data.files import extension, natural_order
-from universeg_jax.data.meta import Folder
-from universeg_jax.data.volume_files import VOLUME_EXTENSIONS
 from universeg_jax.errors import UserError
+from universeg_jax.readers.cases import Case
+from universeg_jax.readers.file_names import VOLUME_EXTENSIONS, extension, natural_order
+from universeg_jax.readers.labels import LabelFile
+from universeg_jax.readers.meta import Folder
 
 Labels = str | dict[int, str]  # one pattern for a map of ids, or a pattern of binary masks for each id
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from universeg_jax.data.dataset import Dataset, DatasetMeta
-from universeg_jax.data.volumes import AXIS_NAMES
 from universeg_jax.errors import UserError
+from universeg_jax.readers.volumes import AXIS_NAMES
 
 MIN_SUBJECTS = 3
 FIRST, SECOND = 0, 1  # train | val, or support | query

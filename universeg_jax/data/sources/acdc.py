@@ -1,7 +1,7 @@
 """ACDC: short-axis cine MR of 100 training patients, end of diastole and of systole."""
 
 from universeg_jax.data.source import Part, Source
-from universeg_jax.data.volumes import IN_PLANE
+from universeg_jax.readers.volumes import IN_PLANE
 
 SOURCES = (
     Source(

@@ -1,7 +1,7 @@
 """CAMUS: echocardiograms of 500 patients, two views at the end of diastole and of systole."""
 
 from universeg_jax.data.source import Part, Source
-from universeg_jax.data.volumes import IN_PLANE
+from universeg_jax.readers.volumes import IN_PLANE
 
 SOURCES = (
     Source(

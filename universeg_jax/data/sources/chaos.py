@@ -1,7 +1,7 @@
 """CHAOS: livers in CT, and four abdominal organs in two sequences of MR, as DICOM with a picture of labels a slice."""
 
 from universeg_jax.data.source import Part, Source
-from universeg_jax.data.volumes import IN_PLANE
+from universeg_jax.readers.volumes import IN_PLANE
 
 COMMON = {
     "licence": "CC BY-NC-SA 4.0",

@@ -1,7 +1,7 @@
 """ISLES 2022: ischaemic stroke lesions in diffusion MR; the FLAIR images lie on another grid and are left out."""
 
 from universeg_jax.data.source import Part, Source
-from universeg_jax.data.volumes import IN_PLANE
+from universeg_jax.readers.volumes import IN_PLANE
 
 SUBJECT = "{subject:sub-strokecase\\d+}/ses-0001"
 PLACES = (f"{SUBJECT}/dwi", f"rawdata/{SUBJECT}")  # on Zenodo, and as the challenge gave it

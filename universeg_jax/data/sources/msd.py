@@ -1,7 +1,7 @@
 """The ten tasks of the Medical Segmentation Decathlon; files with several channels give a modality each."""
 
 from universeg_jax.data.source import Download, Part, Source
-from universeg_jax.data.volumes import IN_PLANE
+from universeg_jax.readers.volumes import IN_PLANE
 
 ALL = (0, 1, 2)
 HOST = "https://msd-for-monai.s3-us-west-2.amazonaws.com"  # the Registry of Open Data on AWS

@@ -1,7 +1,7 @@
 """PROMISE12: prostates in T2 MR of 50 training patients, as MetaImage headers beside their voxels."""
 
 from universeg_jax.data.source import Part, Source
-from universeg_jax.data.volumes import IN_PLANE
+from universeg_jax.readers.volumes import IN_PLANE
 
 SOURCES = (
     Source(

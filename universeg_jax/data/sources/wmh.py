@@ -1,7 +1,7 @@
 """WMH: hyperintensities of white matter in FLAIR, with T1 on the same grid; 2 marks other pathology."""
 
 from universeg_jax.data.source import Part, Source
-from universeg_jax.data.volumes import IN_PLANE
+from universeg_jax.readers.volumes import IN_PLANE
 
 SOURCES = (
     Source(

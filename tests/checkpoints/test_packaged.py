@@ -1,0 +1,86 @@
+"""Weights in one file, and the refusal to package what may not be given away."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from tests.fixtures import tiny_config
+from universeg_jax import Predictor
+from universeg_jax.checkpoints import packaged, store
+from universeg_jax.checkpoints.lineage import package
+from universeg_jax.cli import main
+from universeg_jax.configuration import to_dict
+from universeg_jax.errors import UserError
+from universeg_jax.model.factory import build_model, init_params
+
+OPEN = {
+    "trained_on": {"a": {"role": "train_open", "licence": "CC0", "fingerprint": "1"}},
+    "selected_on": {"b": {"role": "val", "fingerprint": "2"}},
+    "synthetic": True,
+    "parents": [],
+}
+
+
+def write_checkpoint(path, lineage=OPEN, **model):
+    config = tiny_config("/somewhere")
+    config.model.update(model)
+    params = init_params(build_model(config.model), 0)
+    store.write_params(path, params, {"config": to_dict(config), "lineage": lineage})
+    return params
+
+
+def test_packaged_weights_are_the_checkpoints_own_and_go_by_name(tmp_path, monkeypatch, capsys):
+    params = write_checkpoint(tmp_path / "run", norm="layer")
+    assert main(["checkpoint", str(tmp_path / "run"), "--package", str(tmp_path / "weights" / "tiny.safetensors")]) == 0
+    assert packaged.params_hash(params) in capsys.readouterr().out
+    monkeypatch.setattr(packaged, "FOLDER", tmp_path / "weights")
+    for name in ("tiny", tmp_path / "weights" / "tiny.safetensors"):
+        loaded = Predictor.from_pretrained(name)
+        jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+        assert loaded.config.model.norm == "layer"
+    assert store.read_metadata(store.resolve("tiny"))["lineage"] == OPEN
+    assert main(["checkpoint", "large"]) == 1
+    assert "the name of packaged weights (tiny)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"trained_on": {"r": {"role": "train_research", "licence": "CC0"}}}, r"r \(train_research\)"),
+        ({"trained_on": {"t": {"role": "test", "licence": "CC0"}}}, r"t \(test\)"),
+        ({"selected_on": {"t": {"role": "test"}}}, "selected on t"),
+        ({"trained_on": {"a": {"role": "train_open", "licence": ""}}}, "licence is not known"),
+        (None, "unknown origin"),
+    ],
+)
+def test_other_lineages_are_refused(tmp_path, change, word):
+    write_checkpoint(tmp_path / "run", {"converted_from": "x.pt"} if change is None else {**OPEN, **change})
+    with pytest.raises(UserError, match=word):
+        package(tmp_path / "run", tmp_path / "w.safetensors")
+    assert not (tmp_path / "w.safetensors").exists()
+
+
+def test_a_file_that_is_not_what_its_header_says_is_refused(tmp_path):
+    write_checkpoint(tmp_path / "run")
+    path = tmp_path / "w.safetensors"
+    package(tmp_path / "run", path)
+    assert packaged.read_header(path)["config"]["data_dir"] == ""  # no place on the machine that made them
+    with pytest.raises(UserError, match="ends in .safetensors"):
+        package(tmp_path / "run", tmp_path / "w.pt")
+    arrays, header = safetensors.numpy.load_file(path), packaged.read_header(path)
+    packaged.write_file(path, init_params(build_model(tiny_config().model), 1), header)
+    assert packaged.read_file(path)  # a new file of its own
+    safetensors.numpy.save_file(
+        {**arrays, "out.bias": arrays["out.bias"] + 1}, path, {packaged.KEY: json.dumps(header)}
+    )
+    with pytest.raises(store.CheckpointError, match="damaged"):
+        Predictor.from_checkpoint(path)
+    safetensors.numpy.save_file(arrays, path)
+    with pytest.raises(store.CheckpointError, match="universeg convert"):
+        Predictor.from_checkpoint(path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(store.CheckpointError, match="cannot be read"):
+        Predictor.from_checkpoint(path)

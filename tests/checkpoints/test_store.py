@@ -1,0 +1,77 @@
+"""Which checkpoints stay, what is inside, and what is said where there is none."""
+
+import json
+
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from tests.fixtures import tiny_config
+from tests.processes import steps_saved
+from universeg_jax import cli
+from universeg_jax.checkpoints import packaged, store
+from universeg_jax.checkpoints.lineage import lineage
+from universeg_jax.checkpoints.store import CheckpointError, open_checkpointer, save
+from universeg_jax.configuration import to_dict
+
+PARAMS = {"w": np.arange(3, dtype=np.float32)}
+
+
+def save_some(path, scores, keep_every=0):
+    """A checkpoint a step, with its score or None."""
+    metadata = {"config": to_dict(tiny_config()), "lineage": lineage(tiny_config(), [], [])}
+    with open_checkpointer(path, keep_every) as checkpointer:
+        for step, score in scores.items():
+            save(checkpointer, step, PARAMS, {"step": np.int32(step)}, metadata, score and {"mean_dice": score})
+
+
+def test_the_latest_two_the_best_and_every_nth_stay(tmp_path):
+    save_some(tmp_path, {1: 0.5, 2: 0.7, 3: None, 4: None, 5: 0.6, 6: None, 7: None}, keep_every=4)
+    assert steps_saved(tmp_path) == [2, 4, 6, 7]
+    assert store.resolve(tmp_path).name == "2"
+    with open_checkpointer(tmp_path) as checkpointer:
+        assert store.restore_state(checkpointer, {"step": np.int32(0)}) == {"step": 7}
+        assert store.latest_metadata(checkpointer)["metrics"] is None
+
+
+def test_one_without_a_score_is_replaced_by_one_with_it(tmp_path):
+    save_some(tmp_path, {1: None, 2: None})
+    save_some(tmp_path, {2: 0.5})
+    assert steps_saved(tmp_path) == [1, 2]
+    assert store.read_metadata(tmp_path / "checkpoints" / "2")["metrics"] == {"mean_dice": 0.5}
+
+
+def test_the_command_prints_what_is_inside(tmp_path, capsys):
+    save_some(tmp_path, {3: 0.5})
+    assert cli.main(["checkpoint", str(tmp_path)]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["step"] == 3
+    assert shown["config"] == to_dict(tiny_config())
+    assert shown["lineage"].keys() == {"code_version", "trained_on", "synthetic", "selected_on", "parents"}
+    assert shown["lineage"]["code_version"].startswith("0.")
+
+
+def test_a_checkpoint_of_another_program_or_shape_is_refused(tmp_path):
+    with ocp.training.Checkpointer(tmp_path / "theirs") as theirs:
+        theirs.save_checkpointables(1, {"params": {"w": np.zeros(3)}})
+    with pytest.raises(CheckpointError, match="written by another program"):
+        store.read_metadata(tmp_path / "theirs" / "1")
+    save_some(tmp_path / "ours", {1: 0.5})
+    path, params = tmp_path / "ours.safetensors", {"w": np.zeros((2, 3), np.float32)}
+    packaged.write_file(path, params, {"config": {}})
+    assert store.load_params(path, params)["w"].shape == (2, 3)
+    store.write_params(tmp_path / "folder", params, {"config": {}})
+    for there in (path, tmp_path / "folder"):
+        for wanted, word in (
+            ({"w": np.zeros((2, 4), np.float32)}, r"w: \(2, 3\) there, \(2, 4\) wanted"),
+            ({"v": {"w": params["w"]}}, r"v.w: absent there, \(2, 3\) wanted"),
+            ({**params, "x": np.zeros(1, np.float32)}, r"x: absent there, \(1,\) wanted"),
+        ):
+            with pytest.raises(CheckpointError, match=rf"{there.name} holds a model of another shape \({word}\)"):
+                store.load_params(there, wanted)
+
+
+def test_a_workdir_without_a_checkpoint_says_so(tmp_path):
+    save_some(tmp_path, {})
+    with pytest.raises(CheckpointError, match="has not saved yet"):
+        store.resolve(tmp_path)

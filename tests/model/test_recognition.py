@@ -1,0 +1,213 @@
+"""The guess from pretrained keys: its sums against the definition, its properties, and a model that has it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from tests.fixtures import tiny_config
+from universeg_jax.export.jax_export import export_model
+from universeg_jax.model import pretrained
+from universeg_jax.model.factory import NEUTRAL, build_model, init_params
+from universeg_jax.model.large_support import sharded_logits, streamed_logits
+from universeg_jax.model.layers import map_sum
+from universeg_jax.model.matching import to_cells
+from universeg_jax.model.pretrained import FEATURES
+from universeg_jax.model.recognition import SCALES, Recognition, enlarge, mean_pool
+
+FIELDS = {"encoder_blocks": (4, 5), "keys": "lite0", "key_heads": 2}
+SIZE = 16
+
+
+@pytest.fixture(autouse=True)
+def quick_features(request, monkeypatch):
+    """Random features of each cell's pixels in place of the network's, which take long to compile."""
+    if "network" not in request.keywords:
+        monkeypatch.setattr(pretrained, "features", pixels_of_cells)
+
+
+def pixels_of_cells(images):
+    rng = np.random.default_rng(5)
+    mixes = {s: rng.normal(size=(s * s, width)).astype(np.float32) / s for s, width in FEATURES.items()}
+    return {s: jax.lax.stop_gradient(to_cells(images, s) - 0.5) @ mix.astype(images.dtype) for s, mix in mixes.items()}
+
+
+def moved(params, scale=0.1):
+    """No parameter is at its initial value, and no path closed."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda p: np.float32(p + scale * rng.normal(size=p.shape)), params)
+
+
+@pytest.fixture(scope="module")
+def params():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrained, "features", pixels_of_cells)
+        return moved(init_params(build_model(FIELDS), 0))
+
+
+def episode(seed=0, batch=2, support=4, size=SIZE):
+    rng = np.random.default_rng(seed)
+    query = rng.random((batch, size, size, 1)).astype(np.float32)
+    images = rng.random((batch, support, size, size, 1)).astype(np.float32)
+    return query, images, (rng.random(images.shape) > 0.6).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def expected(params):
+    """Logits of the definition, of an episode where the second query has two entries alone."""
+    query, images, labels = episode()
+    mask = np.array([[1, 1, 1, 1], [0, 1, 0, 1]], np.float32)
+    plain = build_model(FIELDS, form="plain")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrained, "features", pixels_of_cells)
+        return (query, images, labels, mask), jax.jit(plain.apply)({"params": params}, query, images, labels, mask)
+
+
+def test_labels_are_averaged_by_likeness_and_distance():
+    module, (query, images, labels) = Recognition(2, (3,)), episode(batch=1, support=2, size=32)
+    entries, weights = np.concatenate([images, labels], -1), np.array([[0.25, 0.75]], np.float32)
+    init = jax.jit(lambda key: module.init(key, query, None, entries[None], None, weights[None], map_sum))
+    held = moved(init(jax.random.key(0))["params"])
+    held["mix"] = jax.tree.map(np.zeros_like, held["mix"])
+    (added,) = module.apply({"params": held}, query, None, entries[None], None, weights[None], map_sum)
+    seen = {kind: pixels_of_cells(enlarge(jnp.asarray(x))) for kind, x in (("query", query), ("support", images))}
+    guesses = []
+    for i, scale in enumerate(SCALES):
+        norm, project = held[f"norms_{i}"], held[f"projections_{i}"]
+        keys = {}
+        for kind, found in seen.items():
+            x = np.asarray(found[scale.stride], np.float64)
+            x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+            x = (x * norm["scale"] + norm["bias"]) @ project["kernel"][0, 0] + project["bias"]
+            x = x.reshape((*x.shape[:-1], -1, scale.features))
+            keys[kind] = x / np.linalg.norm(x, axis=-1, keepdims=True)
+        rows, size = keys["query"].shape[1], scale.stride // 2
+        y, x = np.mgrid[:rows, :rows] / rows
+        step = scale.step
+        apart = np.square(y[..., None, None] - y[::step, ::step]) + np.square(x[..., None, None] - x[::step, ::step])
+        cosine = np.einsum("ijhd,sklhd->hijskl", keys["query"][0], keys["support"][0, :, ::step, ::step])
+        temperature, locality = (
+            np.exp(held[f"log_{name}_{scale.stride}"])[:, None, None, None, None, None]
+            for name in ("temperature", "locality")
+        )
+        like = np.exp(temperature * (cosine - 1) - locality * apart[None, :, :, None]) * weights[0, :, None, None]
+        cells = labels[0].reshape((2, rows, size, rows, size)).swapaxes(2, 3)[:, ::step, ::step]
+        average = np.einsum("hijskl,sklpr->hijpr", like, cells) / like.sum((3, 4, 5))[..., None, None]
+        alike = np.log(like.sum((3, 4, 5)) / np.square(rows) + 1e-6) / 10
+        guesses += [average.swapaxes(2, 3).reshape((-1, 32, 32)), np.kron(alike, np.ones((size, size)))]
+    guess = np.moveaxis(np.concatenate(guesses), 0, -1)
+    enter = held["enter_0"]
+    np.testing.assert_allclose(added[0], guess @ enter["kernel"][0, 0, : guess.shape[-1]] + enter["bias"], atol=2e-3)
+
+
+@pytest.mark.parametrize("chunk", [0, 1, 3])
+def test_streamed_equals_the_definition(params, expected, chunk):
+    inputs, logits = expected
+    model = build_model(FIELDS, support_chunk=chunk)
+    np.testing.assert_allclose(jax.jit(model.apply)({"params": params}, *inputs), logits, atol=2e-5)
+
+
+def test_order_and_padding_do_not_matter(params, expected):
+    (query, images, labels, mask), logits = expected
+    order = [2, 0, 3, 1]
+    placed = [np.where(mask[:, order, None, None, None] > 0, x[:, order], np.nan) for x in (images, labels)]
+    model = build_model(FIELDS)
+    apply = jax.jit(model.apply)
+    np.testing.assert_allclose(apply({"params": params}, query, *placed, mask[:, order]), logits, atol=2e-5)
+
+
+@pytest.mark.parametrize(("form", "chunk"), [("plain", 0), ("fast", 1)])
+def test_prepared_keys_give_the_same(params, expected, form, chunk):
+    (query, images, labels, mask), logits = expected
+    model = build_model(FIELDS, form=form, support_chunk=chunk)
+    of = jax.jit(lambda x, support: model.apply({"params": params}, x, support, method="keys_of"), static_argnums=1)
+    padding = np.expand_dims(mask == 0, (2, 3, 4, 5))
+    support = tuple(jnp.where(padding, jnp.nan, k) for k in of(images, True))  # whatever it holds
+    assert [k.shape[2:] for k in support] == [(2, 2, 1, 24), (2, 2, 2, 48), (1, 1, 2, 64)]
+    found = jax.jit(model.apply)({"params": params}, query, images, labels, mask, of(query, False), support)
+    np.testing.assert_allclose(found, logits, atol=2e-5)
+
+
+def test_sharded_over_devices_equals_one(params, expected):
+    inputs, logits = expected
+    run = sharded_logits(build_model(FIELDS), Mesh(np.array(jax.devices()), ("support",)), "support")
+    np.testing.assert_allclose(run(params, *inputs), logits, atol=2e-5)
+
+
+def test_streamed_from_the_host_equals_all_at_once(params):
+    query, images, labels = episode(batch=1)
+    images, labels = np.uint8(images * 255), np.uint8(labels)
+    model = build_model(FIELDS)
+    logits = jax.jit(model.apply)({"params": params}, query, images / np.float32(255), labels.astype(np.float32))
+    chunks = [(images[0, i : i + 2], labels[0, i : i + 2]) for i in (0, 2)]
+    found = streamed_logits(model, params, query, chunks, store=jnp.float32, progress=False)
+    np.testing.assert_allclose(found, logits, atol=2e-5)
+
+
+@pytest.mark.network
+def test_the_exported_program_is_the_model(params, expected):
+    query, images, labels, mask = expected[0]
+    config = tiny_config()
+    config.model.update(FIELDS)
+    logits = jax.jit(build_model(FIELDS).apply)({"params": params}, query, images, labels, mask)
+    found = export_model(params, config, platforms=("cpu", "tpu")).call(query, images, labels, mask)
+    np.testing.assert_allclose(found, logits, atol=2e-5)
+
+
+def test_every_parameter_learns_and_the_pretrained_ones_are_none(params, expected):
+    inputs, _ = expected
+    model = build_model(FIELDS, support_chunk=0)
+    gradient = jax.jit(jax.grad(lambda params: jnp.square(model.apply({"params": params}, *inputs)).sum()))(params)
+    for path, g in jax.tree_util.tree_leaves_with_path(gradient["recognition"]):
+        assert np.abs(g).max() > 0, jax.tree_util.keystr(path)
+        assert np.isfinite(g).all(), jax.tree_util.keystr(path)
+    assert sum(x.size for x in jax.tree.leaves(params["recognition"])) < 100_000
+
+
+def test_at_first_a_model_computes_what_it_did_without_keys():
+    inputs = episode()
+    params = init_params(build_model(FIELDS), 0)
+    (name,) = NEUTRAL
+    without = build_model({**FIELDS, "keys": "none"})
+    rest = {part: x for part, x in params.items() if part != name}
+    logits = jax.jit(without.apply)({"params": rest}, *inputs)
+    np.testing.assert_allclose(jax.jit(build_model(FIELDS).apply)({"params": params}, *inputs), logits, atol=1e-6)
+
+
+def test_what_looks_alike_is_found_wherever_it_lies():
+    rng = np.random.default_rng(0)
+    texture = np.kron(rng.random((1, 4, 1, 1, 1)) * 0, np.ones((1, 1, 64, 64, 1)))
+    labels = np.zeros_like(texture)
+    for i, (y, x) in enumerate([(0, 0), (32, 32), (0, 32), (32, 0)]):
+        stripes = np.indices((32, 32)).sum(0) // 3 % 2
+        texture[0, i] = rng.random((64, 64, 1)) * 0.2
+        texture[0, i, y : y + 32, x : x + 32, 0] = stripes
+        labels[0, i, y : y + 32, x : x + 32] = 1
+    module = Recognition(1, (6,))
+    entries = np.concatenate([texture, labels], -1).astype(np.float32)
+    query, support = entries[:, 0, ..., :1], entries[:, 1:]
+    weights = np.full((1, 3), 1 / 3, np.float32)
+    inputs = (query, None, support[None], None, weights[None], map_sum)
+    held = jax.jit(lambda key: module.init(key, *inputs))(jax.random.key(0))["params"]
+    held["mix"] = jax.tree.map(jnp.zeros_like, held["mix"])
+    held["enter_0"]["kernel"] = jnp.eye(30, 6)[None, None]  # the guess itself
+    (guess,) = module.apply({"params": held}, *inputs)
+    inside = entries[0, 0, ..., 1] > 0
+    for channel in (0, 2):  # labels by stride 8 and 16
+        assert guess[0, ..., channel][inside].mean() > guess[0, ..., channel][~inside].mean() + 0.2
+
+
+@pytest.mark.parametrize(("side", "seen"), [(16, 32), (128, 256), (256, 256)])
+def test_images_are_enlarged_below_256_pixels(side, seen):
+    assert jax.eval_shape(enlarge, jnp.zeros((2, side, side, 1))).shape == (2, seen, seen, 1)
+
+
+def test_an_image_that_cells_do_not_fit_is_named():
+    with pytest.raises(ValueError, match="24x32.*multiples of 16"):
+        enlarge(jnp.zeros((1, 24, 32, 1)))
+
+
+def test_means_of_pixels():
+    x = np.arange(16.0).reshape((1, 4, 4, 1))
+    np.testing.assert_array_equal(mean_pool(x)[0, ..., 0], [[2.5, 4.5], [10.5, 12.5]])

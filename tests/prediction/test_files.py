@@ -1,0 +1,516 @@
+"""`universeg predict`: any file in, a mask in its geometry out; nothing lost, nothing overwritten."""
+
+import csv
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.fixtures import write_folder
+from tests.prediction.test_support import write_volumes
+from tests.readers.test_dicom import series
+from universeg_jax.cli import main
+from universeg_jax.errors import UserError
+from universeg_jax.prediction import files as predict_files_module
+from universeg_jax.prediction.files import (
+    draw_overlay,
+    find_queries,
+    predict_files,
+    targets_of,
+)
+from universeg_jax.prediction.predictor import Options, Segmenter, combine
+from universeg_jax.prediction.support import read_support_folder
+from universeg_jax.readers.errors import ImageError
+from universeg_jax.readers.folder import read_folder
+from universeg_jax.readers.slices import volume_slices
+from universeg_jax.readers.volume_files import read_label_volume, read_volume
+
+
+def names(path):
+    return sorted(p.name for p in path.iterdir() if p.name not in ("predictions.csv", "predict.json"))
+
+
+def test_the_command_writes_a_mask_for_every_query(checkpoint, tmp_path, capsys):
+    support = write_folder(tmp_path / "support", count=4, ids=(1, 2))
+    queries = write_folder(tmp_path / "new", count=3, shape=(31, 17)) / "images"
+    arguments = ["predict", "--checkpoint", str(checkpoint), "--support", str(support), "--queries", str(queries)]
+    out = tmp_path / "masks"
+    assert main([*arguments, "--out", str(out), "--overlay"]) == 0
+    assert names(out) == sorted(f"p{i}_0{end}.png" for i in range(3) for end in ("", "_overlay"))
+    mask = np.asarray(Image.open(out / "p0_0.png"))
+    assert mask.shape == (31, 17)
+    assert set(np.unique(mask)) <= {0, 1, 2}
+    rows = list(csv.DictReader((out / "predictions.csv").open()))
+    assert [(row["mask"], row["label"]) for row in rows] == [(f"p{i}_0.png", j) for i in range(3) for j in "12"]
+    assert float(rows[1]["size"]) == (mask == 2).sum()
+
+    first = (out / "p1_0.png").stat().st_mtime_ns
+    (out / "p2_0.png").unlink()
+    capsys.readouterr()
+    assert main([*arguments, "--out", str(out)]) == 0  # goes on where it was
+    assert "1 masks" in (said := capsys.readouterr().out)
+    assert "2 were there already" in said
+    assert (out / "p1_0.png").stat().st_mtime_ns == first
+    assert main([*arguments, "--out", str(out), "--support_size", "2"]) == 1
+    assert "other weights or options" in capsys.readouterr().err
+    assert main([*arguments, "--out", str(out), "--support_size", "2", "--overwrite"]) == 0
+
+    (queries / "p1_0.png").write_bytes(b"broken")
+    assert main([*arguments, "--out", str(tmp_path / "again")]) == 1
+    assert names(tmp_path / "again") == ["p0_0.png", "p2_0.png"]
+    assert "p1_0.png" in capsys.readouterr().err
+    before = (queries / "p0_0.png").read_bytes()
+    assert main([*arguments, "--out", str(queries)]) == 1
+    assert "would overwrite" in capsys.readouterr().err
+    assert (queries / "p0_0.png").read_bytes() == before
+    assert main([*arguments, "--out", str(tmp_path / "x"), "--label", "9"]) == 1
+    assert "label 9 never occurs" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_overlapping_labels_have_a_file_each(predictor, tmp_path):
+    support = read_support_folder(write_folder(tmp_path / "s", count=3, ids=(1, 200)))
+    segmenter = predictor.segmenter(support, Options(overlap=True))
+    assert predict_files(segmenter, [tmp_path / "s" / "images"], tmp_path / "out", overlay=True) == 0
+    masks = [f"p{i}_0_{j}.png" for i in range(3) for j in (1, 200)]
+    assert names(tmp_path / "out") == sorted([*masks, *(f"p{i}_0_overlay.png" for i in range(3))])
+
+
+def random_affine(seed):
+    """Oblique, flipped, anisotropic."""
+    rng = np.random.default_rng(seed)
+    turn = np.linalg.qr(np.eye(3)[rng.permutation(3)] + rng.uniform(-0.2, 0.2, (3, 3)))[0]
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = turn * rng.uniform(0.8, 3, 3), rng.uniform(-50, 50, 3)
+    return affine
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_volumes_mask_has_its_grid(predictor, tmp_path, seed):
+    support = read_support_folder(write_volumes(tmp_path / "support"))
+    affine = random_affine(seed)
+    queries = write_volumes(tmp_path / "new", radii=(0.6,), affine=affine) / "images"
+    assert predict_files(predictor.segmenter(support), [queries], tmp_path / "out", overlay=True) == 0
+    assert names(tmp_path / "out") == ["case0.nii.gz", "case0_overlay.png"]
+    image, mask = nib.load(queries / "case0.nii.gz"), nib.load(tmp_path / "out" / "case0.nii.gz")
+    assert mask.shape == image.shape
+    np.testing.assert_array_equal(mask.affine, image.affine)
+    assert mask.get_data_dtype() == np.uint8
+    query = read_volume(queries / "case0.nii.gz")
+    expected = predictor.segmenter(support)(query)
+    np.testing.assert_array_equal(read_label_volume(tmp_path / "out" / "case0.nii.gz").data, expected.mask)
+    row = next(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
+    assert row["unit"] == "ml"
+    np.testing.assert_allclose(
+        float(row["size"]), (expected.mask > 0).sum() * abs(np.linalg.det(affine[:3, :3])) / 1000, atol=2e-3
+    )
+
+
+def test_pictures_may_support_volumes(predictor, tmp_path):
+    support = read_support_folder(write_folder(tmp_path / "s", count=3))
+    queries = write_volumes(tmp_path / "v", radii=(0.6,)) / "images"
+    assert predict_files(predictor.segmenter(support), [queries], tmp_path / "out", axis=0) == 0
+    assert read_label_volume(tmp_path / "out" / "case0.nii.gz").shape == (24, 24, 8)
+
+
+def test_wrong_places_are_known_before_the_first_prediction(predictor, tmp_path, capsys):
+    folder = write_folder(tmp_path / "s", count=2)
+    segmenter = predictor.segmenter(read_support_folder(folder))
+
+    def refused(queries, out, word):
+        with pytest.raises(Exception, match=word):
+            predict_files(segmenter, queries, out)
+
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    refused([tmp_path / "absent"], tmp_path / "o", "does not exist")
+    refused([tmp_path / "empty"], tmp_path / "o", "no pictures or volumes")
+    refused([folder / "images"], tmp_path / "file", "cannot be written")
+    refused([folder / "images", folder / "labels"], tmp_path / "o", "would both become")
+    assert not (tmp_path / "o").exists()
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4, 3), np.float32), np.eye(4)), tmp_path / "time.nii")
+    assert predict_files(segmenter, [tmp_path / "time.nii"], tmp_path / "o") == 1
+    assert "several channels or times" in capsys.readouterr().err
+
+
+def told(path):
+    """predictions.csv without order."""
+    return sorted(tuple(row.values()) for row in csv.DictReader((path / "predictions.csv").open()))
+
+
+def test_two_processes_do_what_one_does(predictor, tmp_path, capsys):
+    folder = write_folder(tmp_path / "s", count=5, ids=(1, 2))
+    segmenter = predictor.segmenter(read_support_folder(folder))
+    (folder / "images" / "p9_0.png").write_bytes(b"broken")
+    assert predict_files(segmenter, [folder / "images"], tmp_path / "one") == 1
+    assert predict_files(segmenter, [folder / "images"], tmp_path / "two", jobs=2) == 1
+    assert "p9_0.png" in capsys.readouterr().err
+    assert told(tmp_path / "two") == told(tmp_path / "one")
+    assert len(names(tmp_path / "two")) == 5
+    for name in names(tmp_path / "two"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    with pytest.raises(UserError, match="jobs=0"):
+        predict_files(segmenter, [folder / "images"], tmp_path / "two", jobs=0)
+
+
+def test_a_killed_job_does_only_what_is_missing(predictor, tmp_path, capsys):
+    """Killed between a mask and its line, and in the middle of a line."""
+    folder, out = write_folder(tmp_path / "s", count=4), tmp_path / "out"
+    segmenter = predictor.segmenter(read_support_folder(folder))
+    assert predict_files(segmenter, [folder / "images"], out) == 0
+    whole_table, before = told(out), {name: (out / name).stat().st_mtime_ns for name in names(out)}
+    lines = (out / "predictions.csv").read_bytes().splitlines(keepends=True)
+    (out / "predictions.csv").write_bytes(b"".join(lines[:3]) + lines[3][:9])
+    (out / "p3_0.png").unlink()
+    capsys.readouterr()
+    assert predict_files(segmenter, [folder / "images"], out) == 0
+    assert "2 masks" in (said := capsys.readouterr().out)
+    assert "2 were there already" in said
+    assert told(out) == whole_table
+    assert [n for n in names(out) if (out / n).stat().st_mtime_ns == before[n]] == ["p0_0.png", "p1_0.png"]
+
+
+def test_a_pipeline_of_two_workers_does_what_one_process_does(predictor, tmp_path, capsys):
+    pytest.importorskip("apache_beam", reason="needs universeg_jax[beam]")
+    folder = write_folder(tmp_path / "s", count=5, ids=(1, 2))
+    segmenter = predictor.segmenter(read_support_folder(folder))
+    (folder / "images" / "p9_0.png").write_bytes(b"broken")
+    assert predict_files(segmenter, [folder / "images"], tmp_path / "one") == 1
+    assert predict_files(segmenter, [folder / "images"], tmp_path / "two", jobs=2, beam=()) == 1
+    assert "p9_0.png" in capsys.readouterr().err
+    assert told(tmp_path / "two") == told(tmp_path / "one")
+    assert names(tmp_path / "two") == names(tmp_path / "one")
+    for name in names(tmp_path / "two"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+def test_what_workers_of_a_killed_pipeline_left_is_not_done_again(predictor, tmp_path, capsys):
+    """Lines of two workers: one of them twice, one cut short, one of a file that cannot be read."""
+    folder, out = write_folder(tmp_path / "s", count=4), tmp_path / "out"
+    segmenter = predictor.segmenter(read_support_folder(folder))
+    assert predict_files(segmenter, [folder / "images"], out) == 0
+    whole_table, before = told(out), {name: (out / name).stat().st_mtime_ns for name in names(out)}
+    rows = {row["query"]: [row] for row in csv.DictReader((out / "predictions.csv").open())}
+    lines = [json.dumps(line) for line in rows.items()]
+    (out / ".parts").mkdir()
+    (out / ".parts" / "a.jsonl").write_text(f'{lines[0]}\n["x.png", "x.png: cannot be read"]\n{lines[1]}\n')
+    (out / ".parts" / "b.jsonl").write_text(f"{lines[0]}\n{lines[2]}\n{lines[3][:20]}")
+    (out / "predictions.csv").unlink()
+    capsys.readouterr()
+    assert predict_files(segmenter, [folder / "images"], out) == 0
+    assert "1 masks" in (said := capsys.readouterr().out)
+    assert "3 were there already" in said
+    assert told(out) == whole_table
+    assert [n for n in before if (out / n).stat().st_mtime_ns != before[n]] == ["p3_0.png"]
+    assert not (out / ".parts").exists()
+
+
+def test_a_full_disk_stops_a_pipeline_with_one_line(predictor, tmp_path, monkeypatch):
+    pytest.importorskip("apache_beam", reason="needs universeg_jax[beam]")
+    folder = write_folder(tmp_path / "s", count=2)
+    segmenter = predictor.segmenter(read_support_folder(folder))
+    monkeypatch.setattr(predict_files_module, "_try_file", disk_is_full)
+    with pytest.raises(UserError, match="stopped: .*No space left on device.*make room"):
+        predict_files(segmenter, [folder / "images"], tmp_path / "out", jobs=2, beam=())
+
+
+def disk_is_full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_without_beam_the_remedy_is_told_first(predictor, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    folder = write_folder(tmp_path / "s", count=2)
+    with pytest.raises(UserError, match=r"pip install 'universeg_jax\[beam\]'"):
+        predict_files(predictor.segmenter(read_support_folder(folder)), [folder], tmp_path / "out", beam=())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("beam", [[], ["--beam"]])
+def test_a_killed_job_of_two_processes_goes_on(checkpoint, predictor, tmp_path, beam):
+    """Of a pool, and of a pipeline: done files stay, nobody goes on writing, the rest is made."""
+    if beam:
+        pytest.importorskip("apache_beam", reason="needs universeg_jax[beam]")
+    support = write_folder(tmp_path / "support", count=2)
+    queries, out = write_folder(tmp_path / "new", count=300) / "images", tmp_path / "out"
+    command = [sys.executable, "-m", "universeg_jax.cli", "predict", "--jobs", "2", "--checkpoint", checkpoint]
+    process = subprocess.Popen(
+        [*map(str, command), "--support", support, "--queries", queries, "--out", out, *beam],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"}, start_new_session=True,
+    )  # fmt: skip
+
+    def made():
+        return list(out.glob("p*.png"))
+
+    while len(made()) < 10:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while alive(process.pid):  # nobody is left who would write
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    done = {path.name: path.stat().st_mtime_ns for path in made()}
+    assert 10 <= len(done) < 300
+    segmenter = predictor.segmenter(read_support_folder(support))
+    assert predict_files(segmenter, [queries], out, jobs=2, beam=() if beam else None) == 0
+    assert sorted(row[1] for row in told(out)) == names(out) == sorted(f"p{i}_0.png" for i in range(300))
+    kept = [name for name, written in done.items() if (out / name).stat().st_mtime_ns == written]
+    assert len(kept) >= len(done) - 4  # lines that were cut short or not written yet, at most two a process
+
+
+def alive(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_full_disk_stops_the_job_and_leaves_whole_files(predictor, tmp_path, monkeypatch, capsys):
+    """Files of this process may not grow beyond some bytes: a real failure of a real write."""
+    folder, out = write_folder(tmp_path / "s", count=3, shape=(200, 200)), tmp_path / "out"
+    segmenter = predictor.segmenter(read_support_folder(folder))
+    segmenter(folder / "images" / "p0_0.png")  # compiled, so that no cache is written
+    assert predict_files(segmenter, [folder / "images" / "p0_0.png"], out) == 0
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    noise = tmp_path / "noise.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200), np.uint8)).save(noise)
+    monkeypatch.setattr(Segmenter, "__call__", lambda *_: combine(np.random.default_rng(0).random((1, 200, 200)), (1,)))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(UserError, match="File too large; finished masks are in .*: make room"):
+            predict_files(segmenter, [folder / "images" / "p0_0.png", noise], out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names(out) == ["p0_0.png"]
+    Image.open(out / "p0_0.png").load()
+    assert predict_files(segmenter, [folder / "images" / "p0_0.png", noise], out) == 0
+    assert names(out) == ["noise.png", "p0_0.png"]
+
+
+def test_a_file_of_5_gb_is_not_read(predictor, tmp_path, capsys):
+    segmenter = predictor.segmenter(read_support_folder(write_folder(tmp_path / "s", count=2)))
+    files = [tmp_path / "a.png", tmp_path / "b.nii", tmp_path / "c.nrrd"]
+    for file in files:
+        with file.open("wb") as handle:
+            handle.truncate(5 * 10**9)  # sparse: it takes no room
+    assert predict_files(segmenter, files, tmp_path / "out") == 1
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if "too large" in line] == said
+    assert len(said) == 3
+    assert names(tmp_path / "out") == []
+
+
+def test_one_example_is_enough(predictor, tmp_path):
+    folder = write_folder(tmp_path / "s", count=1)
+    segmenter = predictor.segmenter(read_support_folder(folder))
+    assert predict_files(segmenter, [folder / "images"], tmp_path / "out") == 0
+    assert names(tmp_path / "out") == ["p0_0.png"]
+
+
+def test_a_query_of_another_modality_is_told_with_its_measure(predictor, tmp_path, capsys):
+    folder = write_folder(tmp_path / "s", count=4)
+    inverted = tmp_path / "other.png"
+    Image.fromarray(255 - np.asarray(Image.open(folder / "images" / "p0_0.png"))).save(inverted)
+    segmenter = predictor.segmenter(read_support_folder(folder))
+    assert predict_files(segmenter, [inverted, folder / "images" / "p0_0.png"], tmp_path / "out") == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "looks unlike the support" in line]
+    assert len(said) == 1
+    assert said[0].startswith(str(inverted))
+    assert "distance of grey values 0." in said[0]
+
+
+def test_images_that_were_exchanged_with_labels_are_told(checkpoint, tmp_path, capsys):
+    folder = write_folder(tmp_path / "s", count=2)
+    (folder / "images").rename(folder / "x")
+    (folder / "labels").rename(folder / "images")
+    (folder / "x").rename(folder / "labels")
+    arguments = ["predict", "--checkpoint", str(checkpoint), "--support", str(folder)]
+    assert main([*arguments, "--queries", str(folder / "images"), "--out", str(tmp_path / "out")]) == 1
+    assert "look exchanged: the label holds" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_dicom_series_has_a_dicom_seg_on_its_own_grid(predictor, tmp_path, overlap):
+    highdicom = pytest.importorskip("highdicom")
+    pydicom = pytest.importorskip("pydicom")
+    oblique = [0.96, 0.28, 0, -0.28, 0.96, 0]
+    scan = series(tmp_path / "scan", SOPInstanceUID=lambda i: f"1.2.3.{i + 1}", ImageOrientationPatient=oblique)
+    folder = write_folder(tmp_path / "s", count=3, ids=(2, 7))
+    (folder / "meta.json").write_text('{"labels": {"2": "liver", "7": "left kidney"}}')
+    segmenter = predictor.segmenter(read_support_folder(folder), Options(overlap=overlap))
+    labels = read_folder(folder).labels
+    assert predict_files(segmenter, [scan], tmp_path / "out", dicom_seg=labels) == 0
+    assert names(tmp_path / "out") == ["scan.dcm"]
+    found = highdicom.seg.segread(tmp_path / "out" / "scan.dcm")
+    assert [found.get_segment_description(n).segment_label for n in (1, 2)] == ["liver", "left kidney"]
+    assert [found.get_segment_description(n).segmented_property_type.value for n in (1, 2)] == ["2", "7"]
+    slices = [pydicom.dcmread(file) for file in sorted(scan.iterdir())]
+    grid, back = highdicom.get_volume_from_series(slices), found.get_volume()
+    assert back.geometry_equal(grid)
+    np.testing.assert_array_equal(back.affine, grid.affine)
+    query = read_volume(scan)
+    expected = segmenter(query)
+    for number, label in enumerate((2, 7)):
+        mask = expected.of(label)[0]
+        here = replace(query, data=mask.astype(np.uint8)).file_data().T  # slices, rows, columns
+        uids = [d.SOPInstanceUID for d in sorted(slices, key=lambda d: d.ImagePositionPatient[2])]
+        np.testing.assert_array_equal(found.get_pixels_by_source_instance(uids)[..., number], here)
+        assert 0 < mask.sum() < mask.size
+
+
+def test_a_series_that_lacks_what_dicom_seg_needs_is_named(predictor, tmp_path, capsys):
+    pytest.importorskip("highdicom")
+    segmenter = predictor.segmenter(read_support_folder(write_folder(tmp_path / "s", count=2)))
+    scan = series(tmp_path / "scan")
+    for file in scan.iterdir():
+        dataset = pydicom_read(file)
+        del dataset.StudyInstanceUID
+        dataset.save_as(file)
+    assert predict_files(segmenter, [scan], tmp_path / "out", dicom_seg={}) == 1
+    assert "cannot have a DICOM-SEG" in capsys.readouterr().err
+    assert names(tmp_path / "out") == []
+
+
+def pydicom_read(file):
+    return pytest.importorskip("pydicom").dcmread(file)
+
+
+def test_dicom_seg_without_its_package_is_told_first(predictor, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    folder = write_folder(tmp_path / "s", count=2)
+    with pytest.raises(UserError, match=r"universeg_jax\[dicom\]"):
+        predict_files(predictor.segmenter(read_support_folder(folder)), [folder], tmp_path / "out", dicom_seg={})
+    assert not (tmp_path / "out").exists()
+
+
+def test_queries_are_found_in_natural_order(tmp_path, capsys):
+    write_volumes(tmp_path / "v", radii=(0.5,))
+    for name in ("b10.png", "b2.png", ".hidden.png", "notes.txt"):
+        (tmp_path / "v" / "images" / name).write_bytes(b"")
+    found = find_queries([tmp_path / "v" / "images"])
+    assert [p.name for p in found] == ["b2.png", "b10.png", "case0.nii.gz"]
+    assert "passed over notes.txt, which are not read" in capsys.readouterr().err
+
+
+def test_series_are_told_from_other_folders_and_keep_their_names(tmp_path):
+    """A folder of volumes with a stray file is none; files of a series may end in a UID, and folders in a number."""
+    pytest.importorskip("pydicom")
+    volumes = write_volumes(tmp_path / "v", radii=(0.5,)) / "images"
+    (volumes / ".DS_Store").write_bytes(b"x")
+    (volumes / "LICENSE").write_bytes(b"x")
+    assert [p.name for p in find_queries([volumes])] == ["case0.nii.gz"]
+    (tmp_path / "scans").mkdir()
+    for name in ("1.2.840.100", "1.2.840.101"):
+        scan = series(tmp_path / "scans" / name)
+        for i, file in enumerate(sorted(scan.iterdir())):
+            file.rename(scan / f"CT.1.2.{i}")
+    (tmp_path / "scans" / ".DS_Store").write_bytes(b"x")
+    found = find_queries([tmp_path / "scans"])
+    assert [p.name for p in found] == ["1.2.840.100", "1.2.840.101"]
+    targets = [targets_of(scan, tmp_path, (1,), False) for scan in found]
+    assert targets == [[tmp_path / "1.2.840.100.nii.gz"], [tmp_path / "1.2.840.101.nii.gz"]]
+
+
+def test_one_dicom_file_is_a_picture(predictor, tmp_path):
+    pydicom = pytest.importorskip("pydicom")
+    scan = series(tmp_path / "scan")
+    file = sorted(scan.iterdir())[0].rename(tmp_path / "xray.dcm")
+    segmenter = predictor.segmenter(read_support_folder(write_folder(tmp_path / "s", count=2)))
+    assert predict_files(segmenter, [file], tmp_path / "out") == 0
+    pixels = pydicom.dcmread(file).pixel_array
+    assert np.asarray(Image.open(tmp_path / "out" / "xray.png")).shape == pixels.shape
+
+
+def test_queries_are_cut_and_windowed_as_the_support_was(predictor, tmp_path):
+    """Sagittal examples, an isotropic query: it is cut sagittally; and by the window of the support's meta.json."""
+    support = write_volumes(tmp_path / "s", affine=np.diag([4.0, 1, 1, 1]))
+    (support / "meta.json").write_text(json.dumps({"labels": {"2": "ball"}, "window": [0, 50]}))
+    segmenter = predictor.segmenter(read_support_folder(support))
+    assert (segmenter.support.axis, segmenter.support.window) == (0, (0, 50))
+    query = read_volume(write_volumes(tmp_path / "q", radii=(0.6,), affine=np.eye(4)) / "images" / "case0.nii.gz")
+    expected, _, _ = volume_slices(query, 128, 0, (0, 50))
+    np.testing.assert_array_equal(segmenter(query).seen, expected)
+    assert segmenter.volume(query, axis=2).seen.shape[0] == query.shape[2]
+    other = replace(segmenter.support, window="auto")
+    assert other.digest() != segmenter.support.digest()
+
+
+def test_overlays_show_the_outline_alone():
+    probabilities = np.zeros((1, 9, 9), np.float32)
+    probabilities[0, 2:7, 2:7] = 1
+    drawn = np.asarray(draw_overlay(np.eye(9, dtype=np.float32), combine(probabilities, (1,))))
+    red = (drawn == (230, 60, 60)).all(-1)
+    assert red.sum() == 16
+    assert not red[3:6, 3:6].any()
+
+
+@pytest.mark.slow
+def test_any_damage_to_files_is_told_in_one_line_each(predictor, tmp_path, capsys):
+    """1,000 files with random bytes changed, one call: no traceback, no other shape, no input overwritten."""
+    source = write_folder(tmp_path / "s", count=2)
+    segmenter = predictor.segmenter(read_support_folder(source))
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "fuzzed"
+    folder.mkdir()
+    whole_file = (source / "images" / "p0_0.png").read_bytes()
+    volume = (write_volumes(tmp_path / "v", radii=(0.5,)) / "images" / "case0.nii.gz").read_bytes()
+    for i in range(1000):
+        data, ending = (whole_file, "png") if i % 10 else (volume, "nii.gz")
+        changed = bytearray(data[: rng.integers(1, len(data) + 1)] if i % 3 == 0 else data)
+        for place in rng.integers(0, len(changed), 3):
+            changed[place] = rng.integers(256)
+        (folder / f"f{i}.{ending}").write_bytes(changed)
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    assert predict_files(segmenter, [folder], tmp_path / "out") == 1
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    said = capsys.readouterr().err
+    skipped = [line for line in said.splitlines() if line.startswith("skipped: ")]
+    masks = [p for p in (tmp_path / "out").iterdir() if p.name[0] == "f"]
+    assert len(skipped) + len(masks) == 1000
+    assert "Traceback" not in said
+    for mask in masks:
+        if mask.suffix == ".png":
+            assert Image.open(mask).size == Image.open(folder / mask.name).size
+
+
+def test_ctrl_c_leaves_whole_files_and_says_how_to_go_on(checkpoint, tmp_path):
+    support = write_folder(tmp_path / "support", count=2)
+    queries = write_folder(tmp_path / "new", count=100, shape=(700, 700)) / "images"
+    out = tmp_path / "out"
+    # A shell starts background jobs, and so perhaps these tests, with the signal ignored.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "from universeg_jax.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "predict", "--checkpoint", checkpoint]
+    process = subprocess.Popen(
+        [*map(str, command), "--support", support, "--queries", queries, "--out", out],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    while not (out / "p3_0.png").exists():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "goes on from there" in said
+    assert all(name.endswith(".png") and not name.startswith(".") for name in names(out))
+    for name in names(out):
+        Image.open(out / name).load()
+
+
+def test_image_errors_are_those_of_the_readers(predictor, tmp_path):
+    with pytest.raises(ImageError):
+        predictor.segmenter(read_support_folder(write_folder(tmp_path / "s", count=2)))(tmp_path / "absent.png")

@@ -1,0 +1,103 @@
+"""The folder of masks: nothing is lost, mixed up or overwritten."""
+
+import csv
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.fixtures import write_folder
+from universeg_jax.errors import UserError
+from universeg_jax.prediction.files import predict_files
+from universeg_jax.prediction.out_folder import whole
+from universeg_jax.prediction.predictor import Options
+from universeg_jax.prediction.support import read_support_folder
+
+
+@pytest.fixture
+def segmenter(predictor, tmp_path):
+    return predictor.segmenter(read_support_folder(write_folder(tmp_path / "support", count=3)))
+
+
+def rows(out):
+    return list(csv.DictReader((out / "predictions.csv").open(encoding="utf-8")))
+
+
+def test_the_mask_of_another_patient_is_not_taken_for_this_ones(segmenter, tmp_path, monkeypatch):
+    first, second = (write_folder(tmp_path / name, count=2) / "images" for name in ("anna", "bert"))
+    out = tmp_path / "out"
+    assert predict_files(segmenter, [first], out) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(UserError, match=r"p0_0\.png is the mask of .*anna.*, not of .*bert"):
+        predict_files(segmenter, [second], out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    monkeypatch.chdir(tmp_path)
+    assert predict_files(segmenter, ["anna/images"], out) == 0  # the same files by another path
+    assert predict_files(segmenter, [second], out, overwrite=True) == 0
+    assert [row["query"] for row in rows(out)] == [str(second / f"p{i}_0.png") for i in range(2)]
+
+
+def test_what_no_earlier_call_made_is_not_overwritten(segmenter, tmp_path):
+    folder = write_folder(tmp_path / "new", count=2)
+    drawn = (folder / "labels" / "p0_0.png").read_bytes()
+    with pytest.raises(UserError, match=r"p0_0\.png is there, and no earlier call made it"):
+        predict_files(segmenter, [folder / "images"], folder / "labels")
+    assert (folder / "labels" / "p0_0.png").read_bytes() == drawn
+    assert not (folder / "labels" / "predict.json").exists()
+    assert predict_files(segmenter, [folder / "images"], folder / "labels", overwrite=True) == 0
+
+
+def test_the_table_has_each_mask_once_and_of_one_setting(segmenter, tmp_path):
+    queries, out = write_folder(tmp_path / "new", count=3) / "images", tmp_path / "out"
+    assert predict_files(segmenter, [queries], out) == 0
+    (out / "p1_0.png").unlink()
+    assert predict_files(segmenter, [queries], out) == 0
+    assert sorted(row["mask"] for row in rows(out)) == [f"p{i}_0.png" for i in range(3)]
+    other = segmenter.predictor.segmenter(segmenter.support, Options(support_size=1))
+    assert predict_files(other, [queries / "p0_0.png"], out, overwrite=True) == 0
+    assert [row["mask"] for row in rows(out)] == ["p0_0.png"]
+    written = (out / "p1_0.png").stat().st_mtime_ns
+    assert predict_files(other, [queries], out) == 0  # those of the first setting are made again
+    assert (out / "p1_0.png").stat().st_mtime_ns > written
+    assert sorted(row["mask"] for row in rows(out)) == [f"p{i}_0.png" for i in range(3)]
+
+
+def test_overlays_that_are_missing_are_made(segmenter, tmp_path):
+    queries, out = write_folder(tmp_path / "new", count=2) / "images", tmp_path / "out"
+    assert predict_files(segmenter, [queries], out) == 0
+    assert predict_files(segmenter, [queries], out, overlay=True) == 0
+    assert (out / "p0_0_overlay.png").exists()
+    assert len(rows(out)) == 2
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(queries / "p0_0_overlay.png")
+    with pytest.raises(UserError, match="would both become"):
+        predict_files(segmenter, [queries], tmp_path / "other", overlay=True)
+
+
+def test_a_name_that_is_no_utf8_is_escaped(segmenter, tmp_path):
+    folder = write_folder(tmp_path / "new", count=1) / "images"
+    odd = os.fsdecode(os.fsencode(folder) + b"/M\xfcller_1.png")
+    try:
+        os.rename(folder / "p0_0.png", odd)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    for _ in range(2):
+        assert predict_files(segmenter, [folder], tmp_path / "out") == 0
+        assert [row["mask"] for row in rows(tmp_path / "out")] == ["M\\udcfcller_1.png"]
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "a.nii.gz"
+
+    def interrupted():
+        with whole(target) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+    with whole(target) as temporary:
+        assert temporary.name.endswith(".nii.gz")
+        temporary.write_text("all")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]

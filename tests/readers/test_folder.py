@@ -1,0 +1,235 @@
+"""A researcher's folder: what is read, and what is refused with the file's name."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.fixtures import write_folder
+from universeg_jax.readers.cases import make_examples
+from universeg_jax.readers.errors import FolderError, ImageError
+from universeg_jax.readers.file_names import natural_order
+from universeg_jax.readers.folder import list_images, read_folder, read_support
+
+
+def test_cases_subjects_and_labels_without_meta(tmp_path):
+    folder = read_folder(write_folder(tmp_path, count=3, ids=(1, 4)))
+    assert [case.name for case in folder.cases] == ["p0_0", "p1_0", "p2_0"]
+    assert [case.subject for case in folder.cases] == ["p0", "p1", "p2"]
+    assert folder.labels == {1: "label 1", 4: "label 4"}
+    assert folder.subjects_identifiable
+
+
+def test_subjects_are_names_before_the_last_underscore(tmp_path):
+    write_folder(tmp_path, count=3)
+    for part in ("images", "labels"):
+        for old, new in (("p0_0", "a_b_7"), ("p1_0", "plain"), ("p2_0", "_x")):
+            (tmp_path / part / f"{old}.png").rename(tmp_path / part / f"{new}.png")
+    assert {case.name: case.subject for case in read_folder(tmp_path).cases} == {
+        "a_b_7": "a_b",
+        "plain": "plain",
+        "_x": "_x",
+    }
+
+
+def test_order_is_natural_and_does_not_depend_on_the_disk():
+    assert natural_order(["p10_2", "p2_10", "p2_9", "p10_1", "p", "10", "9"]) == [
+        "9", "10", "p", "p2_9", "p2_10", "p10_1", "p10_2",
+    ]  # fmt: skip
+
+
+@given(names=st.lists(st.text("p_019é²", max_size=6), unique=True), seed=st.randoms())
+def test_any_order_of_files_gives_one(names, seed):
+    shuffled = list(names)
+    seed.shuffle(shuffled)
+    assert natural_order(shuffled) == natural_order(names)
+
+
+def test_hidden_files_and_inner_folders_are_passed_over_and_other_types_named(tmp_path):
+    write_folder(tmp_path, count=12)
+    for name in (".hidden.png", "notes.txt", "scan.xcf"):
+        (tmp_path / "images" / name).write_text("no picture")
+    (tmp_path / "images" / "inner").mkdir()
+    Image.new("L", (30, 20)).save(tmp_path / "images" / "inner" / "p99_0.png")
+    Image.new("L", (30, 20)).save(tmp_path / "labels" / "._p0_0.png")
+    folder = read_folder(tmp_path)
+    assert [case.name for case in folder.cases] == [f"p{i}_0" for i in range(12)]
+    assert folder.ignored == ("images/notes.txt", "images/scan.xcf")
+    assert [path.name for path in list_images(tmp_path / "images")] == [f"p{i}_0.png" for i in range(12)]
+
+
+def test_image_and_label_may_be_of_different_types(tmp_path):
+    write_folder(tmp_path, count=2)
+    Image.open(tmp_path / "images" / "p0_0.png").save(tmp_path / "images" / "p0_0.JPG")
+    (tmp_path / "images" / "p0_0.png").unlink()
+    images, labels, names = read_support(tmp_path)
+    assert names == ["p0_0", "p1_0"]
+    assert images[0][labels[0] == 1].mean() > images[0][labels[0] == 0].mean() + 30
+
+
+def test_a_damaged_label_does_not_hide_the_ids_of_the_others(tmp_path):
+    write_folder(tmp_path, count=3, ids=(1, 255))
+    (tmp_path / "labels" / "p1_0.png").write_bytes(b"")
+    folder = read_folder(tmp_path)
+    assert folder.labels == {1: "label 1", 255: "label 255"}
+    with pytest.raises(ImageError, match="p1_0.png: cannot be read"):
+        make_examples(folder.cases[1])
+    with pytest.raises(ImageError, match="p1_0.png: cannot be read"):
+        read_support(tmp_path)  # of a support set nothing is dropped
+
+
+def test_meta_names_labels_and_says_whose_pictures_they_are(tmp_path):
+    write_folder(tmp_path, count=3, ids=(1, 2))
+    meta = {
+        "labels": {"0": "background", "1": "cell", "2": "nucleus"},
+        "subjects_identifiable": False,
+        "licence": "CC0",
+    }
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    folder = read_folder(tmp_path)
+    assert folder.labels == {1: "cell", 2: "nucleus"}
+    assert [case.subject for case in folder.cases] == ["p0_0", "p1_0", "p2_0"]
+    assert folder.licence == "CC0"
+
+
+def test_an_example_has_a_mask_for_each_class_that_occurs(tmp_path):
+    case = read_folder(write_folder(tmp_path, count=1, ids=(1, 2)), size=32).cases[0]
+    (example,) = make_examples(case)
+    assert example.labels == (1, 2)
+    assert example.image.shape == (32, 32)
+    assert example.image.dtype == example.masks.dtype == np.uint8
+    assert example.masks.sum((1, 2)).min() > 10
+    assert not (example.masks[0] & example.masks[1]).any()
+    brightness = [example.image[mask > 0].mean() for mask in (*example.masks, 1 - example.masks.max(0))]
+    assert brightness[1] > brightness[0] > brightness[2]  # the mask lies on what it marks
+
+
+def test_support_is_read_whole_or_one_label_of_it(tmp_path):
+    images, labels, names = read_support(write_folder(tmp_path, count=2, ids=(1, 5)))
+    assert names == ["p0_0", "p1_0"]
+    assert images[0].shape == labels[0].shape == (20, 30)
+    assert set(np.unique(labels[0])) == {0, 1, 5}
+    _, labels, _ = read_support(tmp_path, label=5)
+    assert set(np.unique(labels[0])) == {0, 1}
+    with pytest.raises(FolderError, match=r"label 7 never occurs.*\[1, 5\]"):
+        read_support(tmp_path, label=7)
+
+
+def change(path, what):
+    """One mistake in a good folder."""
+    if what == "no images folder":
+        (path / "images").rename(path / "pictures")
+    elif what == "no pairs":
+        for file in (path / "labels").iterdir():
+            file.rename(file.with_stem(f"{file.stem}_mask"))
+    elif what == "nothing":
+        for file in (path / "images").iterdir():
+            file.unlink()
+    elif what == "bad meta":
+        (path / "meta.json").write_text("{")
+    elif what == "labels without ids":
+        (path / "meta.json").write_text('{"labels": {"liver": 1}}')
+    elif what == "meta of another kind":
+        (path / "meta.json").write_text("[1]")
+    elif what == "meta of another encoding":
+        (path / "meta.json").write_bytes('{"licence": "für alle"}'.encode("latin-1"))
+    elif what == "no boolean":
+        (path / "meta.json").write_text('{"subjects_identifiable": "false"}')
+    elif what == "other types only":
+        for file in (path / "images").iterdir():
+            file.rename(file.with_suffix(".xcf"))
+    elif what == "damaged labels":
+        for file in (path / "labels").iterdir():
+            file.write_bytes(b"")
+    elif what == "empty labels":
+        for file in (path / "labels").iterdir():
+            Image.new("L", (30, 20)).save(file)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("no images folder", "images is missing"),
+        ("no pairs", r"images/p0_0.png: has no label .add labels/p0_0\.\*.*; no image of this folder has one"),
+        ("nothing", "images holds no images"),
+        ("bad meta", "meta.json is not JSON"),
+        ("labels without ids", "must map ids to names"),
+        ("meta of another kind", "must be an object"),
+        ("meta of another encoding", "not JSON in UTF-8"),
+        ("no boolean", "'false'; write true or false"),
+        ("other types only", "images holds no images.*only p0_0.xcf"),
+        ("damaged labels", "labels/p0_0.png: cannot be read"),
+        ("empty labels", "every label is empty"),
+    ],
+)
+def test_a_mistake_in_the_folder_is_named(tmp_path, what, message):
+    change(write_folder(tmp_path, count=3), what)
+    with pytest.raises(FolderError, match=message):
+        read_folder(tmp_path)
+
+
+def test_what_is_there_in_part_or_twice_costs_itself_alone(tmp_path):
+    write_folder(tmp_path, count=5)
+    (tmp_path / "labels" / "p1_0.png").rename(tmp_path / "labels" / "p1_0.txt")
+    (tmp_path / "images" / "p2_0.png").unlink()
+    Image.new("L", (30, 20)).save(tmp_path / "labels" / "p3_0.bmp")
+    (tmp_path / "meta.json").write_text('{"subjects": "who.csv"}')
+    (tmp_path / "who.csv").write_text("case,subject\np0_0,anna\np4_0,bo\n")  # the others are not asked for
+    folder = read_folder(tmp_path)
+    faults = {
+        "p1_0": "images/p1_0.png: has no label .add labels/p1_0",
+        "p2_0": "labels/p2_0.png: has no image .add images/p2_0",
+        "p3_0": "images/p3_0.png: two files of one name .p3_0.bmp and p3_0.png; keep one",
+    }
+    assert [case.name for case in folder.cases] == [f"p{i}_0" for i in range(5)]
+    assert folder.labels == {1: "label 1"}
+    for case in folder.cases:
+        if case.name in faults:
+            with pytest.raises(ImageError, match=faults[case.name]):
+                make_examples(case)
+        else:
+            assert len(make_examples(case)) == 1
+    with pytest.raises(ImageError, match=faults["p1_0"]):
+        read_support(tmp_path)  # of a support set nothing is dropped
+
+
+def test_no_pictures_at_all(tmp_path):
+    for part in ("images", "labels"):
+        (tmp_path / part).mkdir()
+    with pytest.raises(FolderError, match="holds no images"):
+        read_folder(tmp_path)
+
+
+def test_sizes_that_differ_and_ids_without_a_name(tmp_path):
+    write_folder(tmp_path, count=2, ids=(1, 3))
+    Image.new("L", (31, 20)).save(tmp_path / "labels" / "p0_0.png")
+    (tmp_path / "meta.json").write_text('{"labels": {"1": "a"}}')
+    first, second = read_folder(tmp_path).cases
+    with pytest.raises(ImageError, match=r"labels/p0_0.png: .*differ in size .the image is 30x20, the label 31x20"):
+        make_examples(first)
+    with pytest.raises(FolderError, match=r"labels/p1_0.png: ids \[3\] are not in meta.json, which names \[1\]"):
+        make_examples(second)
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(
+    "UNIVERSEG_SHARED" not in os.environ, reason="UNIVERSEG_SHARED does not name the real data's folder"
+)
+def test_real_folders_are_read():
+    """All folders at hand: every label lies on its image, and ids are those that meta.json counts."""
+    root = Path(os.environ["UNIVERSEG_SHARED"]) / "data"
+    folders = sorted(path.parent for path in root.glob("*/meta.json"))
+    assert len(folders) > 50
+    for path in folders:
+        meta, folder = json.loads((path / "meta.json").read_text()), read_folder(path, size=16)
+        assert len(folder.cases) == meta["n_images"]
+        if meta["subjects_identifiable"]:
+            assert len({case.subject for case in folder.cases}) == meta["n_subjects"]
+        found = Counter(i for case in folder.cases for example in make_examples(case) for i in example.labels)
+        assert found == {int(i): n for i, n in meta["images_containing_label"].items() if int(i) and n}, path.name

@@ -1,0 +1,250 @@
+"""Volumes from files of every kind, and what is refused."""
+
+import gzip
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.readers.test_dicom import series
+from universeg_jax.readers import checks
+from universeg_jax.readers.errors import ImageError
+from universeg_jax.readers.file_names import extension
+from universeg_jax.readers.volume_files import is_volume, mask_extension, read_label_volume, read_volume, write_like
+
+DATA = np.random.default_rng(0).integers(-1000, 2000, (7, 6, 5)).astype(np.int16)
+AFFINE = np.array([[0, 0, 2.5, -30], [-0.8, 0, 0, 40], [0, -1.2, 0, 10], [0, 0, 0, 1]], float)
+
+
+def nifti(path, data=DATA, affine=AFFINE):
+    nib.save(nib.Nifti1Image(data, affine), path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "A.NII.GZ"])
+def test_nifti(tmp_path, name):
+    volume = read_volume(nifti(tmp_path / name))
+    assert volume.data.dtype == np.float32
+    np.testing.assert_array_equal(volume.file_data(), DATA)
+    np.testing.assert_allclose(volume.file_affine(), AFFINE, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["nrrd", "mha"])
+def test_itk_files_lie_where_nifti_lies(tmp_path, kind):
+    """SimpleITK writes one image in its LPS and as NIfTI: read back, both are one volume."""
+    image = sitk.GetImageFromArray(DATA)
+    image.SetSpacing((0.7, 1.3, 2.5))
+    image.SetOrigin((10, -20, 30))
+    turn = np.linalg.qr(np.array([[0.1, 1, 0], [1, 0, 0.05], [0, 0.02, -1]]))[0]
+    image.SetDirection(turn.ravel() * np.sign(np.linalg.det(turn)))
+    for name in (f"a.{kind}", "a.nii"):
+        sitk.WriteImage(image, tmp_path / name)
+    volume, expected = read_volume(tmp_path / f"a.{kind}"), read_volume(tmp_path / "a.nii")
+    np.testing.assert_array_equal(volume.data, expected.data)
+    np.testing.assert_allclose(volume.affine, expected.affine, atol=1e-4)
+    np.testing.assert_array_equal(volume.file_data(), DATA.T)
+
+
+def test_channels_are_asked_for(tmp_path):
+    nifti(tmp_path / "a.nii", np.stack([DATA, 2 * DATA], -1))
+    sitk.WriteImage(sitk.GetImageFromArray(np.stack([DATA, 2 * DATA], -1), isVector=True), tmp_path / "a.nrrd")
+    np.testing.assert_array_equal(read_volume(tmp_path / "a.nii", channel=1).file_data(), 2 * DATA)
+    np.testing.assert_array_equal(read_volume(tmp_path / "a.nrrd", channel=1).file_data(), 2 * DATA.T)
+    for name in ("a.nii", "a.nrrd"):
+        for channel in (None, 2, -1):
+            with pytest.raises(ImageError, match="several channels or times .2"):
+                read_volume(tmp_path / name, channel)
+    nifti(tmp_path / "one.nii", DATA[..., None])
+    assert read_volume(tmp_path / "one.nii").shape == read_volume(tmp_path / "one.nii", 0).shape
+
+
+def test_pages_of_a_tiff_are_slices_in_their_order(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", DATA.astype(np.uint16), photometric="minisblack")
+    volume = read_volume(tmp_path / "a.tif")
+    np.testing.assert_array_equal(volume.data[::-1, ::-1].transpose(2, 1, 0), DATA.astype(np.uint16))
+    assert volume.spacing == (1, 1, 1)
+    assert is_volume(tmp_path / "a.tif")
+    tifffile.imwrite(tmp_path / "one.tif", DATA[0])
+    assert not is_volume(tmp_path / "one.tif")
+    with tifffile.TiffWriter(tmp_path / "odd.tif") as writer:
+        writer.write(DATA[0])
+        writer.write(DATA[0, :3])
+    with pytest.raises(ImageError, match="pages differ in size"):
+        read_volume(tmp_path / "odd.tif")
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])
+def test_a_mask_is_written_on_the_grid_of_its_image(tmp_path, ending):
+    """Anisotropic, flipped and oblique; what differs from the image's header is the type alone."""
+    source, target = tmp_path / f"a{ending}", tmp_path / f"b{ending}"
+    nifti(tmp_path / "a.nii.gz")
+    if ending in (".nrrd", ".mha"):
+        sitk.WriteImage(sitk.ReadImage(tmp_path / "a.nii.gz"), source)
+    elif ending == ".nii":
+        image = nib.load(tmp_path / "a.nii.gz")
+        image.header.set_xyzt_units("mm")
+        image.header["descrip"] = b"of a scanner"
+        image.set_qform(AFFINE, 1)
+        image.set_sform(AFFINE, 2)
+        nib.save(image, source)
+    volume = read_volume(source)
+    write_like(target, (volume.data > 0).astype(np.uint8), source, volume)
+    again = read_label_volume(target)
+    np.testing.assert_array_equal(again.data, volume.data > 0)
+    np.testing.assert_array_equal(again.affine, volume.affine)
+    if ending in (".nrrd", ".mha"):
+        first, second = sitk.ReadImage(source), sitk.ReadImage(target)
+        assert first.GetDirection() == second.GetDirection()
+        assert (first.GetOrigin(), first.GetSpacing()) == (second.GetOrigin(), second.GetSpacing())
+        assert second.GetPixelIDTypeAsString() == "8-bit unsigned integer"
+    else:
+        first, second = nib.load(source), nib.load(target)
+        assert second.get_data_dtype() == np.uint8
+        for field in (
+            "qform_code",
+            "sform_code",
+            "pixdim",
+            "xyzt_units",
+            "descrip",
+            "srow_x",
+            "quatern_b",
+            "qoffset_x",
+        ):
+            np.testing.assert_array_equal(first.header[field], second.header[field], err_msg=field)
+
+
+@pytest.mark.parametrize("kind", ["tiff", "dicom"])
+def test_a_mask_of_pages_or_a_series_is_a_nifti_in_its_place(tmp_path, kind):
+    if kind == "tiff":
+        source = tmp_path / "a.tif"
+        tifffile.imwrite(source, DATA.astype(np.uint16), photometric="minisblack")
+    else:
+        pytest.importorskip("pydicom")
+        source = series(tmp_path / "a", ImageOrientationPatient=[0.96, 0.28, 0, -0.28, 0.96, 0])
+    volume = read_volume(source)
+    target = tmp_path / f"b{mask_extension(source)}"
+    assert target.name == "b.nii.gz"
+    write_like(target, (volume.data > volume.data.mean()).astype(np.uint8), source, volume)
+    np.testing.assert_allclose(nib.load(target).affine, volume.file_affine(), atol=1e-4)
+    again = read_label_volume(target)
+    np.testing.assert_array_equal(again.data, volume.data > volume.data.mean())
+    np.testing.assert_allclose(again.affine, volume.affine, atol=1e-4)
+
+
+def test_a_mask_of_a_header_with_its_file_of_voxels_is_one_file(tmp_path):
+    nifti(tmp_path / "a.nii.gz")
+    sitk.WriteImage(sitk.ReadImage(tmp_path / "a.nii.gz"), tmp_path / "a.mhd")
+    volume = read_volume(tmp_path / "a.mhd")
+    assert mask_extension("a.mhd") == ".mha"
+    write_like(tmp_path / "b.mha", (volume.data > 0).astype(np.uint8), tmp_path / "a.mhd", volume)
+    again = read_label_volume(tmp_path / "b.mha")
+    np.testing.assert_array_equal(again.data, volume.data > 0)
+    np.testing.assert_allclose(again.affine, volume.affine)
+
+
+def test_labels_are_whole_numbers(tmp_path):
+    ids = np.abs(DATA).astype(np.float32)
+    label = read_label_volume(nifti(tmp_path / "a.nii", ids))
+    assert label.data.dtype == np.int32
+    np.testing.assert_array_equal(label.file_data(), ids)
+    for wrong in (ids + 0.5, ids - 5000, np.where(ids > 10, np.nan, ids)):
+        with pytest.raises(ImageError, match="not class ids"):
+            read_label_volume(nifti(tmp_path / "b.nii", wrong))
+
+
+def test_whatever_a_damaged_file_holds_the_message_is_one_line():
+    error = ImageError("a.dcm", "holds no image", "1.2\x00\x08\n  \x1b[31mred")
+    assert str(error) == "a.dcm: holds no image (1.2 [31mred)"
+
+
+def test_every_bad_file_is_an_image_error_that_names_it(tmp_path, monkeypatch):
+    whole = nifti(tmp_path / "whole.nii.gz").read_bytes()
+    plain = gzip.decompress(whole)
+    (tmp_path / "truncated.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "short.nii").write_bytes(plain[:500])
+    (tmp_path / "empty.nii").write_bytes(b"")
+    (tmp_path / "text.nrrd").write_text("no volume")
+    (tmp_path / "text.mha").write_text("no volume")
+    (tmp_path / "notes.txt").write_text("no volume")
+    (tmp_path / "folder").mkdir()
+    header = bytearray(plain)
+    header[40:56] = np.array([3, 30_000, 30_000, 30_000, 1, 1, 1, 1], "<i2").tobytes()
+    (tmp_path / "bomb.nii.gz").write_bytes(gzip.compress(bytes(header)))
+    (tmp_path / "detached.nrrd").write_text(
+        "NRRD0004\ntype: short\ndimension: 3\nsizes: 7 6 5\nencoding: raw\nendian: little\ndata file: /etc/passwd\n\n"
+    )
+    (tmp_path / "detached.mha").write_text(
+        "ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementDataFile = /etc/passwd\n"
+    )
+    (tmp_path / "bomb.nrrd").write_bytes(
+        b"NRRD0004\ntype: short\ndimension: 3\nsizes: 800 800 800\nencoding: gzip\nendian: little\n\n" + bytes(50)
+    )
+    nifti(tmp_path / "nan.nii", np.where(DATA > 0, np.nan, DATA).astype(np.float32))
+    nifti(tmp_path / "lowest.nii", np.where(DATA > 0, np.finfo(np.float32).min, 0).astype(np.float32))
+    nifti(tmp_path / "zero.nii", np.zeros_like(DATA))
+    nifti(tmp_path / "five.nii", np.zeros((2, 2, 2, 2, 2), np.int16))
+    for name, problem in {
+        "truncated.nii.gz": "cannot be read", "short.nii": "cannot be read", "empty.nii": "cannot be read",
+        "text.nrrd": "cannot be read", "text.mha": "points to another file", "notes.txt": "extension",
+        "folder": "no DICOM", "bomb.nii.gz": "too many voxels", "detached.nrrd": "points to another file",
+        "detached.mha": "points to another file", "bomb.nrrd": "more voxels than the file", "nan.nii": "NaN",
+        "lowest.nii": "missing data", "zero.nii": "every voxel is the same", "five.nii": "more than four axes",
+        "absent.nii": "cannot be read",
+    }.items():  # fmt: skip
+        with pytest.raises(ImageError, match=f"{name}: .*{problem}"):
+            read_volume(tmp_path / name)
+    monkeypatch.setattr(checks, "MAX_BYTES", 100)
+    with pytest.raises(ImageError, match="too large"):
+        read_volume(tmp_path / "whole.nii.gz")
+
+
+def test_extensions():
+    assert [extension(name) for name in ("a.nii.gz", "b.NII", "c.tar.gz", "d")] == [".nii.gz", ".nii", ".gz", ""]
+
+
+@pytest.fixture(scope="module")
+def small_files(tmp_path_factory):
+    """One small file of each kind, with room to damage a copy."""
+    path = tmp_path_factory.mktemp("flips")
+    small = DATA[:3, :3, :3]
+    image = sitk.GetImageFromArray(small)
+    for name in ("a.nii", "a.nii.gz"):
+        nifti(path / name, small)
+    for name in ("a.nrrd", "a.mha"):
+        sitk.WriteImage(image, path / name)
+    tifffile.imwrite(path / "a.tif", small.astype(np.uint16), photometric="minisblack")
+    series(path / "scan", 1)
+    return path, [(file.name, file.read_bytes()) for file in (*sorted(path.glob("a.*")), path / "scan" / "0.dcm")]
+
+
+@settings(max_examples=150)
+@given(seed=st.integers(0, 10**6))
+def test_flipped_bytes_never_end_in_another_error(small_files, seed):
+    flip(*small_files, seed)
+
+
+def flip(path, files, seed):
+    name, contents = files[seed % len(files)]
+    rng = np.random.default_rng(seed)
+    data = bytearray(contents)
+    for position in rng.integers(0, min(len(data), 2000), 3):
+        data[position] ^= 1 << rng.integers(8)
+    damaged = path / f"damaged{name}"
+    damaged.write_bytes(bytes(data))
+    for read in (read_volume, read_label_volume):
+        try:
+            outcome = read(damaged).data.ndim
+        except ImageError as error:
+            outcome = str(error)
+        assert outcome == 3 or damaged.name in outcome
+        assert outcome == 3 or "\n" not in outcome
+
+
+@pytest.mark.slow
+def test_a_thousand_flips_through_each_reader(small_files):
+    for seed in range(1000 * len(small_files[1])):
+        flip(*small_files, seed)

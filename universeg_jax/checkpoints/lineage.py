@@ -1,0 +1,128 @@
+"""What a checkpoint says of its origin, so that weights can be given away only where every licence allows it."""
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+import universeg_jax
+from universeg_jax.checkpoints import packaged, store
+from universeg_jax.data.dataset import Dataset
+from universeg_jax.errors import UserError
+from universeg_jax.model.factory import NEUTRAL
+
+TRAIN_ROLE, SELECT_ROLE = "train_open", "val"  # of weights that may be given away
+PARTS = ("trained_on", "selected_on")
+
+
+def lineage(config: ConfigDict, train: Sequence[Dataset], validation: Sequence[Dataset]) -> dict[str, Any]:
+    """What a checkpoint says of its origin: every dataset that it was trained or selected on, and its parents.
+
+    Datasets that only a parent was trained or selected on are marked as inherited.
+    """
+    return {
+        "code_version": code_version(),
+        "trained_on": {
+            d.meta.name: {"role": d.meta.role, "licence": d.meta.licence, "fingerprint": d.fingerprint} for d in train
+        },
+        "synthetic": bool(config.kinds.synthetic),
+        "selected_on": {d.meta.name: {"role": d.meta.role, "fingerprint": d.fingerprint} for d in validation},
+        "parents": [],
+    }
+
+
+def code_version() -> str:
+    """The version, and the commit where this is a checkout of git: 0.1.0+1a2b3c4d5e6f, with -dirty where it differs."""
+    root = Path(universeg_jax.__file__).parents[1]
+    if not (root / ".git").exists() or not shutil.which("git"):
+        return universeg_jax.__version__
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    described = subprocess.run(command, capture_output=True, text=True, check=False)
+    return f"{universeg_jax.__version__}+{described.stdout.strip() or 'unknown'}"
+
+
+def inherit(path: Path, record: dict[str, Any], fresh: Any) -> tuple[Any, dict[str, Any]]:
+    """Parameters of a checkpoint, and the lineage `record` with all that it was trained or selected on.
+
+    `fresh` has the shapes that are wanted. Of its parts that are factory.NEUTRAL and that the checkpoint has not, it
+    gives the values too: the model computes what the checkpoint's did until they are trained.
+    """
+    added = {name: fresh[name] for name in set(NEUTRAL).intersection(fresh) - store.modules(path)}
+    params = store.load_params(path, {name: x for name, x in fresh.items() if name not in added})
+    before = store.read_metadata(path).get("lineage", {})
+    known = {part: {name: {**d, "inherited": True} for name, d in before.get(part, {}).items()} for part in PARTS}
+    joined = _joined({**before, **known}, record)
+    if not set(PARTS) <= before.keys():
+        joined["unknown_origin"] = before
+    return {**params, **added}, {**joined, "parents": [*before.get("parents", []), packaged.params_hash(params)]}
+
+
+def resumed(record: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """The lineage `record` of a run that goes on from a checkpoint with metadata `before`.
+
+    Its parents are those it began with, whatever config.init_from leads to now.
+    """
+    return {**_joined(before["lineage"], record), "parents": before["lineage"]["parents"]}
+
+
+def _joined(before: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    """All that either knows; of one dataset what `record` says."""
+    parts = {part: {**before[part], **record[part]} for part in PARTS}
+    return {**before, **record, **parts, "synthetic": bool(record["synthetic"] or before.get("synthetic"))}
+
+
+def check_same_data(workdir: Path, record: dict[str, Any], parts: Sequence[str] = PARTS) -> None:
+    """Raises UserError where `record` names other datasets of its own than the workdir's latest checkpoint, if any."""
+    saved = store.saved(workdir)
+    if not saved:
+        return
+    before = store.read_metadata([*saved.values()][-1])["lineage"]
+    for part in parts:
+        then, now = (
+            {name: d["fingerprint"] for name, d in known[part].items() if not d.get("inherited")}
+            for known in (before, record)
+        )
+        if part == "selected_on" and not then:
+            continue  # nothing was scored that new scores could be compared with
+        changed = [
+            f"{name} ({'built anew' if name in then and name in now else 'missing' if name in then else 'new'})"
+            for name in sorted(then.keys() | now.keys())
+            if then.get(name) != now.get(name)
+        ]
+        if changed:
+            raise UserError(
+                f"{workdir} was not {part.replace('_', ' ')} the datasets that are there now: {', '.join(changed)}; "
+                "give the data_dir with the datasets of that run, or take another --workdir"
+            )
+
+
+def check_open(record: dict[str, Any]) -> None:
+    """Raises UserError unless all that weights of this lineage saw is open, and `val` alone selected them."""
+    if not set(PARTS) <= record.keys() or "unknown_origin" in record:
+        origin = record.get("unknown_origin", record)
+        raise UserError(f"weights of unknown origin ({origin}) are not packaged; train them by train.py from the start")
+    for what, role in (("trained_on", TRAIN_ROLE), ("selected_on", SELECT_ROLE)):
+        if wrong := {name: d["role"] for name, d in record[what].items() if d["role"] != role}:
+            names = ", ".join(f"{name} ({found})" for name, found in wrong.items())
+            raise UserError(f"{what.replace('_', ' ')} {names}: weights that are packaged may see {role} alone")
+    if unlicensed := [name for name, d in record["trained_on"].items() if not d["licence"]]:
+        raise UserError(f"trained on {', '.join(unlicensed)}, whose licence is not known: write it into meta.json")
+
+
+def package(checkpoint: str | Path, out: str | Path) -> dict[str, Any]:
+    """Writes the parameters of a checkpoint to one file, with config and lineage, but no path of this machine.
+
+    Raises UserError.
+    """
+    out, path = Path(out), store.resolve(checkpoint)
+    if out.suffix != packaged.SUFFIX:
+        raise UserError(f"{out}: the name of packaged weights ends in {packaged.SUFFIX}")
+    metadata = store.read_metadata(path)
+    check_open(metadata.get("lineage", {}))
+    header = {key: metadata.get(key) for key in ("format", "step", "config", "lineage")}
+    header["config"] |= {"data_dir": "", "init_from": ""}  # the lineage says what they were
+    packaged.write_file(out, store.load(path)[0], header)
+    return packaged.read_header(out)

@@ -1,0 +1,81 @@
+"""Opens what a config names: datasets by role, tasks, and the sampler of episodes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from universeg_jax.configuration import ConfigError
+from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
+from universeg_jax.data.tasks import Task, check_groups, subject_hash, task_table, usable
+from universeg_jax.episodes import augment, superpixel, synthesis
+from universeg_jax.episodes.sampler import KINDS, EpisodeSampler, make_sampler
+
+
+def open_data(config: ConfigDict) -> tuple[list[Dataset], list[Dataset]]:
+    """(training, validation) datasets of config.data_dir by role. Raises UserError, also where they share a source."""
+    datasets = [open_dataset(config.data_dir, name) for name in list_datasets(config.data_dir)]
+    needed = config.kinds.real or config.kinds.superpixel
+    train = [d for d in datasets if d.meta.role in tuple(config.train_roles) and needed]
+    if missing := sorted(set(config.train_datasets) - {d.meta.name for d in train}):
+        found = ", ".join(d.meta.name for d in train) or "none"
+        raise ConfigError(f"config.train_datasets: {', '.join(missing)} not among those to train on ({found})")
+    train = [d for d in train if not config.train_datasets or d.meta.name in config.train_datasets]
+    validation = [d for d in datasets if d.meta.role == config.val_role]
+    if needed and not train:
+        found = ", ".join(f"{d.meta.name} ({d.meta.role})" for d in datasets) or "nothing"
+        raise ConfigError(
+            f"no dataset of roles {tuple(config.train_roles)} in {config.data_dir} (there: {found}); "
+            "build one with `universeg build --folder DIR --name N --data_dir D --role train_open`"
+        )
+    check_groups(dataset.meta for dataset in (*train, *validation))
+    return train, validation
+
+
+def open_tasks(config: ConfigDict, datasets: Sequence[Dataset]) -> list[Task]:
+    """The training tasks, unusable ones too, or config.train_tasks of the usable ones, by hash."""
+    tasks = task_table(datasets, config.min_label_density)
+    there = usable(tasks) if datasets else []  # raises with every reason where there are none
+    if config.train_tasks > len(there):
+        raise ConfigError(f"config.train_tasks={config.train_tasks}: there are {len(there)} usable training tasks")
+    if not config.train_tasks:
+        return tasks
+    names = sorted((task.name for task in there), key=lambda name: subject_hash("train_tasks", name))
+    kept = set(names[: config.train_tasks])
+    return [task for task in there if task.name in kept]
+
+
+def check_parts(config: ConfigDict) -> None:
+    """The part of `check_config` that is about how an episode is made."""
+    weights = config.kinds.to_dict()
+    if set(weights) != set(KINDS) or min(weights.values()) < 0 or not 0 < sum(weights.values()) < np.inf:
+        raise ConfigError(
+            f"config.kinds={weights}: finite, non-negative weights of {', '.join(KINDS)}, one above 0, are needed"
+        )
+    augment.validate(config.augment)
+    if config.kinds.synthetic:
+        synthesis.validate(config.synthesis, config.image_size)
+    if config.kinds.superpixel:
+        superpixel.validate(config.superpixel, config.image_size)
+
+
+def kind_shares(config: ConfigDict) -> dict[str, float]:
+    """The probabilities that `make_sampler` takes, from the weights config.kinds."""
+    total = sum(config.kinds[name] for name in KINDS)
+    return {name: config.kinds[name] / total for name in ("synthetic", "superpixel")}
+
+
+def sampler_of(config: ConfigDict, train_data: list[Dataset]) -> EpisodeSampler:
+    """The sampler of a run. Raises UserError where nothing can be drawn."""
+    return make_sampler(
+        train_data,
+        open_tasks(config, train_data),
+        seed=config.seed,
+        support_size=config.support_size,
+        **kind_shares(config),
+        replacement=config.replacement,
+        size=config.image_size,
+        draw=config.draw,
+        label_union=config.label_union,
+        all_labels=config.all_labels,
+    )

@@ -1,0 +1,271 @@
+"""Episodes for training: episode i of a run is a pure function of (seed, i) and the config.
+
+A task is drawn level by level, uniformly: slicing → dataset → subset → modality → axis → label (Butoi et al., 2023,
+section 4); or each task alike. Then a query, then the support from the other subjects of
+the train side, with replacement as published.
+
+An episode's label may be the union of its task's label and others of the same images: of some, or of every one. Only
+mid-slices and pictures are asked for those: on a max-slice no other labels were looked for.
+
+Nothing depends on what was drawn before, on the number of hosts, or on who reads: any episode can be replayed alone,
+and resuming a run needs only its step.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from universeg_jax.data.dataset import Dataset
+from universeg_jax.data.tasks import FIRST, Examples, Task, side_of_role
+from universeg_jax.episode import Episode, split_query
+from universeg_jax.errors import UserError
+
+KINDS = ("real", "synthetic", "superpixel")
+REAL, SYNTHETIC, SUPERPIXEL = range(len(KINDS))
+DRAWS = ("datasets", "tasks")
+LEVELS = ("slicing", "dataset", "subset", "modality", "axis", "label")
+
+
+class Batch(NamedTuple):
+    """What the host hands to the training step; fields of `episode` are uint8.
+
+    They are zeros for synthetic episodes, and but for the query's image for superpixel episodes.
+    """
+
+    index: np.ndarray  # uint32 [B], global episode index: the step's key for all that is drawn on the device
+    kind: np.ndarray  # uint8 [B], position in KINDS
+    task: np.ndarray  # int32 [B], position in the sampler's tasks, of superpixels the image's; -1 for synthetic
+    episode: Episode
+
+
+class Draw(NamedTuple):
+    """Which examples an episode is made of."""
+
+    kind: int
+    task: int
+    query: tuple[int, int]  # (row of the dataset, position among its masks; -1 for none of them)
+    support: list[tuple[int, int]]
+    labels: tuple[int, ...] = ()  # whose union is the label; () = the task's alone
+
+
+@dataclass(frozen=True)
+class EpisodeSampler:
+    """sampler(i) → Batch of one, without batch axis. Picklable, cheap to call: O(S) whatever the number of tasks."""
+
+    datasets: dict[str, Dataset]
+    tasks: Sequence[Task]
+    pools: Sequence[Examples]
+    tree: tuple  # of task numbers: each branch of a node is as likely as the others
+    companions: dict[tuple, tuple[int, ...]]  # labels of each family of tasks
+    seed: int
+    support_size: int
+    size: int
+    replacement: bool
+    synthetic: float  # probability
+    superpixel: float  # probability
+    label_union: float  # probability
+    all_labels: float  # probability
+
+    def kind(self, index: int) -> int:
+        """Position in KINDS of an episode, a pure function of (seed, index) and the probabilities."""
+        return self._kind(np.random.default_rng([self.seed, index]))
+
+    def _kind(self, rng: np.random.Generator) -> int:
+        draw = rng.random()
+        if draw < self.synthetic:
+            return SYNTHETIC
+        # Rounded, so that two probabilities that make 1 leave nothing to the third kind.
+        return SUPERPIXEL if draw < round(self.synthetic + self.superpixel, 9) else REAL
+
+    def draw(self, index: int) -> Draw:
+        rng = np.random.default_rng([self.seed, index])
+        kind = self._kind(rng)
+        if kind == SYNTHETIC:
+            return Draw(SYNTHETIC, -1, (0, 0), [])
+        node = self._task(rng)
+        pool = self.pools[node]
+        query = int(rng.integers(len(pool)))
+        if kind == SUPERPIXEL:
+            return Draw(SUPERPIXEL, node, (int(pool.rows[query]), -1), [])
+        chosen = draw_others(rng, pool.subjects, query, self.support_size, self.replacement)
+        pick = [(int(pool.rows[i]), int(pool.positions[i])) for i in (query, *chosen)]
+        return Draw(REAL, node, pick[0], pick[1:], self._labels(rng, self.tasks[node]))
+
+    def _task(self, rng: np.random.Generator) -> int:
+        node = self.tree
+        while isinstance(node, tuple):
+            node = node[rng.integers(len(node))]
+        return node
+
+    def _labels(self, rng: np.random.Generator, task: Task) -> tuple[int, ...]:
+        """The last thing drawn, so that it moves nothing else of an episode."""
+        family = self.companions.get(family_of(task), ())
+        if len(family) < 2:
+            return ()
+        draw = rng.random()
+        if draw < self.all_labels:
+            return family
+        if draw >= round(self.all_labels + self.label_union, 9):
+            return ()
+        others = [label for label in family if label != task.label]
+        chosen = rng.choice(others, size=rng.integers(1, len(family)), replace=False)
+        return tuple(sorted({task.label, *chosen.tolist()}))
+
+    def __call__(self, index: int) -> Batch:
+        draw = self.draw(index)
+        if draw.kind == REAL:
+            rows, positions = np.array([draw.query, *draw.support]).T
+            dataset = self.datasets[self.tasks[draw.task].dataset]
+            pixels = dataset.gather_union(rows, draw.labels) if draw.labels else dataset.gather(rows, positions)
+            images, labels = (x[..., None] for x in pixels)
+        else:  # the device makes them, or what is missing beside one picture
+            shape = (self.support_size + 1, self.size, self.size, 1)
+            images, labels = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+            if draw.kind == SUPERPIXEL:
+                dataset = self.datasets[self.tasks[draw.task].dataset]
+                images[0, ..., 0] = dataset.gather(np.array([draw.query[0]]), np.zeros(1, np.int64))[0][0]
+        return Batch(np.uint32(index), np.uint8(draw.kind), np.int32(draw.task), split_query(images, labels))
+
+
+def draw_others(
+    rng: np.random.Generator, subjects: np.ndarray, query: int, count: int, replacement: bool
+) -> np.ndarray:
+    """`count` positions in `subjects` (sorted) whose subject is not the query's; with replacement if too few."""
+    start, stop = (np.searchsorted(subjects, subjects[query], side) for side in ("left", "right"))
+    others = len(subjects) - (stop - start)
+    if replacement or count > others:
+        chosen = rng.integers(others, size=count)
+    else:
+        chosen = rng.choice(others, size=count, replace=False)
+    return np.where(chosen < start, chosen, chosen + (stop - start))
+
+
+def family_of(task: Task) -> tuple:
+    """What tasks share that differ in nothing but the label: their labels are drawn on the same images."""
+    return task.dataset, task.subset, task.modality, task.axis, task.slicing
+
+
+def task_name(sampler: EpisodeSampler, index: int) -> str:
+    """What an episode is made of, such as "acdc/MR/axis2/mid/label1+3"."""
+    draw = sampler.draw(index)
+    if draw.kind == SYNTHETIC:
+        return "synthetic"
+    task = sampler.tasks[draw.task]
+    if draw.kind == SUPERPIXEL:
+        return f"superpixels of {task.name}"
+    return task.name + "".join(f"+{label}" for label in draw.labels if label != task.label)
+
+
+def make_sampler(
+    datasets: Sequence[Dataset],
+    tasks: Sequence[Task],
+    *,
+    seed: int,
+    support_size: int,
+    synthetic: float = 0.0,
+    superpixel: float = 0.0,
+    replacement: bool = True,
+    size: int | None = None,
+    draw: str = "datasets",
+    label_union: float = 0.0,
+    all_labels: float = 0.0,
+) -> EpisodeSampler:
+    """Over the usable training tasks among `tasks`, on their train side.
+
+    `synthetic` is the probability of a synthetic episode; with 1 no dataset is needed, only `size` in pixels.
+    `superpixel` is that of one whose label is made from an image of those tasks. `draw` is one of DRAWS: "datasets"
+    level by level, "tasks" each task alike. `label_union` and
+    `all_labels` are the probabilities that the label is united with some others of its images, or with every one; those
+    of unusable tasks among `tasks` count too.
+    Raises UserError where a task of role val or test is among them, sizes differ, or S < 1.
+    """
+    if support_size < 1:
+        raise UserError(f"config.support_size={support_size}: an episode needs at least 1 support entry")
+    check_shares("synthetic", synthetic, "superpixel", superpixel)
+    check_shares("label_union", label_union, "all_labels", all_labels)
+    if draw not in DRAWS:
+        raise UserError(f"config.draw={draw!r}: choose one of {', '.join(DRAWS)}")
+    for task in tasks:
+        if side_of_role(task.role) != "training":
+            raise UserError(f"dataset {task.dataset} has role {task.role}: it must never be in a training episode")
+    sizes = {dataset.meta.name: dataset.meta.size for dataset in datasets}
+    if len(set(sizes.values())) > 1:
+        raise UserError(f"datasets were built at different sizes: {sizes}; build them again with one --size")
+    if not sizes and (synthetic < 1 or size is None):
+        raise UserError("no training dataset and episodes that are not synthetic: set data_dir, or kinds.real to 0")
+    companions = _companions(tasks) if label_union or all_labels else {}
+    tasks = [task for task in tasks if not task.unusable]
+    if not tasks and synthetic < 1:
+        raise UserError("no usable training task; `universeg tasks` lists the reasons")
+    pools = [task.side(FIRST) for task in tasks]
+    return EpisodeSampler(
+        datasets={dataset.meta.name: dataset for dataset in datasets},
+        tasks=tasks,
+        pools=pools,
+        tree=_tree(tasks, range(len(tasks)), LEVELS) if tasks and draw == "datasets" else tuple(range(len(tasks))),
+        companions=companions,
+        seed=seed,
+        support_size=support_size,
+        size=next(iter(sizes.values())) if sizes else size,
+        replacement=replacement,
+        synthetic=synthetic,
+        superpixel=superpixel,
+        label_union=label_union,
+        all_labels=all_labels,
+    )
+
+
+def check_shares(name: str, share: float, other_name: str, other: float) -> None:
+    """Raises UserError unless both are probabilities and so is their sum."""
+    for kind, value in {name: share, other_name: other, f"{name} and {other_name}": share + other}.items():
+        if not 0 <= round(value, 9) <= 1:
+            raise UserError(f"the probability of {kind} episodes is {value}: it must lie in [0, 1]")
+
+
+def _companions(tasks: Sequence[Task]) -> dict[tuple, tuple[int, ...]]:
+    """family → labels of its tasks, where there are several."""
+    families: dict[tuple, list[int]] = {}
+    for task in tasks:
+        if task.slicing != "max":
+            families.setdefault(family_of(task), []).append(task.label)
+    return {family: tuple(sorted(labels)) for family, labels in families.items() if len(labels) > 1}
+
+
+def _tree(tasks: Sequence[Task], members: Sequence[int], levels: Sequence[str]) -> tuple | int:
+    """Nested tuples, one level a field of the task; the leaves are task numbers."""
+    if not levels:
+        (only,) = members
+        return only
+    groups: dict = {}
+    for i in members:
+        groups.setdefault(getattr(tasks[i], levels[0]), []).append(i)
+    return tuple(_tree(tasks, groups[key], levels[1:]) for key in sorted(groups))
+
+
+def batches(
+    sampler: EpisodeSampler,
+    *,
+    batch_size: int,
+    first_step: int,
+    last_step: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 4,
+) -> Iterator[Batch]:
+    """This host's share [batch_size / process_count, ...] of the global batch of each step in [first, last)."""
+
+    def read(step: int) -> Batch:
+        start = step * batch_size
+        return stack([sampler(i) for i in range(start + process_index, start + batch_size, process_count)])
+
+    steps = grain.MapDataset.range(first_step, last_step).map(read)
+    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
+
+
+def stack(episodes: Sequence[Batch]) -> Batch:
+    """Along a new first axis."""
+    numbers = (np.stack([each[k] for each in episodes]) for k in range(3))
+    return Batch(*numbers, Episode(*map(np.stack, zip(*(each.episode for each in episodes), strict=True))))

@@ -1,0 +1,78 @@
+"""Datasets made by synthesis.py, so that everything can be tried before any data is at hand.
+
+Each is one synthetic task on disk, with as many subjects as a small study, built as real ones are. They are toys: what
+they say about segmentation of real images is little.
+"""
+
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from universeg_jax.data.builder import build
+from universeg_jax.data.dataset import DatasetMeta, list_datasets
+from universeg_jax.episode import Episode, stack_examples
+from universeg_jax.episodes import synthesis
+from universeg_jax.readers.cases import Example
+
+FAMILIES = 12
+SUBJECTS = 40
+ROLES = {FAMILIES - 3: "val", FAMILIES - 2: "test", FAMILIES - 1: "test"}  # the others: train_open
+MADE = tuple(f"made_{family:02d}" for family in range(FAMILIES))
+
+
+def make_datasets(data_dir: str | Path, size: int = 128, seed: int = 0) -> list[str]:
+    """Builds those of the twelve that are missing in `data_dir`; returns all their names."""
+    built = list_datasets(data_dir)
+    for family, name in enumerate(tqdm(MADE, desc="make", unit="dataset")):
+        if name in built:
+            continue
+        key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), family)
+        examples = [
+            Example(
+                image=image,
+                masks=label[None],
+                labels=(1,),
+                subject=f"{subject:02d}",
+                name=f"{subject:02d}",
+                modality="synthetic",
+            )
+            for subject, (image, label) in enumerate(zip(*distinct_subjects(key, size, SUBJECTS), strict=True))
+        ]
+        meta = DatasetMeta(
+            name=name,
+            role=ROLES.get(family, "train_open"),
+            labels={1: "foreground"},
+            size=size,
+            modality="synthetic",
+            licence="CC0 1.0",
+            citation="made by universeg_jax",
+        )
+        build(meta, examples, _itself, data_dir)
+    return [*MADE]
+
+
+def distinct_subjects(key: jax.Array, size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(images, labels), uint8 [count, size, size], of a synthetic task, no image twice.
+
+    A task repeats subjects where few show its label; then it is drawn with twice as many, until enough differ.
+    """
+    drawn = count
+    while True:
+        images, labels = (x[..., 0] for x in stack_examples(jax.device_get(_draw(key, size, drawn - 1))))
+        images = np.round(255 * images).astype(np.uint8)
+        first = np.sort(np.unique(images.reshape(drawn, -1), axis=0, return_index=True)[1])[:count]
+        if len(first) == count:
+            return images[first], labels[first].astype(np.uint8)
+        drawn *= 2
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _draw(key: jax.Array, size: int, support_size: int) -> Episode:
+    return synthesis.synthetic_episode(key, size, support_size, synthesis.get_config())
+
+
+def _itself(example: Example) -> list[Example]:
+    return [example]

@@ -1,0 +1,114 @@
+"""Device side of an evaluation: from a batch of episodes to scores, or to probabilities for figures.
+
+A `Method` is any function that segments an episode. Compiled functions are cached per method, because training
+evaluates many times.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from universeg_jax.episode import FLIPS, OFFICIAL_SIZE, Episode, resize, to_device_floats
+from universeg_jax.evaluation import metrics
+from universeg_jax.evaluation.cases import Settings
+
+SCORES = (*metrics.METRICS, "single_dice", "oracle_dice")
+THRESHOLDS = np.linspace(0.05, 0.95, 19, dtype=np.float32)  # tried by the oracle
+Method = Callable[[Any, Episode], jax.Array]  # (params, episode) → probabilities [B, H, W, 1] at the episode's size
+
+
+def model_method(model: Any, image_size: int) -> Method:
+    """Runs the model at its own image size and resizes its logits to the size of the episode."""
+
+    def method(params: Any, episode: Episode) -> jax.Array:
+        size = episode.query_image.shape[1]
+        logits = model.apply(
+            {"params": params},
+            resize(episode.query_image, image_size),
+            resize(episode.support_images, image_size),
+            (resize(episode.support_labels, image_size) >= 0.5).astype(jnp.float32),
+            episode.support_mask,
+        )
+        return jax.nn.sigmoid(resize(logits, size))
+
+    return method
+
+
+def over_flips(method: Method) -> Method:
+    """Test-time augmentation: averages the probabilities over the four flips of query and support."""
+
+    def flipped(x: jax.Array, flip: jax.Array) -> jax.Array:
+        for axis, on in zip((-3, -2), flip, strict=True):
+            x = jnp.where(on, jnp.flip(x, axis), x)
+        return x
+
+    def averaged(params: Any, episode: Episode) -> jax.Array:
+        def one(flip: jax.Array) -> jax.Array:
+            arrays = [flipped(x, flip) for x in episode[:4]]
+            return flipped(method(params, Episode(*arrays, episode.support_mask)), flip)
+
+        return jax.lax.map(one, jnp.array(FLIPS)).mean(0)  # one compiled program for all four
+
+    return averaged
+
+
+def scorer(method: Method, settings: Settings) -> Callable[[Any, Episode], dict[str, jax.Array]]:
+    """(params, episode) → scores [N, ensembles] of N cases with K draws of the support: [N, K, S, H, W, 1].
+
+    "draws" is [N, K], "empty" and "finite" are [N]. With `settings.surfaces`, "masks" and "truth" are packed bits.
+    """
+    return _compiled(method, settings.ensembles, settings.flips, settings.surfaces)
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(
+    method: Method, ensembles: tuple[int, ...], flips: bool, with_masks: bool
+) -> Callable[[Any, Episode], dict[str, jax.Array]]:
+    def score(params: Any, episode: Episode) -> dict[str, jax.Array]:
+        floats = to_device_floats(episode, OFFICIAL_SIZE)
+        probabilities = _probabilities(over_flips(method) if flips else method, params, floats)
+        truth = floats.query_label[..., 0]
+        means = jnp.stack([probabilities[:, :k].mean(1) for k in ensembles], 1)  # [N, ensembles, H, W]
+        masks, truths = means >= 0.5, truth[:, None]
+        single = metrics.dice_score(probabilities >= 0.5, truths)
+        at_thresholds = jax.lax.map(lambda t: metrics.dice_score(means >= t, truths), jnp.asarray(THRESHOLDS))
+        counts = metrics.overlap(masks, truths)
+        scores = {name: metric(counts) for name, metric in metrics.METRICS.items()} | {
+            "draws": single,
+            "single_dice": jnp.stack([single[:, :k].mean(1) for k in ensembles], 1),
+            "oracle_dice": at_thresholds.max(0),
+            "empty": truth.sum((1, 2)) == 0,
+            "finite": jnp.isfinite(probabilities).all((1, 2, 3)),
+        }
+        if with_masks:  # eight pixels per byte
+            scores |= {"masks": jnp.packbits(masks, axis=-1), "truth": jnp.packbits(truth > 0, axis=-1)}
+        return scores
+
+    return jax.jit(score)
+
+
+def _probabilities(method: Method, params: Any, floats: Episode) -> jax.Array:
+    """Probabilities [N, K, H, W] of N cases with K draws each."""
+    cases, draws = floats.support_mask.shape[:2]
+    flat = Episode(
+        jnp.repeat(floats.query_image, draws, axis=0),
+        jnp.repeat(floats.query_label, draws, axis=0),
+        *(x.reshape((cases * draws, *x.shape[2:])) for x in floats[2:]),
+    )
+    return method(params, flat)[..., 0].reshape((cases, draws, OFFICIAL_SIZE, OFFICIAL_SIZE))
+
+
+@functools.lru_cache(maxsize=16)
+def mean_probabilities(method: Method, flips: bool) -> Callable[[Any, Episode], tuple[jax.Array, jax.Array, Episode]]:
+    """(params, episode) → (mean probabilities over all draws [N, H, W], their Dice [N], the episode as floats)."""
+
+    def function(params: Any, episode: Episode) -> tuple[jax.Array, jax.Array, Episode]:
+        floats = to_device_floats(episode, OFFICIAL_SIZE)
+        mean = _probabilities(over_flips(method) if flips else method, params, floats).mean(1)
+        return mean, metrics.dice_score(mean >= 0.5, floats.query_label[..., 0]), floats
+
+    return jax.jit(function)

@@ -1,0 +1,218 @@
+"""A case is one image or volume with its labels; examples are made of it.
+
+Folders, nnU-Net and Decathlon layouts and public datasets all become cases, and the builder knows nothing else of them.
+An image gives one example. A volume gives, for each wanted axis (Butoi et al., ICCV 2023), the mid-slice, index N // 2,
+with all its labels, and for each label the max-slice, where it covers most pixels. Labels with the same max-slice share
+an example. A volume of one slice is an image.
+
+Unless a folder says which axes to slice, all three are if no voxel side is more than twice another, else only the
+acquired planes, across the longest voxel side (axial for most scans). A TIFF has no voxel size, so only its pages are
+used. IN_PLANE stands for the acquired planes whatever their direction.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from universeg_jax.readers.checks import check_voxels
+from universeg_jax.readers.dicom import read_dicom_image, read_label_stack
+from universeg_jax.readers.errors import ImageError
+from universeg_jax.readers.file_names import (
+    CONTOUR_EXTENSION,
+    DICOM_EXTENSIONS,
+    READABLE_EXTENSIONS,
+    TIFF_EXTENSIONS,
+    extension,
+)
+from universeg_jax.readers.images import check_image, read_contour, read_image, read_label
+from universeg_jax.readers.labels import LabelFile, class_masks
+from universeg_jax.readers.preprocess import (
+    Window,
+    apply_window,
+    preprocess_image,
+    preprocess_mask,
+    quantize,
+    window_of_modality,
+)
+from universeg_jax.readers.slices import largest_slice, middle_slice, plane, slice_image, slice_mask
+from universeg_jax.readers.volume_files import is_volume, read_label_volume, read_volume
+from universeg_jax.readers.volumes import (
+    AXES,
+    IN_PLANE,
+    ISOTROPIC,
+    Shape,
+    Volume,
+    check_same_grid,
+    on_grid,
+    slice_axis,
+    to_spacing,
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image with a binary mask for each label on it."""
+
+    image: np.ndarray  # uint8 [size, size]
+    masks: np.ndarray  # uint8 0/1 [L, size, size]
+    labels: tuple[int, ...]  # id of each mask
+    subject: str
+    name: str
+    subset: str = ""
+    modality: str = ""
+    axis: int = 0
+    slicing: str = "image"  # one of SLICINGS
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image, or one channel of a volume, and all that is needed to make examples of it."""
+
+    image: str
+    labels: tuple[LabelFile, ...]
+    subject: str
+    name: str
+    size: int
+    ids: tuple[int, ...] = ()  # allowed in a label file without classes; () = any
+    modality: str = ""
+    subset: str = ""
+    volume: bool = False
+    channel: int | None = None  # of the image, where it has several
+    axes: tuple[int, ...] = ()  # of AXES or IN_PLANE; () = chosen by voxel size
+    window: Window = "auto"  # "auto" = chosen by the modality
+    root: str = "/"  # no file may lie outside this folder
+    fault: tuple[str, str] = ("", "")  # (problem, detail) where files are missing or duplicated; the case is dropped
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def may_be_case(path: Path) -> bool:
+    """Judges by the name whether a file or folder is read as an image or volume."""
+    if path.is_dir():
+        return is_volume(path)
+    return extension(path) in READABLE_EXTENSIONS
+
+
+def make_examples(case: Case) -> list[Example]:
+    """Makes the examples of a case. Raises ImageError for an unusable file, FolderError for an unknown id."""
+    check_inside(case)
+    return _examples_of_volume(case) if case.volume else _examples_of_image(case)
+
+
+def read_pair(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """Reads (image float32 [H, W], label map int32 [H, W]) of an image; the higher id wins where classes overlap."""
+    check_complete(case)
+    image = _read_image(case)
+    label = np.zeros(image.shape, np.int32)
+    for i, mask in _image_masks(case, image):
+        label[mask] = i
+    return image, label
+
+
+def check_complete(case: Case) -> None:
+    """Raises ImageError for a case with missing or duplicated files."""
+    if case.fault[0]:
+        raise ImageError(case.image, *case.fault)
+
+
+def check_inside(case: Case) -> None:
+    """Raises ImageError for an incomplete case and for a link out of its folder.
+
+    A stranger's folder must not make us read other files of this machine.
+    """
+    check_complete(case)
+    root = Path(case.root).resolve()
+    for path in (Path(case.image), *(Path(file.path) for file in case.labels)):
+        for file in (path, *(path.iterdir() if path.is_dir() else ())):
+            if not file.resolve().is_relative_to(root):
+                raise ImageError(
+                    file, "is a link out of its folder", "put the file itself there, or link the whole folder"
+                )
+
+
+def _examples_of_image(case: Case) -> list[Example]:
+    image = _read_image(case)
+    masks = {i: preprocess_mask(mask, case.size) for i, mask in _image_masks(case, image)}
+    window = case.window
+    if window == "auto":  # of single images only DICOM has physical units
+        window = window_of_modality(case.modality) if extension(case.image) in DICOM_EXTENSIONS else "none"
+    return [_example(case, preprocess_image(apply_window(image, window), case.size, scale=False), masks)]
+
+
+def _read_image(case: Case) -> np.ndarray:
+    if extension(case.image) in DICOM_EXTENSIONS:
+        return check_image(read_dicom_image(case.image), case.image)
+    return read_image(case.image)
+
+
+def _image_masks(case: Case, image: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    height, width = image.shape
+    return class_masks(case.labels, case.ids, lambda file: _read_image_label(file, (height, width)))
+
+
+def _read_image_label(file: LabelFile, shape: tuple[int, int]) -> np.ndarray:
+    """Reads int32 [H, W] values of the image's shape."""
+    if extension(file.path) == CONTOUR_EXTENSION:
+        return read_contour(file.path, shape)
+    label = read_label(file.path)
+    if label.shape != shape:
+        sizes = ["x".join(map(str, each[::-1])) for each in (shape, label.shape)]
+        detail = f"the image is {sizes[0]}, the label {sizes[1]} (width x height)"
+        raise ImageError(file.path, "image and label differ in size", detail)
+    return label
+
+
+def _examples_of_volume(case: Case) -> list[Example]:
+    image = read_volume(case.image, case.channel)
+    shape = image.shape_at(1)
+    check_voxels(image.name, shape, "1 mm")
+    axes = {axis: slice_axis(image) if axis == IN_PLANE else axis for axis in wanted_axes(case, image)}
+    slices: dict[tuple[int, str, int], dict[int, np.ndarray]] = {}  # (axis, slicing, index) → masks
+    for i, mask in class_masks(case.labels, case.ids, lambda file: read_label_on(case, file, image, shape)):
+        for axis, across in axes.items():
+            indices = {"mid": middle_slice(mask, across), "max": largest_slice(mask, across)}
+            if mask.shape[across] == 1:
+                indices = {"image": 0}
+            for slicing, index in indices.items():
+                if plane(mask, across, index).any():
+                    slices.setdefault((axis, slicing, index), {})[i] = slice_mask(mask, across, index, case.size)
+    if not slices:
+        raise ImageError(case.labels[0].path, "no class occurs in the volume", "every voxel is 0")
+    window = window_of_modality(case.modality) if case.window == "auto" else case.window
+    data = apply_window(to_spacing(image).data, window)
+    examples = []
+    for axis, slicing, index in sorted(slices):
+        cut = slice_image(data, axes[axis], index, case.size)
+        slice_case = replace(case, name=f"{case.name}/axis{axis}/{slicing}{index}")
+        examples.append(_example(slice_case, cut, slices[axis, slicing, index], axis, slicing))
+    return examples
+
+
+def wanted_axes(case: Case, image: Volume) -> tuple[int, ...]:
+    """The axes to slice, of AXES or IN_PLANE, by the rule at the head of this file."""
+    if case.axes:
+        return case.axes
+    thick = max(image.spacing) > ISOTROPIC * min(image.spacing) or 1 in image.shape
+    return (slice_axis(image),) if thick or extension(case.image) in TIFF_EXTENSIONS else AXES
+
+
+def read_label_on(case: Case, file: LabelFile, image: Volume, shape: Shape) -> np.ndarray:
+    """Reads int32 class values on the grid that the image was resampled to."""
+    if Path(file.path).is_dir() and Path(case.image).is_dir() and not is_volume(file.path):
+        label = read_label_stack(file.path, case.image)
+    else:
+        label = read_label_volume(file.path)
+    check_same_grid(image, label)
+    return on_grid(label, shape).data
+
+
+def _example(
+    case: Case, image: np.ndarray, masks: dict[int, np.ndarray], axis: int = 0, slicing: str = "image"
+) -> Example:
+    stacked = np.stack(list(masks.values())) if masks else np.zeros((0, case.size, case.size), np.uint8)
+    return Example(
+        quantize(image), stacked, tuple(masks), case.subject, case.name, case.subset, case.modality, axis, slicing
+    )

@@ -1,0 +1,34 @@
+"""File names: which extensions are read and as what, and the natural order of names.
+
+This is the one list of formats. Add an extension here and its reader to `images.py` or `volume_files.py`.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+TIFF_EXTENSIONS = (".tif", ".tiff")  # one page is an image, several are a volume
+IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", *TIFF_EXTENSIONS, ".bmp", ".gif", ".ppm", ".ppm.gz")
+NIFTI_EXTENSIONS = (".nii", ".nii.gz")
+ITK_EXTENSIONS = (".nrrd", ".mha", ".mhd")
+VOLUME_EXTENSIONS = (*NIFTI_EXTENSIONS, *ITK_EXTENSIONS)  # always volumes
+DICOM_EXTENSIONS = (".dcm", ".ima", ".dicom")  # one file is an image, a folder of them is a volume
+READABLE_EXTENSIONS = (*IMAGE_EXTENSIONS, *VOLUME_EXTENSIONS, *DICOM_EXTENSIONS)
+CONTOUR_EXTENSION = ".txt"  # labels only: the points of a closed line
+
+
+def natural_order(names: Iterable[str]) -> list[str]:
+    """Sorts numbers in names by their value: p2 before p10."""
+    return sorted(names, key=lambda name: ([(text, int(n or -1)) for text, n in re.findall(r"(\D*)(\d*)", name)], name))
+
+
+def extension(path: str | Path) -> str:
+    """A file's extension in lower case; ".nii.gz" and ".ppm.gz" are one extension each."""
+    name = Path(path).name.lower()
+    return next((end for end in (".nii.gz", ".ppm.gz") if name.endswith(end)), Path(name).suffix)
+
+
+def stem(path: str | Path) -> str:
+    """A file's name without its extension."""
+    name = Path(path).name
+    return name[: len(name) - len(extension(name))]

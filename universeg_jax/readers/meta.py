@@ -1,0 +1,179 @@
+"""meta.json: what a folder says about itself, and the subject of each case.
+
+All fields may be left out:
+
+    labels                  {"1": "liver"}; without it the ids that occur
+    modality, licence, citation
+    subjects_identifiable   false: every case is its own subject, and reports say so
+    subjects                how a case's name gives its subject: a pattern with one group, "^(patient[0-9]+)", or
+                            the name of a CSV file in the folder with the columns case and subject
+    axes                    of volumes, a list of "sagittal", "coronal", "axial", "in-plane" (the acquired planes)
+    window                  "ct", "mr", "none" or [low, high] for volumes and DICOM files; without it chosen by the
+                            modality
+"""
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from universeg_jax.readers.errors import FolderError
+from universeg_jax.readers.preprocess import WINDOWS, Window
+from universeg_jax.readers.volumes import AXIS_NAMES
+
+AnyCase = TypeVar("AnyCase")
+
+
+@dataclass(frozen=True)
+class Meta:
+    """A folder's meta.json, checked."""
+
+    labels: dict[int, str]
+    modality: str
+    licence: str
+    citation: str
+    subjects_identifiable: bool
+    subjects: str
+    axes: tuple[int, ...]
+    window: Window
+
+
+@dataclass(frozen=True)
+class Folder(Generic[AnyCase]):
+    """The cases of a folder or source and what is known about all of them."""
+
+    cases: tuple[AnyCase, ...]
+    labels: dict[int, str]
+    modality: str
+    licence: str
+    citation: str
+    subjects_identifiable: bool
+    ignored: tuple[str, ...]  # files that are not read, such as "images/notes.txt"
+
+
+def read_meta(path: Path) -> Meta:
+    """Reads a folder's meta.json; unknown fields are ignored. Raises FolderError."""
+    file = path / "meta.json"
+    contents = read_json_object(file) if file.exists() else {}
+    fields = {}
+    for name, (default, parse, remedy) in FIELDS.items():
+        value = contents.get(name, default)
+        try:
+            fields[name] = parse(value)
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            raise FolderError(f'{file}: "{name}" is {value!r}; {remedy}') from error
+    return Meta(**fields)
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """Reads a JSON object in UTF-8. Raises FolderError."""
+    try:
+        contents = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FolderError(f"{file} is not JSON in UTF-8: {error}") from error
+    if not isinstance(contents, dict):
+        raise FolderError(f'{file}: must be an object, such as {{"labels": {{"1": "liver"}}}}')
+    return contents
+
+
+def subject_rule(path: Path, meta: Meta, default: Callable[[str], str]) -> Callable[[str], str]:
+    """Returns the function case name → subject: by meta's pattern or table, else `default`. Raises FolderError."""
+    file, rule = path / "meta.json", meta.subjects
+    if not meta.subjects_identifiable:
+        return lambda name: name
+    if not rule:
+        return default
+    if rule.lower().endswith(".csv"):
+        table = _subject_table(path, rule)
+        return lambda name: _look_up(table, name, path / rule)
+    try:
+        pattern = re.compile(rule)
+    except re.error as error:
+        raise FolderError(f'{file}: "subjects" is {rule!r}, which is no pattern: {error}') from error
+    if pattern.groups != 1:
+        raise FolderError(f'{file}: "subjects" is {rule!r}; it needs one group (…) around the subject')
+
+    def match(name: str) -> str:
+        matched = pattern.search(name)
+        if not matched or not matched[1]:
+            raise FolderError(f'{file}: "subjects" {rule!r} does not match the case {name!r}')
+        return matched[1]
+
+    return match
+
+
+def _subject_table(path: Path, name: str) -> dict[str, str]:
+    file = path / name
+    if not file.resolve().is_relative_to(path.resolve()):
+        raise FolderError(f'{path / "meta.json"}: "subjects" is {name!r}; the table must lie in the folder')
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as opened:
+            rows = list(csv.DictReader(opened))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise FolderError(f"{file}: cannot be read as the table of subjects: {error}") from error
+    if not rows or not {"case", "subject"} <= rows[0].keys():
+        raise FolderError(f"{file}: the table of subjects needs the columns case and subject")
+    table: dict[str, str] = {}
+    for row in rows:
+        if row["case"] and table.setdefault(row["case"], row["subject"]) != row["subject"]:
+            raise FolderError(f"{file}: the case {row['case']!r} has two subjects")
+    return table
+
+
+def _look_up(table: dict[str, str], name: str, file: Path) -> str:
+    if not table.get(name):
+        raise FolderError(f"{file}: the case {name!r} has no subject; add a line")
+    return table[name]
+
+
+def _labels(value: Any) -> dict[int, str]:
+    if not isinstance(value, dict) or not all(re.fullmatch("[0-9]{1,9}", i) for i in value):
+        raise ValueError
+    return {int(i): str(name) for i, name in value.items() if int(i)}
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    return value
+
+
+def _axes(value: Any) -> tuple[int, ...]:
+    axis_of = {name: axis for axis, name in enumerate(AXIS_NAMES)} | {axis: axis for axis in range(len(AXIS_NAMES))}
+    names = [value] if isinstance(value, str | int) else value
+    if not isinstance(names, list):
+        raise ValueError
+    return tuple(sorted({axis_of[name] for name in names}))
+
+
+def _window(value: Any) -> Window:
+    if isinstance(value, str) and value in WINDOWS:
+        return value
+    if not isinstance(value, list) or any(isinstance(v, bool | str) for v in value):
+        raise ValueError
+    low, high = map(float, value)
+    if not low < high:
+        raise ValueError
+    return low, high
+
+
+# Field → (default, parser, remedy where the parser fails).
+FIELDS: dict[str, tuple[Any, Callable[[Any], Any], str]] = {
+    "labels": ({}, _labels, 'it must map ids to names, such as {"1": "liver"}'),
+    "modality": ("", str, ""),
+    "licence": ("", str, ""),
+    "citation": ("", str, ""),
+    "subjects_identifiable": (True, _boolean, "write true or false"),
+    "subjects": ("", _text, "write a text"),
+    "axes": ([], _axes, f"write a list of {', '.join(AXIS_NAMES)}"),
+    "window": ("auto", _window, f"write one of {', '.join(WINDOWS)} or [low, high]"),
+}

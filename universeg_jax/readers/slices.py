@@ -1,0 +1,108 @@
+"""Slices of volumes, padded to the volume's cube and resized, and the way back.
+
+The blur is within the plane, so that unused slices are never computed.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.ndimage import gaussian_filter1d
+
+from universeg_jax.readers.checks import check_voxels
+from universeg_jax.readers.preprocess import (
+    Window,
+    apply_window,
+    preprocess_image,
+    preprocess_mask,
+    restore,
+    window_of_intensities,
+)
+from universeg_jax.readers.volumes import AXES, Shape, Volume, on_grid, slice_axis
+
+
+def plane(data: np.ndarray, axis: int, index: int) -> np.ndarray:
+    """[rows, columns] of a slice in radiological view: head or front up, the patient's right or front on the left."""
+    return data.take(index, axis).T[::-1, ::-1]
+
+
+def from_planes(planes: np.ndarray, axis: int) -> np.ndarray:
+    """Inverts `plane` for all slices of an axis: [N, rows, columns] → [X, Y, Z]."""
+    return np.moveaxis(planes[:, ::-1, ::-1].transpose(0, 2, 1), 0, axis)
+
+
+def slice_image(data: np.ndarray, axis: int, index: int, size: int) -> np.ndarray:
+    """Slice of a windowed volume, padded to its cube and resized → float32 [size, size] in [0, 1]."""
+    return preprocess_image(plane(data, axis, index), size, side=max(data.shape), scale=False)
+
+
+def slice_mask(mask: np.ndarray, axis: int, index: int, size: int) -> np.ndarray:
+    """Slice of a binary volume, by the same rule as the image → uint8 0/1 [size, size]."""
+    return preprocess_mask(plane(mask, axis, index), size, side=max(mask.shape))
+
+
+def middle_slice(data: np.ndarray, axis: int) -> int:
+    """N // 2, MegaMedical's mid-slice."""
+    return data.shape[axis] // 2
+
+
+def largest_slice(mask: np.ndarray, axis: int) -> int:
+    """The slice with most foreground, the first of equals: MegaMedical's max-slice."""
+    return int(np.argmax(mask.sum(tuple(a for a in AXES if a != axis), dtype=np.int64)))
+
+
+@dataclass(frozen=True)
+class SliceOrigin:
+    """The volume and grid that slices were cut from; `from_slices` puts them back."""
+
+    volume: Volume
+    axis: int
+    shape: Shape  # of the grid that was cut
+    side: int  # of its cube
+
+
+def volume_slices(
+    volume: Volume, size: int, axis: int | None = None, window: Window = "auto"
+) -> tuple[np.ndarray, np.ndarray, SliceOrigin]:
+    """Cuts intensities into slices: (float32 [N, size, size], relative positions [N] in [0, 1], their origin).
+
+    The plane is resampled to 1 mm. Along `axis` (default: `slice_axis`) the volume's own slices are used, or one per
+    mm where there are more. The window "auto" is `window_of_intensities`.
+    """
+    axis = slice_axis(volume) if axis is None else axis
+    fine = volume.shape_at(1)
+    x, y, z = (min(n, fine[a]) if a == axis else fine[a] for a, n in enumerate(volume.shape))
+    shape = (x, y, z)
+    check_voxels(volume.name, shape, "1 mm")
+    if window == "auto":
+        window = window_of_intensities(volume.data)
+    origin = SliceOrigin(volume, axis, shape, max(fine))
+    data = apply_window(on_grid(volume, shape).data, window)
+    slices = [preprocess_image(plane(data, axis, i), size, side=origin.side, scale=False) for i in range(shape[axis])]
+    return np.stack(slices), _positions(shape[axis]), origin
+
+
+def mask_slices(volume: Volume, size: int, origin: SliceOrigin, label: int) -> np.ndarray:
+    """Cuts masks uint8 0/1 [N, size, size] of one label, as `volume_slices` cut the image at `origin`."""
+    data = on_grid(replace(volume, data=(volume.data == label).astype(np.uint8)), origin.shape).data
+    count = origin.shape[origin.axis]
+    return np.stack([preprocess_mask(plane(data, origin.axis, i), size, side=origin.side) for i in range(count)])
+
+
+def smooth_slices(slices: np.ndarray, origin: SliceOrigin, sigma: float) -> np.ndarray:
+    """Blurs predictions [N, ...] across the slices by a Gaussian of `sigma` mm."""
+    apart = origin.volume.spacing[origin.axis] * origin.volume.shape[origin.axis] / origin.shape[origin.axis]
+    return gaussian_filter1d(slices, sigma / apart, axis=0, mode="nearest")
+
+
+def from_slices(slices: np.ndarray, origin: SliceOrigin) -> Volume:
+    """Puts predictions [N, size, size] of all slices back → float32 on the grid of the volume they were cut from."""
+    if len(slices) != origin.shape[origin.axis]:
+        raise ValueError(f"{len(slices)} slices for an axis of {origin.shape[origin.axis]}")
+    columns, rows = (n for a, n in enumerate(origin.shape) if a != origin.axis)
+    planes = np.stack([restore(s, (rows, columns), side=origin.side) for s in slices])
+    cut = replace(origin.volume, data=from_planes(planes, origin.axis))
+    return replace(origin.volume, data=on_grid(cut, origin.volume.shape).data)
+
+
+def _positions(count: int) -> np.ndarray:
+    return ((np.arange(count) + 0.5) / count).astype(np.float32)

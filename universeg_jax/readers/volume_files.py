@@ -1,0 +1,242 @@
+"""Volumes from files: NIfTI, NRRD, MetaImage and multi-page TIFF → `Volume`; a DICOM series by dicom.py.
+
+Any fault of a file becomes an ImageError with its name. Sizes are checked from the header, before a voxel is read.
+Headers that point to other files are refused, because a stranger's header must not choose which files are opened; only
+a .mhd may name the one file of voxels beside it.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from universeg_jax.readers import checks
+from universeg_jax.readers.dicom import read_dicom
+from universeg_jax.readers.errors import ImageError, as_image_errors
+from universeg_jax.readers.file_names import (
+    DICOM_EXTENSIONS,
+    ITK_EXTENSIONS,
+    NIFTI_EXTENSIONS,
+    TIFF_EXTENSIONS,
+    VOLUME_EXTENSIONS,
+    extension,
+)
+from universeg_jax.readers.labels import check_ids
+from universeg_jax.readers.preprocess import to_grey
+from universeg_jax.readers.volumes import LPS_TO_RAS, Volume, make_affine, make_volume
+
+HEADER_BYTES = 1 << 16  # enough for the text header of an ITK format
+MAX_GZIP_RATIO = 2000  # gzip reaches 1032 to 1
+
+
+def is_dicom(path: str | Path) -> bool:
+    """True for a DICOM series (a folder) and for one DICOM file."""
+    return Path(path).is_dir() or extension(path) in DICOM_EXTENSIONS
+
+
+def is_volume(path: str | Path) -> bool:
+    """True for paths that are read as volumes: NIfTI, NRRD, MetaImage, multi-page TIFF, a folder of DICOM files."""
+    path = Path(path)
+    if path.is_dir():
+        return any(_may_be_dicom(file) for file in path.iterdir())
+    return extension(path) in VOLUME_EXTENSIONS or (extension(path) in TIFF_EXTENSIONS and _tiff_pages(path) > 1)
+
+
+def _may_be_dicom(path: Path) -> bool:
+    """Judges by the name: *.dcm, IM0001, or the end of a UID such as CT.1.2.840.7."""
+    kind = path.suffix.lower()
+    return (kind in (*DICOM_EXTENSIONS, "") or kind[1:].isdigit()) and not path.name.startswith(".") and path.is_file()
+
+
+def read_volume(path: str | Path, channel: int | None = None) -> Volume:
+    """Reads intensities, float32 [X, Y, Z] in canonical axes; `channel` selects one of several channels or times.
+
+    Raises ImageError, also for a volume of one value.
+    """
+    volume = _read(Path(path), channel)
+    checks.check_intensities(volume.data, path)
+    return replace(volume, data=volume.data.astype(np.float32, copy=False))
+
+
+def read_label_volume(path: str | Path, channel: int | None = None) -> Volume:
+    """Reads class ids, int32 [X, Y, Z] in canonical axes; floats must be whole. Raises ImageError."""
+    volume = _read(Path(path), channel)
+    return replace(volume, data=check_ids(volume.data, path))
+
+
+def write_like(path: str | Path, data: np.ndarray, source: str | Path, volume: Volume) -> None:
+    """Writes a mask [X, Y, Z] on the grid of `volume`, which was read from `source`, in the grid of that file.
+
+    NIfTI keeps the source's header except its data type; NRRD and MetaImage keep origin, spacing and direction; a mask
+    for any other source is NIfTI with its affine. `path` must end with `mask_extension(source)`.
+    """
+    source, data = Path(source), replace(volume, data=data).file_data()
+    kind = extension(source)
+    if kind in ITK_EXTENSIONS:
+        _write_itk(path, data, source)
+        return
+    if kind in NIFTI_EXTENSIONS:
+        header = nib.Nifti1Header.from_header(nib.load(source).header)
+        header.set_data_dtype(data.dtype)
+        header.set_slope_inter(1, 0)
+        header["cal_max"] = header["cal_min"] = 0
+        shape = (*header.get_data_shape(), 1, 1, 1)[:3]
+        image = nib.Nifti1Image(np.ascontiguousarray(data.reshape(shape)), None, header)
+    else:
+        image = nib.Nifti1Image(np.ascontiguousarray(data), volume.file_affine())
+    nib.save(image, path)
+
+
+def _write_itk(path: str | Path, data: np.ndarray, source: Path) -> None:
+    import SimpleITK as sitk
+
+    reference = sitk.ReadImage(str(source))
+    image = sitk.GetImageFromArray(np.ascontiguousarray(data.T.reshape(reference.GetSize()[::-1])))
+    image.CopyInformation(reference)
+    try:
+        sitk.WriteImage(image, str(path), True)
+    except RuntimeError as error:  # ITK reports a full disk in no other way
+        raise OSError(f"{path} cannot be written") from error
+
+
+def mask_extension(source: str | Path) -> str:
+    """The extension of a mask's file for a volume; a mask for a .mhd is one .mha file."""
+    kind = extension(source)
+    return {".mhd": ".mha"}.get(kind, kind) if kind in ITK_EXTENSIONS else ".nii.gz"
+
+
+def _read(path: Path, channel: int | None) -> Volume:
+    kind = extension(path)
+    with as_image_errors(path):
+        if path.is_dir() or kind in DICOM_EXTENSIONS:
+            return read_dicom(path)
+        checks.check_bytes(path)
+        if kind in NIFTI_EXTENSIONS:
+            return _read_nifti(path, channel)
+        if kind in ITK_EXTENSIONS:
+            return _read_itk(path, channel)
+        if kind in TIFF_EXTENSIONS:
+            return _read_tiff(path)
+    kinds = (*VOLUME_EXTENSIONS, *TIFF_EXTENSIONS, *DICOM_EXTENSIONS)
+    raise ImageError(path, "has an extension that is not read", f"volumes are {', '.join(kinds)}")
+
+
+def _pick(path: Path, count: int, channel: int | None) -> int:
+    """The index of the channel to read of `count`."""
+    if count == 1 and channel is None:
+        return 0
+    if channel is None or not 0 <= channel < count:
+        wanted = "" if channel is None else f"; number {channel} was requested"
+        raise ImageError(path, "has several channels or times", f"{count}{wanted}; save each as a file of its own")
+    return channel
+
+
+def _read_nifti(path: Path, channel: int | None) -> Volume:
+    image = nib.load(path)
+    if not isinstance(image, nib.spatialimages.SpatialImage):
+        raise ImageError(path, "is no volume of three axes", type(image).__name__)
+    shape = tuple(image.shape)
+    checks.check_voxels(path, shape)
+    dtype = np.dtype(image.get_data_dtype())
+    if dtype.fields or dtype.kind == "c":
+        raise ImageError(path, "holds colours or complex numbers", str(dtype))
+    shape = (*shape, 1, 1, 1)[: max(len(shape), 3)]
+    if np.prod(shape[3:], dtype=int) == 1 and channel in (None, 0):
+        data = np.asarray(image.dataobj).reshape(shape[:3])
+    else:
+        if len(shape) != 4:
+            raise ImageError(path, "has more than four axes", str(shape))
+        data = np.asarray(image.dataobj[..., _pick(path, shape[3], channel)])
+    return make_volume(_compact(data), image.affine, str(path))
+
+
+def _compact(data: np.ndarray) -> np.ndarray:
+    """Floats as float32; integers stay, because class ids above 2^24 are not exact in float32."""
+    return data if data.dtype.kind in "iu" else data.astype(np.float32)
+
+
+def _read_itk(path: Path, channel: int | None) -> Volume:
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    voxels = _check_itk_header(path)
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("NrrdImageIO" if extension(path) == ".nrrd" else "MetaImageIO")
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    size, channels = reader.GetSize(), reader.GetNumberOfComponents()
+    checks.check_voxels(path, (*size, channels))
+    if len(size) not in (2, 3):
+        raise ImageError(path, "is no volume of three axes", str(size))
+    held = voxels.stat().st_size
+    if np.prod(size, dtype=float) * channels > MAX_GZIP_RATIO * held:
+        raise ImageError(path, "its header promises more voxels than the file can hold", f"{size} in {held} bytes")
+    image = reader.Execute()
+    data = sitk.GetArrayViewFromImage(image)  # [Z, Y, X] or [Z, Y, X, C]
+    data = data[..., _pick(path, channels, channel)] if channels > 1 else data
+    data = data.reshape((1, *data.shape)) if len(size) == 2 else data
+    spacing, origin, direction = np.ones(3), np.zeros(3), np.eye(3)
+    count = len(size)
+    spacing[:count], origin[:count] = image.GetSpacing(), image.GetOrigin()
+    direction[:count, :count] = np.reshape(image.GetDirection(), (count, count))
+    return make_volume(_compact(data.T.copy()), LPS_TO_RAS @ make_affine(direction * spacing, origin), str(path))
+
+
+def _check_itk_header(path: Path) -> Path:
+    """The file that holds the voxels: `path`, or for a .mhd the one beside it. Raises ImageError for any other."""
+    with path.open("rb") as file:
+        head = file.read(HEADER_BYTES)
+    if extension(path) == ".mhd":
+        name = _mhd_data(head)
+        voxels = path.parent / name
+        if voxels.name != name or not voxels.is_file():
+            raise ImageError(path, "its file of voxels does not lie beside it", name[:80])
+        if voxels.resolve().parent != path.resolve().parent:
+            raise ImageError(voxels, "is a link out of its folder", "put the file itself there")
+        return voxels
+    nrrd_header = head.split(b"\n\n")[0].lower().replace(b"datafile", b"data file")
+    detached = b"data file:" in nrrd_header if extension(path) == ".nrrd" else b"ElementDataFile = LOCAL" not in head
+    if detached:
+        raise ImageError(path, "its header points to another file", "save it as one file")
+    return path
+
+
+def voxels_of(path: str | Path) -> Path | None:
+    """The file beside a .mhd that holds its voxels; None for other files, and where the header names none."""
+    if extension(path) != ".mhd":
+        return None
+    with Path(path).open("rb") as file:
+        name = _mhd_data(file.read(HEADER_BYTES))
+    return Path(path).parent / Path(name).name if name else None
+
+
+def _mhd_data(head: bytes) -> str:
+    """The file of voxels that a header names; "" where it names none, a list or a numbered pattern."""
+    lines = [line.partition(b"=")[2].strip() for line in head.splitlines() if line.startswith(b"ElementDataFile")]
+    name = lines[0].decode("utf-8", "replace") if lines else ""
+    return "" if name.startswith("LIST") or "%" in name else name
+
+
+def _tiff_pages(path: Path) -> int:
+    """The number of pages; 1 for a damaged file, which the image reader then reports."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            return len(file.pages)
+    except Exception:
+        return 1
+
+
+def _read_tiff(path: Path) -> Volume:
+    """Stacks the pages, as they are displayed, along the axial axis; a voxel is 1 mm, since the file has no size."""
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        first = file.pages[0]
+        checks.check_voxels(path, (len(file.pages), *first.shape))
+        if len({page.shape for page in file.pages}) > 1:
+            raise ImageError(path, "its pages differ in size", "save each as a file of its own")
+        data = np.stack([to_grey(page.asarray()) if len(first.shape) > 2 else page.asarray() for page in file.pages])
+    return make_volume(_compact(data.T), LPS_TO_RAS, str(path))

@@ -1,0 +1,97 @@
+"""Files that a run writes: JSON, JSON lines, CSV; whole or not at all, and one process at a time."""
+
+import contextlib
+import csv
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from universeg_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path` that replaces it on success and is removed on failure.
+
+    Readers see the old file or the new one, never a part; once this returns, the new one has reached the disk. The
+    temporary name is hidden and ends like `path`, for writers that choose the format by it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp.{path.name}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class JsonLines:
+    """An append-only file of one JSON object a line, each with a "step", that survives being killed.
+
+    On opening, lines from `resume_step` on are dropped, and so is a last line cut short by a kill: the run that
+    continues writes them again, so that every step stands in the file once.
+    """
+
+    def __init__(self, path: Path, resume_step: int):
+        kept = [row for row in read_json_lines(path) if row["step"] < resume_step]
+        with atomic_write(path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self.file = path.open("a")
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; [] where there is no file."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]  # what follows the last newline was cut short
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON, atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+class LockedError(UserError):
+    """A folder that another process works in."""
+
+
+@contextlib.contextmanager
+def lock(workdir: Path | None, name: str = ".lock") -> Iterator[None]:
+    """Refuses a second process in a workdir; the lock goes with the process, however it ends. None locks nothing."""
+    if workdir is None:
+        yield
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / name).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LockedError(f"another process works in {workdir}; wait for it, or take another folder") from None
+        yield
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """All rows under the first one's names."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
