@@ -1,6 +1,6 @@
 """Frozen features against the original network, and that they are frozen.
 
-The vectors come from `python -m tools.convert_lite0 --golden tests/golden/lite0.npz`: make them anew if the image or
+The vectors come from `python -m tools.convert_lite0 --golden tests/golden/pretrained/lite0.npz`: make them anew if the image or
 the blocks change.
 """
 
@@ -16,7 +16,7 @@ from tools.convert_lite0 import SHA256, fold, formula_image
 from universeg_jax.model import pretrained
 from universeg_jax.model.pretrained import FEATURES, TAPS, depthwise, features
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "lite0.npz"
+GOLDEN = Path(__file__).parents[1] / "golden" / "pretrained" / "lite0.npz"
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,57 @@
+"""Keys of a support set: computed once, and the same predictions as without them."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.fixtures import disc_examples, tiny_config
+from tests.model.test_recognition import moved, pixels_of_cells
+from universeg_jax.model import pretrained
+from universeg_jax.model.factory import build_model, init_params
+from universeg_jax.prediction.predictor import Predictor
+from universeg_jax.prediction.prepared import AT_A_TIME, PreparedKeys
+
+
+@pytest.mark.parametrize(("count", "times"), [(3, 2), (20, 5)])
+def test_keys_of_an_image_are_computed_once(count, times):
+    images, calls = np.arange(count, dtype=np.float32).reshape((-1, 1, 1, 1)), []
+
+    def compute(part):
+        calls.append(part[:, 0, 0, 0].tolist())
+        return part + 1, part[:, 0] * 2
+
+    keys = PreparedKeys(compute, images)
+    for rows in ([2, 1], [1, 2, 0], range(count), [0]):
+        first, second = keys.of(np.array(rows))
+        np.testing.assert_array_equal(first[np.array(rows)], images[np.array(rows)] + 1)
+        np.testing.assert_array_equal(second[np.array(rows)], images[np.array(rows), 0] * 2)
+    assert {len(call) for call in calls} == {min(AT_A_TIME, count)}  # one shape, compiled once
+    assert {x for call in calls for x in call} == set(range(count))
+    assert len(calls) == times
+
+
+@pytest.fixture
+def predictor(monkeypatch):
+    monkeypatch.setattr(pretrained, "features", pixels_of_cells)
+    config = tiny_config()
+    config.model.update({"keys": "lite0", "key_heads": 2})
+    return Predictor(moved(init_params(build_model(config.model), 0)), config)
+
+
+@pytest.mark.parametrize("flips", [False, True])
+def test_prepared_keys_change_no_prediction(predictor, monkeypatch, flips):
+    examples = disc_examples(5)
+    images = [example.image for example in examples[1:]]
+    labels = [example.masks[0] * 3 for example in examples[1:]]
+    labels[0][:4] = 1  # a second label
+    prepared = predictor.for_support(images, labels, flips=flips)
+    found = prepared(examples[0].image).probabilities
+    predictor.has_keys = False  # then the model computes them with each query
+    expected = predictor.for_support(images, labels, flips=flips)(examples[0].image).probabilities
+    assert found.shape == (2, 16, 16)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    computed = []
+    monkeypatch.setattr(predictor, "_support_keys", lambda *args: computed.append(args))
+    prepared(examples[1].image)
+    assert not computed
+    assert np.isfinite(jax.tree.leaves(prepared.keys_of(np.arange(4)))[0]).all()
