@@ -1,7 +1,7 @@
 """Frozen features against the original network, and that they are frozen.
 
-The vectors come from `python -m tools.convert_lite0 --golden tests/golden/pretrained/lite0.npz`: make them anew if the image or
-the blocks change.
+`python -m tools.convert_lite0 --golden tests/golden/pretrained/lite0.npz` makes the vectors: run it again if the image
+or the blocks change.
 """
 
 from pathlib import Path
