@@ -20,7 +20,7 @@ from tqdm import tqdm
 from universeg_jax.episodes import augment
 from universeg_jax.errors import UserError
 
-Array = jax.Array
+Array = jax.Array | np.ndarray
 MIN_SUBJECTS_TO_HOLD_OUT = 4  # with fewer subjects none is held out
 MAX_SCORED = 32  # images that the best parameters are chosen by
 

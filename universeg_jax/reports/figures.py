@@ -35,7 +35,7 @@ def curves_figure(train: Sequence[dict[str, Any]], held_out: Sequence[dict[str, 
     left.set(xlabel="step", ylabel="training loss")
     left.legend()
     at = [row["step"] for row in held_out]
-    right.set_prop_cycle(color=colormaps["tab20"].colors)  # the usual ten colours are fewer than the datasets
+    right.set_prop_cycle(color=colormaps["tab20"](range(20)))  # the default cycle has only ten colours
     for name in held_out[-1]["datasets"] if held_out else ():
         right.plot(at, [100 * r["datasets"][name] for r in held_out], ".-", lw=0.8, label=name)
     right.plot(at, [100 * r["mean_dice"] for r in held_out], "k.-", lw=2, label="mean")
