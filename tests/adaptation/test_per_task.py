@@ -17,7 +17,7 @@ from universeg_jax.adaptation.leave_one_out import Start, finetune_functions, le
 from universeg_jax.adaptation.per_task import fit_finetuned, fit_unet, held_out
 from universeg_jax.checkpoints import store
 from universeg_jax.configuration import to_dict
-from universeg_jax.data.tasks import Examples, dataset_tasks
+from universeg_jax.data.tasks import TaskSide, dataset_tasks
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation import runner
 from universeg_jax.evaluation.cases import Settings, support_pool
@@ -56,7 +56,7 @@ def checkpoint(tmp_path, start):
 
 
 def first(examples, count):
-    return Examples(examples.rows[:count], examples.positions[:count], examples.subjects[:count])
+    return TaskSide(examples.rows[:count], examples.positions[:count], examples.subjects[:count])
 
 
 def test_a_fifth_of_the_subjects_is_held_out_and_none_of_few():
@@ -116,7 +116,7 @@ def test_a_unet_learns_its_task_from_its_support_split(dataset):
     assert fitted.about["best_score"] > fitted.about["start_score"] + 0.2
     assert fitted.about["best_step"] in (20, 40)
     two = support_pool(task)
-    two = Examples(two.rows[[0, 0, 0, 1, 1, 1]], two.positions[[0, 0, 0, 1, 1, 1]], two.subjects[[0, 0, 0, 1, 1, 1]])
+    two = TaskSide(two.rows[[0, 0, 0, 1, 1, 1]], two.positions[[0, 0, 0, 1, 1, 1]], two.subjects[[0, 0, 0, 1, 1, 1]])
     few = fit_unet(dataset, task, two, (4, 8), RECIPE)
     assert few.about["best_step"] == 40
     assert "best_score" not in few.about

@@ -52,14 +52,14 @@ class Task:
         parts = (self.dataset, self.subset, self.modality, f"axis{self.axis}", self.slicing, f"label{self.label}")
         return "/".join(part for part in parts if part)
 
-    def side(self, side: int) -> "Examples":
+    def side(self, side: int) -> "TaskSide":
         on = slice(*np.searchsorted(self.sides, [side, side + 1]))  # views: a pool takes no memory of its own
-        return Examples(self.rows[on], self.positions[on], self.subjects[on])
+        return TaskSide(self.rows[on], self.positions[on], self.subjects[on])
 
 
 @dataclass(frozen=True)
-class Examples:
-    """Examples of one side of a task, sorted by subject."""
+class TaskSide:
+    """TaskSide of one side of a task, sorted by subject."""
 
     rows: np.ndarray
     positions: np.ndarray

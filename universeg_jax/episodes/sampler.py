@@ -19,7 +19,7 @@ import grain
 import numpy as np
 
 from universeg_jax.data.dataset import Dataset
-from universeg_jax.data.tasks import FIRST, Examples, Task, side_of_role
+from universeg_jax.data.tasks import FIRST, Task, TaskSide, side_of_role
 from universeg_jax.episode import Episode, split_query
 from universeg_jax.errors import UserError
 
@@ -57,7 +57,7 @@ class EpisodeSampler:
 
     datasets: dict[str, Dataset]
     tasks: Sequence[Task]
-    pools: Sequence[Examples]
+    pools: Sequence[TaskSide]
     tree: tuple  # of task numbers: each branch of a node is as likely as the others
     companions: dict[tuple, tuple[int, ...]]  # labels of each family of tasks
     seed: int

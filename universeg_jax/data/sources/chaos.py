@@ -1,6 +1,6 @@
 """CHAOS: livers in CT, and four abdominal organs in two sequences of MR, as DICOM with a picture of labels a slice."""
 
-from universeg_jax.data.source import Part, Source
+from universeg_jax.data.source import FilePattern, Source
 from universeg_jax.readers.volumes import IN_PLANE
 
 COMMON = {
@@ -20,7 +20,7 @@ SOURCES = (
         title="Combined Healthy Abdominal Organ Segmentation, CT",
         modality="abdominal CT",
         labels={1: "liver"},
-        parts=(Part("CT/{subject:\\d+}/DICOM_anon/", {1: "CT/{subject}/Ground/"}),),
+        patterns=(FilePattern("CT/{subject:\\d+}/DICOM_anon/", {1: "CT/{subject}/Ground/"}),),
         **COMMON,
     ),
     Source(
@@ -28,9 +28,9 @@ SOURCES = (
         title="Combined Healthy Abdominal Organ Segmentation, MR",
         modality="abdominal MR",
         labels=ORGANS,
-        parts=(
+        patterns=(
             *(
-                Part(
+                FilePattern(
                     f"MR/{{subject:\\d+}}/T1DUAL/DICOM_anon/{phase}/",
                     "MR/{subject}/T1DUAL/Ground/",
                     f"abdominal MR T1 {words}",
@@ -38,7 +38,7 @@ SOURCES = (
                 )
                 for phase, words in (("InPhase", "in phase"), ("OutPhase", "out of phase"))
             ),
-            Part(
+            FilePattern(
                 "MR/{subject:\\d+}/T2SPIR/DICOM_anon/",
                 "MR/{subject}/T2SPIR/Ground/",
                 "abdominal MR T2 SPIR",

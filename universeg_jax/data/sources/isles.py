@@ -1,6 +1,6 @@
 """ISLES 2022: ischaemic stroke lesions in diffusion MR; the FLAIR images lie on another grid and are left out."""
 
-from universeg_jax.data.source import Part, Source
+from universeg_jax.data.source import FilePattern, Source
 from universeg_jax.readers.volumes import IN_PLANE
 
 SUBJECT = "{subject:sub-strokecase\\d+}/ses-0001"
@@ -12,8 +12,8 @@ SOURCES = (
         title="Ischemic Stroke Lesion Segmentation 2022",
         modality="brain MR",
         labels={1: "stroke lesion"},
-        parts=tuple(
-            Part(
+        patterns=tuple(
+            FilePattern(
                 f"{place}/{{subject}}_ses-0001_{kind}.nii.gz",
                 "derivatives/{subject}/ses-0001/{subject}_ses-0001_msk.nii.gz",
                 f"brain MR {kind.upper()}",

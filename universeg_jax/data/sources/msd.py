@@ -1,6 +1,6 @@
 """The ten tasks of the Medical Segmentation Decathlon; files with several channels give a modality each."""
 
-from universeg_jax.data.source import Download, Part, Source
+from universeg_jax.data.source import Download, FilePattern, Source
 from universeg_jax.readers.volumes import IN_PLANE
 
 ALL = (0, 1, 2)
@@ -25,8 +25,8 @@ def _task(
         title=f"Medical Segmentation Decathlon, {folder}",
         modality=modalities[0] if len(modalities) == 1 else modalities[0].rpartition(" ")[0],
         labels=labels,
-        parts=tuple(
-            Part(
+        patterns=tuple(
+            FilePattern(
                 f"{folder}/imagesTr/{subject}.nii.gz",
                 f"{folder}/labelsTr/{subject}.nii.gz",
                 modality,

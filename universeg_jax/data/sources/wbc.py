@@ -1,6 +1,6 @@
 """WBC: white blood cells in smears, one cell a picture."""
 
-from universeg_jax.data.source import Part, Source
+from universeg_jax.data.source import FilePattern, Source
 
 VALUES = ((1, (128,)), (2, (255,)))
 COMMON = {
@@ -18,14 +18,14 @@ SOURCES = (
         name="wbc_jtsc",
         title="White blood cells, Dataset 1 (Jiangxi Tecom, rapid stain)",
         modality="bright-field microscopy, blood smear",
-        parts=(Part("Dataset 1/{case:\\d+}.bmp", "Dataset 1/{case}.png", values=VALUES),),
+        patterns=(FilePattern("Dataset 1/{case:\\d+}.bmp", "Dataset 1/{case}.png", values=VALUES),),
         **COMMON,
     ),
     Source(
         name="wbc_cellavision",
         title="White blood cells, Dataset 2 (CellaVision blog)",
         modality="bright-field microscopy, blood smear",
-        parts=(Part("Dataset 2/{case:\\d+}.bmp", "Dataset 2/{case}.png", values=VALUES),),
+        patterns=(FilePattern("Dataset 2/{case:\\d+}.bmp", "Dataset 2/{case}.png", values=VALUES),),
         **COMMON,
     ),
 )
