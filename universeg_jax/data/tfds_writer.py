@@ -16,6 +16,7 @@ from universeg_jax.readers.cases import Example
 
 tfds.disable_progress_bar()  # the builder's own bar covers reading and preprocessing, which take most of the time
 
+MODULE = "universeg_jax.data.builder"  # written to dataset_info.json; another name would change every fingerprint
 TEXTS = ("subject", "name", "subset", "modality", "slicing")
 
 
@@ -67,7 +68,7 @@ def _builder_class(meta: DatasetMeta, keyed: Any) -> type[tfds.core.GeneratorBas
         )
 
     members = {
-        "__module__": __name__,
+        "__module__": MODULE,
         "name": meta.name,
         "VERSION": tfds.core.Version(VERSION),
         "_info": info,

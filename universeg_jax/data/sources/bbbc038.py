@@ -1,4 +1,4 @@
-"""BBBC038, stage 1 of the Data Science Bowl 2018: nuclei, a mask a nucleus."""
+"""BBBC038, stage 1 of the Data Science Bowl 2018: nuclei, one mask per nucleus."""
 
 from universeg_jax.data.source import FilePattern, Source
 

@@ -1,4 +1,4 @@
-"""BUSI: breast ultrasound with benign or malignant lesions; pictures of normal breasts have no lesion to segment."""
+"""BUSI: breast ultrasound with benign or malignant lesions; images of normal breasts have no lesion to segment."""
 
 from universeg_jax.data.source import FilePattern, Source
 

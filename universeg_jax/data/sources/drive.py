@@ -1,4 +1,4 @@
-"""DRIVE: 20 training fundus photographs, vessels drawn by the first observer."""
+"""DRIVE: 20 training fundus photographs, vessels by the first observer."""
 
 from universeg_jax.data.source import FilePattern, Source
 

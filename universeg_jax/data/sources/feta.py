@@ -1,4 +1,4 @@
-"""FeTA: T2 MR of fetal brains, made super-resolved from stacks of slices, with seven tissues."""
+"""FeTA: super-resolved T2 MR of fetal brains with seven tissues."""
 
 from universeg_jax.data.source import FilePattern, Source
 

@@ -1,4 +1,4 @@
-"""IDRiD: lesions of diabetic retinopathy and the optic disc, a mask each; they may overlap."""
+"""IDRiD: lesions of diabetic retinopathy and the optic disc, one mask each; they may overlap."""
 
 from universeg_jax.data.source import FilePattern, Source
 

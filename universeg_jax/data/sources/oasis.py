@@ -1,4 +1,4 @@
-"""OASIS-1 as neurite gives it: T1 MR of 414 brains, skull stripped, with four tissues."""
+"""OASIS-1 in neurite's layout: T1 MR of 414 brains, skull stripped, with four tissues."""
 
 from universeg_jax.data.source import FilePattern, Source
 

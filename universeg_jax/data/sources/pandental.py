@@ -1,4 +1,4 @@
-"""PanDental: panoramic dental X-rays with the mandible drawn by two experts; the first expert's is taken."""
+"""PanDental: panoramic dental X-rays with the mandible segmented by two experts; the first expert's masks are used."""
 
 from universeg_jax.data.source import FilePattern, Source
 

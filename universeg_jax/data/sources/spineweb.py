@@ -1,4 +1,4 @@
-"""SpineWeb: T2 MR of the lower spine of 23 people with their vertebral bodies, as on Zenodo."""
+"""SpineWeb: T2 MR of the lower spine of 23 people with vertebral bodies, in Zenodo's layout."""
 
 from universeg_jax.data.source import FilePattern, Source
 

@@ -1,4 +1,4 @@
-"""STARE: 20 fundus photographs, vessels drawn by Adam Hoover (first observer)."""
+"""STARE: 20 fundus photographs, vessels by Adam Hoover (first observer)."""
 
 from universeg_jax.data.source import FilePattern, Source
 

@@ -1,4 +1,4 @@
-"""TotalSegmentator, version 2: CT of 1,228 patients, 117 structures, a file a structure."""
+"""TotalSegmentator, version 2: CT of 1,228 patients, 117 structures, one file per structure."""
 
 from universeg_jax.data.source import FilePattern, Source
 
