@@ -1,4 +1,4 @@
-"""How many planted mistakes `universeg check` finds, one JSON object per folder and kind.
+"""Counts the planted mistakes that `universeg check` finds, one JSON object per folder and kind.
 
     python -m benchmarks.check --checkpoint small --folders DATA/shenzhen_cxr_lungs,DATA/lung_ct_mini --out a.jsonl
 

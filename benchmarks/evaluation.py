@@ -145,12 +145,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
     count = sum(len(query_cases(task, args.max_cases)) for task in tasks)
+    options = {name: getattr(args, name) for name in ("support_size", "ensemble", "batch_size", "features")}
     about = {
         "cases": count,
-        "support_size": args.support_size,
-        "ensemble": args.ensemble,
-        "batch_size": args.batch_size,
-        "features": args.features,
+        **options,
         "machine": platform.processor() or platform.machine(),
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
@@ -159,8 +157,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     def report(benchmark: str, **values: Any) -> None:
         write_line({"benchmark": benchmark, **values, **about}, args.out)
 
-    before = read_json_lines(args.out) if args.out else []
-    done = {line["benchmark"]: line for line in before if about.items() <= line.items()}
+    lines = read_json_lines(args.out) if args.out else []
+    done = {line["benchmark"]: line for line in lines if about.items() <= line.items()}
     parts = set(args.only.split(",")) - done.keys()
     seconds: dict[str, float] = {name: line["seconds"] for name, line in done.items() if "seconds" in line}
     if "torch" in parts:

@@ -98,7 +98,7 @@ def test_a_query_is_never_in_its_support():
 
 @pytest.mark.parametrize("showing", [1, 2, 5])
 def test_a_support_shows_the_label_if_any_image_does(showing):
-    """Of 40 images a few show it: at least a quarter of four entries do, none where the query alone would."""
+    """At least one of four support entries shows a label that few of 40 images show, unless only the query does."""
     shows = jnp.arange(40) < showing
     labels = jnp.broadcast_to(shows[:, None, None, None].astype(jnp.float32), (40, 2, 2, 1))
     data = Labelled(labels, labels, jnp.arange(40), shows, jnp.arange(4), jnp.ones(4))
@@ -210,12 +210,12 @@ def test_the_commands(data_dir, tmp_path, checkpoint, capsys):
     assert cli.main(["table", str(out)]) == 0
     assert capsys.readouterr().out == cost_table({"tuned": summary}) + "\n"
     assert cli.main(finetune) == 1
-    assert "finetune needs one" in capsys.readouterr().err
+    assert "finetune needs a checkpoint" in capsys.readouterr().err
     assert cli.main([*finetune, f"--checkpoint={checkpoint}", "--steps=3", "--score_every=2"]) == 1
     assert "steps=3 is not a multiple of score_every=2" in capsys.readouterr().err
     unet = ["baseline", "--kind=unet", *flags, "--score_every=1", f"--out={tmp_path / 'unet'}"]
     assert cli.main([*unet, "--features=16,x"]) == 1
-    assert "--features=16,x: numbers above 0" in capsys.readouterr().err
+    assert "--features=16,x: use numbers above 0" in capsys.readouterr().err
     assert cli.main([*unet, "--image_size=100"]) == 1
     assert "image_size=100: a U-Net of 5 levels of features needs a multiple of 16" in capsys.readouterr().err
     small = [*unet, "--features=2,2", "--image_size=16", "--learning_rate=1e30"]
@@ -267,7 +267,7 @@ def test_trivial_baselines_use_the_same_command(data_dir, tmp_path, capsys):
     assert cli.main(["baseline", "--kind=mean_mask", *flags]) == 1
     assert "of another run" in capsys.readouterr().err
     assert cli.main(["baseline", "--kind=mean_mask", *flags, "--checkpoint=small"]) == 1
-    assert "finetune needs one, others take none" in capsys.readouterr().err
+    assert "finetune needs a checkpoint, others take none" in capsys.readouterr().err
 
 
 def test_a_unet_ignores_the_support_and_names_a_wrong_size():
