@@ -12,6 +12,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from universeg_jax import startup
+from universeg_jax.configuration import load_config, unknown_field
 from universeg_jax.errors import UserError
 from universeg_jax.training.loop import train_and_evaluate
 
@@ -26,14 +27,28 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 
 def parse(argv: list[str]) -> list[str]:
-    """The flags; a field that the config does not have ends with the names that it has, and no traceback."""
+    """Parses the flags; a wrong one ends the program with one line and no traceback."""
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        while error.args and isinstance(error.args[0], Exception):  # what ml_collections wraps
-            error = error.args[0]
-        message = error.args[0] if isinstance(error, KeyError) else error  # whose str would be quoted again
-        sys.exit(f"train.py: {' '.join(str(message).split())}")
+        cause: Exception = error
+        while cause.args and isinstance(cause.args[0], Exception):  # ml_collections wraps errors
+            cause = cause.args[0]
+        message = unknown_flag(argv) or " ".join(str(cause).split())
+        sys.exit(f"train.py: {message}")
+
+
+def unknown_flag(argv: list[str]) -> str | None:
+    """Names a --config.FIELD that the config does not have, since ml_collections gives only its last word."""
+    specs = [flag.removeprefix("--config=") for flag in argv if flag.startswith("--config=")]
+    names = [flag.removeprefix("--config.").partition("=")[0] for flag in argv if flag.startswith("--config.")]
+    if not specs:
+        return None
+    try:
+        config = load_config(specs[0])
+    except UserError as error:
+        return str(error)
+    return next((problem for name in names if (problem := unknown_field(config, name))), None)
 
 
 def main(argv: list[str]) -> None:

@@ -1,13 +1,13 @@
-"""Dice against wall-clock seconds, from "here are n labelled images" to "here is the mask".
+"""Dice against the wall-clock seconds from n labelled images to a mask.
 
     python -m benchmarks.adaptation --checkpoint runs/small128 --data_dir data --role test --out results/adaptation
 
-In-context, fine-tuned, and a U-Net from scratch, for n labelled images of the support split of each task, chosen by
-hash. Seconds are those of one task: the training where there is one, and one mask. Programs are compiled before the
-clock starts, as they are on a machine that did the like before; what compiling took stands beside it.
+Compares in-context segmentation, fine-tuning and a U-Net from scratch for n labelled images from the support split of
+each task, chosen by hash. The seconds are those of one task: its training, if any, and one mask. Compilation is timed
+separately, because a later task of the same shape reuses the programs.
 
-One JSON line a (task, n, method) in <out>/adaptation.jsonl; what is there is not done again, so the same command
-continues. <out>/adaptation.png draws what there is: each point a mean over tasks, weighted by dataset.
+Writes one JSON line per (task, n, method) to <out>/adaptation.jsonl. Rerunning the same command skips finished lines.
+<out>/adaptation.png shows means over tasks, then datasets.
 """
 
 import argparse
@@ -39,27 +39,27 @@ from universeg_jax.reports.figures import figure, save_figure
 from universeg_jax.reports.files import lock, read_json_lines
 from universeg_jax.reports.markdown import markdown_table, percent
 
-TO_THE_RIGHT = {"in_context": 6, "finetune": 6, "unet": -16}  # of a point, where its n is written: the free side
+LABEL_OFFSET = {"in_context": 6, "finetune": 6, "unet": -16}  # points from a marker to its n, on the free side
 METHODS = {"in_context": "in context", "finetune": "fine-tuned", "unet": "U-Net from scratch"}
-MOST_SUPPORT = 16  # entries while fine-tuning: time is linear in them
+MAX_SUPPORT = 16  # entries while fine-tuning, whose time is linear in them
 LINES, FIGURE = "adaptation.jsonl", "adaptation.png"
 
 
 def make_trainers(
     checkpoint: str, n: int, finetune: Recipe, unet: Recipe, features: Sequence[int]
 ) -> dict[str, Trainer]:
-    """Method → Trainer for n labelled images; in context trains nothing."""
-    tuned = finetune_trainer(checkpoint, min(n, MOST_SUPPORT), finetune)
-    nothing = Fitted(tuned.start, {"seconds": 0.0, "compile_seconds": 0.0})
-    in_context = replace(tuned, kind="in_context", fit=lambda *_: nothing)
+    """Method → Trainer for n labelled images; in context does not train."""
+    tuned = finetune_trainer(checkpoint, min(n, MAX_SUPPORT), finetune)
+    untrained = Fitted(tuned.start, {"seconds": 0.0, "compile_seconds": 0.0})
+    in_context = replace(tuned, kind="in_context", fit=lambda *_: untrained)
     return {"in_context": in_context, "finetune": tuned, "unet": unet_trainer(features, unet)}
 
 
 def measure(trainer: Trainer, dataset: Dataset, task: Task, n: int, max_cases: int) -> dict[str, Any]:
-    """Mean Dice over the query cases of a task, and the seconds of the training and of one mask."""
+    """Mean Dice over the query cases of a task, with the seconds of its training and of one mask."""
     pool = support_pool(task, n)
     fitted = trainer.fit(dataset, task, pool)
-    # Of a smaller pool all are the support, once: as many would be drawn with replacement, and some never.
+    # A pool smaller than n is the support as a whole: sampling n with replacement would miss some examples.
     settings = Settings((len(pool),), (1,), pool_size=n, max_cases=max_cases, batch_size=4)
     rows = runner.evaluate({trainer.kind: (trainer.method, fitted.params)}, [dataset], [task], settings, progress=False)
     scored = [row["dice"] for row in rows if not row["empty"]]
@@ -78,7 +78,7 @@ def measure(trainer: Trainer, dataset: Dataset, task: Task, n: int, max_cases: i
 
 
 def one_mask(trainer: Trainer, params: Any, dataset: Dataset, task: Task, settings: Settings) -> tuple[float, float]:
-    """(median seconds of a mask, seconds of compiling) for the first query of a task with its support."""
+    """(median seconds of a mask, seconds of compilation) for the first query of a task."""
     case = query_cases(task, 1)[0]
     episode, _ = gather_episodes([case], {dataset.meta.name: dataset}, settings, settings.support_sizes[0], 1)
     flat = Episode(*episode[:2], *(x[:, 0] for x in episode[2:]))
@@ -95,7 +95,7 @@ def one_mask(trainer: Trainer, params: Any, dataset: Dataset, task: Task, settin
 
 
 def chosen_tasks(datasets: Sequence[Dataset], most: int) -> list[Task]:
-    """The usable tasks, of each dataset `most` chosen by hash if that is not 0."""
+    """The usable tasks; at most `most` of each dataset by hash, if that is not 0."""
     tasks = usable([task for dataset in datasets for task in dataset_tasks(dataset)])
     if not most:
         return tasks
@@ -107,31 +107,34 @@ def chosen_tasks(datasets: Sequence[Dataset], most: int) -> list[Task]:
 def summarize(lines: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, float]]]:
     """Method → points by n: means over the tasks of a dataset, then over the datasets.
 
-    Where a task has fewer than n labelled images all of them are used, and the point tells the mean number.
+    Tasks with fewer than n labelled images use all of them; "labelled" is the mean number of used images.
     """
     points: dict[str, list[dict[str, float]]] = {}
     for method in METHODS:
         for n in sorted({line["n"] for line in lines}):
-            of_point = [line for line in lines if (line["method"], line["n"]) == (method, n)]
-            if not of_point:
+            selected = [line for line in lines if (line["method"], line["n"]) == (method, n)]
+            if not selected:
                 continue
             by_dataset: dict[str, list[dict[str, Any]]] = {}
-            for line in of_point:
+            for line in selected:
                 by_dataset.setdefault(line["dataset"], []).append(line)
             fields = ("dice", "seconds", "labelled")
-            means = {f: float(np.mean([np.mean([x[f] for x in of]) for of in by_dataset.values()])) for f in fields}
-            points.setdefault(method, []).append({"n": n, "tasks": len(of_point), **means})
+            means = {
+                f: float(np.mean([np.mean([line[f] for line in group]) for group in by_dataset.values()]))
+                for f in fields
+            }
+            points.setdefault(method, []).append({"n": n, "tasks": len(selected), **means})
     return points
 
 
-def draw(points: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """Dice against seconds, n beside each point."""
+def plot(points: dict[str, list[dict[str, float]]], path: Path) -> None:
+    """Plots Dice against seconds, with n beside each point."""
     fig, ((axes,),) = figure(6, 4.2)
     for method, of_method in points.items():
         seconds, dice = [p["seconds"] for p in of_method], [100 * p["dice"] for p in of_method]
         (line,) = axes.plot(seconds, dice, "o-", label=METHODS[method])
         for point, x, y in zip(of_method, seconds, dice, strict=True):
-            place = {"xytext": (TO_THE_RIGHT[method], -3), "textcoords": "offset points", "fontsize": 8}
+            place = {"xytext": (LABEL_OFFSET[method], -3), "textcoords": "offset points", "fontsize": 8}
             axes.annotate(str(point["n"]), (x, y), color=line.get_color(), **place)
     axes.set(xlabel="seconds from n labelled images to a mask", ylabel="mean Dice (%)", xscale="log")
     axes.margins(0.08)
@@ -160,9 +163,9 @@ def run(
     out: Path,
     minutes: float = 0,
 ) -> dict[str, list[dict[str, float]]]:
-    """Does what is not in <out>/adaptation.jsonl yet, draws, and returns the points.
+    """Measures what <out>/adaptation.jsonl lacks, plots all lines and returns the points.
 
-    After `minutes`, if not 0, nothing is begun; all is drawn that is there.
+    After `minutes`, if not 0, no further measurement starts.
     """
     started = time.monotonic()
     plan = {
@@ -178,7 +181,7 @@ def run(
         claim(out, plan)
         path = out / LINES
         lines = read_json_lines(path)
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))  # without one that a kill cut short
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))  # drops an incomplete last line
         done = {(line["task"], line["n"], line["method"]) for line in lines}
         for n in sizes:
             trainers = make_trainers(checkpoint, n, recipes["finetune"], recipes["unet"], features)
@@ -193,7 +196,7 @@ def run(
                     print(f"{task.name}, n={n}, {METHODS[method]}: {line['seconds']:.2f} s, Dice {line['dice']:.3f}")
                     sys.stdout.flush()
         points = summarize(read_json_lines(path))
-        draw(points, out / FIGURE)
+        plot(points, out / FIGURE)
     return points
 
 
@@ -205,14 +208,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     what.add_argument("--datasets", help="names, comma-separated")
     what.add_argument("--role", default="", help="all datasets of a role")
     parser.add_argument("--sizes", default="1,2,4,8,16,32,64", help="numbers of labelled images")
-    parser.add_argument("--max_tasks", type=int, default=2, help="a dataset, chosen by hash; 0 = all")
-    parser.add_argument("--max_cases", type=int, default=20, help="queries a task; 0 = all")
+    parser.add_argument("--max_tasks", type=int, default=2, help="tasks per dataset, chosen by hash; 0 = all")
+    parser.add_argument("--max_cases", type=int, default=20, help="queries per task; 0 = all")
     parser.add_argument("--unet_steps", type=int, default=300)
     parser.add_argument("--finetune_steps", type=int, default=60)
     parser.add_argument("--score_every", type=int, default=20)
     parser.add_argument("--image_size", type=int, default=128, help="pixels of the U-Net")
-    parser.add_argument("--features", default="16,32,64,128,128", help="of each level of the U-Net")
-    parser.add_argument("--minutes", type=float, default=0, help="begin nothing after so many; 0 = no limit")
+    parser.add_argument("--features", default="16,32,64,128,128", help="features of each level of the U-Net")
+    parser.add_argument("--minutes", type=float, default=0, help="start no measurement after this time; 0 = no limit")
     parser.add_argument("--out", required=True)
     args = parser.parse_args(argv)
     startup.use_compilation_cache()

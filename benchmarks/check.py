@@ -1,10 +1,10 @@
-"""How many planted mistakes `universeg check` finds: one JSON object a line, by folder and kind.
+"""Counts the planted mistakes that `universeg check` finds, one JSON object per folder and kind.
 
     python -m benchmarks.check --checkpoint small --folders DATA/shenzhen_cxr_lungs,DATA/lung_ct_mini --out a.jsonl
 
-Ten times a kind sixteen examples of sixteen subjects are drawn from a folder, and one of them is spoilt. Found is what
-any finding names; false alarms are findings that name another example. Sets whose own leave-one-out Dice is below 0.6
-are left out, with a line that says so. The tuning of check.py may look at these folders, so take `val` ones.
+For each kind, ten sets of sixteen examples of different subjects are sampled from a folder, and one example is spoilt.
+It counts as found if any finding names it; findings that name other examples are false alarms. Folders with a
+leave-one-out Dice below 0.6 are reported and skipped. Use `val` folders, since check.py may be tuned on these numbers.
 """
 
 import argparse
@@ -24,7 +24,7 @@ KINDS = ("none", "empty", "inverted", "shifted", "another's label", "swapped", "
 
 
 def spoil(support: Support, kind: str, rng: np.random.Generator) -> tuple[Support, int] | None:
-    """The set with one example spoilt, and which; None where it cannot be."""
+    """(the set with one spoilt example, its index), or None if this kind of mistake is impossible."""
     present = np.flatnonzero(support.masks.any((0, 2, 3)))
     if kind == "swapped":
         present = np.flatnonzero(support.masks.any((2, 3)).all(0)) if len(support.labels) > 1 else present[:0]
@@ -37,8 +37,8 @@ def spoil(support: Support, kind: str, rng: np.random.Generator) -> tuple[Suppor
     elif kind == "inverted":
         masks[:, i] = 1 - masks[:, i]
     elif kind == "shifted":  # by 10 to 25 % of the side
-        angle, way = rng.uniform(0, 2 * np.pi), rng.uniform(0.1, 0.25) * masks.shape[-1]
-        down, across = (round(way * x) for x in (np.sin(angle), np.cos(angle)))
+        angle, distance = rng.uniform(0, 2 * np.pi), rng.uniform(0.1, 0.25) * masks.shape[-1]
+        down, across = (round(distance * x) for x in (np.sin(angle), np.cos(angle)))
         size = masks.shape[-1]
         wide = np.pad(masks[:, i], ((0, 0), (size, size), (size, size)))
         masks[:, i] = wide[:, size - down : 2 * size - down, size - across : 2 * size - across]
@@ -54,7 +54,7 @@ def spoil(support: Support, kind: str, rng: np.random.Generator) -> tuple[Suppor
 
 
 def draw_set(support: Support, rng: np.random.Generator) -> Support:
-    """Sixteen examples, or all where there are fewer, of different subjects where there are so many."""
+    """At most sixteen random examples, of different subjects if there are that many."""
     order = rng.permutation(len(support))
     _, first = np.unique([support.subjects[i] for i in order], return_index=True)
     rows = order[first] if len(first) >= COUNT else order

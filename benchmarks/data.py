@@ -1,13 +1,13 @@
-"""How fast episodes are read and drawn, and what the index of a million examples weighs: one JSON object a line.
+"""Measures the speed of reading and sampling episodes and the memory of the index: one JSON object per line.
 
     python -m benchmarks.data [--only=records,table,cold,index,tasks] [--folder=DIR] [--repeats=5] [--out=FILE]
     python -m benchmarks.data --only=build --collection=DIR
 
-`records` reads every example of an episode from the array_record files, as any TFDS dataset can be; `table` gathers it
-from the table of pixels that lies beside them, mapped into memory: first with its pages dropped from the system's cache
-as far as the system lets a program drop them, then warm. `cold` is a process that opens every dataset, makes the task
-table and reads one batch. `index` and `tasks` are made tables without pixels. `build` is the command that builds a
-collection of folders (see docs/data.md), from nothing.
+`records` reads every example of an episode from the array_record files, as any TFDS dataset is read; `table` gathers it
+from the pixel table beside them, mapped into memory: first with its pages dropped from the system's cache as far as the
+system allows, then warm. `cold` is a new process that opens every dataset, makes the task table and reads one batch.
+`index` and `tasks` use synthetic tables without pixels. `build` is the command that builds a collection of folders (see
+docs/data.md) from scratch.
 """
 
 import argparse
@@ -55,7 +55,7 @@ print(imported - start, time.perf_counter() - imported)
 
 
 class Reporter:
-    """JSON lines on the screen and, where asked for, in a file."""
+    """Prints JSON lines and appends them to a file if there is one."""
 
     def __init__(self, out: str | None):
         self.out = out
@@ -65,7 +65,7 @@ class Reporter:
 
 
 def make_example(case: int) -> list[Example]:
-    """A smooth picture, which compresses as scans do, with three discs; the case is its subject."""
+    """A smooth image, which compresses as scans do, with three discs; the case is its subject."""
     rng = np.random.default_rng(case)
     y, x = np.mgrid[:SIZE, :SIZE] / SIZE
     image = 0.5 + 0.3 * np.sin(6 * (x * rng.random() + y * rng.random()) + 6 * rng.random())
@@ -74,8 +74,8 @@ def make_example(case: int) -> list[Example]:
     return [Example(image.astype(np.uint8), np.stack(masks).astype(np.uint8), (1, 2, 3), f"s{case}", f"s{case}")]
 
 
-def made_folder(folder: Path, datasets: int, examples: int) -> Path:
-    """Built datasets, made where they are not there."""
+def build_synthetic(folder: Path, datasets: int, examples: int) -> Path:
+    """Builds the synthetic datasets that are missing."""
     for number in range(datasets):
         if f"made{number}" not in list_datasets(folder):
             meta = DatasetMeta(f"made{number}", "train_open", {1: "a", 2: "b", 3: "c"}, SIZE)
@@ -83,15 +83,15 @@ def made_folder(folder: Path, datasets: int, examples: int) -> Path:
     return folder
 
 
-def sampler_of(folder: Path) -> EpisodeSampler:
+def open_sampler(folder: Path) -> EpisodeSampler:
     datasets = [open_dataset(folder, name) for name in list_datasets(folder)]
     return make_sampler(datasets, task_table(datasets), seed=0, support_size=SUPPORT)
 
 
 def rates(sampler: EpisodeSampler, first: int, count: int, threads: int) -> tuple[float, float]:
-    """Episodes a second, and a second of CPU time, through a training run's pipeline; of sampler(i) for 0 threads.
+    """(Episodes per second, episodes per CPU second) of a training run's pipeline, or of sampler(i) for 0 threads.
 
-    On a machine that others use as well the second says what the first would be without them, for each core.
+    On a busy machine the second number tells the rate of one core without the other load.
     """
     if threads:
         stream = batches(sampler, batch_size=4, first_step=first, last_step=first + count // 4, threads=threads)
@@ -103,7 +103,7 @@ def rates(sampler: EpisodeSampler, first: int, count: int, threads: int) -> tupl
 
 
 def drop_pages(folder: Path) -> None:
-    """Asks the system to forget the files; what is mapped elsewhere stays."""
+    """Asks the system to drop the files from its cache; pages that another process maps stay."""
     dataset_files._table.cache_clear()
     for path in folder.rglob("*"):
         if path.is_file():
@@ -113,29 +113,29 @@ def drop_pages(folder: Path) -> None:
 
 
 def without_table(folder: Path) -> EpisodeSampler:
-    """A sampler that reads the records alone."""
+    """A sampler that reads only the records."""
 
     class Records(Dataset):
         def gather(self, rows: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return self.gather_records(rows, positions)
 
-    sampler = sampler_of(folder)
+    sampler = open_sampler(folder)
     return replace(sampler, datasets={name: Records(**vars(d)) for name, d in sampler.datasets.items()})
 
 
 def read_benchmarks(folder: Path, only: list[str], repeats: int, report: Reporter) -> None:
-    for what, open_sampler, count in (("records", without_table, 200), ("table", sampler_of, 1000)):
-        if what not in only:
+    for source, opener, count in (("records", without_table, 200), ("table", open_sampler, 1000)):
+        if source not in only:
             continue
-        sampler = open_sampler(folder)
+        sampler = opener(folder)
         drop_pages(folder)
         cold = rates(sampler, 0, count, THREADS)
         warm = np.median([rates(sampler, 1000 * n, count, THREADS) for n in range(1, repeats)], axis=0)
         single = np.median([rates(sampler, 1000 * n, count, 0) for n in range(1, repeats)], axis=0)
         for name, (seconds, cpu), threads in (("cold", cold, THREADS), ("warm", warm, THREADS), ("alone", single, 0)):
             more = {"support_size": SUPPORT, "size": SIZE, "threads": threads, "load": os.getloadavg()[0]}
-            report(f"episodes from {what}, {name}", seconds, "episodes/s", **more)
-            report(f"episodes from {what}, {name}", cpu, "episodes/CPU-s", **more)
+            report(f"episodes from {source}, {name}", seconds, "episodes/s", **more)
+            report(f"episodes from {source}, {name}", cpu, "episodes/CPU-s", **more)
 
 
 def cold_start(folder: Path, report: Reporter) -> None:
@@ -162,8 +162,8 @@ def build_time(collection: str, report: Reporter) -> None:
     report("build a collection", sum(after[:2]) - sum(before[:2]), "CPU-s", **more)
 
 
-def made_index(examples: int, subjects: int, labels: int) -> Index:
-    """Every example has one mask of each label."""
+def synthetic_index(examples: int, subjects: int, labels: int) -> Index:
+    """An index in which every example has one mask of each label."""
     code = np.arange(examples, dtype=np.int32) % subjects
     zeros = [np.zeros(examples, kind) for kind in (np.int16, np.int16, np.int8, np.int8)]
     masks = examples * labels
@@ -176,7 +176,7 @@ def made_index(examples: int, subjects: int, labels: int) -> Index:
 
 
 def index_size(report: Reporter, examples: int = 1_000_000, labels: int = 3) -> None:
-    index = made_index(examples, examples // 10, labels)
+    index = synthetic_index(examples, examples // 10, labels)
     held = sum(column.nbytes for column in vars(index).values() if isinstance(column, np.ndarray))
     report("index", held / examples, "bytes/example", examples=examples, masks=examples * labels)
     dataset = Dataset(DatasetMeta("made", "train_open", {i: str(i) for i in range(1, labels + 1)}, SIZE), index, "", "")
@@ -198,12 +198,12 @@ def peak_bytes() -> int:
 def task_datasets(tasks: int) -> Iterator[Dataset]:
     """Datasets of 50 tasks, each with 200 examples of 20 subjects."""
     for number in range(tasks // 50):
-        index = made_index(200, 20, 50)
+        index = synthetic_index(200, 20, 50)
         yield Dataset(DatasetMeta(f"d{number}", "train_open", dict.fromkeys(range(1, 51), "x"), SIZE), index, "", "")
 
 
 def sampling(report: Reporter, repeats: int) -> None:
-    """Draws of few and of many tasks in turn, so that a busy machine slows both."""
+    """Samples episodes of few and of many tasks in turn, so that a busy machine slows both."""
     samplers = {}
     for count in (50, 50_000):
         datasets = list(task_datasets(count))
@@ -229,7 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="records,table,cold,index,tasks")
     parser.add_argument("--collection", help="with --only=build: a folder of folders with a splits.json")
-    parser.add_argument("--folder", help="where the made datasets are kept; default: made for this run alone")
+    parser.add_argument("--folder", help="where the synthetic datasets are kept (default: a temporary folder)")
     parser.add_argument("--datasets", type=int, default=54)
     parser.add_argument("--examples", type=int, default=60, help="of each dataset")
     parser.add_argument("--repeats", type=int, default=5)
@@ -239,7 +239,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(arguments.folder or temporary)
         if {"records", "table", "cold"} & set(only):
-            made_folder(folder, arguments.datasets, arguments.examples)
+            build_synthetic(folder, arguments.datasets, arguments.examples)
         read_benchmarks(folder, only, arguments.repeats, report)
         if "cold" in only:
             cold_start(folder, report)

@@ -70,7 +70,6 @@ def over_batch(function: Callable) -> Callable:
 def makers(size: int, support_size: int) -> tuple[jax.Array, Callable, Callable]:
     """Keys, keys → synthetic episodes, and (keys, episodes) → augmented episodes."""
     drawn, changed = synthesis.get_config(), augment.get_config()
-    synthesis.validate(drawn, size)
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), i))(jnp.arange(BATCH))
     synthesise = over_batch(lambda key: synthesis.synthetic_episode(key, size, support_size, drawn))
     change = over_batch(lambda key, episode: augment.augment_episode(key, episode, changed))

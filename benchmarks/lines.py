@@ -1,4 +1,4 @@
-"""What every benchmark says: a JSON object a line."""
+"""The output of every benchmark: one JSON object per line."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def write_line(row: dict[str, Any], out: str | Path | None) -> None:
-    """Printed at once, and appended to `out` if there is one."""
+    """Prints a row, and appends it to the file `out` if given."""
     line = json.dumps(row)
     print(line, flush=True)
     if out:

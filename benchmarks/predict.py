@@ -1,13 +1,13 @@
-"""From files to masks: how long, and with how much memory. One JSON object a line.
+"""Time and memory from image files to mask files, one JSON object per line.
 
-    python -m benchmarks.predict --out results.jsonl                     # minutes; the throughput part needs torch
+    python -m benchmarks.predict --out results.jsonl                     # minutes; throughput needs torch
     python -m benchmarks.predict --parts=second,start,volume             # without torch
 
-The weights are random, of the base size; a support set of `--support` pictures of 128x128 is made up.
+The weights are random and of the base size; the support set has `--support` synthetic images of 128x128.
 
-* second: one query, from its file to its mask's file, with the support prepared and the program compiled
-* start: a new process, from its start to its end, for one query: imports, weights, a compilation that the cache has
-* throughput: `--queries` pictures against the same network in PyTorch, called in a loop as its release shows
+* second: one query from its file to its mask file, with a prepared support and a compiled program
+* start: a whole new process for one query: imports, weights, cached compilation
+* throughput: `--queries` images against the same network in PyTorch, called in a loop as in its release
 * volume: `universeg predict` on a volume, with the peak memory of its process
 """
 
@@ -41,7 +41,7 @@ SIZE = 128
 REPEATS = 5
 
 
-def picture(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def disc_image(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """(image, label) uint8 [128, 128]: a bright disc on noise."""
     y, x = np.mgrid[:SIZE, :SIZE]
     centre = rng.uniform(SIZE / 3, 2 * SIZE / 3, 2)
@@ -55,9 +55,9 @@ def write_inputs(folder: Path, args: argparse.Namespace) -> None:
     for part in ("images", "labels"):
         (folder / "support" / part).mkdir(parents=True)
     for i in range(args.support):
-        for part, array in zip(("images", "labels"), picture(rng), strict=True):
+        for part, array in zip(("images", "labels"), disc_image(rng), strict=True):
             Image.fromarray(array).save(folder / "support" / part / f"s{i}.png")
-    Image.fromarray(picture(rng)[0]).save(folder / "query.png")
+    Image.fromarray(disc_image(rng)[0]).save(folder / "query.png")
     voxels = rng.integers(0, 500, _numbers(args.volume)).astype(np.int16)
     nib.save(nib.Nifti1Image(voxels, np.eye(4)), folder / "volume.nii.gz")
     config = ConfigDict({"model": {"encoder_blocks": _numbers(args.features)}, "image_size": args.image_size})
@@ -70,7 +70,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def command(folder: Path, query: str, out: str, support: int) -> tuple[float, float]:
-    """(seconds, peak MB) of a process of `universeg predict`."""
+    """(seconds, peak MB) of a `universeg predict` process."""
     arguments = ["--checkpoint", folder / "weights", "--support", folder / "support", "--queries", folder / query]
     started = time.perf_counter()
     process = subprocess.Popen(
@@ -78,15 +78,15 @@ def command(folder: Path, query: str, out: str, support: int) -> tuple[float, fl
          f"--support_size={support}", "--overwrite"],
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
-    _, status, usage = os.wait4(process.pid, 0)  # with the memory of this child alone
+    _, status, usage = os.wait4(process.pid, 0)  # memory of this child alone
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise RuntimeError(f"universeg predict ended with {process.returncode}; its message is above")
+        raise RuntimeError(f"universeg predict ended with {process.returncode}; see its message above")
     return time.perf_counter() - started, usage.ru_maxrss / 1024
 
 
 def timed(function: Callable[[], object], repeats: int) -> list[float]:
-    """Seconds of each call after a first one, which compiles."""
+    """Seconds of each call after a warm-up call."""
     seconds = []
     for _ in range(repeats + 1):
         started = time.perf_counter()
@@ -117,7 +117,7 @@ def throughput(folder: Path, segmenter: Segmenter, args: argparse.Namespace) -> 
     from benchmarks.torch_model import UniverSeg
 
     rng = np.random.default_rng(1)
-    queries = np.stack([picture(rng)[0] for _ in range(args.queries)]).astype(np.float32) / 255
+    queries = np.stack([disc_image(rng)[0] for _ in range(args.queries)]).astype(np.float32) / 255
     features = _numbers(args.features)
     net = UniverSeg([(n, n) for n in features]).eval()
     images, labels = (
@@ -143,16 +143,18 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated (default: %(default)s)")
-    parser.add_argument("--features", default="64,64,64,64", help="of each level (default: %(default)s, the base size)")
+    parser.add_argument(
+        "--features", default="64,64,64,64", help="features of each level (default: %(default)s, the base size)"
+    )
     parser.add_argument("--image_size", type=int, default=SIZE)
     parser.add_argument("--support", type=int, default=16)
     parser.add_argument("--queries", type=int, default=100)
-    parser.add_argument("--volume", default="240,240,155", help="voxels of 1 mm")
+    parser.add_argument("--volume", default="240,240,155", help="shape in voxels of 1 mm")
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--out", help="append the lines there too")
     args = parser.parse_args(argv)
     if unknown := set(args.parts.split(",")) - set(PARTS):
-        parser.error(f"--parts: {', '.join(unknown)} is none of {', '.join(PARTS)}")
+        parser.error(f"--parts: {', '.join(unknown)} is not one of {', '.join(PARTS)}")
     use_compilation_cache()
     functions = {"second": second, "start": start, "throughput": throughput, "volume": volume}
     with tempfile.TemporaryDirectory() as name:

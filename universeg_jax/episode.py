@@ -1,4 +1,4 @@
-"""The one data structure that every room shares: an episode."""
+"""An episode, the data structure that every part of the package shares."""
 
 from typing import NamedTuple
 
@@ -7,21 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array | np.ndarray
-OFFICIAL_SIZE = 128  # pixels; Dice is measured there whatever the model's size
+OFFICIAL_SIZE = 128  # pixels; Dice is measured at this size for every model
 
 
 class Episode(NamedTuple):
-    """One task seen once: a query to segment and the support set that defines the task.
+    """A query to segment and the support set that defines the task.
 
-    With a leading batch axis B everywhere, or without it where a function says so. On the host the arrays are
-    uint8 (labels and mask 0/1, images 0..255), on the device float32 in [0, 1].
+    All arrays have a leading batch axis B, unless a function says otherwise. On the host they are uint8 (images 0..255,
+    labels and mask 0 or 1), on the device float32 in [0, 1].
     """
 
     query_image: Array  # [B, H, W, 1]
     query_label: Array  # [B, H, W, 1]
     support_images: Array  # [B, S, H, W, 1]
     support_labels: Array  # [B, S, H, W, 1]
-    support_mask: Array  # [B, S]; 1 for an entry, 0 for padding
+    support_mask: Array  # [B, S]; 1 for a support entry, 0 for padding
 
 
 def stack_examples(episode: Episode) -> tuple[Array, Array]:
@@ -41,20 +41,20 @@ def split_query(images: Array, labels: Array, support_mask: Array | None = None)
     return Episode(images[query], labels[query], images[support], labels[support], support_mask)
 
 
-def resize(x: jax.Array, size: int) -> jax.Array:
-    """[..., H, W, 1] → [..., size, size, 1] linearly, with anti-aliasing where it shrinks; the identity at `size`."""
+def resize(x: Array, size: int) -> jax.Array:
+    """Resizes [..., H, W, 1] to [..., size, size, 1] linearly, with anti-aliasing when shrinking."""
     if x.shape[-3:-1] == (size, size):
-        return x
+        return jnp.asarray(x)
     return jax.image.resize(x, (*x.shape[:-3], size, size, x.shape[-1]), "linear")
 
 
 def to_device_floats(episode: Episode, size: int) -> Episode:
-    """uint8 (0..255, labels 0/1) → float32 in [0, 1] at the model's size; labels cut at 0.5 as in preprocessing."""
+    """Converts a uint8 episode to float32 in [0, 1] at the model's size; labels are cut at 0.5, as in preprocessing."""
 
-    def image(x: jax.Array) -> jax.Array:
+    def image(x: Array) -> jax.Array:
         return resize(x.astype(jnp.float32) / 255, size)
 
-    def label(y: jax.Array) -> jax.Array:
+    def label(y: Array) -> jax.Array:
         return (resize(y.astype(jnp.float32), size) >= 0.5).astype(jnp.float32)
 
     return Episode(
@@ -66,4 +66,4 @@ def to_device_floats(episode: Episode, size: int) -> Episode:
     )
 
 
-FLIPS = ((False, False), (False, True), (True, False), (True, True))  # of rows, of columns
+FLIPS = ((False, False), (False, True), (True, False), (True, True))  # whether rows and columns are flipped

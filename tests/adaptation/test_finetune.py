@@ -114,7 +114,7 @@ def test_training_stops_without_improvement(monkeypatch):
     scores = iter([0.5, 0.6, 0.4, 0.3, 0.6])
     compiled = lambda *_: (step, lambda *_: next(scores))  # noqa: E731
     optimizer = fitting.optax.identity()
-    monkeypatch.setattr(fitting, "programs", lambda *_: fitting.Programs(optimizer, compiled))
+    monkeypatch.setattr(fitting, "programs", lambda *_: (optimizer, compiled))
     tasks = read_tasks(numbered_support(["a", "b"]), 16)
     recipe = Recipe(100, 2, 1e-4, 10, 16)
     fitted = fitting.fit({"x": np.ones(1)}, tasks, None, None, recipe, keep_start=True, patience=3)

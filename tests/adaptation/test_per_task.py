@@ -17,7 +17,7 @@ from universeg_jax.adaptation.leave_one_out import Start, finetune_functions, le
 from universeg_jax.adaptation.per_task import fit_finetuned, fit_unet, held_out
 from universeg_jax.checkpoints import store
 from universeg_jax.configuration import to_dict
-from universeg_jax.data.tasks import Examples, dataset_tasks
+from universeg_jax.data.tasks import TaskSide, dataset_tasks
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation import runner
 from universeg_jax.evaluation.cases import Settings, support_pool
@@ -56,7 +56,7 @@ def checkpoint(tmp_path, start):
 
 
 def first(examples, count):
-    return Examples(examples.rows[:count], examples.positions[:count], examples.subjects[:count])
+    return TaskSide(examples.rows[:count], examples.positions[:count], examples.subjects[:count])
 
 
 def test_a_fifth_of_the_subjects_is_held_out_and_none_of_few():
@@ -98,7 +98,7 @@ def test_a_query_is_never_in_its_support():
 
 @pytest.mark.parametrize("showing", [1, 2, 5])
 def test_a_support_shows_the_label_if_any_image_does(showing):
-    """Of 40 images a few show it: at least a quarter of four entries do, none where the query alone would."""
+    """At least one of four support entries shows a label that few of 40 images show, unless only the query does."""
     shows = jnp.arange(40) < showing
     labels = jnp.broadcast_to(shows[:, None, None, None].astype(jnp.float32), (40, 2, 2, 1))
     data = Labelled(labels, labels, jnp.arange(40), shows, jnp.arange(4), jnp.ones(4))
@@ -116,7 +116,7 @@ def test_a_unet_learns_its_task_from_its_support_split(dataset):
     assert fitted.about["best_score"] > fitted.about["start_score"] + 0.2
     assert fitted.about["best_step"] in (20, 40)
     two = support_pool(task)
-    two = Examples(two.rows[[0, 0, 0, 1, 1, 1]], two.positions[[0, 0, 0, 1, 1, 1]], two.subjects[[0, 0, 0, 1, 1, 1]])
+    two = TaskSide(two.rows[[0, 0, 0, 1, 1, 1]], two.positions[[0, 0, 0, 1, 1, 1]], two.subjects[[0, 0, 0, 1, 1, 1]])
     few = fit_unet(dataset, task, two, (4, 8), RECIPE)
     assert few.about["best_step"] == 40
     assert "best_score" not in few.about
@@ -210,12 +210,12 @@ def test_the_commands(data_dir, tmp_path, checkpoint, capsys):
     assert cli.main(["table", str(out)]) == 0
     assert capsys.readouterr().out == cost_table({"tuned": summary}) + "\n"
     assert cli.main(finetune) == 1
-    assert "finetune needs one" in capsys.readouterr().err
+    assert "finetune needs a checkpoint" in capsys.readouterr().err
     assert cli.main([*finetune, f"--checkpoint={checkpoint}", "--steps=3", "--score_every=2"]) == 1
     assert "steps=3 is not a multiple of score_every=2" in capsys.readouterr().err
     unet = ["baseline", "--kind=unet", *flags, "--score_every=1", f"--out={tmp_path / 'unet'}"]
     assert cli.main([*unet, "--features=16,x"]) == 1
-    assert "--features=16,x: numbers above 0" in capsys.readouterr().err
+    assert "--features=16,x: use numbers above 0" in capsys.readouterr().err
     assert cli.main([*unet, "--image_size=100"]) == 1
     assert "image_size=100: a U-Net of 5 levels of features needs a multiple of 16" in capsys.readouterr().err
     small = [*unet, "--features=2,2", "--image_size=16", "--learning_rate=1e30"]
@@ -267,7 +267,7 @@ def test_trivial_baselines_use_the_same_command(data_dir, tmp_path, capsys):
     assert cli.main(["baseline", "--kind=mean_mask", *flags]) == 1
     assert "of another run" in capsys.readouterr().err
     assert cli.main(["baseline", "--kind=mean_mask", *flags, "--checkpoint=small"]) == 1
-    assert "finetune needs one, others take none" in capsys.readouterr().err
+    assert "finetune needs a checkpoint, others take none" in capsys.readouterr().err
 
 
 def test_a_unet_ignores_the_support_and_names_a_wrong_size():

@@ -1,4 +1,4 @@
-"""The figure of Dice against seconds: what is measured, resumed and drawn."""
+"""The figure of Dice against seconds: measured, resumed and plotted."""
 
 import json
 
@@ -20,7 +20,7 @@ FLAGS = ("--role=test", "--max_cases=1", "--unet_steps=2", "--finetune_steps=2",
 
 
 @pytest.mark.slow
-def test_a_tiny_figure_is_measured_resumed_and_drawn(tmp_path, capsys, monkeypatch):
+def test_a_tiny_figure_is_measured_resumed_and_plotted(tmp_path, capsys, monkeypatch):
     build_discs(tmp_path / "data", "discs", "test", count=6)
     config = tiny_config()
     metadata = {"config": to_dict(config), "lineage": {}}
@@ -33,7 +33,7 @@ def test_a_tiny_figure_is_measured_resumed_and_drawn(tmp_path, capsys, monkeypat
     assert [line["method"] for line in first] == ["in_context", "finetune", "unet"]
     context, tuned, unet = first
     assert context["training_seconds"] == tuned["training_seconds"] == 0 < unet["training_seconds"]
-    assert context["dice"] == tuned["dice"]  # one labelled image leaves nothing to fine-tune with
+    assert context["dice"] == tuned["dice"]  # one labelled image is not fine-tuned
     for line in first:
         assert line["seconds"] == line["training_seconds"] + line["mask_seconds"] > 0
 
@@ -56,8 +56,8 @@ def test_a_tiny_figure_is_measured_resumed_and_drawn(tmp_path, capsys, monkeypat
     assert "holds the files of another run (recipes" in capsys.readouterr().err
 
 
-def test_a_pool_smaller_than_n_is_the_support_once(tmp_path):
-    dataset = build_discs(tmp_path, "discs", "test", count=10)  # 6 of them to draw supports from
+def test_a_pool_smaller_than_n_is_the_whole_support(tmp_path):
+    dataset = build_discs(tmp_path, "discs", "test", count=10)  # 6 of them in the support pool
     (task,) = dataset_tasks(dataset)
     seen = []
 
@@ -72,14 +72,14 @@ def test_a_pool_smaller_than_n_is_the_support_once(tmp_path):
         jax.effects_barrier()
         assert len(seen) > 4  # the evaluation, and the masks that are timed
         for supports in seen:
-            pictures = supports.reshape(-1, labelled, *supports.shape[-3:])
-            assert all(len(np.unique(of.reshape(labelled, -1), axis=0)) == labelled for of in pictures)
+            sets = supports.reshape(-1, labelled, *supports.shape[-3:])
+            assert all(len(np.unique(images.reshape(labelled, -1), axis=0)) == labelled for images in sets)
 
 
-def test_a_figure_is_drawn_of_the_methods_that_there_are(tmp_path):
+def test_a_figure_shows_the_methods_with_points(tmp_path):
     point = {"n": 4, "tasks": 1, "dice": 0.5, "seconds": 2.0, "labelled": 4.0}
     for points in ({}, {"in_context": [point]}, {"in_context": [point], "unet": [point]}):
-        adaptation.draw(points, tmp_path / "figure.png")
+        adaptation.plot(points, tmp_path / "figure.png")
         assert (tmp_path / "figure.png").stat().st_size > 1000
         (tmp_path / "figure.png").unlink()
 

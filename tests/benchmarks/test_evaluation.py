@@ -1,4 +1,4 @@
-"""The benchmark of evaluation runs, tiny; its numbers mean nothing here."""
+"""The benchmark of evaluation runs on tiny data; its numbers are meaningless."""
 
 import json
 
@@ -21,7 +21,7 @@ def lines_of(capsys):
     return {line["benchmark"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
 
 
-def test_every_part_but_pytorch_gives_a_line(data_dir, tmp_path, capsys):
+def test_every_part_except_pytorch_prints_a_line(data_dir, tmp_path, capsys):
     only = "--only=batched,compiled,surfaces,memory"
     evaluation.main([f"--data_dir={data_dir}", *TINY, only, "--repeat=2", f"--out={tmp_path / 'lines.jsonl'}"])
     lines = lines_of(capsys)
@@ -32,7 +32,7 @@ def test_every_part_but_pytorch_gives_a_line(data_dir, tmp_path, capsys):
     assert lines["memory"]["peak_mb"] > 50
     assert len((tmp_path / "lines.jsonl").read_text().splitlines()) == 4
     evaluation.main([f"--data_dir={data_dir}", *TINY, only, "--repeat=2", f"--out={tmp_path / 'lines.jsonl'}"])
-    assert not lines_of(capsys)  # nothing is measured again
+    assert not lines_of(capsys)  # no measurement is repeated
 
 
 def test_the_loop_in_pytorch(data_dir, capsys):
@@ -43,6 +43,6 @@ def test_the_loop_in_pytorch(data_dir, capsys):
     assert lines["batched"]["ratio"] == pytest.approx(ratio, rel=0.1, abs=0.01)
 
 
-def test_a_part_that_is_none_is_named(data_dir):
-    with pytest.raises(SystemExit, match="wrong is none of torch, batched"):
+def test_an_unknown_part_is_refused(data_dir):
+    with pytest.raises(SystemExit, match="wrong is not one of torch, batched"):
         evaluation.main([f"--data_dir={data_dir}", "--only=wrong"])

@@ -1,4 +1,4 @@
-"""benchmarks/predict.py measures what it says, here at a toy's size."""
+"""benchmarks/predict.py at a tiny size."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def test_a_second_query_is_timed(tmp_path):
         predict.main([*TINY, "--parts=third"])
 
 
-def test_a_process_that_fails_is_no_number(tmp_path):
+def test_a_failed_process_is_an_error(tmp_path):
     with pytest.raises(RuntimeError, match="ended with 1"):
         predict.command(tmp_path, "query.png", "out", 3)
 
@@ -26,7 +26,7 @@ def test_a_process_that_fails_is_no_number(tmp_path):
 def test_new_processes_are_timed(tmp_path):
     predict.main([*TINY, "--parts=start,volume", f"--out={tmp_path / 'a.jsonl'}"])
     start, volume = read_json_lines(tmp_path / "a.jsonl")
-    assert start["seconds"] > 0.1  # nothing imports in less
+    assert start["seconds"] > 0.1  # imports alone take longer
     assert 50 < volume["peak_mb"] < 20_000
 
 

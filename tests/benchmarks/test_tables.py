@@ -1,4 +1,4 @@
-"""The main table: that its commands can be typed, and what is gathered."""
+"""The main table: its commands and its rows."""
 
 import json
 
@@ -20,7 +20,7 @@ from universeg_jax.training import setup
 
 @pytest.fixture
 def jobs(tmp_path, monkeypatch):
-    """What is planned, without being run."""
+    """The planned jobs, without running them."""
     planned = []
     monkeypatch.setattr(tables, "run_local", lambda jobs, minutes: planned.extend(jobs) or {})
     arguments = [f"--workdir={tmp_path}", "--steps=7", "--support_size=2,4", "--ensemble=3", "--checkpoints=small"]
@@ -28,7 +28,7 @@ def jobs(tmp_path, monkeypatch):
     return planned
 
 
-def test_every_command_can_be_typed_and_models_have_equal_episodes(jobs, tmp_path, monkeypatch):
+def test_every_command_is_valid_and_models_have_equal_episodes(jobs, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     names = [job.name for job in jobs]
     assert names == ["universeg", "as_published", "senet", "panet", "alpnet", "small", *TRIVIAL, "unet", "finetune"]
@@ -54,8 +54,8 @@ def test_every_command_can_be_typed_and_models_have_equal_episodes(jobs, tmp_pat
     assert configs["universeg"]["num_steps"] == configs["universeg"]["eval_every"] == 7
 
 
-def test_what_was_measured_of_other_steps_is_left_out(jobs):
-    """Also what is fine-tuned from the model that these steps trained."""
+def test_results_of_other_steps_are_left_out(jobs):
+    """So are results fine-tuned from the model that these steps trained."""
 
     def record(job, **changes):
         for out, command in job.evaluations:
@@ -70,7 +70,7 @@ def test_what_was_measured_of_other_steps_is_left_out(jobs):
     assert {out.name for out in tables.outdated(jobs)} == {"universeg", "finetune"}
 
 
-def test_tables_hold_what_there_is_with_differences_to_ours(tmp_path):
+def test_tables_hold_finished_results_with_differences_to_ours(tmp_path):
     dataset = build_discs(tmp_path / "data", "discs", "test", count=12)
     for name, method, sizes in (
         ("universeg", trivial.mean_mask, (2, 4)),
@@ -92,7 +92,7 @@ def test_tables_hold_what_there_is_with_differences_to_ours(tmp_path):
     assert second.count("| senet |") == 2
     assert "| universeg minus | mean Dice (%) | 95 % interval | p |" in second
     assert tables.table(tmp_path, "val", (2, 4), 3).count("|") == 0
-    # Only one of them was trained here; what another call asks for is not what made these.
+    # Only one of them has a record of its training.
     write_json(tmp_path / "models" / "senet" / "config.json", {"num_steps": 7, "seed": 3})
     write_json(tmp_path / "test" / "senet" / "evaluated.json", {"command": [], "config": {"num_steps": 7, "seed": 3}})
     rows = [json.loads(line) for line in tables.lines(tmp_path, "test", (2, 4), 3)]

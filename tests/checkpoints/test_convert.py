@@ -47,7 +47,14 @@ def test_released_weights_predict_as_released_and_come_back_bit_for_bit(tmp_path
 
 @pytest.mark.parametrize(
     "model",
-    [{"cross_activation": "leaky_relu"}, {"name": "senet"}, {"norm": "layer"}, {"residual": "both"}, {"matching": 1}],
+    [
+        {"cross_activation": "leaky_relu"},
+        {"name": "senet"},
+        {"norm": "layer"},
+        {"residual": "both"},
+        {"matching": 1},
+        {"keys": "lite0"},
+    ],
 )
 def test_what_the_release_cannot_compute_is_refused(tmp_path, model):
     """Also where the parameters have the same names and shapes, as with an activation."""

@@ -48,7 +48,7 @@ def test_what_is_dropped_or_passed_over_is_said_and_kept(tmp_path, capsys):
         said.append(output.err)
     for word in (
         "scans: dropped 1: every pixel is the same: p0_0\n", "scans: dropped 1: cannot be read: p3_0\n",
-        "scans: passed over: images/notes.txt\n", "scans: labels that never occur: 9 (never seen)\n",
+        "scans: skipped: images/notes.txt\n", "scans: labels that never occur: 9 (never seen)\n",
     ):  # fmt: skip
         assert all(word in each for each in said), said
     report = read_report(tmp_path / "data", "scans")
@@ -73,7 +73,7 @@ def test_the_voxels_beside_a_header_are_part_of_it(tmp_path, capsys):
     write(4)
     assert main(arguments) == 0
     before = open_dataset(tmp_path / "data", "scans").fingerprint
-    assert "passed over" not in capsys.readouterr().err
+    assert "skipped" not in capsys.readouterr().err
     assert main(arguments) == 0
     assert "as it was" in capsys.readouterr().out
     headers = [path.read_bytes() for path in sorted((folder / "labels").glob("*.mhd"))]
@@ -193,7 +193,7 @@ def test_mistakes_end_with_one_line_and_code_1(tmp_path, monkeypatch, capsys, ar
     assert len(list((tmp_path / "scans").rglob("*.png"))) == 6
 
 
-def test_a_fleet_of_two_workers_gives_the_same_bytes(tmp_path, capsys):
+def test_beam_with_two_workers_gives_the_same_bytes(tmp_path, capsys):
     pytest.importorskip("apache_beam", reason="needs universeg_jax[beam]")
     folder = write_folder(tmp_path / "scans", count=7, ids=(1, 2))
     (folder / "labels" / "p3_0.png").write_bytes(b"")
@@ -218,7 +218,7 @@ def test_a_fleet_of_two_workers_gives_the_same_bytes(tmp_path, capsys):
 def test_without_beam_the_remedy_is_said(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     monkeypatch.delitem(sys.modules, "universeg_jax.data.beam", raising=False)
-    monkeypatch.delattr(data, "fleet", raising=False)  # where Beam is installed, a test before may have imported it
+    monkeypatch.delattr(data, "beam", raising=False)  # where Beam is installed, an earlier test may have imported it
     folder = write_folder(tmp_path / "scans", count=3)
     assert main(["build", "--folder", str(folder), "--data_dir", str(tmp_path / "data"), "--beam"]) == 1
     assert "pip install 'universeg_jax[beam]'" in capsys.readouterr().err

@@ -22,18 +22,18 @@ from tests.fixtures import block_volume, disc
 from tests.readers.test_dicom import series
 from universeg_jax.cli import main
 from universeg_jax.data import download
-from universeg_jax.data.build import build_contents
+from universeg_jax.data.build import BuildOptions, Target, build_contents
 from universeg_jax.data.dataset import open_dataset
 from universeg_jax.data.download import fetch
 from universeg_jax.data.source import (
     Download,
-    Part,
+    FilePattern,
     SourceError,
     _matches,
     all_sources,
     find_sources,
-    list_line,
     read_source,
+    source_line,
 )
 from universeg_jax.data.tasks import task_table
 from universeg_jax.errors import UserError
@@ -196,7 +196,7 @@ def test_a_source_is_built_from_its_layout(tmp_path, name):
     assert len(contents.cases) == 3 * modalities
     expected = {LAYOUTS[name][2].replace("@", case) for case in "123"}
     assert {case.subject for case in contents.cases} == expected
-    report, _ = build_contents(contents, name, "test", source.source_group, tmp_path / "data", 16)
+    report, _ = build_contents(contents, Target(name, "test", source.source_group), BuildOptions(tmp_path / "data", 16))
     assert report.dropped == {}
     dataset = open_dataset(tmp_path / "data", name)
     ids = {v for values in LAYOUTS[name][1].values() for v in values}
@@ -240,7 +240,7 @@ def test_lesions_that_overlap_keep_all_their_pixels(tmp_path):
     for path in tmp_path.rglob("*_OD.tif"):
         write(path, np.ones((40, 40)))
     source = find_sources("idrid")[0]
-    build_contents(read_source(source, tmp_path, 40), "idrid", "test", "", tmp_path / "data", 40)
+    build_contents(read_source(source, tmp_path, 40), Target("idrid", "test"), BuildOptions(tmp_path / "data", 40))
     masks = open_dataset(tmp_path / "data", "idrid")[0]["masks"]
     assert masks[1].all()
     assert 0 < masks[0].sum() < 1600
@@ -276,7 +276,9 @@ def test_values_that_mean_no_class_drop_the_case(tmp_path):
     (path,) = tmp_path.rglob("001.png")
     write(path, np.full((40, 40), 77))
     source = find_sources("wbc_jtsc")[0]
-    report, _ = build_contents(read_source(source, tmp_path, 16), "w", "test", "", tmp_path / "data", 16)
+    report, _ = build_contents(
+        read_source(source, tmp_path, 16), Target("w", "test"), BuildOptions(tmp_path / "data", 16)
+    )
     assert report.dropped == {"Dataset 1/001": "holds values that mean no class ([77])"}
 
 
@@ -357,7 +359,7 @@ def test_patterns_name_what_they_match():
     files = {"": ["a/"], "a/": ["x-1.png", "x-2.png", "y.png"]}
     assert [(path, f["n"]) for path, f in _matches("x-{n:\\d+}.png", files)] == [("a/x-1.png", "1"), ("a/x-2.png", "2")]
     assert list(_matches("x-{n}.{n}", files)) == []
-    line = list_line(replace(find_sources("lits")[0], parts=(Part("a", "b"),)))
+    line = source_line(replace(find_sources("lits")[0], patterns=(FilePattern("a", "b"),)))
     assert line.startswith("lits ")
     assert "\n" not in line
 
@@ -370,7 +372,7 @@ def test_patterns_name_what_they_match():
 def test_verified_sources_are_built_from_their_publishers_files(tmp_path, name, cases):
     source = find_sources(name)[0]
     contents = read_source(source, Path(os.environ["UNIVERSEG_SHARED"]) / "data" / "original", 64)
-    report, _ = build_contents(contents, name, "test", "", tmp_path, 64)
+    report, _ = build_contents(contents, Target(name, "test"), BuildOptions(tmp_path, 64))
     assert (report.examples, report.dropped, report.labels_never_seen) == (cases, {}, {})
     assert source.verified
     assert all(not task.unusable for task in task_table([open_dataset(tmp_path, name)]))
@@ -389,7 +391,7 @@ def test_the_decathlons_hippocampi_are_built_in_all_three_axes(tmp_path):
         shutil.copy(file, target)
     source = find_sources("msd_hippocampus")[0]
     contents = read_source(source, tmp_path, 64)
-    report, _ = build_contents(contents, source.name, "train_open", "", tmp_path / "data", 64)
+    report, _ = build_contents(contents, Target(source.name, "train_open"), BuildOptions(tmp_path / "data", 64))
     assert source.verified
     assert (report.subjects, report.dropped, report.labels_never_seen) == (24, {}, {})
     tasks = task_table([open_dataset(tmp_path / "data", source.name)])

@@ -12,16 +12,7 @@ from tests.fixtures import build_discs, disc_examples, itself
 from universeg_jax.cli import main
 from universeg_jax.data.builder import build
 from universeg_jax.data.dataset import DatasetMeta
-from universeg_jax.data.task_gallery import OUTLINE, outline
-
-
-def test_an_outline_is_the_rim_of_a_mask():
-    mask = np.zeros((6, 7), np.uint8)
-    mask[1:5, 1:5] = 1
-    rim = mask.astype(bool)
-    rim[2:4, 2:4] = False
-    np.testing.assert_array_equal(outline(mask), rim)
-    np.testing.assert_array_equal(outline(np.ones((3, 3))), [[1, 1, 1], [1, 0, 1], [1, 1, 1]])
+from universeg_jax.reports.overlay import COLOURS, outline
 
 
 def test_the_page_shows_three_examples_of_every_task(tmp_path, capsys):
@@ -38,12 +29,12 @@ def test_the_page_shows_three_examples_of_every_task(tmp_path, capsys):
     assert "<b>" not in page
     assert "unusable: 2 subjects, 3 needed" in sections[1]
     assert "image-level split, interval optimistic" in sections[1]
-    pictures = [Image.open(io.BytesIO(base64.b64decode(p))) for p in re.findall(r"base64,([^\"]+)", sections[0])]
+    thumbnails = [Image.open(io.BytesIO(base64.b64decode(p))) for p in re.findall(r"base64,([^\"]+)", sections[0])]
     examples = disc_examples(9)
-    for picture, example in zip(pictures, [examples[0], examples[4], examples[8]], strict=True):
-        rim = (np.asarray(picture.convert("RGB")) == OUTLINE).all(-1)
-        np.testing.assert_array_equal(rim, outline(example.masks[0]))
-        np.testing.assert_array_equal(np.asarray(picture)[~rim], np.minimum(example.image, 254)[~rim])
+    for thumbnail, example in zip(thumbnails, [examples[0], examples[4], examples[8]], strict=True):
+        rim = (np.asarray(thumbnail.convert("RGB")) == COLOURS[0]).all(-1)
+        np.testing.assert_array_equal(rim, outline(example.masks[0] > 0))
+        np.testing.assert_array_equal(np.asarray(thumbnail)[~rim], np.minimum(example.image, 254)[~rim])
     with (tmp_path / "a.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["task"], row["unusable"]) for row in rows] == [

@@ -9,7 +9,7 @@ from PIL import Image
 
 from universeg_jax.cli import main
 from universeg_jax.data.dataset import open_dataset, read_report
-from universeg_jax.data.tfds_import import make_record_examples, read_records
+from universeg_jax.data.tfds_import import TfdsFeatures, make_tfds_examples, read_tfds
 from universeg_jax.errors import UserError
 from universeg_jax.readers.errors import ImageError
 from universeg_jax.readers.preprocess import preprocess_image, preprocess_mask, quantize
@@ -137,9 +137,9 @@ def flip(scans, path, seed):
     file.write_bytes(bytes(data))
     said = []
     try:
-        for case in read_records(str(root), path, "image", "drawn/ids", "patient", "", "", 16).cases:
+        for case in read_tfds(str(root), path, TfdsFeatures("image", "drawn/ids", "patient"), 16).cases:
             try:
-                make_record_examples(case)
+                make_tfds_examples(case)
             except ImageError as error:
                 said.append(str(error))
     except UserError as error:
@@ -171,4 +171,4 @@ def test_more_records_than_its_files_can_hold_are_refused(scans, tmp_path):
     file = tmp_path / "bomb" / "dataset_info.json"
     file.write_text(file.read_text().replace('"2"', f'"{10**15}"'))
     with pytest.raises(UserError, match="promises 1,000,000,000,000,003 records in"):
-        read_records(str(tmp_path / "bomb"), tmp_path, "image", "drawn/ids", "", "", "", 16)
+        read_tfds(str(tmp_path / "bomb"), tmp_path, TfdsFeatures("image", "drawn/ids"), 16)

@@ -27,7 +27,6 @@ def config_with(**ops):
     for name, value in ops.items():
         level, op = name.split("__")
         config[level][op].update({"p": 1.0} | value if isinstance(value, dict) else {"p": value})
-    augment.validate(config)
     return config
 
 
@@ -66,7 +65,6 @@ def run(config, episode, seed=0):
 def test_published_tables():
     """Every row of the two tables, probability and ranges."""
     config = augment.get_config()
-    augment.validate(config)
     task, own = config.task, config.in_task
     assert own.affine.to_dict() == {"p": 0.5, "degrees": (0, 360), "translate": (0, 0.2), "scale": (0.8, 1.1)}
     assert task.affine == own.affine
@@ -82,8 +80,6 @@ def test_published_tables():
     for op in ("flip_intensities", "flip_labels", "flip_horizontal", "flip_vertical", "edge"):
         assert task[op].p == 0.5
         assert op not in own
-    for level in LEVELS:
-        assert [config[level][op].p for op in ("low_resolution", "view", "zoom")] == [0, 0, 0]
 
 
 def test_nothing_drawn_changes_nothing():
@@ -102,9 +98,6 @@ def test_identity_parameters_are_the_identity():
         "brightness_contrast": {"brightness": (0.0, 0.0), "contrast": (1.0, 1.0)},
         "blur": {"sigma": (1e-6, 1e-6)},
         "sharpness": {"factor": (1.0, 1.0)},
-        "low_resolution": {"factor": (1.0, 1.0)},
-        "view": {"radius": (1.0, 1.0)},
-        "zoom": {"factor": (1.0, 1.0)},
     }
     noise = {"in_task__noise": {"mean": (0.0, 0.0), "variance": (0.0, 0.0)}}
     noise["task__noise"] = {"mean": (0.0, 0.0), "std": (0.0, 0.0)}
@@ -126,9 +119,6 @@ VISIBLE = {
     "noise": {"mean": (0.05, 0.05)},
     "sharpness": {"factor": (3.0, 3.0)},
     "elastic": {"alpha": (4.0, 5.0)},
-    "low_resolution": {"factor": (3.0, 4.0)},
-    "view": {"radius": (0.3, 0.3), "shift": (0.0, 0.0)},
-    "zoom": {"factor": (1.5, 2.0)},
     "flip_intensities": {},
     "flip_labels": {},
     "flip_horizontal": {},
@@ -164,7 +154,7 @@ def test_probability_and_who_shares_a_draw(level, op):
         assert np.abs(correlations).max() < 4 / np.sqrt(draws)
 
 
-@pytest.mark.parametrize("op", ["affine", "elastic", "zoom", "blur", "brightness_contrast", "sharpness", "view"])
+@pytest.mark.parametrize("op", ["affine", "elastic", "blur", "brightness_contrast", "sharpness"])
 def test_task_draws_are_equal_and_in_task_draws_are_not(op):
     image, label = (x[0] for x in stacked(disc_episode()))
     episode = make_episode(np.stack([image] * 4), np.stack([label] * 4))
@@ -242,7 +232,7 @@ def test_affine_turns_shrinks_and_moves_as_it_says():
 @pytest.mark.parametrize("choice", ["nearest", "linear"])
 def test_labels_follow_their_images(choice):
     """A marker drawn into image and label still overlaps itself after all of the geometry."""
-    ops = ("affine", "elastic", "zoom", "view")
+    ops = ("affine", "elastic")
     config = config_with(**{f"{level}__{op}": 0.5 for level in LEVELS for op in ops}, task__flip_vertical=0.5)
     config.label_interpolation = choice
     _, label = stacked(disc_episode(64, 4))
@@ -275,7 +265,7 @@ def test_outside_is_zero_before_the_flips():
 
 
 def test_order_of_intensities():
-    """In-task before task; brightness, blur, noise, sharpness, low resolution; the flip last; clipped after each."""
+    """In-task before task; brightness, blur, noise, sharpness; the flip last; clipped after each."""
     flat = make_episode(np.full((2, 16, 16), 0.5), np.eye(16)[None].repeat(2, 0))
 
     def contrast(level, brightness, factor):
@@ -292,8 +282,8 @@ def test_order_of_intensities():
     noisy, _, _ = run(config_with(in_task__noise=noise), flat)
     both, _, _ = run(config_with(in_task__noise=noise, in_task__blur={"sigma": (40.0, 40.0)}), flat)
     np.testing.assert_allclose(both.std(), noisy.std(), rtol=0.2)  # blurred first, or it would be a third
-    lower, _, _ = run(config_with(in_task__noise=noise, in_task__low_resolution={"factor": (4.0, 4.0)}), flat)
-    assert lower.std() < 0.5 * noisy.std()
+    smooth, _, _ = run(config_with(in_task__noise=noise, in_task__sharpness={"factor": (0.0, 0.0)}), flat)
+    assert smooth.std() < 0.6 * noisy.std()  # noise first, or it would not be smoothed
 
 
 def test_blur_and_sharpness():
@@ -307,14 +297,6 @@ def test_blur_and_sharpness():
     np.testing.assert_allclose(images[:, 1:-1, 1:-1], smooth[:, 1:-1, 1:-1], atol=1e-5)
     images, _, _ = run(config_with(task__sharpness={"factor": (2.0, 2.0)}), episode)
     np.testing.assert_allclose(images[:, 1:-1, 1:-1], (2 * image - smooth)[:, 1:-1, 1:-1], atol=1e-5)
-
-
-def test_low_resolution_keeps_the_mean_and_loses_detail():
-    x = warp.grid(64)[1]
-    wave, ramp = 0.5 + 0.4 * np.cos(np.pi * x), 0.2 + 0.5 * x / 63
-    kept = augment.low_resolution(jnp.asarray(np.stack([wave, ramp]), jnp.float32), jnp.float32(4))
-    assert float(kept[0].std()) < 0.1 * wave.std()
-    np.testing.assert_allclose(kept[1][:, 8:-8], ramp[:, 8:-8], atol=1e-4)
 
 
 def test_flips_mirror():
@@ -346,13 +328,13 @@ def test_labels_that_leave_the_image_keep_their_geometry():
     label[2, 12:20, 12:20] = 1
     label[4] = 1
     image = np.random.default_rng(0).random((5, size, size)).astype(np.float32)
-    shrunk = {"radius": (0.3, 0.3), "shift": (0.0, 0.0)}
-    images, labels, repaired = run(config_with(task__view=shrunk), make_episode(image, label))
+    enlarged = {"degrees": (0.0, 0.0), "translate": (0.0, 0.0), "scale": (2.0, 2.0)}
+    images, labels, repaired = run(config_with(task__affine=enlarged), make_episode(image, label))
     assert repaired == 2
-    np.testing.assert_array_equal(labels[:4], label[:4])
+    np.testing.assert_array_equal(labels[[0, 1, 3, 4]], label[[0, 1, 3, 4]])
     np.testing.assert_array_equal(images[:2], image[:2])
-    assert (images[2:, :3] == 0).all()
-    assert (labels[4, :3] == 0).all()
+    assert labels[2].sum() == 4 * label[2].sum()
+    assert (np.abs(images[2:] - image[2:]).max((1, 2)) > 0.1).all()
 
 
 def test_an_edge_that_fills_an_image_is_not_used():
@@ -414,30 +396,3 @@ def test_any_number_of_devices_by_vmap_or_map_gives_the_same_pixels(devices):
     for run, tolerance in ((mapped, 1e-6), (jax.vmap(by_index), 1e-5))[: 1 if devices == 4 else 2]:
         for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(jit(run)(indices)), strict=True):
             np.testing.assert_allclose(a, b, atol=tolerance)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("task.affine.p", 1.5),
-        ("in_task.blur.p", -0.1),
-        ("in_task.noise.p", float("nan")),
-        ("in_task.affine.scale", (1.1, 0.8)),
-        ("task.affine.scale", (0.0, 1.0)),
-        ("task.elastic.sigma", (0.0, 8.0)),
-        ("task.elastic.alpha", (2.0, 1.0)),
-        ("in_task.affine.degrees", (0.0, float("inf"))),
-        ("task.brightness_contrast.brightness", (float("nan"), 0.1)),
-        ("task.blur.sigma", (0.1, 0.5, 1.1)),
-        ("task.blur.kernel", 4),
-        ("in_task.noise.variance", (-0.1, 0.1)),
-        ("in_task.zoom.factor", (0.5, 2.0)),
-        ("task.low_resolution.factor", (0.5, 2.0)),
-        ("label_interpolation", "cubic"),
-    ],
-)
-def test_bad_config_names_the_field(field, value):
-    config = augment.get_config()
-    config.update_from_flattened_dict({field: value})
-    with pytest.raises(ValueError, match=f"config.augment.{field} "):
-        augment.validate(config)

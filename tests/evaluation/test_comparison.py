@@ -1,4 +1,4 @@
-"""`universeg compare`: which cases are compared, and what is said about them."""
+"""`universeg compare`: which cases are compared, and what it reports."""
 
 import json
 
@@ -49,7 +49,7 @@ def test_a_known_gain_at_the_largest_common_support_size(tmp_path):
 def test_means_are_those_of_the_evaluation(tmp_path):
     dataset = build_discs(tmp_path / "data", "discs", "test", count=20)
     methods = {"mean": (trivial.mean_mask, None), "nearest": (trivial.nearest_label, None)}
-    summary = evaluate_to(tmp_path / "out", methods, [dataset], Settings((1, 3)), {})
+    summary = evaluate_to(tmp_path / "out", methods, [dataset], Settings((1, 3)), {}, with_report=False)
     result = compare(tmp_path / "out", tmp_path / "out", ("mean", "nearest"), resamples=200)
     of_nearest = next(s for s in summary["settings"] if (s["method"], s["support_size"]) == ("nearest", 3))
     np.testing.assert_allclose([result["all"][x] for x in "ab"], [summary["mean_dice"], of_nearest["mean_dice"]])
@@ -120,8 +120,8 @@ def test_evaluations_that_cannot_be_compared_are_refused(tmp_path, change, optio
     ("arguments", "message"),
     [
         ([], "cases.csv; `universeg evaluate"),
-        (["--method=model"], "--method=model: two names are needed"),
-        (["--resamples=5"], "--resamples=5: at least 100"),
+        (["--method=model"], "--method=model: give two names"),
+        (["--resamples=5"], "--resamples=5: use at least 100"),
     ],
 )
 def test_errors_of_the_command_take_one_line(tmp_path, capsys, arguments, message):

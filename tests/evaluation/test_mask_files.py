@@ -77,7 +77,7 @@ def test_the_command_names_missing_and_surplus_masks(folders, tmp_path, capsys):
     assert main(arguments) == 1
     assert "lacks masks for 1 of 3 labels: s1_0" in capsys.readouterr().err
     assert main(arguments[:3] + arguments[5:]) == 1
-    assert "--predictions goes with --labels=FOLDER" in capsys.readouterr().err
+    assert "--predictions needs --labels=FOLDER" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The evaluation protocol: who supports whom, what is averaged over what, and how sure it is."""
+"""The evaluation protocol: support sampling, averaging, reports."""
 
 import csv
 import json
@@ -45,7 +45,7 @@ def nan(params, episode):
 
 
 def half(params, episode):
-    """Every other line of the truth: half of its pixels, none too many."""
+    """Every other row of the truth: half of its pixels and no false positives."""
     return episode.query_label * (jnp.arange(episode.query_label.shape[1]) % 2 == 0)[None, :, None, None]
 
 
@@ -81,7 +81,7 @@ def test_smaller_pools_and_fewer_cases_are_subsets():
     )
 
 
-def test_a_perfect_method_scores_1_and_half_of_the_truth_two_thirds(dataset):
+def test_the_truth_scores_1_and_half_of_it_two_thirds(dataset):
     tasks = dataset_tasks(dataset)
     rows = evaluate({"truth": (truth, None), "half": (half, None)}, [dataset], tasks, Settings((2,)), progress=False)
     assert len(rows) == 2 * len(query_cases(tasks[0]))
@@ -107,7 +107,7 @@ def test_an_ensemble_averages_probabilities_of_its_draws(dataset):
         assert (len(draws), alone["dice_by_draw"]) == (3, of_three["dice_by_draw"].split()[0])
         assert of_three["single_dice"] == pytest.approx(np.mean(draws), abs=1e-6)
     assert any(r["dice"] != r["single_dice"] for r in three)
-    # A vote of three single supports, computed by hand for the first case.
+    # The mean of three single supports, computed by hand for the first case.
     case, pool = query_cases(tasks[0])[0], support_pool(tasks[0])
     settings = Settings((1,), (3,))
     episode, _ = gather_episodes([case], {"discs": dataset}, settings, 1, 1)
@@ -144,7 +144,7 @@ def test_a_prediction_that_is_not_finite_is_refused(dataset):
 
 
 def test_scores_of_a_case_computed_by_hand(dataset):
-    """Half of the truth's lines and a column of noise: every score from the masks themselves."""
+    """Half of the rows of the truth and a column of false positives, with scores computed from the masks."""
 
     def method(params, episode):
         size = episode.query_label.shape[1]
@@ -210,8 +210,7 @@ def test_the_report_shows_tables_and_the_best_median_and_worst_case(dataset, tmp
         rows = list(csv.DictReader(file))
     rows = [r for r in rows if (r["method"], r["support_size"], r["ensemble"]) == ("mean", "3", "2")]
     scores = sorted(float(r["dice"]) for r in rows)
-    picture = Image.open(tmp_path / "figures" / "discs.png")
-    assert np.asarray(picture).std() > 5
+    assert np.asarray(Image.open(tmp_path / "figures" / "discs.png")).std() > 5
     text = (tmp_path / "report.md").read_text()
     for which, score in (("best", scores[-1]), ("worst", scores[0])):
         name = re.search(rf"{which}: ([^;\n]+)", text).group(1)
@@ -239,7 +238,9 @@ def test_figures_show_the_masks_that_were_scored(dataset):
 def test_files_and_skipped_datasets(dataset, tmp_path):
     lone = memory_dataset("lone", "test", ["a", "a"], [1, 1])
     settings = Settings((1, 3), (1, 2))
-    summary = evaluate_to(tmp_path, {"m": (truth, None)}, [dataset, lone], settings, {"role": "test"})
+    summary = evaluate_to(
+        tmp_path, {"m": (truth, None)}, [dataset, lone], settings, {"role": "test"}, with_report=False
+    )
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert (summary["support_size"], summary["ensemble"], summary["mean_dice"]) == (3, 2, 1.0)
     assert len(summary["settings"]) == 4
@@ -277,11 +278,17 @@ def checkpoint(tmp_path_factory):
 
 
 def test_datasets_that_a_checkpoint_has_seen_are_named():
-    def made(name, group="", fingerprint=""):
+    def described(name, group="", fingerprint=""):
         dataset = memory_dataset(name, "test", ["a"], [1], group=group)
         return replace(dataset, fingerprint=fingerprint or name)
 
-    built = [made("ct", "hospital"), made("mr", "hospital"), made("copy", fingerprint="0"), made("new"), made("chose")]
+    built = [
+        described("ct", "hospital"),
+        described("mr", "hospital"),
+        described("copy", fingerprint="0"),
+        described("new"),
+        described("chose"),
+    ]
     trained = {"ct": {"fingerprint": "rebuilt"}, "old": {"fingerprint": "0"}}
     lineage = {"trained_on": trained, "selected_on": {"chose": {"fingerprint": "chose"}}}
     assert seen_before(lineage, built, built) == [
@@ -327,7 +334,7 @@ def test_the_command_from_checkpoint_to_report(dataset, checkpoint, tmp_path, ca
         (["--datasets=nobody"], "not built in"),
         (["--role=val"], "no dataset with role 'val'"),
         (["--role=test", "--max_cases=1"], "of another run; choose another --out, or add --overwrite"),
-        ([], "--checkpoint goes with --datasets=NAMES or with --role=ROLE"),
+        ([], "--checkpoint needs either --datasets=NAMES or --role=ROLE"),
         (["--role=test", f"--checkpoint={tmp_path / 'absent'}"], "does not exist"),
     ):
         assert main([*arguments, *more]) == 1

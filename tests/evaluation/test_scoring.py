@@ -1,4 +1,4 @@
-"""What an evaluation computes on the device: a method at any size, over flips."""
+"""Scoring on the device: models at their own size, averages over flips."""
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +21,14 @@ def dataset(tmp_path_factory):
 
 
 def first_episode(dataset):
-    """[1, 128, 128, 1] of the first case with its first draw of two supports."""
+    """The first case [1, 128, 128, 1] with its first draw of two support examples."""
     case = query_cases(dataset_tasks(dataset)[0])[0]
     episode, _ = gather_episodes([case], {"discs": dataset}, Settings(), 2, 1)
     return to_device_floats(Episode(*episode[:2], *(x[:, 0] for x in episode[2:])), 128)
 
 
-def test_flips_average_what_the_method_says_of_each_turned_picture(dataset):
-    """Of a method that follows its pictures all flips agree; one that looks at a place sees four places."""
+def test_flips_average_the_method_over_flipped_images(dataset):
+    """An equivariant method gives the same for all flips; a method with a fixed corner marks each corner once."""
 
     def corner(params, episode):
         size = episode.query_image.shape[1]
@@ -37,13 +37,13 @@ def test_flips_average_what_the_method_says_of_each_turned_picture(dataset):
         return jnp.broadcast_to(quarter.astype(jnp.float32), episode.query_image.shape)
 
     floats = first_episode(dataset)
-    for follows in (lambda _, episode: episode.query_label, trivial.mean_mask, trivial.nearest_label):
-        np.testing.assert_allclose(over_flips(follows)(None, floats), follows(None, floats), atol=1e-6)
+    for equivariant in (lambda _, episode: episode.query_label, trivial.mean_mask, trivial.nearest_label):
+        np.testing.assert_allclose(over_flips(equivariant)(None, floats), equivariant(None, floats), atol=1e-6)
     np.testing.assert_allclose(over_flips(corner)(None, floats), 0.25)
 
 
-def test_a_model_of_another_size_sees_its_size_and_is_scored_at_128(dataset):
-    config = tiny_config(image_size=16)  # which is neither the data's size nor the official one
+def test_a_model_runs_at_its_own_size_and_is_scored_at_128(dataset):
+    config = tiny_config(image_size=16)  # neither the size of the data nor the official one
     predictor = Predictor(init_params(build_model(config.model), 0), config)
     floats = first_episode(dataset)
     got = model_method(predictor.model, 16)(predictor.params, floats)

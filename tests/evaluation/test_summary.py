@@ -1,4 +1,4 @@
-"""What the rows of an evaluation come to: what is averaged over what, and how sure it is."""
+"""Summaries of case rows: the order of averaging, and intervals."""
 
 import numpy as np
 import pytest

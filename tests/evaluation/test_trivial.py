@@ -1,4 +1,4 @@
-"""The baselines without parameters on supports whose answer is known."""
+"""Baselines without parameters, on support sets with a known answer."""
 
 import jax
 import numpy as np
@@ -16,17 +16,17 @@ def episode():
     return Episode(query, np.zeros_like(query), images[None], labels[None], np.array([[1, 1, 0]], np.float32))
 
 
-def test_mean_mask_is_the_mean_of_entries_that_count():
+def test_mean_mask_ignores_padding():
     np.testing.assert_allclose(mean_mask(None, episode())[0, :, 0, 0], [1, 0.5, 0, 0])
 
 
-def test_nearest_label_is_that_of_the_nearest_entry_that_counts():
-    # The padded third entry would be nearest; of the others 0.9 is nearer to 0.55 than 0.1.
+def test_nearest_label_ignores_padding():
+    # The third entry, which is padding, is nearest; of the others, 0.9 is nearer to 0.55 than 0.1.
     np.testing.assert_allclose(nearest_label(None, episode())[0, :, 0, 0], [1, 1, 0, 0])
 
 
-def test_nearest_features_see_shape_and_not_brightness():
-    """A bright disc among a dim disc and a bright square: pixels are nearest to the square, edges to the disc."""
+def test_nearest_features_compare_shapes_and_not_brightness():
+    """The query is a bright disc: its pixels are nearest to a bright square, its edges to a dim disc."""
     circle, square = disc(32, (16, 16), 9), np.zeros((32, 32), bool)
     square[8:25, 8:25] = True
     images = np.stack([0.2 * circle + 0.4, 0.9 * square, 0.9 * circle]).astype(np.float32)[..., None]
@@ -44,6 +44,6 @@ def test_edge_features_are_histograms_of_directions():
     rows, columns = features[0].reshape(8, 64), features[1].reshape(8, 64)
     np.testing.assert_allclose(rows[0], 1 / 8, rtol=1e-3)  # all gradients point right
     np.testing.assert_allclose(rows[1:], 0, atol=1e-5)
-    np.testing.assert_allclose(columns[4], 1 / 8, rtol=1e-3)  # a quarter turn
+    np.testing.assert_allclose(columns[4], 1 / 8, rtol=1e-3)  # gradients point down
     np.testing.assert_allclose(features[2], features[0], atol=1e-3)
     np.testing.assert_array_equal(features[3], 0)

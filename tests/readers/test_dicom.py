@@ -1,4 +1,4 @@
-"""DICOM pictures and series: where slices lie, what their values mean, and what is refused."""
+"""DICOM images and series: positions of slices, units of values, refused files."""
 
 import warnings
 from pathlib import Path
@@ -14,7 +14,7 @@ from universeg_jax.readers.volume_files import is_volume, read_volume
 
 
 def series(path, count=5, **changes):
-    """A CT series from a file that pydicom ships, sliced along z in another order than its names."""
+    """Writes a CT series made of a file that pydicom ships; the order along z is not that of the file names."""
     pydicom = pytest.importorskip("pydicom")
     from pydicom.data import get_testdata_file
 
@@ -50,7 +50,7 @@ def test_a_dicom_series_is_sorted_by_position_and_rescaled(tmp_path):
     assert is_volume(tmp_path / "scan")
 
 
-def test_monochrome1_is_turned_round_and_slices_still_fit(tmp_path):
+def test_monochrome1_is_inverted_and_slices_still_fit(tmp_path):
     series(tmp_path / "a")
     series(tmp_path / "b", PhotometricInterpretation="MONOCHROME1")
     for read, name in ((read_dicom_image, "0.dcm"), (lambda path: read_volume(path).data, "")):
@@ -65,7 +65,7 @@ def shipped(name):
     return get_testdata_file(name)
 
 
-def test_dicom_files_of_scanners_say_the_same_in_every_encoding():
+def test_dicom_files_are_the_same_in_every_encoding():
     """MR_small, which pydicom ships in seven transfer syntaxes, and a CT in Hounsfield units."""
     kinds = ("", "_RLE", "_bigendian", "_expb", "_implicit", "_jp2klossless", "_jpeg_ls_lossless")
     first, *others = (read_volume(shipped(f"MR_small{kind}.dcm")) for kind in kinds)
@@ -76,8 +76,8 @@ def test_dicom_files_of_scanners_say_the_same_in_every_encoding():
     assert read_volume(shipped("CT_small.dcm")).data.min() == 128 - 1024  # of its stored values, slope 1
 
 
-def test_a_palette_is_seen_in_its_colours():
-    """Grey by luma of what the palette says, not the numbers of its colours."""
+def test_a_palette_gives_the_grey_of_its_colours():
+    """The luma of the palette's colours, not their indices."""
     from pydicom import dcmread
     from pydicom.pixels import apply_color_lut
 
@@ -87,8 +87,8 @@ def test_a_palette_is_seen_in_its_colours():
     np.testing.assert_allclose(read_dicom_image(shipped("examples_palette.dcm")), expected, rtol=1e-5)
 
 
-def test_every_dicom_file_at_hand_is_read_or_refused_in_one_line(caplog, capfd):
-    """All that pydicom ships: every encoding, broken files, reports and plans without pictures, several frames."""
+def test_every_dicom_file_of_pydicom_is_read_or_refused_in_one_line(caplog, capfd):
+    """Every encoding, broken files, reports and plans without images, several frames."""
     path = Path(shipped("CT_small.dcm")).parent
     outcomes = {}
     for file in sorted(file for file in path.glob("*.dcm") if file.stat().st_size < 200_000):
@@ -106,7 +106,7 @@ def test_every_dicom_file_at_hand_is_read_or_refused_in_one_line(caplog, capfd):
     }.items():  # fmt: skip
         assert word in outcomes[name, read_dicom_image]
     assert not caplog.records
-    assert capfd.readouterr() == ("", "")  # what the libraries remark on headers is not said
+    assert capfd.readouterr() == ("", "")  # the libraries' remarks on headers are silenced
 
 
 def test_a_deflated_file_that_may_be_a_bomb_is_refused(monkeypatch):

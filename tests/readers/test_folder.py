@@ -1,4 +1,4 @@
-"""A researcher's folder: what is read, and what is refused with the file's name."""
+"""A researcher's folder: files that are read, and mistakes that are named."""
 
 import json
 import os
@@ -7,14 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from tests.fixtures import write_folder
 from universeg_jax.readers.cases import make_examples
 from universeg_jax.readers.errors import FolderError, ImageError
-from universeg_jax.readers.file_names import natural_order
 from universeg_jax.readers.folder import list_images, read_folder, read_support
 
 
@@ -38,23 +35,10 @@ def test_subjects_are_names_before_the_last_underscore(tmp_path):
     }
 
 
-def test_order_is_natural_and_does_not_depend_on_the_disk():
-    assert natural_order(["p10_2", "p2_10", "p2_9", "p10_1", "p", "10", "9"]) == [
-        "9", "10", "p", "p2_9", "p2_10", "p10_1", "p10_2",
-    ]  # fmt: skip
-
-
-@given(names=st.lists(st.text("p_019é²", max_size=6), unique=True), seed=st.randoms())
-def test_any_order_of_files_gives_one(names, seed):
-    shuffled = list(names)
-    seed.shuffle(shuffled)
-    assert natural_order(shuffled) == natural_order(names)
-
-
-def test_hidden_files_and_inner_folders_are_passed_over_and_other_types_named(tmp_path):
+def test_hidden_files_and_inner_folders_are_skipped_and_other_types_named(tmp_path):
     write_folder(tmp_path, count=12)
     for name in (".hidden.png", "notes.txt", "scan.xcf"):
-        (tmp_path / "images" / name).write_text("no picture")
+        (tmp_path / "images" / name).write_text("no image")
     (tmp_path / "images" / "inner").mkdir()
     Image.new("L", (30, 20)).save(tmp_path / "images" / "inner" / "p99_0.png")
     Image.new("L", (30, 20)).save(tmp_path / "labels" / "._p0_0.png")
@@ -84,7 +68,7 @@ def test_a_damaged_label_does_not_hide_the_ids_of_the_others(tmp_path):
         read_support(tmp_path)  # of a support set nothing is dropped
 
 
-def test_meta_names_labels_and_says_whose_pictures_they_are(tmp_path):
+def test_meta_names_labels_and_unknown_subjects(tmp_path):
     write_folder(tmp_path, count=3, ids=(1, 2))
     meta = {
         "labels": {"0": "background", "1": "cell", "2": "nucleus"},
@@ -107,10 +91,10 @@ def test_an_example_has_a_mask_for_each_class_that_occurs(tmp_path):
     assert example.masks.sum((1, 2)).min() > 10
     assert not (example.masks[0] & example.masks[1]).any()
     brightness = [example.image[mask > 0].mean() for mask in (*example.masks, 1 - example.masks.max(0))]
-    assert brightness[1] > brightness[0] > brightness[2]  # the mask lies on what it marks
+    assert brightness[1] > brightness[0] > brightness[2]  # each mask lies on its disc
 
 
-def test_support_is_read_whole_or_one_label_of_it(tmp_path):
+def test_support_is_read_with_all_labels_or_one(tmp_path):
     images, labels, names = read_support(write_folder(tmp_path, count=2, ids=(1, 5)))
     assert names == ["p0_0", "p1_0"]
     assert images[0].shape == labels[0].shape == (20, 30)
@@ -174,13 +158,13 @@ def test_a_mistake_in_the_folder_is_named(tmp_path, what, message):
         read_folder(tmp_path)
 
 
-def test_what_is_there_in_part_or_twice_costs_itself_alone(tmp_path):
+def test_an_incomplete_or_duplicated_case_costs_only_itself(tmp_path):
     write_folder(tmp_path, count=5)
     (tmp_path / "labels" / "p1_0.png").rename(tmp_path / "labels" / "p1_0.txt")
     (tmp_path / "images" / "p2_0.png").unlink()
     Image.new("L", (30, 20)).save(tmp_path / "labels" / "p3_0.bmp")
     (tmp_path / "meta.json").write_text('{"subjects": "who.csv"}')
-    (tmp_path / "who.csv").write_text("case,subject\np0_0,anna\np4_0,bo\n")  # the others are not asked for
+    (tmp_path / "who.csv").write_text("case,subject\np0_0,anna\np4_0,bo\n")  # the faulty cases need no subject
     folder = read_folder(tmp_path)
     faults = {
         "p1_0": "images/p1_0.png: has no label .add labels/p1_0",
@@ -199,7 +183,7 @@ def test_what_is_there_in_part_or_twice_costs_itself_alone(tmp_path):
         read_support(tmp_path)  # of a support set nothing is dropped
 
 
-def test_no_pictures_at_all(tmp_path):
+def test_a_folder_without_images_is_refused(tmp_path):
     for part in ("images", "labels"):
         (tmp_path / part).mkdir()
     with pytest.raises(FolderError, match="holds no images"):

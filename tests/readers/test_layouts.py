@@ -1,4 +1,4 @@
-"""nnU-Net and Decathlon folders, recognised by themselves."""
+"""nnU-Net and Decathlon folders, recognised by dataset.json."""
 
 import json
 
@@ -59,7 +59,7 @@ def test_every_channel_is_a_modality_and_every_case_a_subject(tmp_path, make, su
     assert set(dataset.meta.labels) == {1, 2}
 
 
-def test_channels_are_read_each_for_itself(tmp_path):
+def test_each_channel_is_read_on_its_own(tmp_path):
     for make in (nnunet, decathlon):
         folder = read_folder(make(tmp_path / make.__name__), 16)
         assert [case.name[-4:] for case in folder.cases] == ["0000", "0001"] * 3
@@ -121,8 +121,8 @@ def test_an_id_that_dataset_json_lacks_is_added_by_meta_json(tmp_path, make):
     assert {i for example in make_examples(read.cases[0]) for i in example.labels} == {1, 2}
 
 
-def test_pictures_in_the_nnunet_layout(tmp_path):
-    source = write_folder(tmp_path / "pictures", count=3)
+def test_images_in_the_nnunet_layout(tmp_path):
+    source = write_folder(tmp_path / "images", count=3)
     raw = tmp_path / "raw"
     raw.mkdir()
     (source / "images").rename(raw / "imagesTr")
@@ -167,7 +167,7 @@ def test_mistakes_in_dataset_json_are_named(tmp_path, change, word):
         read_folder(tmp_path)
 
 
-def test_what_is_there_in_part_or_twice_costs_itself_alone(tmp_path):
+def test_an_incomplete_or_duplicated_case_costs_only_itself(tmp_path):
     for make, damage in (
         (nnunet, {"imagesTr/liver_2_0001.nii.gz": None, "labelsTr/liver_10.nii": block_volume((10, 12, 8))[1]}),
         (decathlon, {"imagesTr/BRATS_001.nii.gz": None, "labelsTr/BRATS_003.nii.gz": None}),
@@ -196,8 +196,8 @@ def test_unused_files_are_named_and_an_empty_folder_is_refused(tmp_path):
         read_folder(tmp_path)
 
 
-def test_a_stack_of_pages_has_a_file_of_its_spacing_beside_it(tmp_path):
-    """As nnU-Net's Tiff3DIO wants it: case.json beside case.tif, of images and of labels."""
+def test_the_spacing_file_beside_a_tiff_volume_is_no_label(tmp_path):
+    """nnU-Net's Tiff3DIO keeps case.json beside case.tif, for images and labels."""
     (tmp_path / "dataset.json").write_text('{"channel_names": {"0": "SEM"}, "labels": {"background": 0, "cell": 1}}')
     for i in range(3):
         image, mask = block_volume((10, 12, 8))

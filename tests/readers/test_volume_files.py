@@ -1,4 +1,4 @@
-"""Volumes from files of every kind, and what is refused."""
+"""Volumes from files of every kind, and refused files."""
 
 import gzip
 
@@ -7,13 +7,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import tifffile
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tests.readers.test_dicom import series
 from universeg_jax.readers import checks
 from universeg_jax.readers.errors import ImageError
-from universeg_jax.readers.file_names import extension
 from universeg_jax.readers.volume_files import is_volume, mask_extension, read_label_volume, read_volume, write_like
 
 DATA = np.random.default_rng(0).integers(-1000, 2000, (7, 6, 5)).astype(np.int16)
@@ -34,7 +31,7 @@ def test_nifti(tmp_path, name):
 
 
 @pytest.mark.parametrize("kind", ["nrrd", "mha"])
-def test_itk_files_lie_where_nifti_lies(tmp_path, kind):
+def test_itk_files_have_the_same_position_as_nifti(tmp_path, kind):
     """SimpleITK writes one image in its LPS and as NIfTI: read back, both are one volume."""
     image = sitk.GetImageFromArray(DATA)
     image.SetSpacing((0.7, 1.3, 2.5))
@@ -49,7 +46,7 @@ def test_itk_files_lie_where_nifti_lies(tmp_path, kind):
     np.testing.assert_array_equal(volume.file_data(), DATA.T)
 
 
-def test_channels_are_asked_for(tmp_path):
+def test_one_of_several_channels_is_read(tmp_path):
     nifti(tmp_path / "a.nii", np.stack([DATA, 2 * DATA], -1))
     sitk.WriteImage(sitk.GetImageFromArray(np.stack([DATA, 2 * DATA], -1), isVector=True), tmp_path / "a.nrrd")
     np.testing.assert_array_equal(read_volume(tmp_path / "a.nii", channel=1).file_data(), 2 * DATA)
@@ -79,7 +76,7 @@ def test_pages_of_a_tiff_are_slices_in_their_order(tmp_path):
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])
 def test_a_mask_is_written_on_the_grid_of_its_image(tmp_path, ending):
-    """Anisotropic, flipped and oblique; what differs from the image's header is the type alone."""
+    """Anisotropic, flipped and oblique; the header differs from the image's only in the data type."""
     source, target = tmp_path / f"a{ending}", tmp_path / f"b{ending}"
     nifti(tmp_path / "a.nii.gz")
     if ending in (".nrrd", ".mha"):
@@ -118,7 +115,7 @@ def test_a_mask_is_written_on_the_grid_of_its_image(tmp_path, ending):
 
 
 @pytest.mark.parametrize("kind", ["tiff", "dicom"])
-def test_a_mask_of_pages_or_a_series_is_a_nifti_in_its_place(tmp_path, kind):
+def test_the_mask_of_a_tiff_or_a_series_is_nifti_with_its_affine(tmp_path, kind):
     if kind == "tiff":
         source = tmp_path / "a.tif"
         tifffile.imwrite(source, DATA.astype(np.uint16), photometric="minisblack")
@@ -135,7 +132,7 @@ def test_a_mask_of_pages_or_a_series_is_a_nifti_in_its_place(tmp_path, kind):
     np.testing.assert_allclose(again.affine, volume.affine, atol=1e-4)
 
 
-def test_a_mask_of_a_header_with_its_file_of_voxels_is_one_file(tmp_path):
+def test_the_mask_of_a_mhd_is_one_mha_file(tmp_path):
     nifti(tmp_path / "a.nii.gz")
     sitk.WriteImage(sitk.ReadImage(tmp_path / "a.nii.gz"), tmp_path / "a.mhd")
     volume = read_volume(tmp_path / "a.mhd")
@@ -156,12 +153,7 @@ def test_labels_are_whole_numbers(tmp_path):
             read_label_volume(nifti(tmp_path / "b.nii", wrong))
 
 
-def test_whatever_a_damaged_file_holds_the_message_is_one_line():
-    error = ImageError("a.dcm", "holds no image", "1.2\x00\x08\n  \x1b[31mred")
-    assert str(error) == "a.dcm: holds no image (1.2 [31mred)"
-
-
-def test_every_bad_file_is_an_image_error_that_names_it(tmp_path, monkeypatch):
+def test_every_bad_file_raises_an_image_error_with_its_name(tmp_path, monkeypatch):
     whole = nifti(tmp_path / "whole.nii.gz").read_bytes()
     plain = gzip.decompress(whole)
     (tmp_path / "truncated.nii.gz").write_bytes(whole[: len(whole) // 2])
@@ -202,49 +194,16 @@ def test_every_bad_file_is_an_image_error_that_names_it(tmp_path, monkeypatch):
         read_volume(tmp_path / "whole.nii.gz")
 
 
-def test_extensions():
-    assert [extension(name) for name in ("a.nii.gz", "b.NII", "c.tar.gz", "d")] == [".nii.gz", ".nii", ".gz", ""]
-
-
-@pytest.fixture(scope="module")
-def small_files(tmp_path_factory):
-    """One small file of each kind, with room to damage a copy."""
-    path = tmp_path_factory.mktemp("flips")
-    small = DATA[:3, :3, :3]
-    image = sitk.GetImageFromArray(small)
-    for name in ("a.nii", "a.nii.gz"):
-        nifti(path / name, small)
-    for name in ("a.nrrd", "a.mha"):
-        sitk.WriteImage(image, path / name)
-    tifffile.imwrite(path / "a.tif", small.astype(np.uint16), photometric="minisblack")
-    series(path / "scan", 1)
-    return path, [(file.name, file.read_bytes()) for file in (*sorted(path.glob("a.*")), path / "scan" / "0.dcm")]
-
-
-@settings(max_examples=150)
-@given(seed=st.integers(0, 10**6))
-def test_flipped_bytes_never_end_in_another_error(small_files, seed):
-    flip(*small_files, seed)
-
-
-def flip(path, files, seed):
-    name, contents = files[seed % len(files)]
-    rng = np.random.default_rng(seed)
-    data = bytearray(contents)
-    for position in rng.integers(0, min(len(data), 2000), 3):
-        data[position] ^= 1 << rng.integers(8)
-    damaged = path / f"damaged{name}"
-    damaged.write_bytes(bytes(data))
-    for read in (read_volume, read_label_volume):
-        try:
-            outcome = read(damaged).data.ndim
-        except ImageError as error:
-            outcome = str(error)
-        assert outcome == 3 or damaged.name in outcome
-        assert outcome == 3 or "\n" not in outcome
-
-
-@pytest.mark.slow
-def test_a_thousand_flips_through_each_reader(small_files):
-    for seed in range(1000 * len(small_files[1])):
-        flip(*small_files, seed)
+def test_a_header_may_not_name_voxels_elsewhere(tmp_path):
+    sitk.WriteImage(sitk.GetImageFromArray(DATA), tmp_path / "a.mhd")
+    (tmp_path / "inner").mkdir()
+    text = (tmp_path / "a.mhd").read_text()
+    assert read_volume(tmp_path / "a.mhd").shape == DATA.shape[::-1]
+    for name in ("../a.raw", str(tmp_path / "a.raw"), "LIST", "a%d.raw 1 3 1", "absent.raw"):
+        (tmp_path / "inner" / "b.mhd").write_text(text.replace("a.raw", name))
+        with pytest.raises(ImageError, match="b.mhd: its file of voxels does not lie beside it"):
+            read_volume(tmp_path / "inner" / "b.mhd")
+    (tmp_path / "inner" / "a.raw").symlink_to(tmp_path / "a.raw")
+    (tmp_path / "inner" / "b.mhd").write_text(text)
+    with pytest.raises(ImageError, match="a.raw: is a link out of its folder"):
+        read_volume(tmp_path / "inner" / "b.mhd")

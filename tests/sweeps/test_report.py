@@ -1,4 +1,4 @@
-"""What is gathered of a sweep: means over seeds, paired differences, what a seed does."""
+"""The report of a sweep: means over seeds, paired differences, seed noise."""
 
 import numpy as np
 import pytest
@@ -13,9 +13,8 @@ from universeg_jax.sweeps.sweep import Point, SweepOptions
 
 
 def write_point(folder, values):
-    rows = [
-        {"dataset": "d", "task": "t", "subject": f"s{i}", "dice": v, "empty": v is None} for i, v in enumerate(values)
-    ]
+    shared = {"method": "model", "dataset": "d", "task": "t", "support_size": 4}
+    rows = [{**shared, "subject": f"s{i}", "dice": v, "empty": v is None} for i, v in enumerate(values)]
     write_csv(folder / "cases.csv", rows)
     return folder
 
@@ -31,59 +30,61 @@ def test_seeds_are_averaged_within_a_case(tmp_path):
     got = [rows[0][k] for k in ("mean_dice", "ci_low", "ci_high", "seeds", "minus_first")]
     assert got[-1] is None
     np.testing.assert_allclose(got[:-1], [expected.mean, expected.low, expected.high, 2])
-    assert "- not done: r: why" in (tmp_path / "x_test.md").read_text()
+    assert "- not finished: r: why" in (tmp_path / "x_test.md").read_text()
     with pytest.raises(UserError, match="no run of the sweep x has a result: why"):
         write_report("x", [absent], SweepOptions("", tmp_path), {"r": "why"}, ())
-    with pytest.raises(UserError, match="no run of the sweep x has a result"):  # files of another setting are none
+    with pytest.raises(UserError, match="no run of the sweep x has a result"):  # results of other settings do not count
         write_report("x", [Point("1", results)], SweepOptions("", tmp_path), {"r": "why"}, ())
 
 
-def test_differences_to_the_first_point_are_paired_over_the_seeds_that_both_have(tmp_path):
+def test_differences_to_the_first_point_are_paired_over_common_seeds(tmp_path):
     values = np.random.default_rng(0).uniform(0.3, 0.6, (2, 12))
     first = [write_point(tmp_path / f"a{seed}", values[seed].tolist()) for seed in (0, 1)]
     second = [write_point(tmp_path / "b0", (values[0] + 0.1).tolist()), tmp_path / "absent"]
-    points, there = [Point("a", tuple(first)), Point("b", tuple(second))], [*first, second[0]]
-    rows = write_report("x", points, SweepOptions("", tmp_path), {}, there)
-    # The same for every subject, so that the difference is sure although the means are not.
+    points, finished = [Point("a", tuple(first)), Point("b", tuple(second))], [*first, second[0]]
+    rows = write_report("x", points, SweepOptions("", tmp_path), {}, finished)
+    # Every subject has the same difference, so its interval is a point although those of the means are wide.
     got = [rows[1][f"minus_first{end}"] for end in ("", "_low", "_high")]
     np.testing.assert_allclose(got, [0.1] * 3)
     assert rows[1]["ci_high"] - rows[1]["ci_low"] > 0.01
     text = (tmp_path / "x_test.md").read_text()
     assert "| 10.0 | 10.0 to 10.0 |" in text
-    assert f"| {percent(rows[1]['mean_dice'])}, - |" in text  # each seed at its place
+    assert f"| {percent(rows[1]['mean_dice'])}, - |" in text  # a missing seed keeps its position
 
 
-def test_two_points_are_a_finding_as_often_as_a_paired_t_test_says():
-    """With two points it is that test; with more, a difference of nothing is called one in 5 % of made sweeps."""
+def test_the_least_difference_is_that_of_a_paired_t_test():
+    """Two points give the paired t-test; with more, 5 % of simulated sweeps without a difference exceed it."""
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 6))
     least, freedom = least_difference(np.stack([a, b]))
-    found = scipy.stats.ttest_rel(a, b)
-    assert freedom == found.df
-    assert (abs(a.mean() - b.mean()) > least) == (found.pvalue < 0.05)
+    expected = scipy.stats.ttest_rel(a, b)
+    assert freedom == expected.df
+    assert (abs(a.mean() - b.mean()) > least) == (expected.pvalue < 0.05)
     np.testing.assert_allclose(least, (a - b).std(ddof=1) / np.sqrt(6) * scipy.stats.t.ppf(0.975, 5))
-    sweeps = rng.normal(size=(2000, 8, 2)) + 3 * rng.normal(size=(2000, 1, 2))  # a seed that is better everywhere
+    sweeps = rng.normal(size=(2000, 8, 2)) + 3 * rng.normal(size=(2000, 1, 2))  # seeds shift all points
     wrong = np.mean([abs(x[0].mean() - x[1].mean()) > least_difference(x)[0] for x in sweeps])
     assert abs(wrong - 0.05) < 4 * np.sqrt(0.05 * 0.95 / 2000)
 
 
-def test_the_noise_of_trainings_is_told_where_two_points_have_two_seeds():
+def test_seed_noise_needs_two_points_with_two_common_seeds():
     def rows(*by_seed):
         return [{"by_seed": text} for text in by_seed]
 
     assert (
         noise_text(rows("0.5 0.6")) == noise_text(rows("0.5 -", "0.6 -")) == noise_text(rows("0.5 0.6", "0.5 -")) == []
     )
-    assert "must be 0.0 apart" in noise_text(rows("0.5 0.6", "0.7 0.8", "0.7 -"))[1]
+    assert "below 0.0 are within seed noise" in noise_text(rows("0.5 0.6", "0.7 0.8", "0.7 -"))[1]
     assert "1 degrees of freedom" in noise_text(rows("0.5 0.6", "0.7 0.9", "0.7 -"))[1]
     assert "for one pair" in noise_text(rows("0.5 0.6", "0.7 0.9"))[1]
 
 
-def test_noise_is_of_the_seeds_that_all_points_share():
+def test_seed_noise_uses_the_seeds_that_all_points_share():
     def rows(*by_seed):
         return [{"by_seed": text} for text in by_seed]
 
     assert noise_text(rows("0.5 0.6 -", "0.7 - 0.9")) == []
     three = rows("0.5 0.6 0.9", "0.7 0.8 0.1", "0.4 0.5 -")
     assert noise_text(three) == noise_text(rows("0.5 0.6", "0.7 0.8", "0.4 0.5"))
-    assert "must be 0.0 apart" in noise_text(three)[1]  # the third seed, which one lacks, is left out
+    assert (
+        "below 0.0 are within seed noise" in noise_text(three)[1]
+    )  # the third seed, which one point lacks, is ignored

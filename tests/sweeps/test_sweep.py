@@ -1,4 +1,4 @@
-"""Sweeps: what they run, that they go on where they stopped, and what is gathered."""
+"""Sweeps: their commands, how they resume, and what they report."""
 
 import contextlib
 import csv
@@ -29,7 +29,7 @@ from universeg_jax.training import setup
 TINY = ["image_size=16", "batch_size=4", "num_steps=2", "model.encoder_blocks=(4,4)", "support_size=2",
         "kinds.synthetic=0.0", "kinds.real=1.0", "eval_every=2", "checkpoint_every=2", "eval.max_cases=1"]  # fmt: skip
 TINY += [
-    f"augment.{level}.{op}.p=0.0"  # which takes longest to compile
+    f"augment.{level}.{op}.p=0.0"  # slow to compile
     for level in ("task", "in_task")
     for op in ablations.get_config().augment[level]
 ]
@@ -46,7 +46,7 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ablations.SWEEPS)
-def test_every_sweep_has_flags_that_train_reads_and_lists_its_commands(data_dir, tmp_path, capsys, monkeypatch, name):
+def test_every_sweep_lists_commands_that_train_can_read(data_dir, tmp_path, capsys, monkeypatch, name):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     points, jobs = plan(name, SweepOptions(data_dir, tmp_path / "out"))
     assert len(points) >= 2
@@ -87,7 +87,7 @@ def test_subsets_of_datasets_and_tasks_are_nested(data_dir, tmp_path):
         open_tasks(tiny_config(train_tasks=9), datasets)
 
 
-def test_a_dataset_without_a_task_counts_for_nothing(tmp_path, capsys):
+def test_datasets_without_a_usable_task_are_not_counted(tmp_path, capsys):
     for name, count in (("a", 6), ("b", 6), ("two_subjects", 2)):
         build_discs(tmp_path, name, "train_open", count=count)
     build_discs(tmp_path, "test", "test", count=8)
@@ -110,7 +110,7 @@ def configs_of(sweep):
     return configs
 
 
-def test_augmentation_is_switched_off_level_by_level():
+def test_the_augmentation_sweep_switches_levels_off():
     configs = configs_of("augmentation")
     on = {
         value: [any(section.p for section in config.augment[level].values()) for level in ("in_task", "task")]
@@ -127,7 +127,7 @@ def test_augmentation_is_switched_off_level_by_level():
     assert all(config.kinds.to_dict()["synthetic"] == 0 for config in configs.values())
 
 
-def test_made_tasks_add_one_thing_each():
+def test_points_of_synthetic_tasks_add_one_family_each():
     configs = configs_of("made_tasks")
     kinds = {value: [k for k, weight in c.kinds.items() if weight] for value, c in configs.items()}
     assert kinds.pop("real") == ["real"]
@@ -140,7 +140,7 @@ def test_made_tasks_add_one_thing_each():
     assert (configs["label maps"].synthesis.texture, configs["label maps as published"].synthesis.texture) == (0.3, 0)
 
 
-def test_runs_that_differ_in_nothing_are_trained_once(data_dir, tmp_path):
+def test_equal_runs_are_trained_once(data_dir, tmp_path):
     for name in (
         "support_size",
         "made_tasks",
@@ -160,7 +160,7 @@ def test_runs_that_differ_in_nothing_are_trained_once(data_dir, tmp_path):
 
 
 def test_a_sweep_of_two_runs_from_start_to_figure_and_again(data_dir, tmp_path, capsys, monkeypatch):
-    """One of two runs fails; the other one is kept, and what is done is not done again."""
+    """One of two runs fails; the other one is kept and not repeated."""
 
     def two(add, config, datasets, tasks):
         add("one", train={"support_size": 1}, evaluate={"support_size": 1})
@@ -189,9 +189,9 @@ def test_a_sweep_of_two_runs_from_start_to_figure_and_again(data_dir, tmp_path, 
     text = capsys.readouterr().out
     assert "| one |" in text
     assert "support_size-0" in text
-    assert "not there yet" in text
+    assert "no result yet" in text
     assert main([*arguments, "--launcher=none", "--set=num_steps=4"]) == 1
-    assert "num_steps=2 there, 4 asked for" in capsys.readouterr().err
+    assert "num_steps=2 in the run, 4 expected" in capsys.readouterr().err
 
 
 def command_job(folder, code):
@@ -200,7 +200,7 @@ def command_job(folder, code):
 
 
 def steps_job(folder, steps, fails=False):
-    """A job whose training writes its config, and whose evaluation writes down what it evaluated."""
+    """A job whose training writes its config, and whose evaluation appends the num_steps that it evaluated."""
     config, out = folder / "config.json", folder / "results"
     train = f'open({str(config)!r}, \'w\').write(\'{{"num_steps": {steps}, "data_dir": "d"}}\')'
     evaluate = f"open({str(out / 'of')!r}, 'a').write(open({str(config)!r}).read()[14:16])"
@@ -209,7 +209,7 @@ def steps_job(folder, steps, fails=False):
     return sweep.Job(folder, train, ((out, command),), {"num_steps": steps, "data_dir": "e", "newer": 1})
 
 
-def test_what_was_evaluated_of_another_training_is_not_taken_for_this_one(tmp_path):
+def test_results_of_another_training_do_not_count(tmp_path):
     folder = tmp_path / "run"
     out = folder / "results"
     short, long = steps_job(folder, 60), steps_job(folder, 90)
@@ -217,8 +217,10 @@ def test_what_was_evaluated_of_another_training_is_not_taken_for_this_one(tmp_pa
     assert (out / "of").read_text() == "60"
     assert sweep.evaluated(short, out)
     assert not sweep.evaluated(long, out)
-    assert sweep.missing([short, long]) == {"run": "another run is there (num_steps=60 there, 90 asked for)"}
-    # As a schedule that cannot go on is refused: what there is stays what it was.
+    assert sweep.missing([short, long]) == {
+        "run": "the folder holds another run (num_steps=60 in the run, 90 expected)"
+    }
+    # A training that fails leaves the old results as they are.
     assert "not trained" in run_local([steps_job(folder, 90, fails=True)])["run"]
     assert sweep.missing([short]) == {}
     assert not sweep.evaluated(long, out)
@@ -228,14 +230,14 @@ def test_what_was_evaluated_of_another_training_is_not_taken_for_this_one(tmp_pa
     assert not sweep.evaluated(short, out)
 
 
-def test_a_field_is_compared_where_the_run_knows_it_or_a_flag_sets_it(tmp_path):
+def test_fields_are_compared_if_the_run_has_them_or_a_flag_sets_them(tmp_path):
     job = sweep.Job(tmp_path, ("python", "train.py", "--config.b=2"), (), {"a": 1, "b": 2, "new": 3, "data_dir": "x"})
     assert sweep.differing(job, {"a": 1, "b": 2, "data_dir": "y"}) == []
-    assert sweep.differing(job, {"a": 0}) == ["a=0 there, 1 asked for", "b=absent there, 2 asked for"]
-    assert sweep.differing(job, {"a": 1, "b": 2, "old": 3}) == ["old=3 there, absent asked for"]
+    assert sweep.differing(job, {"a": 0}) == ["a=0 in the run, 1 expected", "b=absent in the run, 2 expected"]
+    assert sweep.differing(job, {"a": 1, "b": 2, "old": 3}) == ["old=3 in the run, absent expected"]
 
 
-def test_the_config_asked_for_is_the_one_that_train_reads(data_dir, tmp_path, monkeypatch):
+def test_the_expected_config_is_the_one_that_train_reads(data_dir, tmp_path, monkeypatch):
     changes = ("num_steps=7", "optimizer.learning_rate=1", "support_schedule=uniform")
     _, jobs = plan("width", SweepOptions(data_dir, tmp_path, seeds=(5,), changes=changes))
     for job in jobs:
@@ -248,7 +250,7 @@ def test_the_config_asked_for_is_the_one_that_train_reads(data_dir, tmp_path, mo
         assert job.config["num_steps"] == 7
 
 
-def test_submitit_runs_jobs_and_one_that_dies_loses_no_other(tmp_path):
+def test_submitit_runs_all_jobs_even_if_one_dies(tmp_path):
     pytest.importorskip("submitit", reason="submitit is not installed (extra slurm)")
     kill = "import os, signal; os.kill(os.getppid(), signal.SIGKILL)"
     jobs = [command_job(tmp_path / n, code) for n, code in (("a", "print(1)"), ("b", "1/0"), ("c", kill))]
@@ -260,7 +262,7 @@ def test_submitit_runs_jobs_and_one_that_dies_loses_no_other(tmp_path):
         run_slurm(jobs, tmp_path / "slurm", {"no_such": 1}, cluster="local")
 
 
-def test_a_failed_run_is_done_again_and_a_done_one_is_not(tmp_path, capsys):
+def test_failed_runs_are_repeated_and_finished_runs_are_not(tmp_path, capsys):
     count = f"open({str(tmp_path / 'count')!r}, 'a').write('x')"
     jobs = [command_job(tmp_path / "good", count), command_job(tmp_path / "bad", f"{count}; 1/0")]
     for _ in range(2):
@@ -271,14 +273,14 @@ def test_a_failed_run_is_done_again_and_a_done_one_is_not(tmp_path, capsys):
     assert run_local(jobs[:1]) == {}
 
 
-def test_what_another_process_works_at_is_left_to_it_and_looked_at_again(tmp_path, capsys):
+def test_jobs_of_another_process_are_skipped_and_checked_again(tmp_path, capsys):
     jobs = [command_job(tmp_path / name, "print(1)") for name in ("a", "b")]
     with lock(jobs[0].workdir, ".job"):
         problems = run_local(jobs)
     assert problems.keys() == {"a"}
     assert "another process works in" in problems["a"]
     assert (tmp_path / "b" / "trained.json").exists()
-    # It is free again when the second job is done: here, since that one is what holds the first.
+    # The lock on the first job is released while the second one runs.
     holder = contextlib.ExitStack()
     holder.enter_context(lock(jobs[0].workdir, ".job"))
     release = sweep.Job(tmp_path / "c", (), ())
@@ -296,28 +298,28 @@ def test_what_another_process_works_at_is_left_to_it_and_looked_at_again(tmp_pat
     assert "a: another process" in capsys.readouterr().err
 
 
-def test_after_its_minutes_no_run_is_begun_and_a_done_one_is_done(tmp_path, monkeypatch):
+def test_no_run_starts_after_the_minutes(tmp_path, monkeypatch):
     now = iter([0, 59, 61, 500, 600])
     monkeypatch.setattr(sweep.time, "monotonic", lambda: next(now))
     jobs = [command_job(tmp_path / name, "") for name in "abcd"]
     write_json(tmp_path / "d" / "trained.json", list(jobs[3].train[1:]))
-    assert run_local(jobs, minutes=1) == dict.fromkeys("bc", "not begun within 1 minutes")
+    assert run_local(jobs, minutes=1) == dict.fromkeys("bc", "not started within 1 minutes")
     assert (tmp_path / "a" / "trained.json").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--sweep=colour"], "--sweep=colour: one of support_size, num_datasets"),
-        (["--sweep=width", "--base=absent.py"], "--base=absent.py: there is no such file"),
+        (["--sweep=colour"], "--sweep=colour: must be one of support_size, num_datasets"),
+        (["--sweep=width", "--base=absent.py"], "--base=absent.py: no such file"),
         (["--sweep=width", "--set=nothing=1"], "--set nothing=1: write FIELD=VALUE of a field"),
         (["--sweep=width", "--set=num_steps"], "--set num_steps: write FIELD=VALUE"),
         (["--sweep=width", "--set=num_steps=many"], "--set num_steps=many: not the field's type"),
-        (["--sweep=width", "--role=val"], "one of role val is needed; there: test_a (test)"),
+        (["--sweep=width", "--role=val"], "one of role val is needed; available: test_a (test)"),
         (["--sweep=width", "--seeds="], "--seeds: at least one"),
     ],
 )
-def test_what_cannot_be_run_ends_with_one_line(data_dir, tmp_path, capsys, arguments, message):
+def test_errors_of_the_command_take_one_line(data_dir, tmp_path, capsys, arguments, message):
     assert main(["ablate", f"--workdir={tmp_path / 'out'}", f"--data_dir={data_dir}", *arguments]) == 1
     error = capsys.readouterr().err
     assert message in error

@@ -107,7 +107,7 @@ def test_the_start_tells_what_to_expect_and_a_profile_is_written(data_dir, tmp_p
 
 def test_a_run_of_superpixels_alone_needs_no_label_but_data(data_dir, tmp_path):
     config = tiny_config(data_dir, num_steps=2, kinds={"real": 0.0, "synthetic": 0.0, "superpixel": 1.0})
-    config.augment.in_task.view.update({"p": 1.0, "radius": (0.01, 0.01), "shift": (0.0, 0.0)})  # sees no pixel
+    config.augment.in_task.affine.update({"p": 1.0, "translate": (2.0, 2.0)})  # moves every pixel out of the image
     loop.train_and_evaluate(config, tmp_path / "run")
     rows = read_json_lines(tmp_path / "run" / "metrics.jsonl")
     assert [np.isfinite(row["loss"]) for row in rows] == [True, True]

@@ -47,7 +47,7 @@ def read_tasks(support: Support, size: int, seed: int = 0) -> SupportTasks:
             "two examples, so that one can support the other"
         )
     rng = np.random.default_rng(seed)
-    held_out = np.isin(subjects, choose_held_out(subjects, present.any(0), rng))
+    held_out = np.isin(subjects, choose_held_out(subjects, np.asarray(present.any(0)), rng))
     scored = np.flatnonzero(present & held_out) if held_out.any() else np.flatnonzero(present)
     scored = np.sort(rng.permutation(scored)[:MAX_SCORED]).astype(np.int32)
     masks = resize(jnp.asarray(support.masks, jnp.float32)[..., None], size)

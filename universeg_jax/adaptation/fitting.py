@@ -20,7 +20,7 @@ from tqdm import tqdm
 from universeg_jax.episodes import augment
 from universeg_jax.errors import UserError
 
-Array = jax.Array
+Array = jax.Array | np.ndarray
 MIN_SUBJECTS_TO_HOLD_OUT = 4  # with fewer subjects none is held out
 MAX_SCORED = 32  # images that the best parameters are chosen by
 
@@ -64,13 +64,6 @@ Loss = Callable[[Any, Array, Any], Array]  # (params, key, data) → []
 Score = Callable[[Any, Any], Array]  # (params, data) → mean Dice []
 
 
-class Programs(NamedTuple):
-    """The optimizer and compiled functions for one task after another."""
-
-    optimizer: optax.GradientTransformation
-    compiled: Callable[..., tuple[Callable, Callable]]  # (state, key, data) → (step, score), see `programs`
-
-
 def scored_mean(dice: Array, data: Any) -> Array:
     """The mean Dice [] over the scored images without padding."""
     return (dice * data.counts).sum() / jnp.maximum(data.counts.sum(), 1)
@@ -87,11 +80,11 @@ def augmentation() -> ConfigDict:
 
 
 @functools.lru_cache(maxsize=16)
-def programs(loss: Loss, score: Score, recipe: Recipe) -> Programs:
-    """Its `compiled` returns step(state, number, key, data) → state and the score, compiled once per padded size.
+def programs(loss: Loss, score: Score, recipe: Recipe) -> tuple[optax.GradientTransformation, Callable]:
+    """(optimizer, compiled): compiled(state, key, data) → (step, score) compiles once per padded size.
 
-    Steps are dispatched one by one: inside a `lax.scan`, XLA:CPU takes ten times as long for the gradient of a
-    convolution.
+    step(state, number, key, data) → state. Steps are dispatched one by one: inside a `lax.scan`, XLA:CPU takes ten
+    times as long for the gradient of a convolution.
     """
     optimizer = optax.adam(optax.cosine_decay_schedule(recipe.learning_rate, recipe.steps))
     cache: dict[Any, tuple[Callable, Callable]] = {}
@@ -111,7 +104,7 @@ def programs(loss: Loss, score: Score, recipe: Recipe) -> Programs:
             )
         return cache[shapes]
 
-    return Programs(optimizer, compiled)
+    return optimizer, compiled
 
 
 def fit(

@@ -84,7 +84,7 @@ def finetune_loss(
         return augment.augment_episode(keys[1], sample(keys[2], data, i, support_size), augmentation())[0]
 
     episode = lax.map(one, random.split(key, batch_size))
-    logits = model.apply({"params": params}, episode.query_image, *episode[2:])
+    logits: Any = model.apply({"params": params}, episode.query_image, *episode[2:])
     return losses.total(logits, episode.query_label, weights).mean()
 
 
@@ -94,7 +94,7 @@ def finetune_score(params: Any, data: Any, model: nn.Module, support_size: int, 
     def one(i: Array) -> Array:
         key = random.fold_in(random.key(0, impl="threefry2x32"), i)
         episode = jax.tree.map(lambda x: x[None], sample(key, data, i, support_size))
-        logits = model.apply({"params": params}, episode.query_image, *episode[2:])
+        logits: Any = model.apply({"params": params}, episode.query_image, *episode[2:])
         return metrics.dice_score(logits[0, ..., 0] >= 0, episode.query_label[0, ..., 0])
 
     return scored_mean(lax.map(one, data.scored), data)

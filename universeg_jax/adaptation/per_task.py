@@ -32,7 +32,7 @@ from universeg_jax.adaptation.fitting import (
 )
 from universeg_jax.adaptation.leave_one_out import Start, fit_checkpoint
 from universeg_jax.data.dataset import Dataset
-from universeg_jax.data.tasks import Examples, Task, subject_hash
+from universeg_jax.data.tasks import Task, TaskSide, subject_hash
 from universeg_jax.episode import Episode, split_query, stack_examples, to_device_floats
 from universeg_jax.episodes import augment
 from universeg_jax.evaluation import metrics
@@ -42,7 +42,7 @@ from universeg_jax.training import losses
 HELD_OUT = 0.2  # of the subjects
 
 
-def read(dataset: Dataset, task: Task, examples: Examples, size: int, hold_out: bool) -> Labelled:
+def read(dataset: Dataset, task: Task, examples: TaskSide, size: int, hold_out: bool) -> Labelled:
     """The examples of a task at `size` pixels. Without `hold_out`, all are both trained on and scored."""
     count = len(examples)
     capacity = 1 << (count - 1).bit_length()
@@ -83,17 +83,18 @@ def unet_loss(params: Any, key: Array, data: Labelled, model: UNet, batch_size: 
     rows = random.categorical(keys[0], jnp.where(data.trained, 0.0, -jnp.inf), shape=(batch_size,))
     batch = split_query(data.images[rows], data.labels[rows])
     images, labels = stack_examples(augment.augment_episode(keys[1], batch, augmentation())[0])
-    logits = model.apply({"params": params}, images)
-    return (losses.soft_dice(logits, labels) + losses.bce(logits, labels)).mean()
+    logits: Any = model.apply({"params": params}, images)
+    truth = jnp.asarray(labels)
+    return (losses.soft_dice(logits, truth) + losses.bce(logits, truth)).mean()
 
 
 def unet_score(params: Any, data: Labelled, model: UNet) -> Array:
     """Mean Dice of the scored images."""
-    logits = model.apply({"params": params}, data.images[data.scored])
+    logits: Any = model.apply({"params": params}, data.images[data.scored])
     return scored_mean(metrics.dice_score(logits[..., 0] >= 0, data.labels[data.scored][..., 0]), data)
 
 
-def fit_unet(dataset: Dataset, task: Task, examples: Examples, features: Sequence[int], recipe: Recipe) -> Fitted:
+def fit_unet(dataset: Dataset, task: Task, examples: TaskSide, features: Sequence[int], recipe: Recipe) -> Fitted:
     """Trains a U-Net from scratch on the labelled examples of a task."""
     data = read(dataset, task, examples, recipe.image_size, hold_out=True)
     model, loss, score = unet_functions(tuple(features), recipe.batch_size)
@@ -113,7 +114,7 @@ def unet_functions(features: tuple[int, ...], batch_size: int) -> tuple[UNet, Lo
 
 
 def fit_finetuned(
-    dataset: Dataset, task: Task, examples: Examples, start: Start, support_size: int, recipe: Recipe
+    dataset: Dataset, task: Task, examples: TaskSide, start: Start, support_size: int, recipe: Recipe
 ) -> Fitted:
     """Fine-tunes a checkpoint on the labelled examples of a task; a single example leaves it unchanged."""
     if len(examples) < 2:  # no other example could be the support

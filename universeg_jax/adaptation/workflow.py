@@ -19,7 +19,7 @@ from universeg_jax.adaptation.leave_one_out import Start
 from universeg_jax.adaptation.per_task import fit_finetuned, fit_unet, init_unet, unet_functions
 from universeg_jax.checkpoints import packaged, store
 from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
-from universeg_jax.data.tasks import Examples, Task, dataset_tasks, usable
+from universeg_jax.data.tasks import Task, TaskSide, dataset_tasks, usable
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation import report, runner, trivial
 from universeg_jax.evaluation.cases import Settings, support_pool
@@ -34,7 +34,7 @@ class Trainer:
     """Fits parameters to labelled examples, and segments with them."""
 
     kind: str
-    fit: Callable[[Dataset, Task, Examples], Fitted]
+    fit: Callable[[Dataset, Task, TaskSide], Fitted]
     method: Method
     start: Any  # parameters with the right shapes
     about: dict[str, Any]  # what determines the result, besides data and settings

@@ -44,6 +44,7 @@ def check_released(config: ConfigDict) -> None:
         ("cross_activation", "none"),
         ("norm", "none"),
         ("residual", "none"),
+        ("keys", "none"),
     ):
         if (value := config.model.get(field, released)) != released:
             raise UserError(f"config.model.{field}={value!r}: {elsewhere}")

@@ -49,37 +49,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from universeg_jax.data.build import build_all, build_records, build_sources, read_collection
-    from universeg_jax.data.builder import Fleet
-    from universeg_jax.data.source import all_sources, find_sources, list_line
-    from universeg_jax.data.tfds_import import read_records
+    from universeg_jax.data.build import BuildOptions, Target, build_folders, build_sources, build_tfds, read_collection
+    from universeg_jax.data.builder import BeamOptions
+    from universeg_jax.data.source import all_sources, find_sources, source_line
+    from universeg_jax.data.tfds_import import TfdsFeatures, read_tfds
 
     if args.path and not args.source:
         raise UserError(f"--path {args.path} goes with --source; a folder of your own is given by --folder")
-    workers = args.workers if args.beam is None else Fleet(tuple(shlex.split(args.beam)), args.workers)
+    workers = args.workers if args.beam is None else BeamOptions(tuple(shlex.split(args.beam)), args.workers)
+    options = BuildOptions(args.data_dir, args.size, workers, args.overwrite)
     if args.list:
-        print("\n".join(map(list_line, all_sources().values())))
+        print("\n".join(map(source_line, all_sources().values())))
     elif args.tfds:
         if not (args.image and args.mask and args.name):
             raise UserError(f"--tfds {args.tfds} needs --image, --mask and --name")
-        keys = (args.image, args.mask, args.subject, args.modality, args.licence)
-        contents = read_records(args.tfds, args.data_dir, *keys, args.size)
-        options = (args.data_dir, args.size, workers, args.overwrite)
-        build_records(contents, args.name, args.role, args.source_group, *options)
+        features = TfdsFeatures(args.image, args.mask, args.subject)
+        contents = read_tfds(args.tfds, args.data_dir, features, args.size, args.modality, args.licence)
+        build_tfds(contents, Target(args.name, args.role, args.source_group), options)
     elif args.source:
         sources = find_sources(args.source)
         if args.name and len(sources) > 1:
             raise UserError(f"--name {args.name}: {args.source} is {', '.join(s.name for s in sources)}; choose one")
         if args.source_group:
             sources = [replace(source, source_group=args.source_group) for source in sources]
-        build_sources(sources, args.path, args.name, args.role, args.data_dir, args.size, workers, args.overwrite)
+        build_sources(sources, args.path, args.name, args.role, options)
     else:
         if args.collection and args.source_group:
             raise UserError(f"--source_group {args.source_group}: the groups of a collection stand in its splits.json")
         if args.folder:
             name = args.name or Path(args.folder).resolve().name
-            wanted = [(Path(args.folder), name, args.role, args.source_group)]
+            wanted = [(Path(args.folder), Target(name, args.role, args.source_group))]
         else:
             wanted = read_collection(Path(args.collection), args.roles.split(","))
-        build_all(wanted, args.data_dir, args.size, workers, args.overwrite)
+        build_folders(wanted, options)
     return 0

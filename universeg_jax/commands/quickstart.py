@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from universeg_jax.checkpoints import store
 from universeg_jax.checkpoints.packaged import packaged, params_hash
-from universeg_jax.data.build import build_all, read_collection
+from universeg_jax.data.build import BuildOptions, build_folders, read_collection
 from universeg_jax.data.dataset import list_datasets, open_dataset
 from universeg_jax.episode import OFFICIAL_SIZE
 from universeg_jax.episodes.synthetic_datasets import make_datasets
@@ -86,7 +86,7 @@ def build_data(data_dir: str, data: str) -> None:
     if data:
         if made:
             raise UserError(f"{data_dir} holds synthetic datasets; start over with FRESH=1 or choose another workdir")
-        build_all(read_collection(Path(data), ROLES), data_dir, OFFICIAL_SIZE)
+        build_folders(read_collection(Path(data), ROLES), BuildOptions(data_dir, OFFICIAL_SIZE))
     else:
         if len(list_datasets(data_dir)) > len(made):
             raise UserError(f"{data_dir} holds real datasets; repeat DATA=FOLDER, or start over with FRESH=1")

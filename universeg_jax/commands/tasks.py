@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from universeg_jax.data.dataset import list_datasets, open_dataset
-    from universeg_jax.data.task_gallery import write_page
+    from universeg_jax.data.task_gallery import write_gallery
     from universeg_jax.data.tasks import FIRST, SECOND, task_table
     from universeg_jax.reports.files import write_csv
     from universeg_jax.reports.markdown import markdown_table
@@ -42,5 +42,5 @@ def run(args: argparse.Namespace) -> int:
     if args.csv:
         write_csv(Path(args.csv), rows)
     if args.html:
-        write_page(Path(args.html), datasets, table)
+        write_gallery(Path(args.html), datasets, table)
     return 0

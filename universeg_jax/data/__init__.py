@@ -1,4 +1,4 @@
-"""Raw files → examples on disk → episodes. Host side, NumPy only: nothing here touches a device."""
+"""Raw files → datasets on disk → tasks. Host side, NumPy only: nothing here touches a device."""
 
-# Of a dataset; the licences of the first let weights be given away.
+# The role of a dataset. Weights trained on train_open may be given away by its licence.
 ROLES = ("train_open", "train_research", "val", "test")

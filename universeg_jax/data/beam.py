@@ -1,7 +1,7 @@
-"""The builder's per-case function as a Beam pipeline, through TFDS's Beam support: `pip install 'universeg_jax[beam]'`.
+"""Making examples in a Beam pipeline, through TFDS's Beam support: `pip install 'universeg_jax[beam]'`.
 
 Workers read the cases and write the records; the process that started them then reads the records once, for the index
-and the table of pixels. They need the same files under the same paths, and a data_dir that they share.
+and the pixel table. Workers need the same files under the same paths, and a shared data_dir.
 """
 
 import functools
@@ -16,22 +16,26 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from universeg_jax.errors import UserError
 from universeg_jax.readers.errors import ImageError
 
-PER_CASE = 1 << 24  # more than the examples of a case: keys in the order of cases, then of their examples
-LOCAL = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+KEYS_PER_CASE = 1 << 24  # more than the examples of a case; keys sort by case, then by example
+LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 
 def pipeline_options(options: Sequence[str], processes: int) -> PipelineOptions:
-    """Beam's own options; without any, so many processes of this machine."""
-    here = (f"--runner={LOCAL}", f"--direct_num_workers={processes}", "--direct_running_mode=multi_processing")
-    return PipelineOptions([*(options or here)])
+    """Beam's own options; without any, `processes` local processes."""
+    local = (
+        f"--runner={LOCAL_RUNNER}",
+        f"--direct_num_workers={processes}",
+        "--direct_running_mode=multi_processing",
+    )
+    return PipelineOptions([*(options or local)])
 
 
-class Examples(beam.PTransform):
-    """A pipeline → (key, features) of all examples; what is dropped goes to files that begin as `dropped` says."""
+class MakeExamples(beam.PTransform):
+    """Yields (key, features) of all examples; dropped cases go to files whose names start with `dropped`."""
 
-    def __init__(self, cases: Sequence[Any], attempt: Callable[[Any], Any], features: Callable, dropped: Path):
+    def __init__(self, cases: Sequence[Any], attempt: Callable[[Any], Any], to_features: Callable, dropped: Path):
         super().__init__()
-        self.cases, self.attempt, self.features, self.dropped = list(cases), attempt, features, str(dropped)
+        self.cases, self.attempt, self.to_features, self.dropped = list(cases), attempt, to_features, str(dropped)
 
     def expand(self, pipeline):
         results = (
@@ -40,17 +44,17 @@ class Examples(beam.PTransform):
             | beam.Reshuffle()
             | "case" >> beam.MapTuple(functools.partial(_numbered, self.attempt))
         )
-        _ = results | "which fail" >> beam.FlatMapTuple(_failures) | beam.io.WriteToText(self.dropped)
-        return results | "examples" >> beam.FlatMapTuple(functools.partial(_keyed, self.features))
+        _ = results | "failures" >> beam.FlatMapTuple(_failures) | beam.io.WriteToText(self.dropped)
+        return results | "examples" >> beam.FlatMapTuple(functools.partial(_keyed, self.to_features))
 
 
 def read_failures(dropped: Path, cases: Sequence[Any]) -> list[tuple[str, str, str]]:
-    """(case, problem, detail) in the order of the cases. Raises UserError where a case must end the build."""
+    """Reads (case, problem, detail) in the order of the cases. Raises UserError where a case must end the build."""
     lines = [line for path in dropped.parent.glob(f"{dropped.name}*") for line in path.read_text().splitlines()]
     failures = sorted(json.loads(line) for line in lines)
-    for _, problem, detail, ends_the_build in failures:
+    for _, problem, _, ends_the_build in failures:
         if ends_the_build:
-            raise UserError(f"{problem}{detail}")
+            raise UserError(problem)
     return [(str(cases[number]), problem, detail) for number, problem, detail, _ in failures]
 
 
@@ -68,6 +72,6 @@ def _failures(number: int, result: Any) -> Iterator[str]:
         yield json.dumps([number, str(result), "", True])
 
 
-def _keyed(features: Callable, number: int, result: Any) -> Iterator[tuple[int, Any]]:
-    for place, example in enumerate([] if isinstance(result, UserError) else result):
-        yield number * PER_CASE + place, features(example)
+def _keyed(to_features: Callable, number: int, result: Any) -> Iterator[tuple[int, Any]]:
+    for position, example in enumerate([] if isinstance(result, UserError) else result):
+        yield number * KEYS_PER_CASE + position, to_features(example)

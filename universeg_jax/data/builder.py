@@ -1,69 +1,68 @@
-"""The one TFDS builder that every source goes through: cases → examples → records, index, table of pixels, report.
+"""The one builder for every source: cases → examples → records, index, pixel table and report.
 
-Whatever is built here is read by `dataset.py`.
+`dataset.py` reads what is built here.
 """
 
 import contextlib
-import dataclasses
 import functools
-import io
 import itertools
 import json
-import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core import example_serializer
 from tqdm import tqdm
 
-from universeg_jax.data.dataset import (
-    IMAGE_TABLE,
-    MASK_TABLE,
-    SLICINGS,
-    SPLIT,
-    VERSION,
-    BuildError,
-    BuildReport,
-    DatasetMeta,
-    Index,
-)
-from universeg_jax.data.staging import fingerprint_of, open_workshop, swap
+from universeg_jax.data.dataset import SLICINGS, SPLIT, BuildError, BuildReport, DatasetMeta
+from universeg_jax.data.staging import fingerprint_of, open_staging, swap
+from universeg_jax.data.tfds_writer import from_features, to_features, write_records
+from universeg_jax.data.writers import IndexWriter, PixelWriter
 from universeg_jax.readers.cases import Example
 from universeg_jax.readers.errors import ImageError
 
-tfds.disable_progress_bar()  # ours spans reading and preprocessing, which is where the time goes
-
-TEXTS = ("subject", "name", "subset", "modality", "slicing")
-SECONDS_TO_START = 2.0  # of worker processes: a folder that is built sooner is built without them
+SECONDS_TO_START = 2.0  # of worker processes; a folder that is built faster is built without them
 
 
 @dataclass(frozen=True)
-class Fleet:
-    """Workers of a Beam pipeline: Beam's own options, or so many processes of this machine where there are none."""
+class BeamOptions:
+    """Beam's own pipeline options; without any, `processes` local processes."""
 
     options: tuple[str, ...]
     processes: int
 
 
-def worker_pool(workers: int | Fleet) -> contextlib.AbstractContextManager[Executor | Fleet | None]:
-    """Processes for `build`, to be shared by several; None for fewer than 2 workers. A fleet is left as it is.
+Workers = int | Executor | BeamOptions
 
-    Spawned: a fork of a process with JAX's threads can hang. So a script that calls this needs `if __name__ ==
-    "__main__":` around what it does.
+
+class _Output:
+    """Collects the index, the pixel table and the dropped cases while records are written."""
+
+    def __init__(self, staging: Path):
+        self.index, self.pixels = IndexWriter(), PixelWriter(staging)
+        self.dropped: list[tuple[str, str, str]] = []  # (case, problem, detail)
+
+    def add(self, example: Example) -> None:
+        self.index.add(example)
+        self.pixels.add(example)
+
+
+def worker_pool(workers: Workers) -> contextlib.AbstractContextManager[Workers]:
+    """Worker processes to be shared by several calls of `build`; other workers than a number above 1 are left as is.
+
+    Processes are spawned, because a fork of a process with JAX's threads can hang. So a script that calls this needs
+    `if __name__ == "__main__":` around its code.
     """
-    if isinstance(workers, Fleet):
-        return contextlib.nullcontext(workers)
-    return ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else contextlib.nullcontext()
+    if isinstance(workers, int) and workers > 1:
+        return ProcessPoolExecutor(workers, get_context("spawn"))
+    return contextlib.nullcontext(workers)
 
 
 def build(
@@ -71,49 +70,43 @@ def build(
     cases: Sequence[Any],
     make_examples: Callable[[Any], list[Example]],
     data_dir: str | Path,
-    workers: int | Executor | Fleet | None = 1,
+    workers: Workers = 1,
     input_digest: str = "",
     ignored: tuple[str, ...] = (),
 ) -> BuildReport:
     """Builds <data_dir>/<name>/<version>/ and returns its report.
 
-    make_examples(case) runs in `workers` processes (a number, or what `worker_pool` gives) and must be picklable then.
-    A case that raises ImageError is dropped, counted and listed in the report by str(case); every other exception ends
-    the build. Examples are written as they come, in the order of the cases: memory grows with the index, not with the
-    pixels. The dataset appears whole or not at all, and a previous one stays usable until then. The same input gives
-    the same bytes.
+    make_examples(case) runs in `workers` processes (a number, or the result of `worker_pool`) and must then be
+    picklable. A case that raises ImageError is dropped, counted and listed in the report by str(case); any other
+    exception ends the build. Examples are written in the order of the cases: memory grows with the index, not with the
+    pixels. The dataset appears as a whole or not at all, and a previous one stays usable until then. The same input
+    gives the same bytes.
     """
-    if isinstance(workers, int) and workers > 1:
-        with worker_pool(workers) as pool:
-            return build(meta, cases, make_examples, data_dir, pool, input_digest, ignored)
-    pool = workers if isinstance(workers, Executor) else None
     data_dir = Path(data_dir)
     data_dir.mkdir(parents=True, exist_ok=True)
-    with open_workshop(data_dir, meta.name) as workshop:
-        log, table = _Log(), _Table(workshop)
-        if isinstance(workers, Fleet):
-            builder = _prepare_by_beam(meta, cases, make_examples, workshop, workers, log, table)
+    with worker_pool(workers) as pool, open_staging(data_dir, meta.name) as staging:
+        output = _Output(staging)
+        if isinstance(pool, BeamOptions):
+            built = _write_by_beam(meta, cases, make_examples, staging, pool, output)
         else:
-            examples = _examples(meta, cases, make_examples, pool, log, table)
-            keyed = ((row, _features(example)) for row, example in enumerate(examples))
-            builder = _prepare(meta, keyed, workshop)
-        built = Path(builder.data_dir)
-        table.finish(built)
-        index = log.index()
-        np.savez(built / "index.npz", **{name: np.asarray(value) for name, value in vars(index).items()})
+            examples = _examples(meta, cases, make_examples, pool if isinstance(pool, Executor) else None, output)
+            built = write_records(meta, ((row, to_features(e)) for row, e in enumerate(examples)), staging)
+        output.pixels.finish(built)
+        index = output.index.index()
+        np.savez(built / "index.npz", allow_pickle=False, **{k: np.asarray(v) for k, v in vars(index).items()})
         fingerprint = fingerprint_of(built)
         if len(tfds.builder_from_directory(built).as_data_source(split=SPLIT)) != len(index.subject):
             raise BuildError(f"{meta.name}: the records just written in {data_dir} cannot be read; is the disk full?")
-        seen = set(index.mask_label.tolist())
+        labels = set(index.mask_label.tolist())
         report = BuildReport(
             dataset=meta.name,
             role=meta.role,
             examples=len(index.subject),
             subjects=len(index.subjects),
-            labels=len(seen),
-            labels_never_seen={str(i): name for i, name in meta.labels.items() if i not in seen},
-            dropped={case: f"{problem} ({detail})" if detail else problem for case, problem, detail in log.dropped},
-            dropped_by_problem=dict(Counter(problem for _, problem, _ in log.dropped)),
+            labels=len(labels),
+            labels_never_seen={str(i): name for i, name in meta.labels.items() if i not in labels},
+            dropped={case: f"{problem} ({detail})" if detail else problem for case, problem, detail in output.dropped},
+            dropped_by_problem=dict(Counter(problem for _, problem, _ in output.dropped)),
             ignored=ignored,
             input_digest=input_digest,
             fingerprint=fingerprint,
@@ -123,106 +116,32 @@ def build(
     return report
 
 
-def _prepare(meta: DatasetMeta, keyed: Any, workshop: Path, download_config: Any = None) -> Any:
-    """Writes the records of (key, features), or of a Beam transform that gives them; returns TFDS's builder."""
-    builder = _builder_class(meta, keyed)(data_dir=workshop)
-    try:
-        # TFDS announces downloads; there are none.
-        with contextlib.redirect_stdout(io.StringIO()), _deterministic_records():
-            builder.download_and_prepare(file_format="array_record", download_config=download_config)
-    except RuntimeError as error:
-        if "Failed to finalize writing" in str(error):  # so TFDS reports a full disk, among others
-            raise BuildError(f"{meta.name} cannot be written in {workshop.parent}: {error}") from error
-        raise
-    return builder
-
-
-def _prepare_by_beam(
+def _write_by_beam(
     meta: DatasetMeta,
     cases: Sequence[Any],
     make_examples: Callable[[Any], list[Example]],
-    workshop: Path,
-    workers: Fleet,
-    log: "_Log",
-    table: "_Table",
-) -> Any:
+    staging: Path,
+    workers: BeamOptions,
+    output: _Output,
+) -> Path:
     try:
         from universeg_jax.data import beam
     except ModuleNotFoundError as error:
         raise BuildError(f"--beam needs Apache Beam ({error}); pip install 'universeg_jax[beam]'") from error
-    dropped, attempt = workshop / "dropped", functools.partial(_attempt, make_examples, meta)
-    transform = beam.Examples(cases, attempt, _features, dropped)
+    dropped, attempt = staging / "dropped", functools.partial(_attempt, make_examples, meta)
+    transform = beam.MakeExamples(cases, attempt, to_features, dropped)
     options = beam.pipeline_options(workers.options, workers.processes)
     try:
-        builder = _prepare(meta, transform, workshop, tfds.download.DownloadConfig(beam_options=options))
+        built = write_records(meta, transform, staging, tfds.download.DownloadConfig(beam_options=options))
     except RuntimeError as error:
         if "total number of generated examples is 0" in str(error):
-            reasons = "build it without --beam to see the reasons"
-            raise BuildError(f"{meta.name}: no example is left of {len(cases)} cases; {reasons}") from error
+            remedy = "build it without --beam to see the reasons"
+            raise BuildError(f"{meta.name}: no example is left of {len(cases)} cases; {remedy}") from error
         raise
-    log.dropped += beam.read_failures(dropped, cases)
-    for record in tfds.builder_from_directory(builder.data_dir).as_data_source(split=SPLIT):
-        text = {name: record[name].decode() for name in TEXTS}
-        example = Example(
-            record["image"], record["masks"], tuple(record["labels"].tolist()), axis=record["axis"], **text
-        )
-        log.add(example)
-        table.add(example)
-    return builder
-
-
-def _features(example: Example) -> dict[str, Any]:
-    return {**vars(example), "labels": np.asarray(example.labels, np.int32)}
-
-
-@dataclass
-class _Log:
-    """What passed by while it was written, in columns; the index is made of it."""
-
-    examples: list[tuple[str, str, str, int, int]] = field(default_factory=list)
-    masks: list[tuple[int, int, int, int]] = field(default_factory=list)
-    dropped: list[tuple[str, str, str]] = field(default_factory=list)
-
-    def add(self, e: Example) -> None:
-        row = len(self.examples)
-        self.examples.append((e.subject, e.subset, e.modality, e.axis, SLICINGS.index(e.slicing)))
-        areas = e.masks.sum((1, 2), dtype=np.int64).tolist()
-        self.masks += [(row, at, *of_mask) for at, of_mask in enumerate(zip(e.labels, areas, strict=True))]
-
-    def index(self) -> Index:
-        subjects, subsets, modalities, axis, slicing = zip(*self.examples, strict=True)
-        subject, subjects = _codes(subjects, np.int32)
-        subset, subsets = _codes(subsets, np.int16)
-        modality, modalities = _codes(modalities, np.int16)
-        row, position, label, area = np.array(self.masks, np.int64).reshape((-1, 4)).T
-        return Index(
-            subject, subset, modality, np.array(axis, np.int8), np.array(slicing, np.int8),
-            row.astype(np.int32), position.astype(np.int16), label.astype(np.int32), area.astype(np.int32),
-            subjects, subsets, modalities, SLICINGS,
-        )  # fmt: skip
-
-
-class _Table:
-    """The pixels of all examples in two files, which `Dataset.gather` maps into memory."""
-
-    def __init__(self, directory: Path):
-        self.paths = [directory / name for name in (IMAGE_TABLE, MASK_TABLE)]
-        self.files = [path.open("wb") for path in self.paths]
-
-    def add(self, e: Example) -> None:
-        self.files[0].write(np.ascontiguousarray(e.image))
-        self.files[1].write(np.packbits(e.masks.reshape(len(e.masks), e.image.size), axis=1))
-
-    def finish(self, directory: Path) -> None:
-        for path, file in zip(self.paths, self.files, strict=True):
-            file.close()
-            os.replace(path, directory / path.name)
-
-
-def _codes(values: Sequence[str], dtype: type) -> tuple[np.ndarray, tuple[str, ...]]:
-    table = tuple(sorted(set(values)))
-    code = {value: i for i, value in enumerate(table)}
-    return np.array([code[value] for value in values], dtype), table
+    output.dropped += beam.read_failures(dropped, cases)
+    for record in tfds.builder_from_directory(built).as_data_source(split=SPLIT):
+        output.add(from_features(record))
+    return built
 
 
 def _examples(
@@ -230,10 +149,9 @@ def _examples(
     cases: Sequence[Any],
     make_examples: Callable[[Any], list[Example]],
     pool: Executor | None,
-    log: _Log,
-    table: "_Table",
+    output: _Output,
 ) -> Iterator[Example]:
-    """Checked examples in the order of the cases; what is dropped goes to the log."""
+    """Yields checked examples in the order of the cases, and adds them and the dropped cases to the output."""
     attempt = functools.partial(_attempt, make_examples, meta)
     started = time.perf_counter()
     first = [attempt(case) for case in cases[:1]]
@@ -242,17 +160,18 @@ def _examples(
     else:
         rest = map(attempt, cases[1:])
     results = tqdm(itertools.chain(first, rest), f"build {meta.name}", len(cases), unit="case", leave=False, delay=2)
+    empty = True
     for case, result in zip(cases, results, strict=True):
         if isinstance(result, ImageError):
-            # Without the folder, so that the report does not depend on where the files lie.
-            log.dropped.append((str(case), result.problem, result.detail))
+            # Without the path, so that the report does not depend on where the files lie.
+            output.dropped.append((str(case), result.problem, result.detail))
             continue
         for example in result:
-            log.add(example)
-            table.add(example)
+            empty = False
+            output.add(example)
             yield example
-    if not log.examples:
-        reasons = "; ".join(f"{case}: {problem}" for case, problem, _ in log.dropped[:3]) or "no cases were found"
+    if empty:
+        reasons = "; ".join(f"{case}: {problem}" for case, problem, _ in output.dropped[:3]) or "no cases were found"
         raise BuildError(f"{meta.name}: no example is left of {len(cases)} cases ({reasons})")
 
 
@@ -281,7 +200,7 @@ def _check(meta: DatasetMeta, example: Example) -> None:
 
 
 def _map_in_order(pool: Executor, function: Callable, cases: Sequence[Any], chunk: int = 8) -> Iterator[Any]:
-    """As pool.map, but only a few results wait in memory where the writer is slower than the processes."""
+    """Like pool.map, but holds only a few results in memory where the writer is slower than the processes."""
     waiting: deque = deque()
     remaining = iter(cases)
     try:
@@ -300,49 +219,3 @@ def _map_in_order(pool: Executor, function: Callable, cases: Sequence[Any], chun
 
 def _map_list(function: Callable, cases: list[Any]) -> list[Any]:
     return [function(case) for case in cases]
-
-
-def _builder_class(meta: DatasetMeta, keyed: Any) -> type[tfds.core.GeneratorBasedBuilder]:
-    """A builder of this one dataset, kept out of TFDS's global registry."""
-
-    def info(self) -> tfds.core.DatasetInfo:
-        picture = (meta.size, meta.size)
-        features = {
-            "image": tfds.features.Tensor(shape=picture, dtype=np.uint8, encoding="bytes"),
-            "masks": tfds.features.Tensor(shape=(None, *picture), dtype=np.uint8, encoding="bytes"),
-            "labels": tfds.features.Tensor(shape=(None,), dtype=np.int32),
-            "axis": tfds.features.Scalar(dtype=np.int32),
-            **{name: tfds.features.Text() for name in TEXTS},
-        }
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=f"{meta.name}: {meta.modality}. Labels: {', '.join(meta.labels.values())}.",
-            features=tfds.features.FeaturesDict(features),
-            citation=meta.citation,
-            license=meta.licence,
-            metadata=tfds.core.MetadataDict(dataclasses.asdict(meta)),
-            disable_shuffling=True,
-        )
-
-    members = {
-        "__module__": __name__,
-        "name": meta.name,
-        "VERSION": tfds.core.Version(VERSION),
-        "_info": info,
-        "_split_generators": lambda self, _: {SPLIT: self._generate_examples()},
-        "_generate_examples": lambda self: keyed,
-    }
-    with tfds.core.registered.skip_registration():
-        return type(meta.name, (tfds.core.GeneratorBasedBuilder,), members)
-
-
-class DeterministicSerializer(example_serializer.ExampleSerializer):
-    """TFDS writes the fields of a record in an order that differs between processes; here they are sorted."""
-
-    def serialize_example(self, example):
-        return self.get_tf_example(example).SerializeToString(deterministic=True)
-
-
-def _deterministic_records() -> contextlib.AbstractContextManager:
-    """The class itself is replaced, not its method: so workers of Beam, which get it pickled, have it too."""
-    return mock.patch.object(example_serializer, "ExampleSerializer", DeterministicSerializer)

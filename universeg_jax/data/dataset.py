@@ -1,10 +1,10 @@
-"""What a built dataset is on disk, and how it is opened again.
+"""The files of a built dataset, and opening it.
 
 A dataset lies in <data_dir>/<name>/<version>/ as an ordinary TFDS dataset (array_record; `tfds.builder_from_directory`
 opens it anywhere), with one split "examples" ("all" is reserved by TFDS) in the order of its cases. Beside the records
-lie `index.npz`, what a task table needs without decoding a picture; `build_report.json`, what was dropped and why; and
-a table of all pixels (`images.u8`, and `masks.bits` with 8 pixels a byte) that is mapped into memory: an episode is
-then a gather of slices. Where the table is missing the records are read.
+lie `index.npz`, all that a task table needs, so that no image is decoded for it; `build_report.json`, what was dropped
+and why; and the pixel table (`images.u8`, and `masks.bits` with 8 pixels a byte), which is mapped into memory: an
+episode is then a gather of slices. Where the pixel table is missing the records are read.
 """
 
 import dataclasses
@@ -23,21 +23,21 @@ import tensorflow_datasets as tfds
 from universeg_jax.data import ROLES
 from universeg_jax.errors import UserError
 
-VERSION = "1.0.0"  # raise it when the same files would give other records
+VERSION = "1.0.0"  # increase it when the same files would give other records
 SPLIT = "examples"
 SLICINGS = ("image", "mid", "max")
 IMAGE_TABLE, MASK_TABLE = "images.u8", "masks.bits"
-DAMAGE = (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile, zlib.error)  # how it is noticed
-GLIBC_KEEPS = 31 << 20  # bytes, just below the largest threshold that it adapts to
+DAMAGE = (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile, zlib.error)  # raised by damaged files
+GLIBC_KEEPS = 31 << 20  # bytes, just below the largest mmap threshold that glibc adapts to
 
 
 class BuildError(UserError):
-    """A dataset that cannot be built or opened; says what is wrong and what to do."""
+    """A dataset that cannot be built or opened; names the fault and the remedy."""
 
 
 @dataclass(frozen=True)
 class DatasetMeta:
-    """What is known of a whole dataset."""
+    """The description of a dataset."""
 
     name: str
     role: str  # one of ROLES
@@ -60,7 +60,7 @@ class DatasetMeta:
 
 @dataclass(frozen=True)
 class Index:
-    """Columns over the examples and, in `mask_*`, over all their masks; codes point into the string tables."""
+    """Columns over the examples and, in `mask_*`, over all their masks; codes index the string tables."""
 
     subject: np.ndarray  # int32 [N]
     subset: np.ndarray  # int16 [N]
@@ -68,7 +68,7 @@ class Index:
     axis: np.ndarray  # int8 [N]
     slicing: np.ndarray  # int8 [N]
     mask_row: np.ndarray  # int32 [M], row of the example
-    mask_position: np.ndarray  # int16 [M], which of the example's masks
+    mask_position: np.ndarray  # int16 [M], position among the example's masks
     mask_label: np.ndarray  # int32 [M]
     mask_area: np.ndarray  # int32 [M], pixels
     subjects: tuple[str, ...]
@@ -79,19 +79,19 @@ class Index:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build did; build_report.json beside the dataset."""
+    """The outcome of a build; build_report.json beside the records."""
 
     dataset: str
     role: str
     examples: int
     subjects: int
-    labels: int  # that occur
+    labels: int  # number that occur
     labels_never_seen: dict[str, str]  # id → name
-    dropped: dict[str, str]  # case → what is wrong with its file
+    dropped: dict[str, str]  # case → the fault of its file
     dropped_by_problem: dict[str, int]
     ignored: tuple[str, ...]  # files of types that are not read
-    input_digest: str  # of what it was built from, to build nothing twice
-    fingerprint: str  # sha256 of all that was built
+    input_digest: str  # of the files and options; a build with the same digest is skipped
+    fingerprint: str  # sha256 of the built files
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Dataset:
 
     meta: DatasetMeta
     index: Index
-    fingerprint: str  # sha256 of all that was built
+    fingerprint: str  # sha256 of the built files
     directory: str
 
     def __len__(self) -> int:
@@ -111,9 +111,9 @@ class Dataset:
         return _source(self.directory, self.fingerprint)[row]
 
     def gather(self, rows: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(images, masks), both uint8 [n, size, size]: for each row its picture and the mask at that position.
+        """(images, masks), both uint8 [n, size, size]: for each row its image and the mask at that position.
 
-        From the table of pixels, or from the records where there is none.
+        Reads the pixel table, or the records where there is none.
         """
         table = _table(self.directory, self.fingerprint, self.meta.size)
         if table is None:
@@ -125,7 +125,7 @@ class Dataset:
         return images[rows], masks.reshape(-1, self.meta.size, self.meta.size)
 
     def gather_union(self, rows: np.ndarray, labels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """As `gather`, each mask being all that any of these labels covers; every row must show one of them."""
+        """Like `gather`, with the union of these labels as each mask; every row must have one of them."""
         index, rows = self.index, np.asarray(rows)
         first, last = (np.searchsorted(index.mask_row, rows, side) for side in ("left", "right"))
         entries = np.repeat(np.arange(len(rows)), last - first)
@@ -142,7 +142,7 @@ class Dataset:
         return images[rows], masks.reshape(-1, self.meta.size, self.meta.size)
 
     def gather_records(self, rows: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `gather`, from the records, each of which is read once: a support drawn with replacement repeats some."""
+        """Like `gather`, from the records; each is read once, although sampling with replacement repeats some."""
         pixels = np.zeros((2, len(rows), self.meta.size, self.meta.size), np.uint8)
         distinct, which = np.unique(rows, return_inverse=True)
         for k, row in enumerate(distinct):
@@ -154,36 +154,37 @@ class Dataset:
 
 @functools.lru_cache(maxsize=1024)
 def _source(directory: str, fingerprint: str) -> Any:
-    """One open reader a process and dataset."""
+    """One open reader per process and dataset."""
     _check_unchanged(directory, fingerprint)
     return tfds.builder_from_directory(directory).as_data_source(split=SPLIT)
 
 
 @functools.lru_cache(maxsize=1024)
 def _table(directory: str, fingerprint: str, size: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """(images uint8 [N, size, size], masks uint8 [M, bytes]), mapped once a process; None where they are not there."""
+    """(images uint8 [N, size, size], masks uint8 [M, bytes]), mapped once per process; None where they are missing."""
     _check_unchanged(directory, fingerprint)
     paths = [Path(directory) / name for name in (IMAGE_TABLE, MASK_TABLE)]
     if not all(path.exists() for path in paths):
         return None
-    # Freed again at once: from then on glibc keeps blocks of this size for the next episode. Given back to the system
-    # after each, their pages would be faulted in anew, which takes three times as long as the gather itself.
+    # Allocating and freeing one such block makes glibc keep blocks of this size for the next episode. If it returned
+    # them to the system, faulting in their pages anew would take three times as long as the gather itself.
     np.zeros(GLIBC_KEEPS, np.uint8)
     images, masks = (np.fromfile(p, np.uint8) if not p.stat().st_size else np.memmap(p, np.uint8, "r") for p in paths)
     return np.asarray(images).reshape(-1, size, size), np.asarray(masks).reshape(-1, -(-(size**2) // 8))
 
 
 def open_dataset(data_dir: str | Path, name: str) -> Dataset:
-    """A built dataset; raises BuildError, naming those that are there, or where its files are damaged."""
+    """Opens a built dataset. Raises BuildError where it is not built, naming those that are, or is damaged."""
     directory = _directory(Path(data_dir), name)
     if directory is None:
         built = ", ".join(list_datasets(data_dir)) or "none"
         raise BuildError(f"dataset {name!r} is not built in {data_dir}; there: {built}. `universeg build` makes one")
     try:
         with np.load(directory / "index.npz") as arrays:
-            index = Index(**{k: tuple(v.tolist()) if v.dtype.kind == "U" else v for k, v in arrays.items()})
-        meta = _read_json(directory / "metadata.json")
-        meta = DatasetMeta(**{**meta, "labels": {int(i): label for i, label in meta["labels"].items()}})
+            columns: dict[str, Any] = {k: tuple(v.tolist()) if v.dtype.kind == "U" else v for k, v in arrays.items()}
+        index = Index(**columns)
+        fields = _read_json(directory / "metadata.json")
+        meta = DatasetMeta(**{**fields, "labels": {int(i): label for i, label in fields["labels"].items()}})
         fingerprint = _read_json(directory / "build_report.json")["fingerprint"]
     except DAMAGE as error:
         raise BuildError(
@@ -193,19 +194,19 @@ def open_dataset(data_dir: str | Path, name: str) -> Dataset:
 
 
 def list_datasets(data_dir: str | Path) -> list[str]:
-    """Names of the datasets built in a folder, sorted."""
+    """Lists the datasets built in a folder, sorted by name."""
     data_dir = Path(data_dir)
     names = {path.name.removeprefix(".").removesuffix(".previous") for path in data_dir.glob("*")}
     return sorted(name for name in names if _directory(data_dir, name))
 
 
 def read_report(data_dir: str | Path, name: str) -> BuildReport | None:
-    """The report of a dataset, None where it is not built, is damaged or was built by a version with another report."""
+    """The report of a dataset; None where it is not built, is damaged or has the fields of another version."""
     directory = _directory(Path(data_dir), name)
     try:
         report = _read_json(directory / "build_report.json") if directory else {}
     except DAMAGE:
-        return None  # whoever asks builds it again
+        return None  # the caller builds it again
     if report.keys() != {column.name for column in dataclasses.fields(BuildReport)}:
         return None
     return BuildReport(**{**report, "ignored": tuple(report["ignored"])})
@@ -217,7 +218,7 @@ def _check_unchanged(directory: str, fingerprint: str) -> None:
 
 
 def _directory(data_dir: Path, name: str) -> Path | None:
-    """Where a dataset lies; in .<name>.previous after a build that died between its two renames."""
+    """The directory of a dataset, .<name>.previous after a build that died between its two renames."""
     for place in (data_dir / name, data_dir / f".{name}.previous"):
         if (place / VERSION / "build_report.json").exists():
             return place / VERSION

@@ -1,4 +1,4 @@
-"""Files that their publisher lets everybody fetch: downloaded whole, checked, unpacked without leaving their folder."""
+"""Downloads of files that anybody may fetch: whole, checked, and unpacked without leaving their folder."""
 
 import hashlib
 import shutil
@@ -17,9 +17,9 @@ BLOCK = 1 << 20  # bytes read at a time
 
 
 def fetch(source: Source, folder: str | Path) -> Path:
-    """The folder with a source's files, downloaded and unpacked there if they are not.
+    """Returns the folder with a source's files, and downloads and unpacks them if they are missing.
 
-    Raises SourceError, and UserError where another process is at it.
+    Raises SourceError, and UserError where another process is downloading them.
     """
     if not source.downloads:
         raise SourceError(
@@ -40,16 +40,15 @@ def fetch(source: Source, folder: str | Path) -> Path:
 
 
 def _download(download: Download, target: Path) -> None:
-    """Appears only whole and with the right checksum."""
+    """Downloads to `target`, which appears only whole and with the right checksum."""
     target.parent.mkdir(parents=True, exist_ok=True)
     kind, _, expected = download.checksum.partition(":")
     digest, temporary = hashlib.new(kind), target.with_name(target.name + ".part")
     try:
         with urllib.request.urlopen(download.url, timeout=60) as remote, temporary.open("wb") as file:
             size = int(remote.headers.get("Content-Length") or 0)
-            with tqdm(
-                total=size or None, desc=target.name, unit="B", unit_scale=True, leave=False, delay=2
-            ) as progress:
+            bar = {"total": size or None, "unit": "B", "unit_scale": True, "leave": False, "delay": 2}
+            with tqdm(desc=target.name, **bar) as progress:
                 while block := remote.read(BLOCK):
                     digest.update(block)
                     file.write(block)
@@ -65,7 +64,7 @@ def _download(download: Download, target: Path) -> None:
 
 
 def _unpack(archive: Path, target: Path) -> None:
-    """Appears only whole. Raises SourceError for a member that would lie outside, or too many bytes for the disk."""
+    """Unpacks to `target`, which appears only whole. Raises SourceError for an unsafe or too large archive."""
     temporary = target.with_name(target.name + ".part")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -85,6 +84,7 @@ def _unpack(archive: Path, target: Path) -> None:
 
 
 def _check(archive: Path, size: int, names: list[str]) -> None:
+    """Raises SourceError for a member outside the folder and for more bytes than the disk has."""
     for name in names:
         if name.startswith(("/", "\\")) or ".." in Path(name).parts:
             raise SourceError(f"{archive}: its member {name!r} would lie outside the folder; nothing was unpacked")

@@ -1,11 +1,11 @@
-"""Public datasets in the layout of their publishers, described in sources/, and how such a description is read.
+"""Public datasets in the layout of their publishers: the form of a description in sources/, and how it is read.
 
-A `Part` finds images by a pattern of their path, "database/{subject}/{subject}_frame{frame}.nii.gz": {name} stands for
-any characters but "/", {name:regex} for what the regular expression says, and the same name for the same characters. A
+A `FilePattern` matches images by their path, "database/{subject}/{subject}_frame{frame}.nii.gz": {name} matches any
+characters but "/", {name:regex} what the regular expression matches, and a repeated name the same characters again. A
 pattern that ends in "/" is a folder of DICOM files. The label's pattern uses the same names, and "*" for any characters
-but "/": the union of all files that fit. The layout may lie in any inner folder of the path that is given.
+but "/": all matching files are united. The layout may lie in any inner folder of the given path.
 
-The subject is what {subject} stands for, or {case} where a publisher does not say who is who.
+The subject is the match of {subject}, or of {case} where a publisher does not identify subjects.
 """
 
 import importlib
@@ -21,20 +21,21 @@ from universeg_jax.readers.cases import Case
 from universeg_jax.readers.file_names import VOLUME_EXTENSIONS, extension, natural_order
 from universeg_jax.readers.labels import LabelFile
 from universeg_jax.readers.meta import Folder
+from universeg_jax.readers.preprocess import Window
 
-Labels = str | dict[int, str]  # one pattern for a map of ids, or a pattern of binary masks for each id
+Listing = dict[str, list[str]]  # folder → names in it, as `_walk` makes it
 
 
 class SourceError(UserError):
-    """A source that is not known, or files that are not in its layout."""
+    """An unknown source, or files that are not in its layout."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """Images of one kind and where their labels are."""
+class FilePattern:
+    """The paths of images of one kind and of their labels."""
 
     image: str
-    label: Labels
+    label: str | dict[int, str]  # one pattern for maps of ids, or a pattern of binary masks for each id
     modality: str = ""  # "" = the source's
     subset: str = ""
     channel: int | None = None  # of files with several
@@ -44,7 +45,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Download:
-    """A file that its publisher lets everybody fetch. `checksum` is "sha256:…" or "md5:…"."""
+    """A file that anybody may download. `checksum` is "sha256:…" or "md5:…"."""
 
     url: str
     checksum: str
@@ -52,21 +53,21 @@ class Download:
 
 @dataclass(frozen=True)
 class Source:
-    """All that is known of a public dataset."""
+    """The description of a public dataset."""
 
     name: str
     title: str
     modality: str
     labels: dict[int, str]
-    parts: tuple[Part, ...]
+    patterns: tuple[FilePattern, ...]
     licence: str
     citation: str
-    page: str  # where its publisher describes and gives it
+    page: str  # of the publisher, with a description and the files
     axes: tuple[int, ...] = ()  # as in Case
-    window: str | tuple[float, float] = "auto"
+    window: Window = "auto"
     source_group: str = ""  # shared with sources of the same patients
     subjects_identifiable: bool = True
-    open_licence: bool = False  # lets weights that were trained on it be given away
+    open_licence: bool = False  # weights trained on it may be given away
     downloads: tuple[Download, ...] = ()
     verified: bool = False  # built from the publisher's own files; else the layout is that of its documentation
 
@@ -77,20 +78,20 @@ def all_sources() -> dict[str, Source]:
 
     names = sorted(module.name for module in pkgutil.iter_modules(sources.__path__))
     modules = [importlib.import_module(f"{sources.__name__}.{name}") for name in names]
-    found = [source for module in modules for source in module.SOURCES]
-    return {source.name: source for source in sorted(found, key=lambda source: source.name)}
+    listed = [source for module in modules for source in module.SOURCES]
+    return {source.name: source for source in sorted(listed, key=lambda source: source.name)}
 
 
 def find_sources(name: str) -> list[Source]:
     """The source of a name, or all of a family: "wbc" is wbc_cellavision and wbc_jtsc. Raises SourceError."""
     known = all_sources()
-    found = [known[name]] if name in known else [s for s in known.values() if s.name.startswith(f"{name}_")]
-    if not found:
+    matching = [known[name]] if name in known else [s for s in known.values() if s.name.startswith(f"{name}_")]
+    if not matching:
         raise SourceError(f"no source {name!r}; `universeg build --list` shows all {len(known)}")
-    return found
+    return matching
 
 
-def list_line(source: Source) -> str:
+def source_line(source: Source) -> str:
     """One line of `universeg build --list`."""
     mark = "verified" if source.verified else "unverified"
     labels = ", ".join(list(source.labels.values())[:4]) + (" …" if len(source.labels) > 4 else "")
@@ -101,24 +102,24 @@ def list_line(source: Source) -> str:
     )
 
 
-def read_source(source: Source, path: str | Path, size: int) -> Folder:
-    """The cases of a source whose files lie under a folder. Raises SourceError where none are there."""
+def read_source(source: Source, path: str | Path, size: int) -> Folder[Case]:
+    """Reads the cases of a source whose files lie under a folder. Raises SourceError where there are none."""
     root = Path(path)
     if not root.is_dir():
         raise SourceError(f"{root} is no folder; give the one with the files of {source.page}")
-    files = _walk(root)
+    listing = _walk(root)
     cases, unlabelled = [], []
-    for part in source.parts:
-        for image, fields in _matches(part.image, files):
-            labels = _label_files(source, part, root, files, fields)
+    for pattern in source.patterns:
+        for image, fields in _matches(pattern.image, listing):
+            labels = _label_files(source, pattern, root, listing, fields)
             if labels:
-                cases.append(_case(source, part, root, image, fields, labels, size))
+                cases.append(_case(source, pattern, root, image, fields, labels, size))
             else:
                 unlabelled.append(image)
     if not cases:
-        patterns = " or ".join(part.image for part in source.parts[:3])
-        labels = f" ({len(unlabelled)} images without labels)" if unlabelled else ""
-        raise SourceError(f"{root} has no files of {source.name}: {patterns} with labels{labels}; see {source.page}")
+        paths = " or ".join(pattern.image for pattern in source.patterns[:3])
+        note = f" ({len(unlabelled)} images without labels)" if unlabelled else ""
+        raise SourceError(f"{root} has no files of {source.name}: {paths} with labels{note}; see {source.page}")
     if len({case.name for case in cases}) < len(cases):
         twice = next(case.name for i, case in enumerate(cases) if case.name in {c.name for c in cases[:i]})
         raise SourceError(f"{root} holds {source.name} twice, {twice} among others; give the folder of one copy")
@@ -134,60 +135,57 @@ def read_source(source: Source, path: str | Path, size: int) -> Folder:
     )
 
 
-def _walk(root: Path) -> dict[str, list[str]]:
-    """Folder → its names, folders with a "/" at their end; relative to the root, sorted, hidden ones left out."""
-    found = {}
+def _walk(root: Path) -> Listing:
+    """Lists the names in each folder, sorted, inner folders with a final "/", without hidden ones."""
+    listing = {}
     for folder, inner, names in os.walk(root):
         inner[:] = sorted(name for name in inner if not name.startswith((".", "__MACOSX")))
-        shown = [name for name in names if not name.startswith(".")]
-        at = Path(folder).relative_to(root).as_posix()
-        found["" if at == "." else f"{at}/"] = sorted([*shown, *(f"{name}/" for name in inner)])
-    return found
+        visible = [name for name in names if not name.startswith(".")]
+        relative = Path(folder).relative_to(root).as_posix()
+        listing["" if relative == "." else f"{relative}/"] = sorted([*visible, *(f"{name}/" for name in inner)])
+    return listing
 
 
-def _matches(pattern: str, files: dict[str, list[str]]) -> Iterator[tuple[str, dict[str, str]]]:
-    """(path, what the names stand for) of all files that fit."""
+def _matches(pattern: str, listing: Listing) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yields (path, match of each name) for all matching files."""
     compiled = re.compile("(?P<_inside>(?:.*/)?)" + _regex(pattern))
-    for folder, names in files.items():
+    for folder, names in listing.items():
         for name in names:
-            if found := compiled.fullmatch(folder + name):
-                yield folder + name, found.groupdict()
+            if match := compiled.fullmatch(folder + name):
+                yield folder + name, match.groupdict()
 
 
 def _regex(pattern: str) -> str:
-    parts, seen = [], set()
-    for text, name, how in re.findall(r"([^{]*)(?:\{(\w+)(?::((?:[^{}]|\{\d+\})+))?\})?", pattern):
-        parts.append(re.escape(text))
+    pieces, seen = [], set()
+    for text, name, regex in re.findall(r"([^{]*)(?:\{(\w+)(?::((?:[^{}]|\{\d+\})+))?\})?", pattern):
+        pieces.append(re.escape(text))
         if name:
-            parts.append(f"(?P={name})" if name in seen else f"(?P<{name}>{how or '[^/]+?'})")
+            pieces.append(f"(?P={name})" if name in seen else f"(?P<{name}>{regex or '[^/]+?'})")
             seen.add(name)
-    return "".join(parts)
-
-
-def _fill(pattern: str, fields: dict[str, str]) -> str:
-    return re.sub(r"\{(\w+)\}", lambda found: fields[found[1]], pattern)
+    return "".join(pieces)
 
 
 def _label_files(
-    source: Source, part: Part, root: Path, files: dict[str, list[str]], fields: dict[str, str]
+    source: Source, pattern: FilePattern, root: Path, listing: Listing, fields: dict[str, str]
 ) -> tuple[LabelFile, ...]:
-    """Those that exist of an image."""
-    if isinstance(part.label, str):
-        classes = part.values or tuple((i, (i,)) for i in source.labels)
-        found = _existing(part.label, files, fields)
-        return tuple(LabelFile(str(root / path), classes, part.ignored) for path in found)
+    """The existing label files of an image."""
+    if isinstance(pattern.label, str):
+        classes = pattern.values or tuple((i, (i,)) for i in source.labels)
+        paths = _existing(pattern.label, listing, fields)
+        return tuple(LabelFile(str(root / path), classes, pattern.ignored) for path in paths)
     return tuple(
         LabelFile(str(root / path), ((i, ()),))
-        for i, pattern in part.label.items()
-        for path in _existing(pattern, files, fields)
+        for i, label in pattern.label.items()
+        for path in _existing(label, listing, fields)
     )
 
 
-def _existing(pattern: str, files: dict[str, list[str]], fields: dict[str, str]) -> list[str]:
-    path = fields["_inside"] + _fill(pattern, fields)
+def _existing(pattern: str, listing: Listing, fields: dict[str, str]) -> list[str]:
+    """The files that match a label's pattern with the names filled in."""
+    path = fields["_inside"] + re.sub(r"\{(\w+)\}", lambda match: fields[match[1]], pattern)
     folder, _, name = path.removesuffix("/").rpartition("/")
     folder, name = f"{folder}/" if folder else "", name + ("/" if path.endswith("/") else "")
-    names = files.get(folder, [])
+    names = listing.get(folder, [])
     if "*" not in name:
         return [folder + name] if name in names else []
     compiled = re.compile("[^/]*".join(map(re.escape, name.split("*"))))
@@ -195,21 +193,27 @@ def _existing(pattern: str, files: dict[str, list[str]], fields: dict[str, str])
 
 
 def _case(
-    source: Source, part: Part, root: Path, image: str, fields: dict[str, str], labels: tuple[LabelFile, ...], size: int
+    source: Source,
+    pattern: FilePattern,
+    root: Path,
+    image: str,
+    fields: dict[str, str],
+    labels: tuple[LabelFile, ...],
+    size: int,
 ) -> Case:
     inside = image.removeprefix(fields["_inside"])
-    is_folder = image.endswith("/")
-    name = inside.rstrip("/") if is_folder else inside[: len(inside) - len(extension(inside))]
+    is_series = image.endswith("/")
+    name = inside.rstrip("/") if is_series else inside[: len(inside) - len(extension(inside))]
     return Case(
         image=str(root / image),
         labels=labels,
         subject=fields.get("subject") or fields["case"],
-        name=name if part.channel is None else f"{name}:{part.channel}",
+        name=name if pattern.channel is None else f"{name}:{pattern.channel}",
         size=size,
-        modality=part.modality or source.modality,
-        subset=part.subset,
-        volume=is_folder or extension(image) in VOLUME_EXTENSIONS,
-        channel=part.channel,
+        modality=pattern.modality or source.modality,
+        subset=pattern.subset,
+        volume=is_series or extension(image) in VOLUME_EXTENSIONS,
+        channel=pattern.channel,
         axes=source.axes,
         window=source.window,
         root=str(root),

@@ -1,7 +1,7 @@
-"""A dataset appears whole or not at all.
+"""Staging: a dataset appears as a whole or not at all.
 
-A build works in the hidden folder <data_dir>/.<name>.building, which a lock holds, and ends with two renames: the
-previous dataset to .<name>.previous, the new one to its place. Whenever it dies, one of the two can be opened.
+A build works in the hidden folder <data_dir>/.<name>.building under a lock and ends with two renames: the previous
+dataset to .<name>.previous, the new one to its place. Whenever it dies, one of the two can be opened.
 """
 
 import contextlib
@@ -16,29 +16,29 @@ from universeg_jax.data.dataset import BuildError
 
 
 @contextlib.contextmanager
-def open_workshop(data_dir: Path, name: str) -> Iterator[Path]:
-    """The hidden folder that a dataset is built in, for one process at a time; what a dead one left is cleared."""
+def open_staging(data_dir: Path, name: str) -> Iterator[Path]:
+    """Yields the hidden folder that a dataset is built in, to one process at a time, without a dead build's remains."""
     target = data_dir / name
     if target.exists() and not (target.is_dir() and all((p / "build_report.json").exists() for p in target.iterdir())):
         raise BuildError(f"{target} exists and is no built dataset: it is left alone; take another name or data_dir")
-    workshop = data_dir / f".{name}.building"
-    workshop.mkdir(exist_ok=True)
-    with (workshop / "lock").open("w") as lock:
+    staging = data_dir / f".{name}.building"
+    staging.mkdir(exist_ok=True)
+    with (staging / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = os.path.samestat(os.fstat(lock.fileno()), os.stat(lock.name))  # else its holder has just removed it
+            held = os.path.samestat(os.fstat(lock.fileno()), os.stat(lock.name))  # else its holder has just removed it
         except (BlockingIOError, FileNotFoundError):
-            ours = False
-        if not ours:
+            held = False
+        if not held:
             raise BuildError(f"{name} is being built in {data_dir} by another process; wait for it")
         try:
-            _mend(data_dir, name)
-            for leftover in workshop.iterdir():
+            _finish_swap(data_dir, name)
+            for leftover in staging.iterdir():
                 if leftover.is_dir():
                     shutil.rmtree(leftover)
-            yield workshop
+            yield staging
         finally:
-            shutil.rmtree(workshop, ignore_errors=True)  # what cannot be removed must not hide what went wrong
+            shutil.rmtree(staging, ignore_errors=True)  # a failure to remove it must not hide the original error
 
 
 def swap(data_dir: Path, name: str, built: Path) -> None:
@@ -49,13 +49,13 @@ def swap(data_dir: Path, name: str, built: Path) -> None:
     try:
         os.replace(built, target)
     except OSError:
-        _mend(data_dir, name)
+        _finish_swap(data_dir, name)
         raise
-    _mend(data_dir, name)
+    _finish_swap(data_dir, name)
 
 
-def _mend(data_dir: Path, name: str) -> None:
-    """Ends a swap, back or forth: the previous dataset goes where it is the only one, else it is removed."""
+def _finish_swap(data_dir: Path, name: str) -> None:
+    """Ends an interrupted swap: the previous dataset is restored where it is the only one, else removed."""
     target, previous = data_dir / name, data_dir / f".{name}.previous"
     if previous.exists() and not target.exists():
         os.replace(previous, target)
@@ -64,6 +64,7 @@ def _mend(data_dir: Path, name: str) -> None:
 
 
 def fingerprint_of(directory: Path) -> str:
+    """sha256 of the names and contents of the files of a directory."""
     digest = hashlib.sha256()
     for path in sorted(directory.iterdir()):
         with path.open("rb") as file:

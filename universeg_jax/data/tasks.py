@@ -1,14 +1,14 @@
-"""The task table: what can be asked of the datasets, and which subject is on which side.
+"""The task table: the tasks of the datasets and the split of their subjects.
 
-A task is one binary label of one (dataset, subset, modality, axis, slicing). Its examples carry a subject; a subject's
+A task is one binary label of one (dataset, subset, modality, axis, slicing). Each example has a subject; a subject's
 side is a pure function of its identity, by hash, never of the order of files:
 
     training datasets     train | val       80 / 20, at least 2 subjects in train
     val and test datasets support | query   60 / 40
 
-Identity is (source group, or the dataset where it has none; subject). Outside a group a dataset ranks its subjects by
-hash and cuts exactly; inside a group the side is a fixed threshold on the hash, so that it is the same in every member
-and stays when another dataset joins.
+A subject's identity is (source group, or the dataset where it has none; subject). Outside a group a dataset ranks its
+subjects by hash and splits them exactly; inside a group the side is a fixed threshold on the hash, so that it is the
+same in every member and stays when another dataset joins.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ FIRST, SECOND = 0, 1  # train | val, or support | query
 
 
 class TaskError(UserError):
-    """Datasets from which no sound task table can be made."""
+    """Datasets that give no sound task table."""
 
 
 @dataclass(frozen=True)
@@ -42,24 +42,24 @@ class Task:
     label: int
     label_name: str
     rows: np.ndarray = field(repr=False)  # int32 [n], rows of the dataset
-    positions: np.ndarray = field(repr=False)  # int32 [n], which of the row's masks
+    positions: np.ndarray = field(repr=False)  # int32 [n], position among the row's masks
     subjects: np.ndarray = field(repr=False)  # int32 [n], codes into the dataset's subjects
     sides: np.ndarray = field(repr=False)  # uint8 [n], FIRST or SECOND
-    unusable: str = ""  # why, or "" for a usable task
+    unusable: str = ""  # the reason, or "" for a usable task
 
     @property
     def name(self) -> str:
         parts = (self.dataset, self.subset, self.modality, f"axis{self.axis}", self.slicing, f"label{self.label}")
         return "/".join(part for part in parts if part)
 
-    def side(self, side: int) -> "Examples":
-        on = slice(*np.searchsorted(self.sides, [side, side + 1]))  # views: a pool takes no memory of its own
-        return Examples(self.rows[on], self.positions[on], self.subjects[on])
+    def side(self, side: int) -> "TaskSide":
+        rows = slice(*np.searchsorted(self.sides, [side, side + 1]))  # slices are views and take no memory
+        return TaskSide(self.rows[rows], self.positions[rows], self.subjects[rows])
 
 
 @dataclass(frozen=True)
-class Examples:
-    """Examples of one side of a task, sorted by subject."""
+class TaskSide:
+    """TaskSide of one side of a task, sorted by subject."""
 
     rows: np.ndarray
     positions: np.ndarray
@@ -74,7 +74,7 @@ def side_of_role(role: str) -> str:
 
 
 def subject_hash(identity: str, subject: str) -> float:
-    """A number in [0, 1), uniform over subjects and the same everywhere and for ever."""
+    """Hashes a subject to a number in [0, 1), uniform over subjects and the same on every machine for ever."""
     digest = hashlib.sha256(f"{identity}\0{subject}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
@@ -105,7 +105,7 @@ def check_groups(metas: Iterable[DatasetMeta]) -> None:
 
 
 def dataset_tasks(dataset: Dataset, min_label_density: float = 0.0) -> list[Task]:
-    """All tasks of a dataset, unusable ones included; an example counts if its label covers more than the density."""
+    """All tasks of a dataset, with the unusable ones; an example counts if its label covers more than the density."""
     meta, index = dataset.meta, dataset.index
     sides = split_subjects(meta, index.subjects)
     counts = index.mask_area > min_label_density * meta.size**2
@@ -137,13 +137,13 @@ def dataset_tasks(dataset: Dataset, min_label_density: float = 0.0) -> list[Task
                 positions=index.mask_position[chosen],
                 subjects=subjects,
                 sides=sides[subjects],
-                unusable=_why_unusable(subjects, sides, side_of_role(meta.role), len(of_task)),
+                unusable=_unusable_reason(subjects, sides, side_of_role(meta.role), len(of_task)),
             )
         )
     return tasks
 
 
-def _why_unusable(subjects: np.ndarray, sides: np.ndarray, role_side: str, before: int) -> str:
+def _unusable_reason(subjects: np.ndarray, sides: np.ndarray, role_side: str, before: int) -> str:
     distinct = np.unique(subjects)
     first = int((sides[distinct] == FIRST).sum())
     if len(distinct) < MIN_SUBJECTS:
@@ -157,13 +157,13 @@ def _why_unusable(subjects: np.ndarray, sides: np.ndarray, role_side: str, befor
 
 
 def task_table(datasets: Sequence[Dataset], min_label_density: float = 0.0) -> list[Task]:
-    """The tasks of several datasets, after checking that no source group leaks."""
+    """The tasks of several datasets. Raises TaskError where a source group leaks."""
     check_groups(dataset.meta for dataset in datasets)
     return [task for dataset in datasets for task in dataset_tasks(dataset, min_label_density)]
 
 
 def usable(tasks: Sequence[Task]) -> list[Task]:
-    """The usable ones; raises TaskError with every reason where there are none."""
+    """The usable tasks; raises TaskError with every reason where there are none."""
     kept = [task for task in tasks if not task.unusable]
     if not kept:
         reasons = "; ".join(f"{task.name}: {task.unusable}" for task in tasks) or "no label occurs in any example"

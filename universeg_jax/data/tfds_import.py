@@ -1,7 +1,7 @@
-"""Any TFDS dataset (array_record) whose records hold a picture and a mask of class ids, as cases for the builder.
+"""Importing any TFDS dataset (array_record) whose records hold an image and a mask of class ids.
 
-It is built like a folder of pictures: grey, scaled, resized, ids as masks. Its masks may be pictures or tensors.
-Without a feature that says who is who, each record is its own subject.
+It is built like a folder of images: grey, scaled, resized, ids as masks. Masks may be images or tensors. Without a
+subject feature each record is its own subject.
 """
 
 import functools
@@ -23,15 +23,22 @@ from universeg_jax.readers.preprocess import preprocess_image, preprocess_mask, 
 
 
 @dataclass(frozen=True)
-class Record:
-    """One record; `image`, `mask` and `subject` name features, "a/b" for b within a."""
+class TfdsFeatures:
+    """Names of the features to read, "a/b" for b within a."""
+
+    image: str
+    mask: str
+    subject: str = ""  # "" = each record is its own
+
+
+@dataclass(frozen=True)
+class TfdsCase:
+    """One record."""
 
     directory: str
     split: str
     row: int
-    image: str
-    mask: str
-    subject: str  # "" = each record is its own
+    features: TfdsFeatures
     modality: str
     size: int
 
@@ -39,55 +46,57 @@ class Record:
         return f"{self.split}/{self.row}"
 
 
-def read_records(
-    place: str, data_dir: str | Path, image: str, mask: str, subject: str, modality: str, licence: str, size: int
-) -> Folder:
-    """The records of the dataset in the folder `place`, or prepared as <data_dir>/<place>. Raises BuildError.
+def read_tfds(
+    dataset: str, data_dir: str | Path, features: TfdsFeatures, size: int, modality: str = "", licence: str = ""
+) -> Folder[TfdsCase]:
+    """Reads the records of `dataset`, a folder or the name of one prepared in `data_dir`. Raises BuildError.
 
-    Every mask is read once, for the ids that occur, unless the feature names its classes.
+    Every mask is read once to find the ids that occur, unless the feature names its classes.
     """
-    directory = _find(Path(place) if Path(place).is_dir() else Path(data_dir) / place)
+    directory = _find(Path(dataset) if Path(dataset).is_dir() else Path(data_dir) / dataset)
     info = _info(directory)
     if info.file_format.value != "array_record":
         raise BuildError(
             f"{directory} is in {info.file_format.value}, which needs TensorFlow to be read; prepare it again with "
             'download_and_prepare(file_format="array_record")'
         )
-    for key in filter(None, (image, mask, subject)):
+    for key in filter(None, (features.image, features.mask, features.subject)):
         _feature(directory, info.features, key)
     cases = tuple(
-        Record(str(directory), split, row, image, mask, subject, modality, size)
+        TfdsCase(str(directory), split, row, features, modality, size)
         for split in sorted(info.splits)
         for row in range(info.splits[split].num_examples)
     )
-    drawn = _feature(directory, info.features, mask)
-    if getattr(drawn, "encoding_format", None) == "jpeg":
-        raise BuildError(f"{directory}: {mask} is stored in JPEG, whose compression changes class ids; store it as PNG")
-    names = getattr(drawn, "names", None)
-    labels = dict(enumerate(names)) if names else {i: f"label {i}" for i in sorted(_ids_that_occur(cases))}
+    mask = _feature(directory, info.features, features.mask)
+    if getattr(mask, "encoding_format", None) == "jpeg":
+        raise BuildError(
+            f"{directory}: {features.mask} is stored in JPEG, whose compression changes class ids; store it as PNG"
+        )
+    names = getattr(mask, "names", None)
+    labels = dict(enumerate(names)) if names else {i: f"label {i}" for i in sorted(_occurring_ids(cases))}
     return Folder(
         cases,
         labels={i: name for i, name in labels.items() if i},
         modality=modality,
         licence=licence,
         citation=info.citation or "",
-        subjects_identifiable=bool(subject),
+        subjects_identifiable=bool(features.subject),
         ignored=(),
     )
 
 
-def make_record_examples(case: Record) -> list[Example]:
-    """The example of a record. Raises ImageError where it cannot be used."""
-    record = _record(case)
-    image = check_image(_value(record, case.image), case)
-    label = check_label(_value(record, case.mask), case)
+def make_tfds_examples(case: TfdsCase) -> list[Example]:
+    """Makes the example of a record. Raises ImageError where it cannot be used."""
+    record = _read_record(case)
+    image = check_image(_value(record, case.features.image), case)
+    label = check_label(_value(record, case.features.mask), case)
     if label.shape != image.shape:
         raise ImageError(case, "image and label differ in size", f"{image.shape} and {label.shape}")
     ids = tuple(i for i in np.unique(label).tolist() if i)
     masks = [preprocess_mask(label == i, case.size) for i in ids]
-    subject = _text(_value(record, case.subject)) if case.subject else str(case)
+    subject = _text(_value(record, case.features.subject)) if case.features.subject else str(case)
     if not subject:
-        raise ImageError(case, "has no subject", f"its feature {case.subject} is empty")
+        raise ImageError(case, "has no subject", f"its feature {case.features.subject} is empty")
     return [
         Example(
             quantize(preprocess_image(image, case.size)),
@@ -101,13 +110,14 @@ def make_record_examples(case: Record) -> list[Example]:
 
 
 def _find(root: Path) -> Path:
-    """The one dataset at a folder or below, such as <name>/<config>/<version>."""
-    found = sorted(path.parent for path in root.rglob("features.json"))
-    if not found:
+    """The one dataset in a folder or below, such as <name>/<config>/<version>."""
+    directories = sorted(path.parent for path in root.rglob("features.json"))
+    if not directories:
         raise BuildError(f"{root} holds no TFDS dataset; give the folder with its features.json")
-    if len(found) > 1:
-        raise BuildError(f"{root} holds several TFDS datasets: {', '.join(map(str, found))}; give one of them")
-    return found[0].resolve()
+    if len(directories) > 1:
+        names = ", ".join(map(str, directories))
+        raise BuildError(f"{root} holds several TFDS datasets: {names}; give one of them")
+    return directories[0].resolve()
 
 
 def _info(directory: Path) -> Any:
@@ -122,13 +132,13 @@ def _info(directory: Path) -> Any:
     return info
 
 
-def _record(case: Record) -> dict[str, Any]:
-    """Raises ImageError where it cannot be read, whatever the reason."""
+def _read_record(case: TfdsCase) -> dict[str, Any]:
+    """Raises ImageError where the record cannot be read, whatever the reason."""
     try:
-        return _source(case.directory, case.split)[case.row]
+        return _data_source(case.directory, case.split)[case.row]
     except MemoryError:
         raise
-    except Exception as error:  # damaged records, pictures in them that cannot be decoded
+    except Exception as error:  # damaged records, images in them that cannot be decoded
         raise ImageError(case, "cannot be read", _short(error).replace(f"{case.directory}/", "")) from error
 
 
@@ -149,13 +159,16 @@ def _keys(features: Any) -> list[str]:
 
 
 @functools.lru_cache(maxsize=16)
-def _source(directory: str, split: str) -> Any:
-    """One open reader a process and split."""
+def _data_source(directory: str, split: str) -> Any:
+    """One open reader per process and split."""
     return tfds.builder_from_directory(directory).as_data_source(split=split)
 
 
-def _value(record: dict[str, Any], key: str) -> np.ndarray:
-    return functools.reduce(lambda inner, part: inner[part], key.split("/"), record)
+def _value(record: dict[str, Any], key: str) -> Any:
+    value: Any = record
+    for part in key.split("/"):
+        value = value[part]
+    return value
 
 
 def _text(value: Any) -> str:
@@ -163,13 +176,13 @@ def _text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def _ids_that_occur(cases: tuple[Record, ...]) -> set[int]:
+def _occurring_ids(cases: tuple[TfdsCase, ...]) -> set[int]:
     return {i for label in _readable_labels(cases) for i in np.unique(label).tolist()}
 
 
-def _readable_labels(cases: tuple[Record, ...]) -> Iterator[np.ndarray]:
+def _readable_labels(cases: tuple[TfdsCase, ...]) -> Iterator[np.ndarray]:
     for case in cases:
         try:
-            yield check_label(_value(_record(case), case.mask), case)
+            yield check_label(_value(_read_record(case), case.features.mask), case)
         except ImageError:
-            continue  # whoever makes the example gets it again, and drops and counts it
+            continue  # the build meets the error again, then drops and counts the case

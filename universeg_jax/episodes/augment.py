@@ -1,24 +1,24 @@
 """Task and in-task augmentation of an episode, on the device (UniverSeg section 4 and its appendix on augmentation).
 
-`augment_episode(key, episode, config)` is a pure function of a threefry2x32 key. A task augmentation is drawn once and
-changes all 1 + S images alike, so that it makes a new task; an in-task augmentation is drawn for every image, the
-query included, so that the images of a task differ more.
+`augment_episode(key, episode, config)` is a pure function of a threefry2x32 key. Task augmentation is sampled once and
+changes all 1 + S images alike, which makes a new task. In-task augmentation is sampled for every image, the query
+included, which makes the images of a task differ more.
 
-Order, each step only if it is drawn:
-1. Geometry, both levels in one displacement and one gather. An output pixel p reads from
-   in-task(task(p)): task(p) = affine or flip of p + elastic, in-task(q) = affine of q + elastic, where both elastic
-   fields are functions of the output pixel. Crop-zoom is part of an affine. Then the field of view is cut.
-   Images are interpolated bilinearly. Labels are linear and cut at 0.5, or take the nearest pixel
-   (`config.label_interpolation`): against labels drawn after the same geometry at four times the resolution the Dice
-   is 0.918 and 0.893 for vessels, 0.967 and 0.958 for small blobs, 0.991 and 0.988 for large ones, at 128 pixels.
-2. Repair: an image whose label was neither empty nor full, but now is, keeps its own geometry instead.
-3. Label: flip (1 - y), then Sobel edge. If the edge leaves any label that was neither empty nor full without
-   foreground or background, the task keeps the label itself.
-4. Intensities in-task, then those of the task, each: brightness and contrast, blur, noise, sharpness, low
-   resolution; then the task's flip (1 - x). Values are clipped to [0, 1] after each.
+Order; each operation happens with its probability p:
+1. Geometry, both levels in one displacement and one gather. An output pixel p reads from in-task(task(p)), where
+   task(p) = affine or flip of p + elastic and in-task(q) = affine of q + elastic; both elastic fields are functions of
+   the output pixel. Images are interpolated bilinearly. Labels are interpolated linearly and thresholded at 0.5, or
+   take the nearest pixel (`config.label_interpolation`). Dice against labels rendered after the same geometry at four
+   times the resolution, linear and nearest, at 128 pixels: 0.918 and 0.893 for vessels, 0.967 and 0.958 for small
+   blobs, 0.991 and 0.988 for large ones.
+2. Repair: an image whose label had foreground and background, and now lacks one of them, keeps its own geometry.
+3. Label: flip (1 - y), then Sobel edge. If the edge leaves any label without foreground or background that had both,
+   the whole task keeps its labels.
+4. Intensities in-task, then those of the task, each in the order brightness and contrast, blur, noise, sharpness; then
+   the task's flip (1 - x). Values are clipped to [0, 1] after each.
 
-Outside the image is 0, in image and label: that is what the zero-padding of non-square images and most scanners put
-there, so the border of a rotated image looks like a border that exists. Reflection would repeat organs.
+Pixels outside the image are 0, in image and label, as most scanners and the zero-padding of non-square images leave
+them: the border of a rotated image looks like a border that exists. Reflection would repeat organs.
 
 Lengths in pixels are published for 128 pixels and scaled with the size.
 """
@@ -31,7 +31,6 @@ from ml_collections import ConfigDict
 
 from universeg_jax.episode import Episode, split_query, stack_examples
 from universeg_jax.episodes import warp
-from universeg_jax.errors import UserError
 
 Array = jax.Array
 
@@ -40,7 +39,7 @@ TASK_ONLY = ("flip_intensities", "flip_labels", "flip_horizontal", "flip_vertica
 
 
 def get_config() -> ConfigDict:
-    """The two published tables; what is ours has probability 0. Pixels (px) are of 128, p is a probability."""
+    """The two published tables. Pixels (px) are of 128, p is a probability."""
     config = ConfigDict()
     config.label_interpolation = "linear"  # (then 0.5) | "nearest"
     config.in_task = ConfigDict(
@@ -75,19 +74,6 @@ def get_config() -> ConfigDict:
                 "p": 0.25,
                 "factor": (0.0, 5.0),  # 0 smooths, 1 changes nothing; published as 5, the bound
             },
-            "low_resolution": {
-                "p": 0.0,
-                "factor": (1.0, 4.0),  # px per sample
-            },
-            "view": {
-                "p": 0.0,
-                "radius": (0.35, 0.6),  # of the size; outside the circle is 0
-                "shift": (0.0, 0.1),  # of the size, of its centre
-            },
-            "zoom": {
-                "p": 0.0,
-                "factor": (1.0, 2.0),  # a window of size/factor, anywhere inside the image, fills it
-            },
         }
     )
     config.task = config.in_task.copy_and_resolve_references()
@@ -107,44 +93,12 @@ def get_config() -> ConfigDict:
     return config
 
 
-def validate(config: ConfigDict, name: str = "config.augment") -> None:
-    """Raises UserError (a ValueError) that names the field if `config`, called `name`, cannot be drawn from."""
-
-    def check(good: bool, field: str, why: str) -> None:
-        if not good:
-            raise UserError(f"{name}.{field} {why}")
-
-    choices = ("nearest", "linear")
-    check(config.label_interpolation in choices, "label_interpolation", f"must be one of {', '.join(choices)}")
-    signed = ("degrees", "brightness", "mean")
-    positive = ("scale", "sigma")
-    for level in ("task", "in_task"):
-        for op, section in config[level].items():
-            for part, value in section.items():
-                field = f"{level}.{op}.{part}"
-                if part == "p":
-                    check(0 <= value <= 1, field, f"must lie in [0, 1], got {value}")
-                    continue
-                if part == "kernel":
-                    good = isinstance(value, int) and value > 0 and value % 2
-                    check(good, field, f"must be an odd whole number, got {value}")
-                    continue
-                check(len(value) == 2, field, f"must be (lowest, highest), got {value}")
-                check(value[0] <= value[1], field, f"must be lowest ≤ highest, got {value}")
-                check(np.isfinite(value).all(), field, f"must be finite, got {value}")
-                check(part in signed or value[0] >= 0, field, f"must be at least 0, got {value}")
-                check(part not in positive or value[0] > 0, field, f"must be above 0, got {value}")
-        for op in ("zoom", "low_resolution"):
-            low, high = config[level][op].factor
-            check(low >= 1, f"{level}.{op}.factor", f"must be at least 1, got {(low, high)}")
-
-
 def augment_episode(key: Array, episode: Episode, config: ConfigDict) -> tuple[Episode, Array]:
-    """One episode without batch axis, augmented, and how many of its 1 + S images were repaired (int32).
+    """Augments one episode without batch axis; also returns how many of its 1 + S images were repaired (int32).
 
     query_image [H, W, 1], support_images [S, H, W, 1], …, H = W; images uint8 or in [0, 1], labels 0 or 1. Returns
-    float32 (uint8 images are divided by 255), or the floating dtype that came in. support_mask is left as it is. With
-    all probabilities 0 the values do not change at all.
+    float32 (uint8 images divided by 255), or the floating dtype of the input. support_mask does not change. With all
+    probabilities 0 no value changes.
     """
     dtype = episode.query_image.dtype if jnp.issubdtype(episode.query_image.dtype, jnp.floating) else jnp.float32
     images, labels = (jnp.asarray(x)[..., 0] for x in stack_examples(episode))
@@ -165,51 +119,43 @@ def augment_episode(key: Array, episode: Episode, config: ConfigDict) -> tuple[E
 
 
 def geometry(key: Array, images: Array, labels: Array, config: ConfigDict) -> tuple[Array, Array, Array]:
-    """Images and labels [n, H, W] through both levels of geometry, and the number of repaired images."""
+    """Applies both levels of geometry to images and labels [n, H, W]; also returns the number of repaired images."""
     count, size, _ = images.shape
-    keys = random.split(key, 4)
-    ops = ("affine", "elastic", "zoom")
-    moved = any(config[level][op].p for level in ("task", "in_task") for op in ops) or any(
-        config.task[flip].p for flip in ("flip_horizontal", "flip_vertical")
-    )
-    seen = config.task.view.p or config.in_task.view.p
-    new_images, new_labels = images, labels
-    if moved:
-        center = (size - 1) / 2
-        at = move(displacements(keys[0], config.task, size), warp.grid(size) - center)
-        own = jax.vmap(lambda k: displacements(k, config.in_task, size))(random.split(keys[1], count))
-        source = warp.each(lambda *draw: move(draw, at) + center, *own)
-        nearest = config.label_interpolation == "nearest"
-        sample = jax.vmap(lambda *one: warp.sample_image_and_label(*one, nearest))
-        new_images, new_labels = sample(images, labels, source)
-    if seen:
-        view = field_of_view(keys[2], size, config.task.view)[None]
-        view = view & jax.vmap(lambda k: field_of_view(k, size, config.in_task.view))(random.split(keys[3], count))
-        new_images, new_labels = new_images * view, new_labels * view
+    ops = [config[level][op].p for level in ("task", "in_task") for op in ("affine", "elastic")]
+    if not any((*ops, config.task.flip_horizontal.p, config.task.flip_vertical.p)):
+        return images, labels, jnp.int32(0)
+    keys = random.split(key, 4)  # the last two are unused; episodes of earlier versions keep their bits
+    center = (size - 1) / 2
+    at = move(displacements(keys[0], config.task, size), warp.grid(size) - center)
+    in_task = jax.vmap(lambda k: displacements(k, config.in_task, size))(random.split(keys[1], count))
+    source = warp.each(lambda *displacement: move(displacement, at) + center, *in_task)
+    nearest = config.label_interpolation == "nearest"
+    sample = jax.vmap(lambda *one: warp.sample_image_and_label(*one, nearest))
+    new_images, new_labels = sample(images, labels, source)
     bad = proper(labels) & ~proper(new_labels)
-    chosen = bad[:, None, None]
-    return jnp.where(chosen, images, new_images), jnp.where(chosen, labels, new_labels), bad.sum(dtype=jnp.int32)
+    repaired = bad[:, None, None]
+    return jnp.where(repaired, images, new_images), jnp.where(repaired, labels, new_labels), bad.sum(dtype=jnp.int32)
 
 
 def proper(labels: Array) -> Array:
-    """Whether each of labels [n, H, W] has foreground and background: [n] bool."""
+    """Tells which of labels [n, H, W] have foreground and background: bool [n]."""
     return (labels.min((1, 2)) < 0.5) & (labels.max((1, 2)) > 0.5)
 
 
-def move(draw: tuple[Array, ...], at: Array) -> Array:
-    """Where coordinates `at` [2, H, W] about the centre read from, by one of `displacements`.
+def move(displacement: tuple[Array, ...], at: Array) -> Array:
+    """Maps coordinates `at` [2, H, W] about the centre to those they read from, by a result of `displacements`.
 
-    Multiply-adds, because a GPU's matrix units would round coordinates.
+    Multiply-adds instead of a matrix product, because a GPU's matrix units would round coordinates.
     """
-    matrix, offset, kernel, coefficients = draw
+    matrix, offset, kernel, coefficients = displacement
     turned = matrix[:, 0, None, None] * at[0][None] + matrix[:, 1, None, None] * at[1][None]
     return turned + offset[:, None, None] + warp.separable(kernel, coefficients)
 
 
 def displacements(key: Array, section: ConfigDict, size: int) -> tuple[Array, ...]:
-    """One draw of a level's geometry about the centre: matrix [2, 2], offset [2] and the factors of `warp.elastic`.
+    """Samples the geometry of a level about the centre: matrix [2, 2], offset [2] and the factors of `warp.elastic`.
 
-    They lead from output to input coordinates: a scale of 1.1 reads from 1/1.1 of the distance.
+    They map output to input coordinates: a scale of 1.1 reads from 1/1.1 of the distance.
     """
     keys = random.split(key)
     draw = warp.uniforms(keys[0], count=16)
@@ -222,10 +168,6 @@ def displacements(key: Array, section: ConfigDict, size: int) -> tuple[Array, ..
         shift = [draw(section.affine.translate) * jnp.where(draw() < 0.5, -size, size) for _ in range(2)]
         matrix = jnp.where(on, rotation, matrix)
         offset = jnp.where(on, jnp.stack(shift), offset)
-    if section.zoom.p:
-        window = 1 / jnp.where(draw() < section.zoom.p, draw(section.zoom.factor), 1.0)
-        matrix = matrix * window
-        offset = offset + (1 - window) * (size - 1) / 2 * jnp.stack([draw((-1, 1)), draw((-1, 1))])
     for axis, flip in enumerate(("flip_vertical", "flip_horizontal")):
         if flip in section and section[flip].p:
             flipped = jnp.where(draw() < section[flip].p, -1.0, 1.0)
@@ -236,31 +178,22 @@ def displacements(key: Array, section: ConfigDict, size: int) -> tuple[Array, ..
     return matrix, offset, *elastic
 
 
-def field_of_view(key: Array, size: int, section: ConfigDict) -> Array:
-    """What is seen [H, W] (bool): all, or a circle."""
-    draw = warp.uniforms(key, count=6)
-    y, x = warp.grid(size) / (size - 1) - 0.5
-    y, x = (position - draw(section.shift) * jnp.where(draw() < 0.5, -1.0, 1.0) for position in (y, x))
-    circle = jnp.square(y) + jnp.square(x) < jnp.square(draw(section.radius))
-    return circle | (draw() >= section.p)
-
-
 def label_changes(key: Array, labels: Array, task: ConfigDict) -> tuple[Array, Array]:
-    """Labels [n, H, W] flipped and turned into their edges, if drawn, and how many the edge would have spoilt."""
+    """Flips labels [n, H, W] and replaces them by their edges; also returns how many labels the edge would spoil."""
     keys = random.split(key)
     spoilt = jnp.int32(0)
     if task.flip_labels.p:
         labels = jnp.where(random.uniform(keys[0]) < task.flip_labels.p, 1 - labels, labels)
     if task.edge.p:
         edge = sobel_edge(labels)
-        drawn = random.uniform(keys[1]) < task.edge.p
-        spoilt = jnp.where(drawn, (proper(labels) & ~proper(edge)).sum(dtype=jnp.int32), 0)
-        labels = jnp.where(drawn & (spoilt == 0), edge, labels)
+        chosen = random.uniform(keys[1]) < task.edge.p
+        spoilt = jnp.where(chosen, (proper(labels) & ~proper(edge)).sum(dtype=jnp.int32), 0)
+        labels = jnp.where(chosen & (spoilt == 0), edge, labels)
     return labels, spoilt
 
 
 def sobel_edge(labels: Array) -> Array:
-    """1 where the Sobel gradient of labels [n, H, W] is not 0; beyond the border the label goes on."""
+    """Marks the pixels whose Sobel gradient of labels [n, H, W] is not 0; the label is extended beyond the border."""
     size = labels.shape[-1]
     padded = jnp.pad(labels, ((0, 0), (1, 1), (1, 1)), mode="edge")
 
@@ -276,9 +209,9 @@ def sobel_edge(labels: Array) -> Array:
 
 
 def intensities(key: Array, images: Array, section: ConfigDict) -> Array:
-    """Images [n, H, W] through one draw of the intensity operations of a level.
+    """Applies the intensity operations of a level, sampled once, to images [n, H, W].
 
-    The pixels of noise differ between images even where its mean and strength do not.
+    Noise has one mean and strength for all images and its own pixels in each.
     """
     size = images.shape[-1]
     keys = random.split(key)
@@ -302,24 +235,12 @@ def intensities(key: Array, images: Array, section: ConfigDict) -> Array:
     if section.sharpness.p:
         factor = draw(section.sharpness.factor)
         images = when("sharpness", lambda x: smoothed(x) + factor * (x - smoothed(x)), images)
-    if section.low_resolution.p:
-        factor = draw(section.low_resolution.factor) * max(size / PUBLISHED_SIZE, 1)
-        images = when("low_resolution", lambda x: low_resolution(x, factor), images)
     return images
 
 
 def smoothed(x: Array) -> Array:
-    """x [n, H, W] filtered by (1 1 1; 1 5 1; 1 1 1) / 13, the border repeated: what sharpness 0 shows."""
+    """Filters x [n, H, W] by (1 1 1; 1 5 1; 1 1 1) / 13 with a repeated border: the result of sharpness 0."""
     size = x.shape[-1]
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1)), mode="edge")
     rows = sum(padded[:, i : i + size] for i in range(3))
     return (sum(rows[:, :, i : i + size] for i in range(3)) + 4 * x) / 13
-
-
-def low_resolution(x: Array, factor: Array) -> Array:
-    """x [n, H, W] averaged over samples `factor` pixels apart and interpolated linearly again."""
-    position = np.arange(x.shape[-1], dtype=np.float32)
-    up = jnp.maximum(0, 1 - jnp.abs(position[:, None] / factor - position[None]))
-    down = up / jnp.maximum(up.sum(0, keepdims=True), 1e-6)
-    matrix = jnp.einsum("ys,xs->yx", up, down, precision="highest")
-    return warp.separable(matrix / matrix.sum(1, keepdims=True), x)  # the last sample may lie inside the border

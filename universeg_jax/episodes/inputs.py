@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from universeg_jax.configuration import ConfigError
 from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
 from universeg_jax.data.tasks import Task, check_groups, subject_hash, task_table, usable
-from universeg_jax.episodes import augment, superpixel, synthesis
 from universeg_jax.episodes.sampler import KINDS, EpisodeSampler, make_sampler
 
 
@@ -43,20 +41,6 @@ def open_tasks(config: ConfigDict, datasets: Sequence[Dataset]) -> list[Task]:
     names = sorted((task.name for task in there), key=lambda name: subject_hash("train_tasks", name))
     kept = set(names[: config.train_tasks])
     return [task for task in there if task.name in kept]
-
-
-def check_parts(config: ConfigDict) -> None:
-    """The part of `check_config` that is about how an episode is made."""
-    weights = config.kinds.to_dict()
-    if set(weights) != set(KINDS) or min(weights.values()) < 0 or not 0 < sum(weights.values()) < np.inf:
-        raise ConfigError(
-            f"config.kinds={weights}: finite, non-negative weights of {', '.join(KINDS)}, one above 0, are needed"
-        )
-    augment.validate(config.augment)
-    if config.kinds.synthetic:
-        synthesis.validate(config.synthesis, config.image_size)
-    if config.kinds.superpixel:
-        superpixel.validate(config.superpixel, config.image_size)
 
 
 def kind_shares(config: ConfigDict) -> dict[str, float]:

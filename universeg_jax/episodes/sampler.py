@@ -18,14 +18,14 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
+from universeg_jax.configuration import WEIGHTS
 from universeg_jax.data.dataset import Dataset
-from universeg_jax.data.tasks import FIRST, Examples, Task, side_of_role
+from universeg_jax.data.tasks import FIRST, Task, TaskSide, side_of_role
 from universeg_jax.episode import Episode, split_query
 from universeg_jax.errors import UserError
 
-KINDS = ("real", "synthetic", "superpixel")
+KINDS = WEIGHTS["kinds"]
 REAL, SYNTHETIC, SUPERPIXEL = range(len(KINDS))
-DRAWS = ("datasets", "tasks")
 LEVELS = ("slicing", "dataset", "subset", "modality", "axis", "label")
 
 
@@ -57,7 +57,7 @@ class EpisodeSampler:
 
     datasets: dict[str, Dataset]
     tasks: Sequence[Task]
-    pools: Sequence[Examples]
+    pools: Sequence[TaskSide]
     tree: tuple  # of task numbers: each branch of a node is as likely as the others
     companions: dict[tuple, tuple[int, ...]]  # labels of each family of tasks
     seed: int
@@ -173,21 +173,15 @@ def make_sampler(
     label_union: float = 0.0,
     all_labels: float = 0.0,
 ) -> EpisodeSampler:
-    """Over the usable training tasks among `tasks`, on their train side.
+    """Makes a sampler of the usable training tasks among `tasks`, on their train side.
 
-    `synthetic` is the probability of a synthetic episode; with 1 no dataset is needed, only `size` in pixels.
-    `superpixel` is that of one whose label is made from an image of those tasks. `draw` is one of DRAWS: "datasets"
-    level by level, "tasks" each task alike. `label_union` and
-    `all_labels` are the probabilities that the label is united with some others of its images, or with every one; those
-    of unusable tasks among `tasks` count too.
-    Raises UserError where a task of role val or test is among them, sizes differ, or S < 1.
+    `synthetic` and `superpixel` are probabilities of an episode's kind; superpixel labels are made from images of those
+    tasks. If all episodes are synthetic, no dataset is needed, only `size` in pixels. `draw="datasets"` samples a task
+    level by level, "tasks" each task alike. `label_union` and `all_labels` are the probabilities that the label is
+    united with some other labels of the same images, or with all of them; labels of unusable tasks count too. Call
+    `configuration.check_fields` first. Raises UserError for a task of role val or test, for datasets of different
+    sizes, and where no task is usable.
     """
-    if support_size < 1:
-        raise UserError(f"config.support_size={support_size}: an episode needs at least 1 support entry")
-    check_shares("synthetic", synthetic, "superpixel", superpixel)
-    check_shares("label_union", label_union, "all_labels", all_labels)
-    if draw not in DRAWS:
-        raise UserError(f"config.draw={draw!r}: choose one of {', '.join(DRAWS)}")
     for task in tasks:
         if side_of_role(task.role) != "training":
             raise UserError(f"dataset {task.dataset} has role {task.role}: it must never be in a training episode")
@@ -216,13 +210,6 @@ def make_sampler(
         label_union=label_union,
         all_labels=all_labels,
     )
-
-
-def check_shares(name: str, share: float, other_name: str, other: float) -> None:
-    """Raises UserError unless both are probabilities and so is their sum."""
-    for kind, value in {name: share, other_name: other, f"{name} and {other_name}": share + other}.items():
-        if not 0 <= round(value, 9) <= 1:
-            raise UserError(f"the probability of {kind} episodes is {value}: it must lie in [0, 1]")
 
 
 def _companions(tasks: Sequence[Task]) -> dict[tuple, tuple[int, ...]]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from universeg_jax.configuration import check_fields
 from universeg_jax.data.dataset import list_datasets
 from universeg_jax.data.tasks import task_table, usable
 from universeg_jax.episode import Episode, stack_examples, to_device_floats
@@ -47,7 +48,7 @@ def task_rows(kind: str, config: ConfigDict, first: int = 0) -> list[Row]:
     """TASKS rows of 1 + config.support_size subjects. Raises UserError as training does, for config and data."""
     config = ConfigDict(config)
     config.kinds = ConfigDict({name: float(name == kind) for name in KINDS})
-    inputs.check_parts(config)
+    check_fields(config)
     datasets, _ = inputs.open_data(config)
     sampler = inputs.sampler_of(config, datasets)
     make = jit_for_once(functools.partial(plain_episode, config=config))
@@ -117,7 +118,7 @@ def example(config: ConfigDict, index: int) -> tuple[np.ndarray, np.ndarray]:
         return row.images[0][..., None], row.labels[0][..., None]
     config = ConfigDict(config)
     config.kinds = ConfigDict({name: float(name == "real") for name in KINDS})
-    inputs.check_parts(config)
+    check_fields(config)
     datasets, _ = inputs.open_data(config)
     tasks = usable(task_table(datasets, config.min_label_density))
     raw = make_sampler(datasets, tasks, seed=config.seed, support_size=1)(index).episode

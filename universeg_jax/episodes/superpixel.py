@@ -23,15 +23,11 @@ from ml_collections import ConfigDict
 
 from universeg_jax.episode import Episode, split_query
 from universeg_jax.episodes import augment, warp
-from universeg_jax.errors import UserError
 
 Array = jax.Array
 
 LEVELS = 255 * 16  # of an intensity, after a filter whose weights sum to 16
 FAR = 2**30
-RANGES = {"compactness": (0, np.inf), "tolerance": (0, 1), "area": (0, 1)}
-SHARES = ("union", "darkest", "contrast", "outline")
-STRENGTHS = ("gamma_std", "bias_std")
 
 
 def get_config() -> ConfigDict:
@@ -60,37 +56,11 @@ def get_config() -> ConfigDict:
     return config
 
 
-def validate(config: ConfigDict, size: int) -> None:
-    """Raises UserError (a ValueError) that names the field if `config` cannot be drawn from at `size` pixels."""
-
-    def check(good: bool, field: str, why: str) -> None:
-        if not good:
-            raise UserError(f"config.superpixel.{field} {why}, got {config[field]}")
-
-    for field, (least, most) in RANGES.items():
-        bounds = config[field]
-        good = len(bounds) == 2 and least <= bounds[0] <= bounds[1] <= most and bounds[1] < np.inf
-        check(good, field, f"must be {least} ≤ lowest ≤ highest" + (f" ≤ {most}" if most < np.inf else ""))
-    for field, least in (("cells", 2), ("hops", 1)):
-        good = len(config[field]) == 2 and all(isinstance(bound, int) for bound in config[field])
-        good = good and least <= config[field][0] < config[field][1]
-        check(good, field, f"must be whole numbers, {least} ≤ lowest < highest (which is excluded)")
-    most = config.cells[1] - 1
-    check(size >= 2 * most, "cells", f"has {most} superpixels a side, which needs a size of {2 * most}, not {size}")
-    for field in SHARES:
-        check(0 <= config[field] <= 1, field, "must lie in [0, 1]")
-    for field in STRENGTHS:
-        check(0 <= config[field] < np.inf, field, "must be at least 0")
-    nodes = config.bias_nodes
-    check(isinstance(nodes, int) and 2 <= nodes <= size, "bias_nodes", f"must be a whole number from 2 to {size}")
-    augment.validate(config.views, "config.superpixel.views")
-
-
 def superpixel_episode(key: Array, image: Array, support_size: int, config: ConfigDict) -> tuple[Episode, Array]:
     """One episode without batch axis from image [H, W] in [0, 1], H = W, and how many views were repaired (int32).
 
     query_image [H, W, 1], support_images [S, H, W, 1], …, support_mask [S] ones; float32, labels in {0, 1}. Call
-    `validate(config, H)` first.
+    `configuration.check_fields` first.
     """
     keys = random.split(key, 4)
     levels = whole_levels(image)

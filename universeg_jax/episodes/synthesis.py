@@ -33,8 +33,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax, random
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
 
+from universeg_jax.configuration import noise_nodes
 from universeg_jax.episode import Episode, split_query
 from universeg_jax.episodes import warp
 from universeg_jax.episodes.render import field_of_view, most_labels, render
@@ -42,20 +43,6 @@ from universeg_jax.episodes.structures import FAMILIES, PUBLISHED_SIZE, structur
 from universeg_jax.errors import UserError
 
 Array = jax.Array
-
-SCALES = ("shapes_scales", "shapes_warp_scales", "warp_scales")
-SHARES = (
-    *("background_zero", "union", "union_share", "distractor", "texture", "border", "view"),
-    *("min_label_area", "min_foreground", "max_foreground", "tubes.radial", "tubes.taper"),
-    *(f"{part}.{name}" for part in ("blobs", "nests") for name in ("nested", "inner", "coverage", "redraw")),
-)
-COUNTS = {
-    "labels": 2,
-    "quiet_labels": 1,
-    "blobs.count": 1,
-    "nests.count": 1,
-    "tubes.levels": 1,
-}  # and the least of each
 
 
 def get_config() -> ConfigDict:
@@ -141,47 +128,10 @@ def get_config() -> ConfigDict:
     return config
 
 
-def validate(config: ConfigDict, size: int) -> None:
-    """Raises UserError (a ValueError) that names the field if `config` cannot be drawn from at `size` pixels."""
-
-    def check(good: bool, field: str, why: str) -> None:
-        if not good:
-            raise UserError(f"config.synthesis.{field} {why}, got {fields[field]}")
-
-    fields = {name: value for name, value in config.items() if not isinstance(value, ConfigDict | FrozenConfigDict)}
-    fields["weights"] = weights = {family: config.weights[family] for family in config.weights}
-    fields |= {f"{part}.{name}": value for part in FAMILIES[1:] for name, value in config[part].items()}
-    check(set(weights) <= set(FAMILIES), "weights", f"may only name the families {', '.join(FAMILIES)}")
-    check(all(weight >= 0 for weight in weights.values()), "weights", "must be at least 0")
-    check(0 < sum(weights.values()) < np.inf, "weights", "must not sum to 0")
-    for field, value in fields.items():
-        if field in SCALES:
-            check(len(value) > 0 and min(value) > 0, field, "must be cells of more than 0 px")
-            cells = max(_nodes(value))
-            check(
-                size >= 2 * cells, field, f"has a grid of {cells} cells, which needs a size of {2 * cells}, not {size}"
-            )
-        elif isinstance(value, tuple | list):
-            check(len(value) == 2 and 0 <= value[0] <= value[1] < np.inf, field, "must be 0 ≤ lowest ≤ highest")
-        elif field != "weights":
-            check(0 <= value < np.inf, field, "must be at least 0")
-    for field in SHARES:
-        check(np.max(fields[field]) <= 1, field, "must lie in [0, 1]")
-    for field, least in COUNTS.items():
-        low, high = fields[field]
-        good = all(isinstance(bound, int) for bound in (low, high)) and least <= low < high
-        check(good, field, f"must be whole numbers, {least} ≤ lowest < highest (which is excluded)")
-    check(config.tubes.levels[1] <= 6, "tubes.levels", "must be at most 5 levels")
-    for field in ("contrast", "plain_contrast"):
-        check(np.min(fields[field]) > 0, field, "must be above 0")
-    for field in ("bias_res", "texture_cell", "blobs.elongation", "nests.elongation"):
-        check(fields[field][0] >= 1, field, "must be at least 1")
-
-
 def synthetic_episode(key: Array, size: int, support_size: int, config: ConfigDict) -> Episode:
     """One episode without batch axis: query_image [H, W, 1], support_images [S, H, W, 1], …, support_mask [S] ones.
 
-    float32; images in [0, 1], labels in {0, 1}; H = W = size. Call `validate(config, size)` first.
+    float32; images in [0, 1], labels in {0, 1}; H = W = size. Call `configuration.check_fields` first.
     """
     if support_size < 1:
         raise UserError(f"config.support_size must be at least 1, got {support_size}")
@@ -219,14 +169,9 @@ def usable_first(usable: Array) -> Array:
     return order[jnp.where(total > 0, jnp.minimum(wrapped, jnp.maximum(total - 1, 0)), place)]
 
 
-def _nodes(scales: tuple[int, ...]) -> tuple[int, ...]:
-    """Nodes along a side of a noise grid whose cells are `scales` px of 256."""
-    return tuple(max(2, int(np.ceil(PUBLISHED_SIZE / scale))) for scale in scales)
-
-
 def _noise(key: Array, shape: tuple[int, ...], bound: Array, scales: tuple[int, ...], size: int) -> Array:
     """Multi-scale noise [*shape, size, size], the standard deviation of each scale ~ U(0, bound)."""
-    keys, nodes = random.split(key), _nodes(scales)
+    keys, nodes = random.split(key), noise_nodes(scales)
     std = random.uniform(keys[0], (*shape, len(scales))) * bound
     noise = random.normal(keys[1], (*shape, sum(n * n for n in nodes)))
     return warp.multiscale_noise(noise, std, nodes, size)

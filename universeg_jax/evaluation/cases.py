@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from universeg_jax.data.dataset import Dataset
-from universeg_jax.data.tasks import FIRST, SECOND, Examples, Task, subject_hash
+from universeg_jax.data.tasks import FIRST, SECOND, Task, TaskSide, subject_hash
 from universeg_jax.episode import Episode
 from universeg_jax.errors import UserError
 
@@ -56,16 +56,16 @@ def query_cases(task: Task, max_cases: int = 0) -> list[QueryCase]:
     return [QueryCase(task, int(query.rows[i]), int(query.positions[i]), int(query.subjects[i])) for i in order]
 
 
-def support_pool(task: Task, pool_size: int = 0) -> Examples:
+def support_pool(task: Task, pool_size: int = 0) -> TaskSide:
     """The support split of a task, or `pool_size` examples of it by hash: smaller pools are subsets of larger ones."""
     pool = task.side(FIRST)
     if not pool_size or pool_size >= len(pool):
         return pool
     chosen = np.sort(np.argsort([subject_hash(task.name, f"support {row}") for row in pool.rows])[:pool_size])
-    return Examples(pool.rows[chosen], pool.positions[chosen], pool.subjects[chosen])
+    return TaskSide(pool.rows[chosen], pool.positions[chosen], pool.subjects[chosen])
 
 
-def sample_support(case: QueryCase, pool: Examples, support_size: int, draw: int, seed: int) -> np.ndarray:
+def sample_support(case: QueryCase, pool: TaskSide, support_size: int, draw: int, seed: int) -> np.ndarray:
     """Positions in the pool [support_size], with replacement only if support_size exceeds the pool.
 
     A pure function of (seed, task, row, draw). Raises ValueError if the subject of the query is in the pool.
@@ -115,7 +115,8 @@ def gather_episodes(
         about.append({"slice": example["name"].decode(), "effective_support": effective})
     for array in (query, support):
         array[:, len(cases) :] = array[:, len(cases) - 1 : len(cases)]
-    return Episode(*query, *support, np.ones((pad_to, draws, support_size), np.uint8)), about
+    support_mask = np.ones((pad_to, draws, support_size), np.uint8)
+    return Episode(query[0], query[1], support[0], support[1], support_mask), about
 
 
 def prefetch_batches(

@@ -40,7 +40,7 @@ def compare(
     chosen = {}
     for column, wanted in (("support_size", support_size), ("ensemble", ensemble)):
         if all(column in rows[0] for rows in files):
-            chosen[column] = wanted or _largest_common(*sides, column)
+            chosen[column] = wanted or _largest_common(sides[0], sides[1], column)
             sides = [_only(rows, column, str(chosen[column]), f) for rows, f in zip(sides, (a, b), strict=True)]
     columns = [column for column in CASE_COLUMNS if all(column in rows[0] for rows in files)]
     first, second = (_by_key(rows, columns, folder) for rows, folder in zip(sides, (a, b), strict=True))
@@ -160,8 +160,8 @@ def _common(
 
 
 def _values(rows: list[dict[str, str]], score: str) -> CaseScores:
-    names = ([row[column] for row in rows] for column in ("dataset", "task", "subject"))
-    return CaseScores(*names, [_score(row, score) for row in rows])
+    dataset, task, subject = ([row[column] for row in rows] for column in ("dataset", "task", "subject"))
+    return CaseScores(dataset, task, subject, [_score(row, score) for row in rows])
 
 
 def _score(row: dict[str, str], score: str) -> float:

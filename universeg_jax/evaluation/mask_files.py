@@ -69,7 +69,7 @@ def score_masks(
         for i in ids:
             scores = mask_scores(prediction == i, truth == i, spacing, tolerance if surfaces else None)
             rows.append({**about, "task": f"{name}/label{i}", "label": i, **scores})
-    summary = {"predictions": str(predictions), "labels": str(labels), "method": method}
+    summary: dict[str, Any] = {"predictions": str(predictions), "labels": str(labels), "method": method}
     summary |= {**summarize(rows, method, 0, 1), "skipped": {}}
     units = {row["distance_unit"] for row in rows}
     if surfaces and len(units) > 1:

@@ -20,19 +20,13 @@ def write(out: Path, summary: dict[str, Any], rows: Sequence[CaseRow], segment: 
 
     The figures show the best, median and worst case of each dataset; without `segment` there are none.
     """
-    tables = [("By dataset", summary_table(summary))]
+    tables: list[tuple[str, Table]] = [("By dataset", summary_table(summary))]
     if len({setting["method"] for setting in summary["settings"]}) > 1:
         tables.append(("By method", method_table(summary)))
     if len(summary["settings"]) > 1:
         tables.append(("All settings", settings_table(summary["settings"])))
     tables.append(("By task", dice_by_task(summary)))
-    figures = {}
-    for name in summary["datasets"] if segment else ():
-        shown = best_median_worst(main_rows(summary, rows), name)
-        segmented = segment(list(shown.values()))
-        labelled = [{**case, "task": f"{which}\n{case['task']}"} for which, case in zip(shown, segmented, strict=True)]
-        cases = "; ".join(f"{which}: {row['slice']}" for which, row in shown.items())
-        figures[name] = cases, png_of(sheet_figure(labelled, f"{name}: {', '.join(shown)} case"))
+    figures = example_figures(summary, rows, segment) if segment else {}
     title = summary["method"]
     if summary["support_size"]:  # 0 for the masks of other tools
         title += f", support size {summary['support_size']}, draws {summary['ensemble']}"
@@ -48,6 +42,18 @@ def write(out: Path, summary: dict[str, Any], rows: Sequence[CaseRow], segment: 
     for name, (cases, png) in figures.items():
         parts += [f"<h2>{html.escape(name)}</h2>", f"<p>{html.escape(cases)}</p>", image(png)]
     write_page(out / "report.html", title, parts)
+
+
+def example_figures(summary: dict[str, Any], rows: Sequence[CaseRow], segment: Segment) -> dict[str, tuple[str, bytes]]:
+    """Dataset → (names of its best, median and worst case, their figure as PNG)."""
+    figures = {}
+    for name in summary["datasets"]:
+        shown = best_median_worst(main_rows(summary, rows), name)
+        segmented = segment(list(shown.values()))
+        cases = [{**case, "task": f"{which}\n{case['task']}"} for which, case in zip(shown, segmented, strict=True)]
+        names = "; ".join(f"{which}: {row['slice']}" for which, row in shown.items())
+        figures[name] = names, png_of(sheet_figure(cases, f"{name}: {', '.join(shown)} case"))
+    return figures
 
 
 def main_rows(summary: dict[str, Any], rows: Sequence[CaseRow]) -> list[CaseRow]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from universeg_jax.episode import FLIPS, OFFICIAL_SIZE, Episode, resize, to_device_floats
+from universeg_jax.episode import FLIPS, OFFICIAL_SIZE, Array, Episode, resize, to_device_floats
 from universeg_jax.evaluation import metrics
 from universeg_jax.evaluation.cases import Settings
 
@@ -41,15 +41,16 @@ def model_method(model: Any, image_size: int) -> Method:
 def over_flips(method: Method) -> Method:
     """Test-time augmentation: averages the probabilities over the four flips of query and support."""
 
-    def flipped(x: jax.Array, flip: jax.Array) -> jax.Array:
+    def flipped(x: Array, flip: jax.Array) -> jax.Array:
+        result = jnp.asarray(x)
         for axis, on in zip((-3, -2), flip, strict=True):
-            x = jnp.where(on, jnp.flip(x, axis), x)
-        return x
+            result = jnp.where(on, jnp.flip(result, axis), result)
+        return result
 
     def averaged(params: Any, episode: Episode) -> jax.Array:
         def one(flip: jax.Array) -> jax.Array:
-            arrays = [flipped(x, flip) for x in episode[:4]]
-            return flipped(method(params, Episode(*arrays, episode.support_mask)), flip)
+            images_and_labels = {name: flipped(getattr(episode, name), flip) for name in Episode._fields[:4]}
+            return flipped(method(params, episode._replace(**images_and_labels)), flip)
 
         return jax.lax.map(one, jnp.array(FLIPS)).mean(0)  # one compiled program for all four
 

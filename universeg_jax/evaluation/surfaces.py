@@ -23,26 +23,15 @@ from scipy import ndimage
 from universeg_jax.errors import UserError
 
 
-def hd95(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) -> float:
-    """The larger of the two directed 95th-percentile distances, in the unit of `spacing`.
-
-    0 where both masks are empty; where one is, the diagonal of the image, which exceeds any distance inside it.
-    """
-    return surface_scores(prediction, truth, spacing, 0)[0]
-
-
-def surface_dice(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], tolerance: float) -> float:
-    """The share of both boundaries within `tolerance` of the other, in [0, 1]; also called normalised surface Dice.
-
-    1 where both masks are empty, 0 where one is.
-    """
-    return surface_scores(prediction, truth, spacing, tolerance)[1]
-
-
 def surface_scores(
     prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], tolerance: float
 ) -> tuple[float, float]:
-    """(HD95, surface Dice) from one computation of the distances."""
+    """(HD95, surface Dice) of two masks [H, W] or [D, H, W]; `spacing` and `tolerance` have one unit, that of HD95.
+
+    HD95 is the larger of the two directed 95th-percentile distances: 0 if both masks are empty; if one is, the diagonal
+    of the image, which exceeds any distance inside it. Surface Dice, or normalised surface Dice (NSD), is the share of
+    both boundaries within `tolerance` of the other: 1 if both masks are empty, 0 if one is. Raises UserError.
+    """
     if not tolerance >= 0:
         raise UserError(f"tolerance={tolerance}: a distance of at least 0, in the unit of spacing, is needed")
     prediction, truth = _checked(prediction, truth, spacing)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from universeg_jax.episode import Episode
+from universeg_jax.episode import Array, Episode
 
 CELLS = 8  # per side; each cell has a histogram of edge directions
 DIRECTIONS = 8  # bins over 180 degrees: opposite gradients share a bin
@@ -29,14 +29,14 @@ def nearest_features(params: None, episode: Episode) -> jax.Array:
     return _label_of_nearest(episode, edge_features(episode.query_image), edge_features(episode.support_images))
 
 
-def _label_of_nearest(episode: Episode, query: jax.Array, support: jax.Array) -> jax.Array:
+def _label_of_nearest(episode: Episode, query: Array, support: Array) -> jax.Array:
     """The label of the support entry [B, S, ...] with the smallest squared distance to the query [B, ...]."""
     distance = jnp.sum((support - query[:, None]) ** 2, range(2, support.ndim))
     nearest = jnp.argmin(jnp.where(episode.support_mask > 0, distance, jnp.inf), axis=1)
     return jnp.take_along_axis(episode.support_labels, jnp.expand_dims(nearest, (1, 2, 3, 4)), axis=1)[:, 0]
 
 
-def edge_features(images: jax.Array) -> jax.Array:
+def edge_features(images: Array) -> jax.Array:
     """Histograms of gradient directions per cell of images [..., H, W, 1], normalized to length 1: float32 [..., D].
 
     H and W must be multiples of CELLS. From Dalal and Triggs (CVPR 2005), without their block normalization.

@@ -1,4 +1,4 @@
-"""Files that a run writes: JSON, JSON lines, CSV; whole or not at all, and one process at a time."""
+"""Writes and reads JSON, JSON lines and CSV atomically, and locks folders against a second process."""
 
 import contextlib
 import csv
@@ -16,8 +16,8 @@ from universeg_jax.errors import UserError
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path` that replaces it on success and is removed on failure.
 
-    Readers see the old file or the new one, never a part; once this returns, the new one has reached the disk. The
-    temporary name is hidden and ends like `path`, for writers that choose the format by it.
+    Readers see the old file or the new one, never a part. The new file is on disk when this returns. The temporary
+    name is hidden and keeps the suffix of `path`, by which some writers choose the format.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp.{path.name}")
@@ -31,10 +31,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 class JsonLines:
-    """An append-only file of one JSON object a line, each with a "step", that survives being killed.
+    """An append-only file with one JSON object per line, each with a "step", that survives a kill.
 
-    On opening, lines from `resume_step` on are dropped, and so is a last line cut short by a kill: the run that
-    continues writes them again, so that every step stands in the file once.
+    Opening drops the lines from `resume_step` on, and an incomplete last line. The resumed run writes them again, so
+    that the file holds every step once.
     """
 
     def __init__(self, path: Path, resume_step: int):
@@ -52,11 +52,11 @@ class JsonLines:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; [] where there is no file."""
+    """All complete lines; [] without a file."""
     if not path.exists():
         return []
     lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]  # what follows the last newline was cut short
+    return [json.loads(line) for line in lines[:-1]]  # the text after the last newline is incomplete
 
 
 def read_json(path: Path) -> Any:
@@ -70,12 +70,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class LockedError(UserError):
-    """A folder that another process works in."""
+    """Another process uses the folder."""
 
 
 @contextlib.contextmanager
 def lock(workdir: Path | None, name: str = ".lock") -> Iterator[None]:
-    """Refuses a second process in a workdir; the lock goes with the process, however it ends. None locks nothing."""
+    """Locks a folder until the block or the process ends; None locks nothing. Raises LockedError."""
     if workdir is None:
         yield
         return
@@ -84,14 +84,13 @@ def lock(workdir: Path | None, name: str = ".lock") -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise LockedError(f"another process works in {workdir}; wait for it, or take another folder") from None
+            raise LockedError(f"another process works in {workdir}; wait for it, or choose another folder") from None
         yield
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """All rows under the first one's names."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    """Writes rows with the columns of the first one, atomically."""
+    with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

@@ -1,8 +1,8 @@
-"""Static HTML pages: one file with its style, tables and images inside."""
+"""Static HTML pages: one file with its style, tables and images."""
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,22 @@ STYLE = (
 )
 
 
-def write_page(path: Path, title: str, parts: Sequence[str]) -> Path:
-    """One static file, whole or not at all."""
-    page = f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
-    with atomic_write(path) as temporary:
-        temporary.write_text(page + "\n".join(parts) + "\n")
+def write_page(path: Path, title: str, parts: Iterable[str], style: str = "") -> Path:
+    """Writes a page atomically, part by part: memory does not grow with an iterator of parts. `style` is more CSS."""
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        head = f"<title>{html.escape(title)}</title><style>{STYLE}{style}</style>"
+        file.write(f'<!doctype html><html lang="en"><meta charset="utf-8">{head}\n')
+        file.writelines(f"{part}\n" for part in parts)
+        file.write("</html>\n")
     return path
 
 
 def table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
+    """A table with right-aligned numbers."""
+
     def line(cells: Sequence[Any], tag: str) -> str:
-        marks = [" class=n" if tag == "td" and is_number(cell) else "" for cell in cells]
-        return "<tr>" + "".join(f"<{tag}{m}>{html.escape(str(c))}</{tag}>" for c, m in zip(cells, marks, strict=True))
+        classes = [" class=n" if tag == "td" and is_number(cell) else "" for cell in cells]
+        return "<tr>" + "".join(f"<{tag}{k}>{html.escape(str(c))}</{tag}>" for c, k in zip(cells, classes, strict=True))
 
     return "<table>" + "\n".join([line(head, "th"), *(line(row, "td") for row in rows)]) + "</table>"
 
@@ -36,4 +40,5 @@ def is_number(cell: Any) -> bool:
 
 
 def image(png: bytes) -> str:
-    return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    """An <img> element that contains the PNG."""
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(png).decode()}">'

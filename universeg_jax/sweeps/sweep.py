@@ -1,10 +1,10 @@
-"""Runs a sweep of configs/ablations.py: trains, evaluates, and gathers a table and a figure with intervals.
+"""Plans and runs a sweep of configs/ablations.py: trains and evaluates every point for every seed.
 
-Every run is train.py and then eval.py as processes of their own, in <workdir>/runs/<what differs>_seed<n>/. A run that
-is done is not done again, one that stopped goes on, and one that fails is told of at the end and holds up no other.
-The same command twice, say on two devices, shares the runs; the one that ends last gathers all.
-Runs that differ in nothing, such as the points of `ensemble`, or one point of two sweeps, are trained once.
-A folder's name does not tell --base and --set: what was trained with others of them is not taken for done.
+Each run starts train.py and then eval.py as processes in <workdir>/runs/<changes>_seed<n>/. Finished runs are skipped,
+interrupted runs resume, and a failed run is reported at the end without stopping the others. Two processes with the
+same command, on two devices for example, share the runs; the last one writes the complete report.
+Runs with the same configuration, such as the points of `ensemble` or a point of two sweeps, are trained once.
+The folder name does not contain --base and --set: runs that were trained with other values of them do not count.
 """
 
 import ast
@@ -34,12 +34,12 @@ from universeg_jax.reports.files import (
     write_json,
 )
 
-ROOT = Path(__file__).parents[2]  # of the checkout: train.py, eval.py and configs/ are not in the package
+ROOT = Path(__file__).parents[2]  # the clone, with train.py and eval.py
 
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """What all runs of a sweep share."""
+    """Settings that all runs of a sweep share."""
 
     data_dir: str
     workdir: Path
@@ -52,13 +52,13 @@ class SweepOptions:
 
 @dataclass(frozen=True)
 class Job:
-    """One training and what is evaluated of it."""
+    """One training and its evaluations."""
 
     workdir: Path
-    train: tuple[str, ...]  # () = nothing
-    evaluations: tuple[tuple[Path, tuple[str, ...]], ...]  # (folder of the results, command)
-    config: dict[str, Any] = field(default_factory=dict)  # flat, of the run that is evaluated; {} = not looked at
-    checkpoint: Path | None = None  # the workdir of that run, where it is another job's
+    train: tuple[str, ...]  # () = no training
+    evaluations: tuple[tuple[Path, tuple[str, ...]], ...]  # (results folder, command)
+    config: dict[str, Any] = field(default_factory=dict)  # flat config of the evaluated run; {} = not checked
+    checkpoint: Path | None = None  # the workdir of the evaluated run, if another job trains it
 
     @property
     def name(self) -> str:
@@ -66,36 +66,36 @@ class Job:
 
     @property
     def run(self) -> Path:
-        """The workdir of what is evaluated."""
+        """The workdir of the run that is evaluated."""
         return self.checkpoint or self.workdir
 
 
 @dataclass(frozen=True)
 class Point:
-    """One value of what is varied, with its results, one folder a seed."""
+    """One value of the varied setting, with one results folder per seed."""
 
     value: str
     results: tuple[Path, ...]
 
 
 def plan(name: str, options: SweepOptions) -> tuple[list[Point], list[Job]]:
-    """The points of a sweep and the jobs that they need. Raises UserError for a sweep or data that are not there."""
+    """The points of a sweep and their jobs. Raises UserError for an unknown sweep or missing data."""
     if not (ROOT / "configs" / "ablations.py").is_file():
         raise UserError("ablations need train.py, eval.py and configs/ of a clone: `pip install -e .` there")
     if str(ROOT) not in sys.path:  # as where the installed command is typed: configs/ is not in the package
         sys.path.append(str(ROOT))
     ablations = importlib.import_module("configs.ablations")
     if name not in ablations.SWEEPS:
-        raise UserError(f"--sweep={name}: one of {', '.join(ablations.SWEEPS)} is needed")
+        raise UserError(f"--sweep={name}: must be one of {', '.join(ablations.SWEEPS)}")
     if not options.seeds:
         raise UserError("--seeds: at least one number is needed")
     config = base_config(options)
     datasets = [open_dataset(options.data_dir, n) for n in list_datasets(options.data_dir)]
     training = [d for d in datasets if d.meta.role in tuple(config.train_roles)]
     if not training or not any(d.meta.role == options.role for d in datasets):
-        there = ", ".join(f"{d.meta.name} ({d.meta.role})" for d in datasets) or "none"
+        available = ", ".join(f"{d.meta.name} ({d.meta.role})" for d in datasets) or "none"
         wanted = f"of a role among {', '.join(config.train_roles)} and one of role {options.role}"
-        raise UserError(f"--data_dir={options.data_dir}: a dataset {wanted} is needed; there: {there}")
+        raise UserError(f"--data_dir={options.data_dir}: a dataset {wanted} is needed; available: {available}")
     tasks = [task for task in task_table(training, config.min_label_density) if not task.unusable]
     names = sorted({task.dataset for task in tasks}, key=lambda n: subject_hash("train_datasets", n))
     points: list[Point] = []
@@ -103,7 +103,7 @@ def plan(name: str, options: SweepOptions) -> tuple[list[Point], list[Job]]:
 
     def add(value: Any, train: dict[str, Any] | None = None, evaluate: dict[str, Any] | None = None) -> None:
         results = []
-        # What the base has already is no change, so that one run serves the middle of several sweeps.
+        # Values of the base are no changes, so one run serves a point that several sweeps share.
         changes = {field: x for field, x in (train or {}).items() if x != ablations.get(config, field)}
         for seed in options.seeds:
             folder = options.workdir / "runs" / f"{slug(changes)}_seed{seed}"
@@ -112,10 +112,10 @@ def plan(name: str, options: SweepOptions) -> tuple[list[Point], list[Job]]:
             flags |= {"role": options.role, "max_cases": options.max_cases}
             out = folder / ("results_" + "_".join(f"{k}-{v}" for k, v in flags.items()))
             if folder not in jobs:
-                asked = expected_config(config, changes | {"seed": seed})
-                jobs[folder] = Job(folder, train_command(folder, seed, changes, options), (), asked)
-            todo = dict(jobs[folder].evaluations) | {out: eval_command(folder, out, flags, options)}
-            jobs[folder] = replace(jobs[folder], evaluations=tuple(todo.items()))
+                expected = expected_config(config, changes | {"seed": seed})
+                jobs[folder] = Job(folder, train_command(folder, seed, changes, options), (), expected)
+            evaluations = dict(jobs[folder].evaluations) | {out: eval_command(folder, out, flags, options)}
+            jobs[folder] = replace(jobs[folder], evaluations=tuple(evaluations.items()))
             results.append(out)
         points.append(Point(str(value), tuple(results)))
 
@@ -124,10 +124,10 @@ def plan(name: str, options: SweepOptions) -> tuple[list[Point], list[Job]]:
 
 
 def base_config(options: SweepOptions) -> ConfigDict:
-    """The base with its changes. Raises UserError for a file or a field that is not there."""
+    """The base config with options.changes. Raises UserError for a missing file or an unknown field."""
     file = options.base.partition(":")[0]
     if not Path(file).exists() and not (ROOT / file).is_file():
-        raise UserError(f"--base={options.base}: there is no such file")
+        raise UserError(f"--base={options.base}: no such file")
     config = load_config(options.base if Path(file).exists() else f"{ROOT}/{options.base}")
     for change in options.changes:
         field, equals, text = change.partition("=")
@@ -136,7 +136,7 @@ def base_config(options: SweepOptions) -> ConfigDict:
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
-            value = text  # a word without quotation marks
+            value = text  # a string without quotation marks
         try:
             config.update_from_flattened_dict({field: value})
         except TypeError as error:
@@ -152,7 +152,7 @@ def expected_config(config: ConfigDict, fields: dict[str, Any]) -> dict[str, Any
 
 
 def slug(changes: dict[str, Any]) -> str:
-    """A folder's name for what differs from the base: readable, and never that of other changes."""
+    """A readable folder name for the changes to the base, unique by a digest."""
     if not changes:
         return "base"
     digest = hashlib.sha256(repr(sorted(changes.items())).encode()).hexdigest()[:6]
@@ -169,15 +169,14 @@ def train_command(folder: Path, seed: int, changes: dict[str, Any], options: Swe
 
 def eval_command(folder: Path, out: Path, flags: dict[str, Any], options: SweepOptions) -> tuple[str, ...]:
     places = [f"--checkpoint={folder.resolve()}", f"--data_dir={Path(options.data_dir).resolve()}"]
-    # What a killed evaluation left is replaced.
-    return (
+    return (  # --overwrite replaces the results of an interrupted evaluation
         sys.executable, "eval.py", *places, *(f"--{flag}={value}" for flag, value in flags.items()),
         f"--out={out.resolve()}", "--overwrite",
     )  # fmt: skip
 
 
 def unfinished(job: Job) -> list[tuple[tuple[str, ...], Path, str]]:
-    """(command, its folder, what it does) of what is not done yet."""
+    """(command, its folder, its outcome) of the steps that are still to run."""
     train = [(job.train, job.workdir, "trained")] if job.train and not trained(job) else []
     return [*train, *((command, out, "evaluated") for out, command in job.evaluations if not evaluated(job, out))]
 
@@ -188,7 +187,7 @@ def trained(job: Job) -> bool:
 
 
 def evaluated(job: Job, out: Path) -> bool:
-    """Whether a folder holds what the job asks for: by the command, and by the config that its run was trained with."""
+    """True if the folder holds the results of the job's command, from a run that was trained with the job's config."""
     path = out / "evaluated.json"
     record = read_json(path) if path.exists() else {"command": [], "config": {}}
     return record["command"] == list(dict(job.evaluations)[out][1:]) and not differing(job, record["config"])
@@ -201,34 +200,34 @@ def run_config(run: Path) -> dict[str, Any]:
 
 
 def differing(job: Job, config: dict[str, Any]) -> list[str]:
-    """What sets a run's config apart from the one that the job asks for, in words.
+    """Differences between a run's config and the job's config, in words.
 
-    The command of the evaluation has the data_dir. A field that is newer than the run, and that no flag sets, is none.
+    data_dir is ignored, and so are fields that the run does not have yet, unless a flag sets them.
     """
     if not job.config:
         return []
     flags = {part.removeprefix("--config.").split("=")[0] for part in job.train if part.startswith("--config.")}
     return [
-        f"{name}={config.get(name, 'absent')} there, {job.config.get(name, 'absent')} asked for"
+        f"{name}={config.get(name, 'absent')} in the run, {job.config.get(name, 'absent')} expected"
         for name in sorted((config.keys() | flags) - {"data_dir"})
         if config.get(name) != job.config.get(name)
     ]
 
 
 def missing(jobs: Sequence[Job]) -> dict[str, str]:
-    """Why there is no result, by the name of each job that is not done."""
+    """Job name → the reason why it has no result."""
     reasons = {}
     for job in jobs:
         if unfinished(job):
             config = run_config(job.run)
-            apart = differing(job, config) if config else []
-            reasons[job.name] = f"another run is there ({'; '.join(apart)})" if apart else "not there yet"
+            differences = "; ".join(differing(job, config)) if config else ""
+            reasons[job.name] = f"the folder holds another run ({differences})" if differences else "no result yet"
     return reasons
 
 
 def run_job(job: Job) -> str:
-    """Trains and evaluates what is not done yet; "" or what went wrong. Raises LockedError where another one does."""
-    with lock(job.workdir, ".job"):  # the training locks the folder itself
+    """Runs the unfinished steps of a job and returns "" or an error. Raises LockedError if another process runs it."""
+    with lock(job.workdir, ".job"):  # .lock belongs to the training
         for command, folder, what in unfinished(job):
             folder.mkdir(parents=True, exist_ok=True)
             log = folder / "log.txt"
@@ -244,16 +243,16 @@ def run_job(job: Job) -> str:
 
 
 def run_local(jobs: Sequence[Job], minutes: float = 0) -> dict[str, str]:
-    """One after another in this machine; what went wrong by the name of the job.
+    """Runs the jobs one after another on this machine; returns job name → error.
 
-    After `minutes`, if not 0, none is begun: the same command goes on with them. Several processes may share the jobs:
-    one that another process works at is left to it, and looked at again at the end.
+    After `minutes`, if not 0, no further job starts; rerunning the command resumes. Several processes may share the
+    jobs: a job that another process is running is skipped and checked again at the end.
     """
     problems, started = {}, time.monotonic()
 
     def run(job: Job) -> str:
         if minutes and time.monotonic() - started > 60 * minutes and unfinished(job):
-            return f"not begun within {minutes:g} minutes"
+            return f"not started within {minutes:g} minutes"
         try:
             return run_job(job)
         except LockedError as error:
@@ -271,7 +270,7 @@ def run_local(jobs: Sequence[Job], minutes: float = 0) -> dict[str, str]:
 
 
 def run_slurm(jobs: Sequence[Job], folder: Path, parameters: dict[str, Any], cluster: str = "slurm") -> dict[str, str]:
-    """All at once through submitit, waiting for the last; `parameters` are those of its AutoExecutor."""
+    """Submits all jobs through submitit and waits for them; `parameters` go to its AutoExecutor."""
     try:
         import submitit
     except ImportError:
@@ -285,12 +284,12 @@ def run_slurm(jobs: Sequence[Job], folder: Path, parameters: dict[str, Any], clu
     print(f"{len(submitted)} jobs submitted: {', '.join(handle.job_id for _, handle in submitted)}", flush=True)
     problems = {}
     for job, handle in tqdm(submitted, desc="ablate", unit="run"):
-        error = handle.exception()  # of a job that died; it waits
-        if problem := str(error).strip().splitlines()[-1] if error else handle.result():
+        died = handle.exception()  # waits for the job
+        if problem := str(died).strip().splitlines()[-1] if died else handle.result():
             problems[job.name] = problem
     return problems
 
 
 def listing(jobs: Sequence[Job]) -> str:
-    """All commands, to be typed by hand."""
+    """All commands, to be run by hand."""
     return "\n".join(shlex.join(c) for job in jobs for c in (job.train, *(command for _, command in job.evaluations)))

@@ -11,39 +11,26 @@ from ml_collections import ConfigDict
 
 from universeg_jax.checkpoints import store
 from universeg_jax.checkpoints.lineage import inherit, lineage
-from universeg_jax.configuration import ConfigError, check_lowest, to_dict
+from universeg_jax.configuration import ConfigError, check_fields, to_dict
 from universeg_jax.data.dataset import list_datasets
-from universeg_jax.episodes.inputs import check_parts, open_data, sampler_of
+from universeg_jax.episodes.inputs import open_data, sampler_of
 from universeg_jax.episodes.sampler import EpisodeSampler
 from universeg_jax.episodes.synthetic_datasets import MADE, make_datasets
 from universeg_jax.model.factory import build_model, init_params, param_shapes
 from universeg_jax.startup import wait_for_all_hosts
-from universeg_jax.training import losses
 from universeg_jax.training.optimizer import make_optimizer
 from universeg_jax.training.step import TrainState, init_state, pmap_step, train_step
 from universeg_jax.training.validation import Evaluator, make_evaluator
 
-SUPPORT_SCHEDULES = ("fixed", "uniform", "log_uniform")
-
 
 def check_config(config: ConfigDict) -> None:
-    """Raises ConfigError, or ValueError of the part concerned, naming the field; before anything is computed."""
-    check_lowest(config)
-    if config.ema_decay >= 1:
-        raise ConfigError(f"config.ema_decay={config.ema_decay}: a share below 1, or 0 for none, is needed")
-    terms = {name: config.loss[name] for name in losses.TERMS}
-    if min(terms.values()) < 0 or not 0 < sum(terms.values()) < np.inf:
-        raise ConfigError(f"config.loss: {terms}: finite, non-negative weights, one above 0, are needed")
+    """Raises ConfigError naming a field that no run on these devices can have; before anything is computed."""
+    check_fields(config)
     if config.batch_size % (jax.device_count() * config.accumulation):
         raise ConfigError(
             f"config.batch_size={config.batch_size} is not a multiple of the {jax.device_count()} devices times "
             f"config.accumulation={config.accumulation}"
         )
-    if config.support_schedule not in SUPPORT_SCHEDULES:
-        raise ConfigError(
-            f"config.support_schedule={config.support_schedule!r}: choose one of {', '.join(SUPPORT_SCHEDULES)}"
-        )
-    check_parts(config)
 
 
 def checked_model(config: ConfigDict) -> nn.Module:

@@ -1,6 +1,6 @@
 """ACDC: short-axis cine MR of 100 training patients, end of diastole and of systole."""
 
-from universeg_jax.data.source import Part, Source
+from universeg_jax.data.source import FilePattern, Source
 from universeg_jax.readers.volumes import IN_PLANE
 
 SOURCES = (
@@ -9,8 +9,8 @@ SOURCES = (
         title="Automated Cardiac Diagnosis Challenge",
         modality="cardiac cine MR, short axis",
         labels={1: "right ventricle", 2: "myocardium", 3: "left ventricle"},
-        parts=(
-            Part(
+        patterns=(
+            FilePattern(
                 "training/{subject:patient\\d+}/{subject}_frame{frame:\\d+}.nii.gz",
                 "training/{subject}/{subject}_frame{frame}_gt.nii.gz",
             ),

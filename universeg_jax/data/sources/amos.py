@@ -1,6 +1,6 @@
 """AMOS 2022: abdominal CT and MR. Cases up to 500 are CT, the others MR, as the challenge says."""
 
-from universeg_jax.data.source import Part, Source
+from universeg_jax.data.source import FilePattern, Source
 
 ORGANS = (
     "spleen", "right kidney", "left kidney", "gallbladder", "oesophagus", "liver", "stomach", "aorta", "postcava",
@@ -15,8 +15,8 @@ def _source(kind: str, modality: str, numbers: str) -> Source:
         title=f"AMOS 2022, {kind.upper()}",
         modality=modality,
         labels=dict(enumerate(ORGANS, 1)),
-        parts=tuple(
-            Part(f"images{split}/{{subject:amos_(?:{numbers})}}.nii.gz", f"labels{split}/{{subject}}.nii.gz")
+        patterns=tuple(
+            FilePattern(f"images{split}/{{subject:amos_(?:{numbers})}}.nii.gz", f"labels{split}/{{subject}}.nii.gz")
             for split in ("Tr", "Va")
         ),
         source_group="amos",

@@ -1,6 +1,6 @@
-"""BBBC038, stage 1 of the Data Science Bowl 2018: nuclei, a mask a nucleus."""
+"""BBBC038, stage 1 of the Data Science Bowl 2018: nuclei, one mask per nucleus."""
 
-from universeg_jax.data.source import Part, Source
+from universeg_jax.data.source import FilePattern, Source
 
 SOURCES = (
     Source(
@@ -8,7 +8,7 @@ SOURCES = (
         title="2018 Data Science Bowl, stage 1 training set",
         modality="fluorescence, histology and bright-field microscopy",
         labels={1: "nucleus"},
-        parts=(Part("stage1_train/{case}/images/{case}.png", {1: "stage1_train/{case}/masks/*.png"}),),
+        patterns=(FilePattern("stage1_train/{case}/images/{case}.png", {1: "stage1_train/{case}/masks/*.png"}),),
         subjects_identifiable=False,
         licence="CC0 1.0",
         open_licence=True,

@@ -1,6 +1,6 @@
 """BraTS 2018 to 2021: gliomas in four sequences of MR, registered and without skull."""
 
-from universeg_jax.data.source import Part, Source
+from universeg_jax.data.source import FilePattern, Source
 
 SEQUENCES = {"flair": "FLAIR", "t1": "T1", "t1ce": "T1ce", "t2": "T2"}
 
@@ -10,8 +10,10 @@ SOURCES = (
         title="Brain Tumour Segmentation Challenge (2020 and 2021 layout)",
         modality="brain MR",
         labels={1: "necrotic core", 2: "oedema", 4: "enhancing tumour"},
-        parts=tuple(
-            Part(f"{{subject}}/{{subject}}_{ending}.{kind}", f"{{subject}}/{{subject}}_seg.{kind}", f"brain MR {name}")
+        patterns=tuple(
+            FilePattern(
+                f"{{subject}}/{{subject}}_{ending}.{kind}", f"{{subject}}/{{subject}}_seg.{kind}", f"brain MR {name}"
+            )
             for ending, name in SEQUENCES.items()
             for kind in ("nii.gz", "nii")
         ),

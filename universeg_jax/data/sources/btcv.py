@@ -1,6 +1,6 @@
 """BTCV: abdominal CT of 30 training patients with 13 organs (Beyond the Cranial Vault)."""
 
-from universeg_jax.data.source import Part, Source
+from universeg_jax.data.source import FilePattern, Source
 
 ORGANS = (
     "spleen", "right kidney", "left kidney", "gallbladder", "oesophagus", "liver", "stomach", "aorta",
@@ -13,7 +13,7 @@ SOURCES = (
         title="Multi-Atlas Labeling Beyond the Cranial Vault, abdomen",
         modality="abdominal CT",
         labels=dict(enumerate(ORGANS, 1)),
-        parts=(Part("Training/img/img{subject:\\d+}.nii.gz", "Training/label/label{subject}.nii.gz"),),
+        patterns=(FilePattern("Training/img/img{subject:\\d+}.nii.gz", "Training/label/label{subject}.nii.gz"),),
         axes=(0, 1, 2),
         licence="research use (registration)",
         citation="Landman et al., MICCAI Multi-Atlas Labeling Beyond the Cranial Vault Workshop and Challenge, 2015.",

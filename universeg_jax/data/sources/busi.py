@@ -1,6 +1,6 @@
-"""BUSI: breast ultrasound with benign or malignant lesions; pictures of normal breasts have no lesion to segment."""
+"""BUSI: breast ultrasound with benign or malignant lesions; images of normal breasts have no lesion to segment."""
 
-from universeg_jax.data.source import Part, Source
+from universeg_jax.data.source import FilePattern, Source
 
 SOURCES = (
     Source(
@@ -8,8 +8,10 @@ SOURCES = (
         title="Breast Ultrasound Images Dataset",
         modality="2D ultrasound (breast)",
         labels={1: "benign lesion", 2: "malignant lesion"},
-        parts=tuple(
-            Part(f"{kind}/{{case:{kind} \\(\\d+\\)}}.png", {i: f"{kind}/{{case}}_mask*.png"})  # some have several masks
+        patterns=tuple(
+            FilePattern(
+                f"{kind}/{{case:{kind} \\(\\d+\\)}}.png", {i: f"{kind}/{{case}}_mask*.png"}
+            )  # some have several masks
             for i, kind in ((1, "benign"), (2, "malignant"))
         ),
         subjects_identifiable=False,

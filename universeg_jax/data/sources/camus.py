@@ -1,6 +1,6 @@
 """CAMUS: echocardiograms of 500 patients, two views at the end of diastole and of systole."""
 
-from universeg_jax.data.source import Part, Source
+from universeg_jax.data.source import FilePattern, Source
 from universeg_jax.readers.volumes import IN_PLANE
 
 SOURCES = (
@@ -9,8 +9,8 @@ SOURCES = (
         title="Cardiac Acquisitions for Multi-structure Ultrasound Segmentation",
         modality="echocardiography",
         labels={1: "left ventricle", 2: "myocardium", 3: "left atrium"},
-        parts=tuple(
-            Part(
+        patterns=tuple(
+            FilePattern(
                 f"{{subject:patient\\d+}}/{{subject}}_{view}_{{phase:ED|ES}}.nii.gz",
                 f"{{subject}}/{{subject}}_{view}_{{phase}}_gt.nii.gz",
                 subset=view,

@@ -1,6 +1,6 @@
-"""DRIVE: 20 training fundus photographs, vessels drawn by the first observer."""
+"""DRIVE: 20 training fundus photographs, vessels by the first observer."""
 
-from universeg_jax.data.source import Part, Source
+from universeg_jax.data.source import FilePattern, Source
 
 SOURCES = (
     Source(
@@ -8,7 +8,11 @@ SOURCES = (
         title="Digital Retinal Images for Vessel Extraction, training set",
         modality="colour fundus photography",
         labels={1: "retinal vessel"},
-        parts=(Part("training/images/{subject:\\d+}_training.tif", {1: "training/1st_manual/{subject}_manual1.gif"}),),
+        patterns=(
+            FilePattern(
+                "training/images/{subject:\\d+}_training.tif", {1: "training/1st_manual/{subject}_manual1.gif"}
+            ),
+        ),
         licence="research use (registration)",
         citation="Staal et al., Ridge-based vessel segmentation in color images of the retina. IEEE TMI 2004.",
         page="https://drive.grand-challenge.org/",

@@ -1,6 +1,6 @@
-"""FeTA: T2 MR of fetal brains, made super-resolved from stacks of slices, with seven tissues."""
+"""FeTA: super-resolved T2 MR of fetal brains with seven tissues."""
 
-from universeg_jax.data.source import Part, Source
+from universeg_jax.data.source import FilePattern, Source
 
 TISSUES = (
     "external cerebrospinal fluid", "grey matter", "white matter", "ventricles", "cerebellum", "deep grey matter",
@@ -13,8 +13,8 @@ SOURCES = (
         title="Fetal Tissue Annotation Challenge",
         modality="fetal brain MR T2w",
         labels=dict(enumerate(TISSUES, 1)),
-        parts=(
-            Part(
+        patterns=(
+            FilePattern(
                 "{subject:sub-\\d+}/anat/{subject}_rec-{method}_T2w.nii.gz",
                 "{subject}/anat/{subject}_rec-{method}_dseg.nii.gz",
             ),

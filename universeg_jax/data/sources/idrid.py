@@ -1,6 +1,6 @@
-"""IDRiD: lesions of diabetic retinopathy and the optic disc, a mask each; they may overlap."""
+"""IDRiD: lesions of diabetic retinopathy and the optic disc, one mask each; they may overlap."""
 
-from universeg_jax.data.source import Part, Source
+from universeg_jax.data.source import FilePattern, Source
 
 LABELS = {1: "microaneurysms", 2: "haemorrhages", 3: "hard exudates", 4: "soft exudates", 5: "optic disc"}
 SHORT = {1: "MA", 2: "HE", 3: "EX", 4: "SE", 5: "OD"}
@@ -19,8 +19,8 @@ SOURCES = (
         title="Indian Diabetic Retinopathy Image Dataset, segmentation",
         modality="colour fundus photography",
         labels=LABELS,
-        parts=tuple(
-            Part(
+        patterns=tuple(
+            FilePattern(
                 f"1. Original Images/{which}/{{subject:IDRiD_\\d+}}.jpg",
                 {
                     i: f"2. All Segmentation Groundtruths/{which}/{FOLDERS[i]}/{{subject}}_{SHORT[i]}.tif"

@@ -1,6 +1,6 @@
 """KiTS19: kidneys and kidney tumours in CT of 210 patients."""
 
-from universeg_jax.data.source import Part, Source
+from universeg_jax.data.source import FilePattern, Source
 
 SOURCES = (
     Source(
@@ -8,7 +8,7 @@ SOURCES = (
         title="2019 Kidney Tumor Segmentation Challenge",
         modality="abdominal CT",
         labels={1: "kidney", 2: "kidney tumour"},
-        parts=(Part("{subject:case_\\d+}/imaging.nii.gz", "{subject}/segmentation.nii.gz"),),
+        patterns=(FilePattern("{subject:case_\\d+}/imaging.nii.gz", "{subject}/segmentation.nii.gz"),),
         axes=(0, 1, 2),
         source_group="kits",
         licence="CC BY-NC-SA 4.0",

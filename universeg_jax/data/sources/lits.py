@@ -1,6 +1,6 @@
 """LiTS: livers and their tumours in CT; the Decathlon's Task03 has the same patients under the same numbers."""
 
-from universeg_jax.data.source import Part, Source
+from universeg_jax.data.source import FilePattern, Source
 
 SOURCES = (
     Source(
@@ -8,8 +8,9 @@ SOURCES = (
         title="Liver Tumor Segmentation Challenge",
         modality="abdominal CT",
         labels={1: "liver", 2: "liver tumour"},
-        parts=tuple(
-            Part(f"volume-{{subject:\\d+}}.{kind}", f"segmentation-{{subject}}.{kind}") for kind in ("nii", "nii.gz")
+        patterns=tuple(
+            FilePattern(f"volume-{{subject:\\d+}}.{kind}", f"segmentation-{{subject}}.{kind}")
+            for kind in ("nii", "nii.gz")
         ),
         axes=(0, 1, 2),
         source_group="lits",

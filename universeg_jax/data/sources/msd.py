@@ -1,6 +1,6 @@
-"""The ten tasks of the Medical Segmentation Decathlon; files with several channels give a modality each."""
+"""The ten tasks of the Medical Segmentation Decathlon; in files with several channels each channel is a modality."""
 
-from universeg_jax.data.source import Download, Part, Source
+from universeg_jax.data.source import Download, FilePattern, Source
 from universeg_jax.readers.volumes import IN_PLANE
 
 ALL = (0, 1, 2)
@@ -25,8 +25,8 @@ def _task(
         title=f"Medical Segmentation Decathlon, {folder}",
         modality=modalities[0] if len(modalities) == 1 else modalities[0].rpartition(" ")[0],
         labels=labels,
-        parts=tuple(
-            Part(
+        patterns=tuple(
+            FilePattern(
                 f"{folder}/imagesTr/{subject}.nii.gz",
                 f"{folder}/labelsTr/{subject}.nii.gz",
                 modality,
@@ -58,7 +58,7 @@ SOURCES = (
     ),
     _task(
         4, "Hippocampus", "9d24dba78a72977dbd1d2e110310f31b", {1: "anterior hippocampus", 2: "posterior hippocampus"},
-        ("brain MR T1w",), ALL, verified=True,  # 24 of its 260 cases, put back under the names of the archive
+        ("brain MR T1w",), ALL, verified=True,  # 24 of its 260 cases, renamed as in the archive
     ),
     _task(
         5, "Prostate", "35138f08b1efaef89d7424d2bcc928db", {1: "peripheral zone", 2: "transition zone"},

@@ -1,6 +1,6 @@
-"""OASIS-1 as neurite gives it: T1 MR of 414 brains, skull stripped, with four tissues."""
+"""OASIS-1 in neurite's layout: T1 MR of 414 brains, skull stripped, with four tissues."""
 
-from universeg_jax.data.source import Part, Source
+from universeg_jax.data.source import FilePattern, Source
 
 SOURCES = (
     Source(
@@ -8,8 +8,8 @@ SOURCES = (
         title="Open Access Series of Imaging Studies 1, neurite-oasis",
         modality="brain MR T1w",
         labels={1: "cortex", 2: "subcortical grey matter", 3: "white matter", 4: "cerebrospinal fluid"},
-        parts=(
-            Part(
+        patterns=(
+            FilePattern(
                 "OASIS_OAS1_{subject:\\d+}_MR{visit:\\d}/aligned_norm.nii.gz",
                 "OASIS_OAS1_{subject}_MR{visit}/aligned_seg4.nii.gz",
             ),

@@ -1,6 +1,6 @@
 """PROMISE12: prostates in T2 MR of 50 training patients, as MetaImage headers beside their voxels."""
 
-from universeg_jax.data.source import Part, Source
+from universeg_jax.data.source import FilePattern, Source
 from universeg_jax.readers.volumes import IN_PLANE
 
 SOURCES = (
@@ -9,7 +9,7 @@ SOURCES = (
         title="Prostate MR Image Segmentation 2012, training set",
         modality="prostate MR T2w",
         labels={1: "prostate"},
-        parts=(Part("{subject:Case\\d+}.mhd", "{subject}_segmentation.mhd"),),
+        patterns=(FilePattern("{subject:Case\\d+}.mhd", "{subject}_segmentation.mhd"),),
         axes=(IN_PLANE,),
         licence="CC BY 4.0",
         open_licence=True,

@@ -1,10 +1,10 @@
 """SCD: the 15 training patients of the Sunnybrook Cardiac Data, contours of the MICCAI 2009 challenge.
 
-The layout is that of the challenge's archives; the page gives the same images as SCD_IMAGES too, under other names,
-which are not read. A contour is a text file of points on one frame of the short-axis series; most frames have none.
+The layout is that of the challenge's archives; the publisher's SCD_IMAGES, the same images under other names, are not
+read. A contour is a text file of points on one frame of the short-axis series; most frames have none.
 """
 
-from universeg_jax.data.source import Part, Source
+from universeg_jax.data.source import FilePattern, Source
 
 SHORT_AXIS = {  # patient → number of the short-axis series among its DICOM files
     "SC-HF-I-1": "0004", "SC-HF-I-2": "0106", "SC-HF-I-4": "0116", "SC-HF-I-40": "0134", "SC-HF-NI-3": "0379",
@@ -14,10 +14,10 @@ SHORT_AXIS = {  # patient → number of the short-axis series among its DICOM fi
 CONTOURS = "Sunnybrook Cardiac MR Database ContoursPart3/TrainingDataContours"
 
 
-def _part(patient: str, series: str) -> Part:
+def _pattern(patient: str, series: str) -> FilePattern:
     group, _, number = patient.rpartition("-")
     contours = f"{CONTOURS}/{group}-{int(number):02d}/contours-manual/IRCCI-expert/IM-0001-{{frame}}"
-    return Part(
+    return FilePattern(
         f"challenge_training/{{subject:{patient}}}/IM-{series}-{{frame:\\d+}}.dcm",
         {1: f"{contours}-icontour-manual.txt", 2: f"{contours}-ocontour-manual.txt"},
     )
@@ -29,7 +29,7 @@ SOURCES = (
         title="Sunnybrook Cardiac Data",
         modality="cardiac cine MR, short axis",
         labels={1: "left ventricle within the endocardium", 2: "left ventricle within the epicardium"},
-        parts=tuple(_part(*each) for each in SHORT_AXIS.items()),
+        patterns=tuple(_pattern(*each) for each in SHORT_AXIS.items()),
         licence="CC0 1.0",
         open_licence=True,
         citation="Radau et al., Evaluation Framework for Algorithms Segmenting Short Axis Cardiac MRI. MIDAS 2009.",

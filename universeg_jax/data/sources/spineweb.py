@@ -1,6 +1,6 @@
-"""SpineWeb: T2 MR of the lower spine of 23 people with their vertebral bodies, as on Zenodo."""
+"""SpineWeb: T2 MR of the lower spine of 23 people with vertebral bodies, in Zenodo's layout."""
 
-from universeg_jax.data.source import Part, Source
+from universeg_jax.data.source import FilePattern, Source
 
 SOURCES = (
     Source(
@@ -8,7 +8,7 @@ SOURCES = (
         title="T2-weighted MR images of the lower spine with vertebral bodies",
         modality="spine MR T2w",
         labels={1: "vertebra"},
-        parts=(Part("{subject:Img_\\d+}.nii", {1: "{subject}_Labels.nii"}),),
+        patterns=(FilePattern("{subject:Img_\\d+}.nii", {1: "{subject}_Labels.nii"}),),
         axes=(0,),  # sagittal slices 4 mm apart
         licence="CC BY 4.0",
         open_licence=True,

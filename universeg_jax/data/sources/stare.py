@@ -1,6 +1,6 @@
-"""STARE: 20 fundus photographs, vessels drawn by Adam Hoover (first observer)."""
+"""STARE: 20 fundus photographs, vessels by Adam Hoover (first observer)."""
 
-from universeg_jax.data.source import Part, Source
+from universeg_jax.data.source import FilePattern, Source
 
 SOURCES = (
     Source(
@@ -8,7 +8,7 @@ SOURCES = (
         title="Structured Analysis of the Retina",
         modality="colour fundus photography",
         labels={1: "retinal vessel"},
-        parts=(Part("stare-images/{subject:im\\d+}.ppm.gz", {1: "labels-ah/{subject}.ah.ppm.gz"}),),
+        patterns=(FilePattern("stare-images/{subject:im\\d+}.ppm.gz", {1: "labels-ah/{subject}.ah.ppm.gz"}),),
         licence="research use (none stated)",
         citation="Hoover, Kouznetsova, Goldbaum, Locating Blood Vessels in Retinal Images by Piecewise Threshold "
         "Probing of a Matched Filter Response. IEEE TMI 2000.",

@@ -1,6 +1,6 @@
-"""TotalSegmentator, version 2: CT of 1,228 patients, 117 structures, a file a structure."""
+"""TotalSegmentator, version 2: CT of 1,228 patients, 117 structures, one file per structure."""
 
-from universeg_jax.data.source import Part, Source
+from universeg_jax.data.source import FilePattern, Source
 
 RIBS = [f"rib_{side}_{number}" for side in ("left", "right") for number in range(1, 13)]
 VERTEBRAE = [f"vertebrae_{name}" for name in (
@@ -29,8 +29,8 @@ SOURCES = (
         title="TotalSegmentator CT dataset, version 2",
         modality="CT",
         labels={i: name.replace("_", " ") for i, name in enumerate(STRUCTURES, 1)},
-        parts=(
-            Part(
+        patterns=(
+            FilePattern(
                 "{subject:s\\d+}/ct.nii.gz",
                 {i: f"{{subject}}/segmentations/{name}.nii.gz" for i, name in enumerate(STRUCTURES, 1)},
             ),

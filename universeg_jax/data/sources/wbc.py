@@ -1,31 +1,26 @@
-"""WBC: white blood cells in smears, one cell a picture."""
+"""WBC: white blood cells in smears, one cell per image."""
 
-from universeg_jax.data.source import Part, Source
+from universeg_jax.data.source import FilePattern, Source
 
-VALUES = ((1, (128,)), (2, (255,)))
-COMMON = {
-    "labels": {1: "cytoplasm", 2: "nucleus"},
-    "subjects_identifiable": False,
-    "licence": "GPL-3.0",
-    "citation": "Zheng, Wang, Wang, Liu, Fast and Robust Segmentation of White Blood Cell Images by Self-supervised "
-    "Learning. Micron 2018.",
-    "page": "https://github.com/zxaoyou/segmentation_WBC",
-    "verified": True,
-}
+
+def _source(name: str, title: str, folder: str) -> Source:
+    values = ((1, (128,)), (2, (255,)))
+    return Source(
+        name=name,
+        title=f"White blood cells, {folder} ({title})",
+        modality="bright-field microscopy, blood smear",
+        labels={1: "cytoplasm", 2: "nucleus"},
+        patterns=(FilePattern(f"{folder}/{{case:\\d+}}.bmp", f"{folder}/{{case}}.png", values=values),),
+        subjects_identifiable=False,
+        licence="GPL-3.0",
+        citation="Zheng, Wang, Wang, Liu, Fast and Robust Segmentation of White Blood Cell Images by Self-supervised "
+        "Learning. Micron 2018.",
+        page="https://github.com/zxaoyou/segmentation_WBC",
+        verified=True,
+    )
+
 
 SOURCES = (
-    Source(
-        name="wbc_jtsc",
-        title="White blood cells, Dataset 1 (Jiangxi Tecom, rapid stain)",
-        modality="bright-field microscopy, blood smear",
-        parts=(Part("Dataset 1/{case:\\d+}.bmp", "Dataset 1/{case}.png", values=VALUES),),
-        **COMMON,
-    ),
-    Source(
-        name="wbc_cellavision",
-        title="White blood cells, Dataset 2 (CellaVision blog)",
-        modality="bright-field microscopy, blood smear",
-        parts=(Part("Dataset 2/{case:\\d+}.bmp", "Dataset 2/{case}.png", values=VALUES),),
-        **COMMON,
-    ),
+    _source("wbc_jtsc", "Jiangxi Tecom, rapid stain", "Dataset 1"),
+    _source("wbc_cellavision", "CellaVision blog", "Dataset 2"),
 )

@@ -1,6 +1,6 @@
 """WMH: hyperintensities of white matter in FLAIR, with T1 on the same grid; 2 marks other pathology."""
 
-from universeg_jax.data.source import Part, Source
+from universeg_jax.data.source import FilePattern, Source
 from universeg_jax.readers.volumes import IN_PLANE
 
 SOURCES = (
@@ -9,8 +9,8 @@ SOURCES = (
         title="White Matter Hyperintensities Segmentation Challenge",
         modality="brain MR",
         labels={1: "white matter hyperintensity"},
-        parts=tuple(
-            Part(
+        patterns=tuple(
+            FilePattern(
                 f"{{site:Utrecht|Singapore|Amsterdam/\\w+}}/{{subject:\\d+}}/pre/{sequence}.nii.gz",
                 "{site}/{subject}/wmh.nii.gz",
                 f"brain MR {sequence}",
