@@ -1,16 +1,12 @@
 """Public datasets: each is read from synthetic files in the layout that its publisher documents."""
 
 import gzip
-import hashlib
 import io
 import os
 import re
 import shutil
-import tarfile
-import zipfile
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -21,12 +17,9 @@ from PIL import Image
 from tests.fixtures import block_volume, disc
 from tests.readers.test_dicom import series
 from universeg_jax.cli import main
-from universeg_jax.data import download
 from universeg_jax.data.build import BuildOptions, Target, build_contents
 from universeg_jax.data.dataset import open_dataset
-from universeg_jax.data.download import fetch
 from universeg_jax.data.source import (
-    Download,
     FilePattern,
     SourceError,
     _matches,
@@ -36,9 +29,7 @@ from universeg_jax.data.source import (
     source_line,
 )
 from universeg_jax.data.tasks import task_table
-from universeg_jax.errors import UserError
 from universeg_jax.readers.dicom import read_label_stack
-from universeg_jax.reports.files import lock
 
 SHAPE = (14, 12, 8)
 IDRID = "A. Segmentation"
@@ -308,51 +299,6 @@ def test_the_command_lists_and_builds_sources(tmp_path, capsys):
         error = capsys.readouterr().err
         assert word in error
         assert error.count("\n") == 1
-
-
-def archive(path: Path, names: dict[str, bytes], kind: str) -> Download:
-    if kind == "zip":
-        with zipfile.ZipFile(path, "w") as opened:
-            for name, contents in names.items():
-                opened.writestr(name, contents)
-    else:
-        with tarfile.open(path, "w") as opened:
-            for name, contents in names.items():
-                info = tarfile.TarInfo(name)
-                info.size = len(contents)
-                opened.addfile(info, io.BytesIO(contents))
-    return Download(path.as_uri(), f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}")
-
-
-@pytest.mark.parametrize("kind", ["tar", "zip"])
-def test_a_download_is_checked_and_unpacked_once(tmp_path, monkeypatch, kind):
-    source = replace(find_sources("lits")[0], downloads=(archive(tmp_path / f"a.{kind}", {"in/a.txt": b"x"}, kind),))
-    folder = fetch(source, tmp_path / "data")
-    assert [path.read_text() for path in folder.rglob("*.txt")] == ["x"]
-    monkeypatch.setattr(download, "_download", None)  # not called again
-    assert fetch(source, tmp_path / "data") == folder
-    assert sorted(path.name for path in folder.iterdir()) == [".lock", f"a.{kind}.unpacked"]
-    with lock(folder), pytest.raises(UserError, match="another process works in"):
-        fetch(source, tmp_path / "data")
-
-
-@pytest.mark.parametrize("kind", ["tar", "zip"])
-def test_a_bad_download_leaves_nothing(tmp_path, monkeypatch, kind):
-    good = archive(tmp_path / f"a.{kind}", {"in/a.txt": b"x"}, kind)
-    evil = archive(tmp_path / f"b.{kind}", {"in/a.txt": b"x", "../../evil.txt": b"y"}, kind)
-    source = find_sources("lits")[0]
-    for wrong, word in (
-        (replace(good, checksum="md5:0"), "its md5 is .* not 0; it was removed"),
-        (replace(good, url=good.url + "x"), "cannot be downloaded"),
-        (evil, "would lie outside the folder"),
-    ):
-        with pytest.raises(SourceError, match=word):
-            fetch(replace(source, downloads=(wrong,)), tmp_path / "data")
-        assert not list((tmp_path / "data").rglob("*.txt"))
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
-    with pytest.raises(SourceError, match="unpacked it has 1 bytes; the disk has 0"):
-        fetch(replace(source, downloads=(good,)), tmp_path / "data")
-    assert not (tmp_path / "evil.txt").exists()
 
 
 def test_the_names_of_a_pattern_hold_their_matches():
