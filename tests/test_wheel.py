@@ -55,7 +55,7 @@ LINES = {
     "compare": "compare results mean_mask --out compared",
     "table": "table results mean_mask",
     "report": "report run",
-    "sheet": f"sheet --kind=synthetic --config={ROOT}/configs/default.py --size 64 --out sheet.png",
+    "sheet": "sheet --kind=synthetic --config=configs/default.py --size 64 --out sheet.png",
     "replay": "replay --workdir run --step 1 --out episode.png",
     "checkpoint": "checkpoint small",
     "convert": "convert released.safetensors released",
