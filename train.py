@@ -29,7 +29,9 @@ flags.mark_flags_as_required(["config", "workdir"])
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags; a wrong one ends the program with one line and no traceback."""
     try:
-        return flags.FLAGS(argv)
+        arguments = flags.FLAGS(argv)
+        _ = CONFIG.value.seed  # raises where the file is missing
+        return arguments
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         cause: Exception = error
         while cause.args and isinstance(cause.args[0], Exception):  # ml_collections wraps errors

@@ -1,9 +1,9 @@
-"""Which examples to show where a support folder holds more than are taken: Dice by rule, one JSON object a line.
+"""Compares rules that choose the support examples from a larger folder by Dice, one JSON object per line.
 
     python -m benchmarks.choose --checkpoint small --data DATA --out results.jsonl
 
-Every `val` folder of DATA (its splits.json says which) is split in two by subject; one half is the support folder, up
-to 24 images of the other the queries. What is chosen by these numbers is the default of `universeg predict`.
+Splits every `val` folder of DATA (see its splits.json) in two halves by subject: one is the support folder, up to 24
+images of the other are the queries. The default of `universeg predict` follows from these numbers.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.lines import write_line
-from universeg_jax.prediction.check import scores
+from universeg_jax.prediction.check import dice_scores
 from universeg_jax.prediction.predictor import Options, Predictor
 from universeg_jax.prediction.support import CHOICES, Support, read_support_folder
 
@@ -44,15 +44,15 @@ def main() -> None:
             if len(pool) < 2 * size or not len(queries):
                 continue
             for ensemble in map(int, args.ensembles.split(",")):
-                for how in CHOICES:
+                for rule in CHOICES:
                     dices = []
-                    for seed in range(3 if how == "random" and ensemble == 1 else 1):
-                        options = Options(size, ensemble, how, seed=seed)
-                        found = predictor.segmenter(pool, options).probabilities(queries.images)
-                        dices.append(np.nanmean(scores(found, queries), 1).mean())
-                    totals.setdefault((size, ensemble, how), {})[name] = float(np.mean(dices))
-    for (size, ensemble, how), by_name in totals.items():
-        row = {"benchmark": "choose", "support_size": size, "ensemble": ensemble, "choose": how}
+                    for seed in range(3 if rule == "random" and ensemble == 1 else 1):
+                        options = Options(size, ensemble, rule, seed=seed)
+                        probabilities = predictor.segmenter(pool, options).probabilities(queries.images)
+                        dices.append(np.nanmean(dice_scores(probabilities, queries), 1).mean())
+                    totals.setdefault((size, ensemble, rule), {})[name] = float(np.mean(dices))
+    for (size, ensemble, rule), by_name in totals.items():
+        row = {"benchmark": "choose", "support_size": size, "ensemble": ensemble, "choose": rule}
         row |= {"datasets": len(by_name), "mean_dice": round(float(np.mean(list(by_name.values()))), 4)}
         row["dice"] = {name: round(d, 3) for name, d in by_name.items()}
         write_line(row, args.out)

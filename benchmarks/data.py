@@ -77,8 +77,8 @@ def make_example(case: int) -> list[Example]:
 def build_synthetic(folder: Path, datasets: int, examples: int) -> Path:
     """Builds the synthetic datasets that are missing."""
     for number in range(datasets):
-        if f"made{number}" not in list_datasets(folder):
-            meta = DatasetMeta(f"made{number}", "train_open", {1: "a", 2: "b", 3: "c"}, SIZE)
+        if f"synthetic{number}" not in list_datasets(folder):
+            meta = DatasetMeta(f"synthetic{number}", "train_open", {1: "a", 2: "b", 3: "c"}, SIZE)
             build(meta, range(number * examples, (number + 1) * examples), make_example, folder)
     return folder
 
@@ -179,7 +179,9 @@ def index_size(report: Reporter, examples: int = 1_000_000, labels: int = 3) -> 
     index = synthetic_index(examples, examples // 10, labels)
     held = sum(column.nbytes for column in vars(index).values() if isinstance(column, np.ndarray))
     report("index", held / examples, "bytes/example", examples=examples, masks=examples * labels)
-    dataset = Dataset(DatasetMeta("made", "train_open", {i: str(i) for i in range(1, labels + 1)}, SIZE), index, "", "")
+    dataset = Dataset(
+        DatasetMeta("synthetic", "train_open", {i: str(i) for i in range(1, labels + 1)}, SIZE), index, "", ""
+    )
     before, start = peak_bytes(), time.perf_counter()
     tasks = task_table([dataset])
     sampler = make_sampler([dataset], tasks, seed=0, support_size=SUPPORT)

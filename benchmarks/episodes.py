@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import default
+from universeg_jax.configs import default
 from universeg_jax.episode import Episode, split_query
 from universeg_jax.episodes import augment, superpixel, synthesis, warp
 from universeg_jax.episodes.on_device import device_episodes

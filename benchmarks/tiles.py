@@ -1,10 +1,10 @@
-"""What a second look through tiles gains on pictures larger than 128x128: one JSON object a line.
+"""Measures the gain of the second, tiled pass on images larger than 128x128, one JSON object per line.
 
     python -m benchmarks.tiles --folders DATA/drive_vessels,DATA/monuseg --times 2,4 --out results.jsonl
 
-A folder's subjects are split as those of a `val` dataset; up to `--queries` pictures of the query side are segmented by
-all of the support side. Dice is at the pictures' own size, the mean over queries, with the first look alone (times 0)
-and with the second. `bound` is the Dice of the labels with themselves at 128x128: what the first look could reach.
+Splits the subjects of a folder like those of a `val` dataset and segments up to `--queries` query images with the whole
+support side. Dice is measured at the size of the images and averaged over queries, for the first pass alone (times 0)
+and for both. `bound` is the Dice of labels that are resized to 128x128 and back: the limit of the first pass.
 """
 
 import argparse
@@ -17,22 +17,19 @@ from benchmarks.lines import write_line
 from universeg_jax.data.dataset import DatasetMeta
 from universeg_jax.data.tasks import SECOND, split_subjects
 from universeg_jax.episode import OFFICIAL_SIZE
+from universeg_jax.evaluation.metrics import dice_on_host
 from universeg_jax.prediction.predictor import Options, Predictor
 from universeg_jax.readers.folder import read_folder, read_support
 from universeg_jax.readers.preprocess import preprocess_mask, restore
 
 
-def dice(found: np.ndarray, truth: np.ndarray) -> float:
-    return float(2 * (found & truth).sum() / max(int(found.sum()) + int(truth.sum()), 1))
-
-
 def bound(truth: np.ndarray) -> float:
     at_size = preprocess_mask(truth, OFFICIAL_SIZE).astype(np.float32)
-    return dice(restore(at_size, truth.shape) >= 0.5, truth)
+    return float(dice_on_host(restore(at_size, truth.shape) >= 0.5, truth))
 
 
 def split(folder: Path) -> tuple[list[int], list[int]]:
-    """Rows of (support, query)."""
+    """Row numbers of (support, query)."""
     subjects = [case.subject for case in read_folder(folder).cases]
     distinct = sorted(set(subjects))
     sides = dict(zip(distinct, split_subjects(DatasetMeta(folder.name, "val", {1: "any"}, 128), distinct), strict=True))
@@ -44,26 +41,27 @@ def split(folder: Path) -> tuple[list[int], list[int]]:
 
 def measure(predictor: Predictor, folder: Path, times: int, queries: int, support_size: int) -> dict:
     images, labels, _ = read_support(folder)
-    pool, asked = split(folder)
-    asked = [row for row in asked if labels[row].any()][:queries]
+    pool, query_rows = split(folder)
+    query_rows = [row for row in query_rows if labels[row].any()][:queries]
     options = {"support_size": support_size, "tiles": times}
     segment = predictor.for_support([images[i] for i in pool], [labels[i] > 0 for i in pool], **options)
     started = time.perf_counter()
-    found = [segment(images[i]).mask > 0 for i in asked]
-    seconds = (time.perf_counter() - started) / len(asked)
+    masks = [segment(images[i]).mask > 0 for i in query_rows]
+    seconds = (time.perf_counter() - started) / len(query_rows)
     row = {"benchmark": "tiles", "folder": folder.name, "times": times, "support_size": support_size}
-    row |= {"pool": len(pool), "queries": len(asked)}
-    row["dice"] = round(float(np.mean([dice(f, labels[i] > 0) for f, i in zip(found, asked, strict=True)])), 4)
-    row["bound"] = round(float(np.mean([bound(labels[i] > 0) for i in asked])), 4)
-    share = segment.support.closer.share if times else 1.0
+    row |= {"pool": len(pool), "queries": len(query_rows)}
+    truths = [labels[i] > 0 for i in query_rows]
+    row["dice"] = round(float(np.mean([dice_on_host(*pair) for pair in zip(masks, truths, strict=True)])), 4)
+    row["bound"] = round(float(np.mean([bound(truth) for truth in truths])), 4)
+    share = segment.support.tile_support.first_weight if times else 1.0
     return row | {"share_of_first_look": share, "seconds_a_query": round(seconds, 2)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="small")
-    parser.add_argument("--folders", required=True, help="comma-separated; every id counts as the structure")
-    parser.add_argument("--times", default="0,2", help="magnifications; 0 is the first look alone")
+    parser.add_argument("--folders", required=True, help="comma-separated; every id above 0 counts as the structure")
+    parser.add_argument("--times", default="0,2", help="magnifications, comma-separated; 0 = first pass alone")
     parser.add_argument("--queries", type=int, default=8)
     parser.add_argument("--support_size", type=int, default=Options.support_size)
     parser.add_argument("--out", help="append the lines there too")

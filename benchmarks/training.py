@@ -22,7 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks.lines import write_line
-from configs import default
+from universeg_jax.configs import default
 from universeg_jax.reports.files import read_json_lines
 from universeg_jax.startup import use_compilation_cache
 from universeg_jax.training import loop, setup

@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import quickstart
+from universeg_jax.configs import quickstart
 from universeg_jax.configuration import flatten
 from universeg_jax.episodes import augment
 

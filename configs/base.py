@@ -8,7 +8,7 @@ Expected: better than `small` on `val`, or it is not packaged. On an H100 or H20
 
 from ml_collections import ConfigDict
 
-from configs import small
+from universeg_jax.configs import small
 
 
 def get_config(arg: str = "") -> ConfigDict:

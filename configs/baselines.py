@@ -12,7 +12,7 @@ Expected of the published size, held-out Dice: senet 50.1, panet 41.8, alpnet 47
 
 from ml_collections import ConfigDict
 
-from configs import default, small
+from universeg_jax.configs import default, small
 
 PAPER = {
     "senet": {"encoder_blocks": (64, 64, 64, 64)},

@@ -10,7 +10,7 @@ there too; without one the last checkpoint is kept.
 
 from ml_collections import ConfigDict
 
-from configs import small
+from universeg_jax.configs import small
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -11,7 +11,7 @@ Training alone:
 
 from ml_collections import ConfigDict
 
-from configs import default
+from universeg_jax.configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -10,7 +10,7 @@ published ones alone, without the families and options that synthesis.py adds.
 
 from ml_collections import ConfigDict
 
-from configs import default
+from universeg_jax.configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -9,7 +9,7 @@ Expected: docs/model-card.md. The first stage goes on until it is stopped (SIGTE
 
 from ml_collections import ConfigDict
 
-from configs import quickstart
+from universeg_jax.configs import quickstart
 
 
 def get_config(arg: str = "64") -> ConfigDict:

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
-from configs import default
+from universeg_jax.configs import default
 from universeg_jax.data.builder import build
 from universeg_jax.data.dataset import (
     SLICINGS,

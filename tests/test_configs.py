@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from configs import default
+from universeg_jax.configs import default
 from universeg_jax.configuration import flatten, to_dict
 from universeg_jax.model.factory import build_model, param_shapes
 from universeg_jax.training import setup
@@ -19,7 +19,7 @@ NAMES = sorted(path.stem for path in (ROOT / "configs").glob("[a-z]*.py"))
 
 @pytest.mark.parametrize("name", NAMES)
 def test_config(name, monkeypatch):
-    module = importlib.import_module(f"configs.{name}")
+    module = importlib.import_module(f"universeg_jax.configs.{name}")
     assert f"python train.py --config=configs/{name}.py" in module.__doc__
     assert "xpected" in module.__doc__
     config = module.get_config()
@@ -31,15 +31,15 @@ def test_config(name, monkeypatch):
 
 
 def test_arguments():
-    finetune = importlib.import_module("configs.finetune").get_config("my_scans")
+    finetune = importlib.import_module("universeg_jax.configs.finetune").get_config("my_scans")
     assert finetune.train_datasets == ("my_scans",)
-    assert importlib.import_module("configs.small").get_config("128").image_size == 128
+    assert importlib.import_module("universeg_jax.configs.small").get_config("128").image_size == 128
     for name in ("senet", "panet", "alpnet"):
-        config = importlib.import_module("configs.baselines").get_config(f"{name}:paper")
+        config = importlib.import_module("universeg_jax.configs.baselines").get_config(f"{name}:paper")
         assert (config.model.name, config.image_size, config.support_size) == (name, 128, 64)
     for name, wrong in (("small", "96"), ("default", "x"), ("release", "x"), ("baselines", "unet")):
         with pytest.raises(ValueError, match=wrong):
-            importlib.import_module(f"configs.{name}").get_config(wrong)
+            importlib.import_module(f"universeg_jax.configs.{name}").get_config(wrong)
 
 
 def names_read(tree: ast.AST) -> set[str]:

@@ -5,8 +5,8 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from configs import default
 from tests.fixtures import tiny_config
+from universeg_jax.configs import default
 from universeg_jax.configuration import (
     RESUMABLE,
     RETIRED,
@@ -208,7 +208,7 @@ def test_an_older_run_that_used_a_retired_option_is_refused(tmp_path, name, valu
 
 def test_a_config_loads_by_file_and_argument(tmp_path, monkeypatch):
     assert load_config("configs/small.py:128").image_size == 128
-    with pytest.raises(ConfigError, match=r"--config=configs/small.py:96: .*one of 64, 128"):
+    with pytest.raises(ConfigError, match=r"config configs/small.py:96: .*one of 64, 128"):
         load_config("configs/small.py:96")
-    with pytest.raises(ConfigError, match="missing.py is no Python file"):
+    with pytest.raises(ConfigError, match="config missing.py: there is no Python file missing.py"):
         load_config("missing.py")

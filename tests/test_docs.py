@@ -64,12 +64,12 @@ def test_configs_and_their_fields_exist():
         config = re.search(r"--config=configs/(\w+)\.py(?::([\w:]+))?", command)
         if not config:
             continue
-        module = importlib.import_module(f"configs.{config[1]}")
+        module = importlib.import_module(f"universeg_jax.configs.{config[1]}")
         fields = flatten(to_dict(module.get_config(config[2]) if config[2] else module.get_config()))
         asked = {flag.removeprefix("--config.") for flag in flags(command) if flag.startswith("--config.")}
         assert asked <= fields.keys(), command
     named = set(re.findall(r"--config\.([a-z_.]*[a-z_])=", EVERYWHERE))
-    assert named <= flatten(to_dict(importlib.import_module("configs.default").get_config())).keys()
+    assert named <= flatten(to_dict(importlib.import_module("universeg_jax.configs.default").get_config())).keys()
 
 
 def test_benchmarks_have_the_flags_that_pages_give_them():

@@ -23,7 +23,7 @@ def test_every_cell_runs_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     matplotlib.use("Agg")
     cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
-    assert all(cell["outputs"] == [] for cell in cells)  # none is kept, so that none is out of date
+    assert all(cell["outputs"] == [] for cell in cells)  # stored outputs would go out of date
     names = {}
     for number, cell in enumerate(cells):
         exec(compile("".join(cell["source"]), f"{NOTEBOOK.name}, cell {number}", "exec"), names)

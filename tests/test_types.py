@@ -1,4 +1,4 @@
-"""What a user's type checker sees of the public interface: whole signatures, and results whose fields it knows."""
+"""The public interface for a user's type checker: complete signatures, and results with known fields."""
 
 import textwrap
 
@@ -41,9 +41,9 @@ def test_the_public_interface_is_typed(tmp_path):
     file = tmp_path / "use.py"
     file.write_text(textwrap.dedent(USE) + textwrap.dedent(WRONG))
     options = ("--strict", "--ignore-missing-imports", "--follow-imports=silent", f"--cache-dir={tmp_path / 'cache'}")
-    told, trouble, _ = api.run([*options, str(file)])
-    assert not trouble
+    output, failure, _ = api.run([*options, str(file)])
+    assert not failure
     first_wrong = 1 + len(textwrap.dedent(USE).splitlines()) + 1
-    errors = [line for line in told.splitlines() if ": error: " in line]
+    errors = [line for line in output.splitlines() if ": error: " in line]
     places = {int(line.removeprefix(str(file)).split(":")[1]) for line in errors}
-    assert places == set(range(first_wrong, first_wrong + 4)), told
+    assert places == set(range(first_wrong, first_wrong + 4)), output

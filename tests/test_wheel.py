@@ -1,4 +1,4 @@
-"""The wheel in an empty environment, outside the clone: every subcommand with the packaged weights."""
+"""The wheel in an empty environment, outside a clone: every subcommand with the packaged weights."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """bin/ of a virtual environment that has the wheel and what it needs, and nothing of this clone."""
+    """bin/ of a virtual environment with the wheel and its requirements, and nothing from this clone."""
     path = tmp_path_factory.mktemp("wheel")
     run = {"check": True, "cwd": path, "stdout": subprocess.DEVNULL}
     shutil.copytree(ROOT, path / "clone", ignore=shutil.ignore_patterns(".git", ".venv", "runs", "build", "*.egg-info"))
@@ -35,7 +35,7 @@ def installed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What the commands are given: a support folder, a dataset and a finished run."""
+    """Inputs of the commands: a support folder, a dataset and a finished run."""
     path = tmp_path_factory.mktemp("work")
     write_folder(path / "scans", count=10, shape=(48, 48))
     build_discs(path / "data", "train_discs", "train_open", count=12)
@@ -55,7 +55,7 @@ LINES = {
     "compare": "compare results mean_mask --out compared",
     "table": "table results mean_mask",
     "report": "report run",
-    "sheet": f"sheet --kind=synthetic --config={ROOT}/configs/default.py --size 64 --out sheet.png",
+    "sheet": "sheet --kind=synthetic --config=configs/default.py --size 64 --out sheet.png",
     "replay": "replay --workdir run --step 1 --out episode.png",
     "checkpoint": "checkpoint small",
     "convert": "convert released.safetensors released",
@@ -91,7 +91,7 @@ def test_every_subcommand_works_outside_the_clone(installed, folder):
 
 
 @pytest.mark.slow
-def test_the_page_says_what_it_needs(installed, folder):
+def test_without_gradio_the_demo_names_the_package(installed, folder):
     done = subprocess.run([installed / "universeg", "demo"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 1
     assert "pip install 'universeg_jax[demo]'" in done.stderr

@@ -1,13 +1,16 @@
 """Train, evaluate and use UniverSeg: in-context segmentation of biomedical images."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from universeg_jax.prediction.predictor import Predictor
 
 __version__ = "0.1.0"
 __all__ = ["Predictor", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for: the processes that build data need no JAX.
+    # Imported on first use: processes that only build data need no JAX.
     if name == "Predictor":
         from universeg_jax.prediction.predictor import Predictor
 

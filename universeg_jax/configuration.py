@@ -114,13 +114,13 @@ def load_config(spec: str) -> ConfigDict:
         path = CONFIGS / path.name
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or module_spec is None or module_spec.loader is None:
-        raise ConfigError(f"--config={spec}: {name} is no Python file; give one such as configs/default.py")
+        raise ConfigError(f"config {spec}: there is no Python file {name}; give one such as configs/default.py")
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     try:
         return module.get_config(argument) if argument else module.get_config()
     except ValueError as error:
-        raise ConfigError(f"--config={spec}: {error}") from error
+        raise ConfigError(f"config {spec}: {error}") from error
 
 
 def to_dict(config: ConfigDict | FrozenConfigDict) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the page does, by function and in a real browser."""
+"""The annotation page, by its functions and in a real browser."""
 
 import importlib
 import io
@@ -17,12 +17,13 @@ from PIL import Image
 from tests.fixtures import tiny_config, write_folder
 from universeg_jax import Predictor
 from universeg_jax.annotation import page as demo_page
-from universeg_jax.annotation import session as demo
-from universeg_jax.annotation.session import PALETTE, Example, Session
+from universeg_jax.annotation import session as sessions
+from universeg_jax.annotation.session import LabelledImage, Session
 from universeg_jax.errors import UserError
 from universeg_jax.model.factory import build_model, init_params
 from universeg_jax.readers.folder import read_support
 from universeg_jax.readers.images import read_image, read_label
+from universeg_jax.reports.overlay import COLOURS
 
 SHAPE = (40, 60)
 
@@ -34,14 +35,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cases(folder):
-    """Names, pictures and masks of the folder."""
+    """The labelled images of the folder."""
     images, labels, names = read_support(folder)
-    return [Example(*case) for case in zip(names, images, labels, strict=True)]
+    return [LabelledImage(*case) for case in zip(names, images, labels, strict=True)]
 
 
 @pytest.fixture(scope="module")
 def predictor(cases):
-    """Random weights, shifted so that they mark about half of the last picture."""
+    """Random weights, shifted so that they mark about half of the last image."""
     config = tiny_config()
     params = init_params(build_model(config.model), 0)
     first = Predictor(params, config).segment(cases[-1].image, *_arrays(cases[:3])).probabilities
@@ -57,8 +58,8 @@ def _arrays(cases):
 def _session(cases, examples, queries):
     session = Session()
     for e in cases[:examples]:
-        session = demo.add_example(session, e)
-    return demo.add_queries(session, {e.name: e.image for e in cases[-queries:]})
+        session = sessions.add_example(session, e)
+    return sessions.add_queries(session, {e.name: e.image for e in cases[-queries:]})
 
 
 def test_uploads_are_read_and_deleted(tmp_path):
@@ -66,11 +67,11 @@ def test_uploads_are_read_and_deleted(tmp_path):
     image = rng.integers(0, 60000, SHAPE).astype(np.uint16)
     (tmp_path / "up").mkdir()
     Image.fromarray(image).save(tmp_path / "up" / "a.png")
-    pictures = demo.read_uploads([str(tmp_path / "up" / "a.png")], tmp_path)
-    np.testing.assert_array_equal(pictures["a"], image)
+    arrays = sessions.read_uploads([str(tmp_path / "up" / "a.png")], tmp_path)
+    np.testing.assert_array_equal(arrays["a"], image)
     (tmp_path / "up" / "b.png").write_bytes(b"broken")
     with pytest.raises(UserError, match=r"^b\.png: cannot be read"):
-        demo.read_uploads([str(tmp_path / "up" / "b.png")], tmp_path)
+        sessions.read_uploads([str(tmp_path / "up" / "b.png")], tmp_path)
     assert list((tmp_path / "up").iterdir()) == []
 
 
@@ -81,18 +82,18 @@ def test_no_file_elsewhere_is_read_or_deleted(tmp_path):
     (tmp_path / "up" / "link.png").symlink_to(secret)
     for path in (secret, tmp_path / "up" / ".." / "secret.png", tmp_path / "up" / "link.png"):
         with pytest.raises(UserError, match="secret.png was not uploaded here"):
-            demo.read_uploads([str(path)], tmp_path / "up")
+            sessions.read_uploads([str(path)], tmp_path / "up")
     assert secret.exists()
 
 
 def test_masks_of_0_and_255_mean_the_same_as_0_and_1(cases):
     images = {e.name: e.image for e in cases}
-    session = demo.add_examples(Session(), images, {e.name: 255 * e.label for e in cases})
+    session = sessions.add_examples(Session(), images, {e.name: 255 * e.label for e in cases})
     for example, case in zip(session.examples, cases, strict=True):
         np.testing.assert_array_equal(example.label, case.label)
-    again = demo.add_examples(session, {"p1_0": images["p1_0"]}, {"p1_0": np.ones(SHAPE)})
+    again = sessions.add_examples(session, {"p1_0": images["p1_0"]}, {"p1_0": np.ones(SHAPE)})
     assert [e.name for e in again.examples] == ["p0_0", "p2_0", "p3_0", "p4_0", "p1_0"]
-    second = demo.add_examples(session, {"p1_0": images["p1_0"]}, {"p1_0": 2 * np.eye(*SHAPE)})
+    second = sessions.add_examples(session, {"p1_0": images["p1_0"]}, {"p1_0": 2 * np.eye(*SHAPE)})
     assert set(np.unique(second.examples[-1].label)) == {0, 2}  # a mask with the second structure alone
 
 
@@ -108,81 +109,84 @@ def test_masks_of_0_and_255_mean_the_same_as_0_and_1(cases):
         ({"a": np.eye(4)}, {"a": np.arange(16).reshape(4, 4)}, r"ids \[1, 2.* shows 1 to 6"),
     ],
 )
-def test_what_does_not_belong_together_is_named(images, labels, message):
+def test_mismatched_images_and_masks_are_named(images, labels, message):
     with pytest.raises(UserError, match=message):
-        demo.add_examples(Session(), images, labels)
+        sessions.add_examples(Session(), images, labels)
 
 
 def test_an_image_is_not_its_own_example(predictor, cases):
     session = _session(cases, 4, 1)
     expected = predictor.segment(cases[-1].image, *_arrays(cases[:4])).mask
     assert expected.any()
-    np.testing.assert_array_equal(demo.predict(predictor, session).mask, expected)
-    accepted = demo.accept(session, np.ones(SHAPE, np.uint8))
+    np.testing.assert_array_equal(sessions.predict(predictor, session).mask, expected)
+    accepted = sessions.accept(session, np.ones(SHAPE, np.uint8))
     assert [e.name for e in accepted.examples] == [e.name for e in cases]
-    np.testing.assert_array_equal(demo.predict(predictor, accepted).mask, expected)
-    assert demo.predict(predictor, Session()) is None
-    assert demo.predict(predictor, replace(session, examples=())) is None
+    np.testing.assert_array_equal(sessions.predict(predictor, accepted).mask, expected)
+    assert sessions.predict(predictor, Session()) is None
+    assert sessions.predict(predictor, replace(session, examples=())) is None
 
 
 def test_accepting_goes_to_the_next_image_and_stops_at_the_last(cases):
     session = _session(cases, 1, 2)
     for name in ("p3_0", "p4_0", "p4_0"):
         assert session.query[0] == name
-        session = demo.accept(session, np.eye(*SHAPE, dtype=np.uint8))
+        session = sessions.accept(session, np.eye(*SHAPE, dtype=np.uint8))
     assert sorted(session.masks) == ["p3_0", "p4_0"]
-    assert demo.step(demo.step(session, -1), -5).current == 0
+    assert sessions.move(sessions.move(session, -1), -5).current == 0
     with pytest.raises(UserError, match="p4_0 is empty"):
-        demo.accept(session, np.zeros(SHAPE, np.uint8))
+        sessions.accept(session, np.zeros(SHAPE, np.uint8))
     with pytest.raises(UserError, match="no image to accept"):
-        demo.accept(Session(), np.ones(SHAPE, np.uint8))
+        sessions.accept(Session(), np.ones(SHAPE, np.uint8))
 
 
 def test_a_new_image_of_an_old_name_has_no_mask_yet(cases):
     first, second = np.ones((9, 7)), np.zeros((5, 6))
-    session = demo.accept(demo.add_queries(Session(), {"slice1": first}), np.ones((9, 7)))
-    session = demo.add_queries(session, {"slice1": second, "slice2": first})
+    session = sessions.accept(sessions.add_queries(Session(), {"slice1": first}), np.ones((9, 7)))
+    session = sessions.add_queries(session, {"slice1": second, "slice2": first})
     assert session.masks == {}
     assert session.query[0] == "slice1"
     np.testing.assert_array_equal(session.query[1], second)
 
 
-def test_effects_are_the_predictions_with_ever_more_examples(predictor, cases):
+def test_effects_are_the_predictions_with_more_and_more_examples(predictor, cases):
     session = _session(cases, 4, 1)
     image = cases[-1].image
     masks = [predictor.segment(image, *_arrays(cases[:n])).mask for n in (1, 2, 3, 4)]
-    pictures = demo.effects(predictor, session)
-    assert [caption for _, caption in pictures] == [f"{np.count_nonzero(masks[0])}: p0_0"] + [
+    effects = sessions.example_effects(predictor, session)
+    assert [caption for _, caption in effects] == [f"{np.count_nonzero(masks[0])}: p0_0"] + [
         f"Δ {np.count_nonzero(masks[n] != masks[n - 1])}: + p{n}_0" for n in (1, 2, 3)
     ]
-    for (picture, _), mask in zip(pictures, masks, strict=True):
-        np.testing.assert_array_equal(picture, demo.overlay(image, mask))
-    assert demo.effects(predictor, Session()) == []
+    for (shown, _), mask in zip(effects, masks, strict=True):
+        np.testing.assert_array_equal(shown, sessions.overlay(image, mask))
+    assert sessions.example_effects(predictor, Session()) == []
     unmarked = [replace(case, label=np.zeros_like(case.label)) for case in cases[:2]]
-    pictures = demo.effects(predictor, replace(session, examples=(*unmarked, *cases[2:4])))
-    assert [caption.split(": ")[1] for _, caption in pictures] == ["p2_0", "+ p3_0"]  # nothing to find before
+    effects = sessions.example_effects(predictor, replace(session, examples=(*unmarked, *cases[2:4])))
+    assert [caption.split(": ")[1] for _, caption in effects] == [
+        "p2_0",
+        "+ p3_0",
+    ]  # without a label there is no effect
 
 
 @pytest.mark.parametrize("shape", [(40, 60), (900, 700), (640, 640)])
 def test_an_untouched_mask_comes_back_exactly(shape):
     rng = np.random.default_rng(0)
     image, mask = rng.random(shape), rng.integers(0, 7, shape).astype(np.uint8)
-    np.testing.assert_array_equal(demo.edited_mask(demo.editor_value(image, mask), image, mask), mask)
-    empty = demo.editor_value(image, None)
-    assert not demo.edited_mask(empty, image, None).any()
+    np.testing.assert_array_equal(sessions.edited_mask(sessions.editor_value(image, mask), image, mask), mask)
+    empty = sessions.editor_value(image, None)
+    assert not sessions.edited_mask(empty, image, None).any()
 
 
 @pytest.mark.parametrize("shape", [(40, 60), (900, 700)])
 def test_strokes_and_the_eraser_change_what_they_touch(shape):
-    height, width = demo.view_shape(shape)
+    height, width = sessions.view_shape(shape)
     image, mask = np.random.default_rng(0).random(shape), np.zeros(shape, np.uint8)
     mask[: shape[0] // 4] = 3
-    value = demo.editor_value(image, mask)
+    value = sessions.editor_value(image, mask)
     layer = value["layers"][0]
     layer[: height // 8] = 0  # erased
-    layer[height // 2 : height, : width // 2] = (*PALETTE[1], 140)  # drawn in the colour of id 2
-    layer[height // 2 : height, width // 2 : width] = (*PALETTE[0], 30)  # the blurred rim of a stroke
-    edited = demo.edited_mask(value, image, mask)
+    layer[height // 2 : height, : width // 2] = (*COLOURS[1], 140)  # drawn in the colour of id 2
+    layer[height // 2 : height, width // 2 : width] = (*COLOURS[0], 30)  # the blurred rim of a stroke
+    edited = sessions.edited_mask(value, image, mask)
     row, column = shape[0], shape[1]
     assert not edited[: row // 8 - 1].any()
     assert (edited[row // 8 + 1 : row // 4] == 3).all()
@@ -190,15 +194,15 @@ def test_strokes_and_the_eraser_change_what_they_touch(shape):
     assert not edited[row // 4 + 1 :, column // 2 + 1 :].any()
 
 
-def test_pictures_for_the_page():
+def test_overlays_and_heat_maps():
     image = np.outer(np.linspace(0, 1000, 100), np.ones(50))
     mask = np.zeros((100, 50), np.uint8)
     mask[20:60, 10:40] = 2
-    picture = demo.overlay(image, mask)
-    assert (picture.shape, picture.dtype) == ((640, 320, 3), np.uint8)
-    np.testing.assert_array_equal(picture[:, 0], demo.view(image)[:, 0])  # as it was outside
-    assert (picture[128, 64:256] == PALETTE[1]).all()  # the outline
-    heat = demo.heat(np.array([[0.0, 1.0]]))
+    shown = sessions.overlay(image, mask)
+    assert (shown.shape, shown.dtype) == ((640, 320, 3), np.uint8)
+    np.testing.assert_array_equal(shown[:, 0], sessions.view(image)[:, 0])  # unchanged outside the mask
+    assert (shown[128, 64:256] == COLOURS[1]).all()  # the outline
+    heat = sessions.heat_map(np.array([[0.0, 1.0]]))
     assert heat[0, 0].sum() < 30 < 500 < heat[0, -1].sum()
 
 
@@ -210,20 +214,15 @@ def test_pictures_for_the_page():
         (np.arange(12).reshape(3, 4) / 7 - 1, ".tif"),
     ],
 )
-def test_saved_pictures_keep_their_intensities(tmp_path, image, suffix):
-    found, content = demo.encode(image.astype(np.float32))
+def test_saved_images_keep_their_intensities(tmp_path, image, suffix):
+    found, content = sessions.encode(image.astype(np.float32))
     (tmp_path / f"x{found}").write_bytes(content)
     assert found == suffix
     np.testing.assert_array_equal(read_image(tmp_path / f"x{found}"), image.astype(np.float32))
 
 
-def test_no_masks_are_not_saved():
-    with pytest.raises(UserError, match="there are no masks to save"):
-        demo.masks_zip({})
-
-
-def test_what_is_saved_is_a_support_folder(tmp_path, cases):
-    with zipfile.ZipFile(io.BytesIO(demo.support_zip(cases))) as archive:
+def test_the_saved_examples_are_a_support_folder(tmp_path, cases):
+    with zipfile.ZipFile(io.BytesIO(sessions.support_zip(cases))) as archive:
         archive.extractall(tmp_path)
     images, labels, names = read_support(tmp_path)
     assert names == [e.name for e in cases]
@@ -231,12 +230,12 @@ def test_what_is_saved_is_a_support_folder(tmp_path, cases):
         np.testing.assert_array_equal(image, e.image)
         np.testing.assert_array_equal(label, e.label)
     with pytest.raises(UserError, match="no examples to save"):
-        demo.support_zip([])
+        sessions.support_zip([])
     with pytest.raises(UserError, match="no masks to save"):
-        demo.masks_zip({})
+        sessions.masks_zip({})
 
 
-def test_the_page_without_gradio_says_what_to_install(tmp_path, predictor, monkeypatch):
+def test_without_gradio_the_error_names_the_package(tmp_path, predictor, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")
     with pytest.raises(UserError, match=r"pip install 'universeg_jax\[demo\]'"):
@@ -247,7 +246,7 @@ def test_the_page_without_gradio_says_what_to_install(tmp_path, predictor, monke
 def page(predictor, tmp_path, monkeypatch):
     pytest.importorskip("gradio", reason="gradio is not installed (extra `demo`)")
     monkeypatch.setattr(demo_page, "MAX_FILE_SIZE", 4_000_000)
-    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):  # which the page sets
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):  # the page sets them
         monkeypatch.setenv(name, "")
     (tmp_path / "kept").mkdir()
     page = demo_page.launch(predictor, tmp_path / "kept")
@@ -257,7 +256,7 @@ def page(predictor, tmp_path, monkeypatch):
 
 def test_a_port_that_is_taken_is_named(page, predictor, tmp_path):
     blocks, _, _ = page
-    with pytest.raises(UserError, match=f"port {blocks.server_port} of 127.0.0.1 is taken; choose another by --port"):
+    with pytest.raises(UserError, match=f"port {blocks.server_port} of 127.0.0.1 is taken; choose another with --port"):
         demo_page.launch(predictor, tmp_path, blocks.server_port)
 
 
@@ -324,8 +323,8 @@ def test_in_a_browser_examples_give_a_mask_that_can_be_corrected_accepted_and_sa
         wait(lambda: "by 3 examples" in find("#status")[0].text)
         expected = predictor.segment(cases[-1].image, *_arrays(cases[:3]))
         assert expected.mask.any()
-        np.testing.assert_array_equal(picture("#result"), demo.overlay(cases[-1].image, expected.mask))
-        np.testing.assert_array_equal(picture("#doubt"), demo.heat(expected.uncertainty))
+        np.testing.assert_array_equal(picture("#result"), sessions.overlay(cases[-1].image, expected.mask))
+        np.testing.assert_array_equal(picture("#uncertainty"), sessions.heat_map(expected.uncertainty))
         wait(lambda: len(find("#effects img")) == 3)
         browser.save_screenshot(str(tmp_path / "page.png"))
 

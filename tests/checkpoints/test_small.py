@@ -9,7 +9,7 @@ import pytest
 from tests.fixtures import disc
 from universeg_jax.checkpoints import packaged, store
 from universeg_jax.checkpoints.lineage import check_open
-from universeg_jax.prediction.check import scores
+from universeg_jax.prediction.check import dice_scores
 from universeg_jax.prediction.predictor import Options, Predictor
 from universeg_jax.prediction.support import make_support
 
@@ -35,7 +35,7 @@ def test_what_they_do_on_a_made_task_stays_as_it_is(name):
     images, labels = made_task()
     support, queries = make_support(images[:8], labels[:8]), make_support(images[8:], labels[8:])
     found = Predictor.from_pretrained(name).segmenter(support, Options()).probabilities(queries.images)
-    np.testing.assert_allclose(scores(found, queries).mean(), DICE[name], atol=0.01)
+    np.testing.assert_allclose(dice_scores(found, queries).mean(), DICE[name], atol=0.01)
 
 
 def test_all_weights_are_measured_and_on_the_card():

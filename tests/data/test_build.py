@@ -1,4 +1,4 @@
-"""The build command, as it is typed."""
+"""`universeg build` of folders and collections."""
 
 import json
 import re
@@ -31,26 +31,26 @@ def test_a_folder_becomes_a_dataset_and_is_not_built_twice(tmp_path, capsys):
     assert open_dataset(tmp_path / "data", "mine").meta.role == "test"
 
 
-def test_what_is_dropped_or_passed_over_is_said_and_kept(tmp_path, capsys):
+def test_dropped_and_skipped_files_are_reported_and_kept(tmp_path, capsys):
     folder = write_folder(tmp_path / "scans", count=5, ids=(1, 2))
     arguments = ["build", "--folder", str(folder), "--data_dir", str(tmp_path / "data"), "--size", "16"]
     assert main(arguments) == 0
     Image.new("L", (30, 20), 9).save(folder / "images" / "p0_0.png")  # constant: nothing to see
     (folder / "labels" / "p3_0.png").write_bytes(b"")
-    (folder / "images" / "notes.txt").write_text("mind the artefacts")
+    (folder / "images" / "notes.txt").write_text("check the artefacts")
     (folder / "meta.json").write_text(json.dumps({"labels": {"1": "a", "2": "b", "9": "never seen"}}))
     capsys.readouterr()
-    said = []
+    errors = []
     for state in ("built", "as it was"):
         assert main(arguments) == 0
         output = capsys.readouterr()
         assert f"| scans | test | 3 | 3 | 2 | 2 | {state} |" in output.out
-        said.append(output.err)
+        errors.append(output.err)
     for word in (
         "scans: dropped 1: every pixel is the same: p0_0\n", "scans: dropped 1: cannot be read: p3_0\n",
         "scans: skipped: images/notes.txt\n", "scans: labels that never occur: 9 (never seen)\n",
     ):  # fmt: skip
-        assert all(word in each for each in said), said
+        assert all(word in each for each in errors), errors
     report = read_report(tmp_path / "data", "scans")
     assert report.dropped_by_problem == {"every pixel is the same": 1, "cannot be read": 1}
     assert report.dropped["p0_0"] == "every pixel is the same (9; there is nothing to see in it)"
@@ -58,7 +58,7 @@ def test_what_is_dropped_or_passed_over_is_said_and_kept(tmp_path, capsys):
     assert str(tmp_path) not in json.dumps(vars(report))
 
 
-def test_the_voxels_beside_a_header_are_part_of_it(tmp_path, capsys):
+def test_the_voxels_beside_a_mhd_are_part_of_the_input(tmp_path, capsys):
     folder = tmp_path / "scans"
     arguments = ["build", "--folder", str(folder), "--data_dir", str(tmp_path / "data"), "--size", "16"]
 
@@ -92,7 +92,7 @@ def test_the_voxels_beside_a_header_are_part_of_it(tmp_path, capsys):
         ("meta.json", '{"subjects_identifiable": false}'),
     ],
 )
-def test_whatever_changes_in_a_folder_is_built_again(tmp_path, capsys, file, contents):
+def test_any_change_in_a_folder_rebuilds_it(tmp_path, capsys, file, contents):
     folder = write_folder(tmp_path / "scans", count=3)
     arguments = ["build", "--folder", str(folder), "--data_dir", str(tmp_path / "data"), "--size", "16"]
     assert main(arguments) == 0
@@ -110,7 +110,7 @@ def test_whatever_changes_in_a_folder_is_built_again(tmp_path, capsys, file, con
         assert open_dataset(tmp_path / "data", "scans").fingerprint != before
 
 
-def test_the_same_files_elsewhere_give_the_same_bytes(tmp_path):
+def test_the_same_files_in_another_place_give_the_same_bytes(tmp_path):
     for place in ("a", "b"):
         folder = write_folder(tmp_path / place / "scans", count=3)
         (folder / "images" / "p1_0.png").write_bytes(b"")
@@ -159,7 +159,7 @@ def test_a_wrong_splits_file_is_named(tmp_path, capsys, splits, word):
     assert error.count("\n") == 1
 
 
-def test_the_module_is_the_same_command(tmp_path, capsys):
+def test_a_name_is_checked(tmp_path, capsys):
     folder = write_folder(tmp_path / "scans", count=3)
     assert main(["build", "--folder", str(folder), "--name", "a", "--data_dir", str(tmp_path / "data")]) == 0
     assert main(["build", "--folder", str(folder), "--name", "a b", "--data_dir", str(tmp_path / "data")]) == 1
@@ -215,7 +215,7 @@ def test_beam_with_two_workers_gives_the_same_bytes(tmp_path, capsys):
     assert open_dataset(tmp_path / "two", "scans").meta.labels == {1: "a", 2: "b"}  # the previous one stays
 
 
-def test_without_beam_the_remedy_is_said(tmp_path, capsys, monkeypatch):
+def test_without_beam_the_remedy_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     monkeypatch.delitem(sys.modules, "universeg_jax.data.beam", raising=False)
     monkeypatch.delattr(data, "beam", raising=False)  # where Beam is installed, an earlier test may have imported it

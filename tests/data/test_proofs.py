@@ -1,4 +1,4 @@
-"""What must hold of any collection of datasets: 300 random ones here, 10,000 in the slow test."""
+"""Properties of any collection of datasets: 100 random ones here, 10,000 in the slow test."""
 
 import pickle
 from dataclasses import replace
@@ -16,8 +16,8 @@ from universeg_jax.episodes.sampler import Batch, EpisodeSampler, batches, make_
 from universeg_jax.errors import UserError
 
 
-class Made(Dataset):
-    """Pixels that say which example they are of."""
+class NumberedPixels(Dataset):
+    """Pixels that encode the example's number."""
 
     def gather(self, rows, positions):
         shape = (len(rows), self.meta.size, self.meta.size)
@@ -38,9 +38,9 @@ def collections(draw) -> list[Dataset]:
         labels, areas = rng.integers(1, 4, count).tolist(), rng.integers(0, 9, count)
         group, role = draw(st.sampled_from(["", "", "g", "h"])), draw(st.sampled_from(ROLES))
         role = role_of[group] if group and consistent else role
-        made = memory_dataset(f"d{number}", role, subjects, labels, areas, group, size=8)
-        index = replace(made.index, axis=rng.integers(0, 3, count).astype(np.int8))
-        datasets.append(Made(made.meta, index, "", ""))
+        dataset = memory_dataset(f"d{number}", role, subjects, labels, areas, group, size=8)
+        index = replace(dataset.index, axis=rng.integers(0, 3, count).astype(np.int8))
+        datasets.append(NumberedPixels(dataset.meta, index, "", ""))
     return datasets
 
 
@@ -65,7 +65,7 @@ def check_collection(datasets: list[Dataset], seed: int, support_size: int, dens
     if all(task.unusable for task in training):
         event("nothing to train on")
         return
-    event("episodes drawn")
+    event("episodes sampled")
     members = [by_name[name] for name in {task.dataset for task in training}]
     sampler = make_sampler(members, training, seed=seed, support_size=support_size)
     for i in range(8):
@@ -112,7 +112,7 @@ many = {
 }
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(**many)
 def test_nothing_leaks_in_any_collection(datasets, seed, support_size, density):
     check_collection(datasets, seed, support_size, density)
@@ -142,7 +142,7 @@ def stream_bytes(sampler: EpisodeSampler, threads: int, hosts: int) -> list[byte
 @settings(max_examples=10)
 @given(datasets=collections(), seed=st.integers(0, 99))
 def test_the_same_bytes_with_any_number_of_workers_and_hosts(datasets, seed):
-    training = [Made(replace(d.meta, role="train_open"), d.index, "", "") for d in datasets]
+    training = [NumberedPixels(replace(d.meta, role="train_open"), d.index, "", "") for d in datasets]
     tasks = task_table(training)
     if all(task.unusable for task in tasks):
         return

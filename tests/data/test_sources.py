@@ -1,16 +1,12 @@
-"""Public datasets: each is read from a made fixture of the layout that its publisher documents, file by file."""
+"""Public datasets: each is read from synthetic files in the layout that its publisher documents."""
 
 import gzip
-import hashlib
 import io
 import os
 import re
 import shutil
-import tarfile
-import zipfile
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -21,12 +17,9 @@ from PIL import Image
 from tests.fixtures import block_volume, disc
 from tests.readers.test_dicom import series
 from universeg_jax.cli import main
-from universeg_jax.data import download
 from universeg_jax.data.build import BuildOptions, Target, build_contents
 from universeg_jax.data.dataset import open_dataset
-from universeg_jax.data.download import fetch
 from universeg_jax.data.source import (
-    Download,
     FilePattern,
     SourceError,
     _matches,
@@ -36,9 +29,7 @@ from universeg_jax.data.source import (
     source_line,
 )
 from universeg_jax.data.tasks import task_table
-from universeg_jax.errors import UserError
 from universeg_jax.readers.dicom import read_label_stack
-from universeg_jax.reports.files import lock
 
 SHAPE = (14, 12, 8)
 IDRID = "A. Segmentation"
@@ -118,7 +109,7 @@ CHANNELS = {"msd_brain_tumour": 4, "msd_prostate": 2}
 
 
 def write(path: Path, data: np.ndarray, spacing=(1.0, 1.0, 1.0)) -> None:
-    """A picture or volume in the format that the name asks for."""
+    """Writes an image or volume in the format of its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.name.endswith((".nii", ".nii.gz")):
         nib.save(nib.Nifti1Image(data, np.diag([*spacing, 1.0])), path)
@@ -155,8 +146,8 @@ def make_layout(name: str, root: Path) -> None:
             series(target.parent / f"s{case}", 1)
             (target.parent / f"s{case}" / "0.dcm").rename(target)
         elif target.suffix in (".png", ".bmp", ".jpg", ".tif") or name == "stare":
-            picture = 30 * np.random.default_rng(int(case)).random((40, 40)) + 150 * flat.any(0)
-            write(target, picture)
+            pixels = 30 * np.random.default_rng(int(case)).random((40, 40)) + 150 * flat.any(0)
+            write(target, pixels)
         elif name in CHANNELS:
             write(target, np.stack([image + k for k in range(CHANNELS[name])], -1))
         else:
@@ -167,16 +158,16 @@ def make_layout(name: str, root: Path) -> None:
                 write(path, circle(20 if "icontour" in path.name else 30))
             elif image_path.endswith("/"):
                 path.mkdir(parents=True)
-                for k in range(5):  # the n-th picture is of the n-th file, which is not the n-th slice
-                    drawn = np.zeros((128, 128))
+                for k in range(5):  # the n-th label is of the n-th file, which is not the n-th slice
+                    mask = np.zeros((128, 128))
                     for n, value in enumerate(of_file):
-                        drawn[10 + 25 * n : 30 + 25 * n, 40:80] = value * (k in (0, 2))
-                    write(path / f"IMG-{k:03d}.png", drawn)
+                        mask[10 + 25 * n : 30 + 25 * n, 40:80] = value * (k in (0, 2))
+                    write(path / f"IMG-{k:03d}.png", mask)
             elif flat is not None and path.name.endswith((".png", ".tif", ".gif", ".ppm.gz")):
                 write(path, sum(value * flat[first + n] for n, value in enumerate(of_file)))
             else:
-                drawn = sum(value * (label == first + n + 1) for n, value in enumerate(of_file)).astype(np.uint8)
-                write(path, drawn if name != "camus" else drawn[..., :1])
+                mask = sum(value * (label == first + n + 1) for n, value in enumerate(of_file)).astype(np.uint8)
+                write(path, mask if name != "camus" else mask[..., :1])
             first += len(of_file)
 
 
@@ -208,7 +199,7 @@ def test_a_source_is_built_from_its_layout(tmp_path, name):
         assert axes == set(source.axes)
     for row in range(len(dataset)):
         example = dataset[row]
-        if "chaos" not in name and name != "scd":  # their pictures are those of a scanner
+        if "chaos" not in name and name != "scd":  # their images come from a scanner
             for mask in example["masks"]:
                 assert example["image"][mask > 0].mean() > example["image"][mask == 0].mean()
 
@@ -224,18 +215,18 @@ def test_both_layouts_of_isles_are_read(tmp_path):
     assert len(cases) == 3
 
 
-def test_labels_of_a_series_lie_on_the_slices_of_the_files_they_belong_to(tmp_path):
+def test_labels_of_a_series_belong_to_its_files_not_its_slices(tmp_path):
     make_layout("chaos_ct", tmp_path)
     case = read_source(find_sources("chaos_ct")[0], tmp_path, 32).cases[0]
     label = read_label_stack(case.labels[0].path, case.image)
-    # series() puts file i at slice 3 i mod 5: the files 0 and 2, which were drawn on, are the slices 0 and 1.
+    # series() puts file i at slice 3 i mod 5: the files 0 and 2, which have labels, are the slices 0 and 1.
     assert np.flatnonzero((label.data > 0).any((0, 1))).tolist() == [0, 1]
     (Path(case.labels[0].path) / "IMG-004.png").unlink()
     with pytest.raises(ValueError, match="not one label for each slice .4 labels, 5 slices"):
         read_label_stack(case.labels[0].path, case.image)
 
 
-def test_lesions_that_overlap_keep_all_their_pixels(tmp_path):
+def test_overlapping_lesions_keep_all_their_pixels(tmp_path):
     make_layout("idrid", tmp_path)
     for path in tmp_path.rglob("*_OD.tif"):
         write(path, np.ones((40, 40)))
@@ -254,7 +245,7 @@ def test_sources_of_the_same_patients_split_them_alike():
     assert {s.name for s in sources.values() if s.verified} == verified
 
 
-def test_what_cannot_be_read_is_named(tmp_path):
+def test_missing_and_duplicated_files_are_named(tmp_path):
     source = find_sources("lits")[0]
     with pytest.raises(SourceError, match="no source 'litz'; .*--list"):
         find_sources("litz")
@@ -271,7 +262,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
         read_source(source, tmp_path, 16)
 
 
-def test_values_that_mean_no_class_drop_the_case(tmp_path):
+def test_a_value_without_a_class_drops_the_case(tmp_path):
     make_layout("wbc_jtsc", tmp_path)
     (path,) = tmp_path.rglob("001.png")
     write(path, np.full((40, 40), 77))
@@ -310,52 +301,7 @@ def test_the_command_lists_and_builds_sources(tmp_path, capsys):
         assert error.count("\n") == 1
 
 
-def archive(path: Path, names: dict[str, bytes], kind: str) -> Download:
-    if kind == "zip":
-        with zipfile.ZipFile(path, "w") as opened:
-            for name, contents in names.items():
-                opened.writestr(name, contents)
-    else:
-        with tarfile.open(path, "w") as opened:
-            for name, contents in names.items():
-                info = tarfile.TarInfo(name)
-                info.size = len(contents)
-                opened.addfile(info, io.BytesIO(contents))
-    return Download(path.as_uri(), f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}")
-
-
-@pytest.mark.parametrize("kind", ["tar", "zip"])
-def test_a_download_is_checked_and_unpacked_once(tmp_path, monkeypatch, kind):
-    source = replace(find_sources("lits")[0], downloads=(archive(tmp_path / f"a.{kind}", {"in/a.txt": b"x"}, kind),))
-    folder = fetch(source, tmp_path / "data")
-    assert [path.read_text() for path in folder.rglob("*.txt")] == ["x"]
-    monkeypatch.setattr(download, "_download", None)  # not called again
-    assert fetch(source, tmp_path / "data") == folder
-    assert sorted(path.name for path in folder.iterdir()) == [".lock", f"a.{kind}.unpacked"]
-    with lock(folder), pytest.raises(UserError, match="another process works in"):
-        fetch(source, tmp_path / "data")
-
-
-@pytest.mark.parametrize("kind", ["tar", "zip"])
-def test_a_download_that_is_not_what_it_should_be_leaves_nothing(tmp_path, monkeypatch, kind):
-    good = archive(tmp_path / f"a.{kind}", {"in/a.txt": b"x"}, kind)
-    evil = archive(tmp_path / f"b.{kind}", {"in/a.txt": b"x", "../../evil.txt": b"y"}, kind)
-    source = find_sources("lits")[0]
-    for wrong, word in (
-        (replace(good, checksum="md5:0"), "its md5 is .* not 0; it was removed"),
-        (replace(good, url=good.url + "x"), "cannot be downloaded"),
-        (evil, "would lie outside the folder"),
-    ):
-        with pytest.raises(SourceError, match=word):
-            fetch(replace(source, downloads=(wrong,)), tmp_path / "data")
-        assert not list((tmp_path / "data").rglob("*.txt"))
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
-    with pytest.raises(SourceError, match="unpacked it has 1 bytes; the disk has 0"):
-        fetch(replace(source, downloads=(good,)), tmp_path / "data")
-    assert not (tmp_path / "evil.txt").exists()
-
-
-def test_patterns_name_what_they_match():
+def test_the_names_of_a_pattern_hold_their_matches():
     files = {"": ["a/"], "a/": ["x-1.png", "x-2.png", "y.png"]}
     assert [(path, f["n"]) for path, f in _matches("x-{n:\\d+}.png", files)] == [("a/x-1.png", "1"), ("a/x-2.png", "2")]
     assert list(_matches("x-{n}.{n}", files)) == []
@@ -383,7 +329,7 @@ def test_verified_sources_are_built_from_their_publishers_files(tmp_path, name, 
     "UNIVERSEG_SHARED" not in os.environ, reason="UNIVERSEG_SHARED does not name the real data's folder"
 )
 def test_the_decathlons_hippocampi_are_built_in_all_three_axes(tmp_path):
-    """The volumes at hand have other names than in the archive: they are put back under its own."""
+    """The shared volumes are renamed as in the archive."""
     for file in (Path(os.environ["UNIVERSEG_SHARED"]) / "data" / "volumes" / "msd_hippocampus").iterdir():
         name, _, kind = file.name.removesuffix(".nii.gz").rpartition("_")
         target = tmp_path / "Task04_Hippocampus" / f"{kind}sTr" / f"{name}.nii.gz"

@@ -1,4 +1,4 @@
-"""The page of thumbnails and the table of tasks, as they are typed."""
+"""`universeg tasks`: the page of thumbnails and the table of tasks."""
 
 import base64
 import csv

@@ -1,4 +1,4 @@
-"""The task table: splits by subject that nothing moves, and tasks that are refused with a reason."""
+"""The task table: stable splits by subject, and unusable tasks with their reason."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from universeg_jax.data.tasks import (
 
 
 @given(count=st.integers(3, 300), role=st.sampled_from(ROLES))
-def test_a_dataset_outside_a_group_is_cut_exactly(count, role):
+def test_a_dataset_outside_a_group_is_split_exactly(count, role):
     meta = DatasetMeta("some", role, {1: "a"}, 16)
     sides = split_subjects(meta, [f"s{i}" for i in range(count)])
     fraction, least = (0.8, 2) if side_of_role(role) == "training" else (0.6, 1)
@@ -31,7 +31,7 @@ def test_a_dataset_outside_a_group_is_cut_exactly(count, role):
 
 
 @given(ours=st.sets(st.integers(0, 60), min_size=3), theirs=st.sets(st.integers(0, 60), min_size=3))
-def test_in_a_group_a_subject_has_one_side_whoever_else_joins(ours, theirs):
+def test_in_a_group_a_subject_keeps_its_side_when_others_join(ours, theirs):
     sides = {}
     for name, members in (("one", ours), ("two", theirs)):
         meta = DatasetMeta(name, "train_open", {1: "a"}, 16, source_group="g")
@@ -42,7 +42,7 @@ def test_in_a_group_a_subject_has_one_side_whoever_else_joins(ours, theirs):
     assert sides.get(7, alone[0]) == alone[0]
 
 
-def test_the_split_is_near_its_share_in_a_group():
+def test_a_group_is_split_near_the_fraction():
     meta = DatasetMeta("one", "train_open", {1: "a"}, 16, source_group="g")
     share = (split_subjects(meta, [f"s{i}" for i in range(2000)]) == FIRST).mean()
     assert abs(share - 0.8) < 4 * np.sqrt(0.8 * 0.2 / 2000)

@@ -1,4 +1,4 @@
-"""`universeg build --tfds`: a TFDS dataset that somebody else prepared joins like a folder."""
+"""`universeg build --tfds`: somebody else's TFDS dataset is built like a folder."""
 
 import shutil
 
@@ -17,8 +17,8 @@ from universeg_jax.readers.preprocess import preprocess_image, preprocess_mask, 
 COUNT = 5
 
 
-def picture(i):
-    """Image uint8 [20, 30, 3] and ids uint8 [20, 30, 1] of case i; the fourth shows nothing."""
+def image_and_label(i):
+    """Image uint8 [20, 30, 3] and ids uint8 [20, 30, 1] of case i; the fourth image is constant."""
     rng = np.random.default_rng(i)
     image = rng.integers(0, 255, (20, 30, 3)).astype(np.uint8) if i != 3 else np.full((20, 30, 3), 7, np.uint8)
     label = np.zeros((20, 30, 1), np.uint8)
@@ -48,7 +48,7 @@ class Scans(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, cases):
         for i in cases:
-            image, label = picture(i)
+            image, label = image_and_label(i)
             ids = Image.fromarray(label[..., 0])
             drawn = {"ids": ids, "lossy": ids, "named": ids}
             yield i, {"image": Image.fromarray(image), "drawn": drawn, "patient": f"p{i // 2}"}
@@ -70,7 +70,7 @@ def arguments(scans, data_dir, *more):
     return [*place, "--size", "16", "--name", "mine", *more]
 
 
-def test_its_records_become_the_examples_that_a_folder_would_give(scans, tmp_path, capsys):
+def test_records_become_the_examples_of_a_folder(scans, tmp_path, capsys):
     keys = ("--mask", "drawn/ids", "--subject", "patient", "--modality", "CT", "--licence", "CC0", "--role", "val")
     assert main(arguments(scans / "scans", tmp_path, *keys)) == 0
     assert "| mine | val | 4 | 3 | 2 | 1 | built |" in capsys.readouterr().out
@@ -82,7 +82,7 @@ def test_its_records_become_the_examples_that_a_folder_would_give(scans, tmp_pat
         "test/0": "every pixel is the same (7; there is nothing to see in it)"
     }
     for row, i in enumerate((4, 0, 1, 2)):  # the splits in the order of their names
-        image, label = picture(i)
+        image, label = image_and_label(i)
         grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
         example = dataset[row]
         np.testing.assert_allclose(example["image"], quantize(preprocess_image(grey, 16)), atol=1)
@@ -94,7 +94,7 @@ def test_its_records_become_the_examples_that_a_folder_would_give(scans, tmp_pat
     assert "as it was" in capsys.readouterr().out
 
 
-def test_by_its_name_and_with_the_names_of_its_classes(scans, tmp_path, monkeypatch):
+def test_a_dataset_is_found_by_name_and_keeps_its_class_names(scans, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     more = ("--mask", "drawn/named")
     assert main([*arguments("scans", scans, *more)]) == 0
@@ -118,7 +118,7 @@ def test_by_its_name_and_with_the_names_of_its_classes(scans, tmp_path, monkeypa
         ("scans", ("--mask", "image"), "no example is left of 5 cases"),
     ],
 )
-def test_what_is_not_there_is_named(scans, tmp_path, capsys, place, more, word):
+def test_missing_and_unsuitable_features_are_named(scans, tmp_path, capsys, place, more, word):
     assert main(arguments(scans / place, tmp_path, *more)) == 1
     error = capsys.readouterr().err
     assert word in error
@@ -126,7 +126,7 @@ def test_what_is_not_there_is_named(scans, tmp_path, capsys, place, more, word):
 
 
 def flip(scans, path, seed):
-    """What became of the dataset with three flipped bits in one of its files: the messages of all errors."""
+    """Reads the dataset with three flipped bits in one of its files: the messages of all errors."""
     root = path / str(seed)
     shutil.copytree(scans / "scans" / "1.0.0", root)
     files = sorted(root.iterdir())
@@ -135,25 +135,25 @@ def flip(scans, path, seed):
     for position in rng.integers(0, min(len(data), 4000), 3):
         data[position] ^= 1 << rng.integers(8)
     file.write_bytes(bytes(data))
-    said = []
+    messages = []
     try:
         for case in read_tfds(str(root), path, TfdsFeatures("image", "drawn/ids", "patient"), 16).cases:
             try:
                 make_tfds_examples(case)
             except ImageError as error:
-                said.append(str(error))
+                messages.append(str(error))
     except UserError as error:
-        said.append(str(error))
+        messages.append(str(error))
     shutil.rmtree(root)
-    return said
+    return messages
 
 
 def check_flips(scans, path, count):
     outcomes = [flip(scans, path, seed) for seed in range(count)]
-    said = [message for outcome in outcomes for message in outcome]
-    assert all(message and "\n" not in message for message in said)
+    messages = [message for outcome in outcomes for message in outcome]
+    assert all(message and "\n" not in message for message in messages)
     for word in ("cannot be opened as a TFDS dataset", "cannot be read", "every pixel is the same"):
-        assert any(word in message for message in said)
+        assert any(word in message for message in messages)
     assert any(len(outcome) == 1 and "the same" in outcome[0] for outcome in outcomes)  # all the others were read
 
 

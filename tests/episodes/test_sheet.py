@@ -75,7 +75,7 @@ def test_without_data_a_synthetic_image_is_augmented(tmp_path):
 
 def test_what_is_missing_is_named(tmp_path, capsys):
     assert cli.main(["sheet", "--kind=synthetic", "--config=nowhere.py", "--out", str(tmp_path / "x.png")]) == 1
-    assert "nowhere.py is no Python file" in capsys.readouterr().err
+    assert "there is no Python file nowhere.py" in capsys.readouterr().err
     with pytest.raises(UserError, match="no dataset of roles"):
         sheet.task_rows("superpixel", tiny_config(tmp_path))
     with pytest.raises(ConfigError, match="96"):

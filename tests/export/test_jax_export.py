@@ -42,19 +42,19 @@ def exported(checkpoint):
 
 
 @pytest.mark.parametrize(("batch", "support_size"), [(1, 1), (1, 7), (3, 2)])
-def test_it_equals_the_model_for_any_number_of_queries_and_entries(checkpoint, exported, batch, support_size):
+def test_the_export_equals_the_model_for_any_number_of_queries_and_entries(checkpoint, exported, batch, support_size):
     rng = np.random.default_rng(0)
     query = rng.random((batch, 16, 16, 1), np.float32)
     images = rng.random((batch, support_size, 16, 16, 1), np.float32)
     inputs = (query, images, (images > 0.5).astype(np.float32))
     mask = np.ones((batch, support_size), np.float32)
-    mask[:, 1:2] = 0  # of one entry nothing is left
+    mask[:, 1:2] = 0  # with one entry nothing is left
     predictor, model = Predictor.from_checkpoint(checkpoint), load_exported(exported)
     np.testing.assert_allclose(model(*inputs), predictor.logits(*inputs), atol=1e-5, rtol=0)
     np.testing.assert_allclose(model(*inputs, mask), predictor.logits(*inputs, mask), atol=1e-5, rtol=0)
 
 
-def test_one_file_says_what_it_is(exported):
+def test_the_metadata_describes_the_model(exported):
     meta = load_exported(exported).meta
     assert (meta["image_size"], meta["lineage"]) == (16, LINEAGE)
     assert load_exported(exported).exported.platforms == ("cpu", "cuda", "tpu")
@@ -63,7 +63,7 @@ def test_one_file_says_what_it_is(exported):
 
 
 @pytest.mark.parametrize("shape", [(20, 33), (150, 300), (128, 128)])
-def test_pictures_of_any_size_become_what_the_predictor_makes_of_them(checkpoint, exported, shape):
+def test_images_of_any_size_get_the_probabilities_of_the_predictor(checkpoint, exported, shape):
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 4000, (30, 40)), rng.integers(0, 255, shape)]
     labels = [(image > 128).astype(np.uint8) for image in images]
@@ -74,13 +74,13 @@ def test_pictures_of_any_size_become_what_the_predictor_makes_of_them(checkpoint
 
 def test_the_file_runs_alone(checkpoint, exported, tmp_path):
     folder = write_folder(tmp_path / "data", count=4)
-    pictures = {
+    arrays = {
         part: [np.asarray(Image.open(f)) for f in sorted((folder / part).iterdir())] for part in ("images", "labels")
     }
     for name, array in (
-        ("query", pictures["images"][3]),
-        ("images", np.stack(pictures["images"][:3])),
-        ("labels", np.stack(pictures["labels"][:3])),
+        ("query", arrays["images"][3]),
+        ("images", np.stack(arrays["images"][:3])),
+        ("labels", np.stack(arrays["labels"][:3])),
     ):
         np.save(tmp_path / f"{name}.npy", array)
     files = [part for name in ("query", "images", "labels", "out") for part in (f"--{name}", f"{name}.npy")]
@@ -92,7 +92,7 @@ def test_the_file_runs_alone(checkpoint, exported, tmp_path):
     assert done.returncode == 0, done.stderr
     mask = np.load(tmp_path / "out.npy")
     expected = Predictor.from_checkpoint(checkpoint).segment(
-        pictures["images"][3], pictures["images"][:3], pictures["labels"][:3]
+        arrays["images"][3], arrays["images"][:3], arrays["labels"][:3]
     )
     np.testing.assert_array_equal(mask, expected.mask)
     assert "of 600 pixels" in done.stdout
@@ -123,7 +123,7 @@ def test_the_runner_imports_jax_and_numpy_alone(exported):
     assert third_party == {"jax", "numpy"}
 
 
-def test_what_is_refused(checkpoint, exported, tmp_path, capsys):
+def test_existing_foreign_and_damaged_files_are_refused(checkpoint, exported, tmp_path, capsys):
     before = exported.read_bytes()
     assert main(["export", "--checkpoint", str(checkpoint), "--out", str(exported)]) == 1
     assert "exists already" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The ONNX file, run by ONNX Runtime; and what is said where it cannot be made."""
+"""The ONNX file in ONNX Runtime, and the errors if it cannot be written."""
 
 import json
 import sys
@@ -39,7 +39,7 @@ def test_onnx_runtime_gives_the_models_logits(packages, checkpoint, predictor, t
     assert "exists already" in capsys.readouterr().err
 
 
-def test_a_program_that_differs_is_not_kept(packages, checkpoint, tmp_path, monkeypatch, capsys):
+def test_a_program_that_differs_is_not_written(packages, checkpoint, tmp_path, monkeypatch, capsys):
     right = onnx_export.convert
     monkeypatch.setattr(
         onnx_export,
@@ -54,7 +54,7 @@ def test_a_program_that_differs_is_not_kept(packages, checkpoint, tmp_path, monk
     assert not list(tmp_path.iterdir())
 
 
-def test_without_the_packages_the_remedy_is_said(checkpoint, tmp_path, monkeypatch, capsys):
+def test_without_the_packages_the_error_names_them(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     assert main(["export", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "model.onnx")]) == 1
     assert "pip install --no-deps 'jax2onnx" in capsys.readouterr().err

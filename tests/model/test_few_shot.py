@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import baselines as configs
 from tests.fixtures import build_discs, disc, tiny_config
 from universeg_jax.checkpoints import packaged
+from universeg_jax.configs import baselines as configs
 from universeg_jax.evaluation.cases import Settings
 from universeg_jax.evaluation.cost import count_parameters
 from universeg_jax.evaluation.runner import evaluate_checkpoint

@@ -1,4 +1,4 @@
-"""The doctor of a support set: planted mistakes, with predictions that are known; the command on a tiny model."""
+"""The check of a support set: planted mistakes with known predictions; the command on a tiny model."""
 
 import json
 from dataclasses import replace
@@ -16,15 +16,15 @@ from universeg_jax.errors import UserError
 from universeg_jax.model.factory import build_model, init_params
 from universeg_jax.prediction.check import (
     best_shift,
-    draw,
+    dice_scores,
     find_duplicates,
+    find_few_subjects,
     find_harmful,
-    find_lost,
-    find_mistakes,
-    find_odd,
-    find_sets,
-    others_of,
-    scores,
+    find_label_mistakes,
+    find_unusual_intensities,
+    find_vanished_labels,
+    rows_of_others,
+    sample_supports,
 )
 from universeg_jax.prediction.support import Support, make_support
 
@@ -43,7 +43,7 @@ def discs(count=16, seed=0):
 
 
 def perfect(support, level=0.95):
-    """What a model that is nearly right finds: [N, L, 128, 128]."""
+    """Probabilities [N, L, 128, 128] of a model that is nearly right."""
     return np.where(support.masks.swapaxes(0, 1) > 0, level, 1 - level).astype(np.float32)
 
 
@@ -53,20 +53,20 @@ def clean():
 
 
 def test_a_clean_set_has_no_findings(clean):
-    assert find_mistakes(perfect(clean), clean) == []
+    assert find_label_mistakes(perfect(clean), clean) == []
     assert find_duplicates(clean) == []
-    assert find_odd(clean) == []
-    np.testing.assert_allclose(scores(perfect(clean), clean), 1)
+    assert find_unusual_intensities(clean) == []
+    np.testing.assert_allclose(dice_scores(perfect(clean), clean), 1)
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("kind", ["empty", "inverted", "shifted", "another's label", "swapped"])
 def test_a_planted_mistake_is_found_and_named(clean, kind, seed):
-    """The model sees pictures, so it finds what is there whatever the label says."""
+    """Predictions come from the images, so a wrong label does not change them."""
     spoilt, i = spoil(clean, kind, np.random.default_rng(seed))
-    found = find_mistakes(perfect(clean), spoilt)
-    assert [f.example for f in found] == [f"e{i}"]
-    assert found[0].kind == kind or (kind == "another's label" and found[0].kind == "shifted")
+    findings = find_label_mistakes(perfect(clean), spoilt)
+    assert [f.example for f in findings] == [f"e{i}"]
+    assert findings[0].kind == kind or (kind == "another's label" and findings[0].kind == "shifted")
 
 
 def test_a_duplicate_is_found(clean):
@@ -75,92 +75,94 @@ def test_a_duplicate_is_found(clean):
     assert f"e{i}" in (found.example, found.message.split()[4].rstrip(";"))
 
 
-def test_blank_slices_and_those_of_one_volume_are_no_copies(clean):
+def test_blank_slices_and_slices_of_one_volume_are_no_duplicates(clean):
     names = tuple(f"scan{i // 4}, slice {i % 4}" for i in range(16))
     images = np.where(np.arange(16)[:, None, None] % 4 == 0, 0, clean.images)  # the first slice of each is blank
     images[2], masks = images[1], clean.masks * (np.arange(16)[:, None, None] % 4 > 0)
     support = replace(clean, images=images, masks=masks, names=names)
     assert find_duplicates(support) == []
-    assert find_mistakes(perfect(support), support) == []
+    assert find_label_mistakes(perfect(support), support) == []
     images[6] = images[1]
     assert [f.example for f in find_duplicates(support)] == ["scan1, slice 2"] * 2  # of two slices of scan0
 
 
-def test_a_label_of_which_nothing_is_left_is_told(clean):
+def test_a_label_too_thin_in_every_example_is_found(clean):
     masks = clean.masks * np.array([1, 0], np.uint8)[:, None, None, None]
-    assert [f.message[:8] for f in find_lost(replace(clean, masks=masks))] == ["label 2:"]
-    assert find_lost(clean) == []
+    assert [f.message[:8] for f in find_vanished_labels(replace(clean, masks=masks))] == ["label 2:"]
+    assert find_vanished_labels(clean) == []
 
 
 def test_a_copied_label_is_found_though_all_labels_are_nearly_alike(clean):
     masks = clean.masks.copy()
     masks[:, 3] = masks[:, 8]
     probabilities = perfect(clean)
-    found = find_mistakes(probabilities, Support(clean.images, masks, clean.labels, clean.names, clean.subjects))
-    assert [(f.example, f.kind) for f in found] == [("e3", "another's label")]
-    assert "e8" in found[0].message
+    findings = find_label_mistakes(
+        probabilities, Support(clean.images, masks, clean.labels, clean.names, clean.subjects)
+    )
+    assert [(f.example, f.kind) for f in findings] == [("e3", "another's label")]
+    assert "e8" in findings[0].message
 
 
-def test_a_label_that_nothing_explains_is_a_misfit_and_a_usual_spread_is_none(clean):
+def test_an_unexplained_label_is_a_misfit_unless_the_spread_is_usual(clean):
     masks = clean.masks.copy()
     masks[0, 3] = 0
     masks[0, 3, ::5, ::2] = 1  # dots: no shift, exchange or other label makes a disc of them
     spoilt = Support(clean.images, masks, clean.labels, clean.names, clean.subjects)
-    (found,) = find_mistakes(perfect(clean), spoilt)
+    (found,) = find_label_mistakes(perfect(clean), spoilt)
     assert (found.example, found.kind) == ("e3", "misfit")
-    assert "label 1: does not fit what the others find (overlap 0." in found.message
-    # Where the model finds only a part of every second one, one more that it hardly finds is nothing to tell.
+    assert "label 1: does not match the prediction from the others (Dice 0." in found.message
+    # If the model finds only a part of every second label, one more poor match is no finding.
     probabilities = perfect(clean)
     for i in range(0, len(clean), 2):
         probabilities[i, 0, ::2] = 0
     probabilities[1, 0, np.arange(128) % 3 > 0] = 0
-    assert find_mistakes(probabilities, clean) == []
+    assert find_label_mistakes(probabilities, clean) == []
 
 
-def test_an_odd_picture_is_found(clean):
+def test_unusual_intensities_are_found(clean):
     images = clean.images.copy()
     images[5] = 1 - images[5]
-    found = find_odd(Support(images, clean.masks, clean.labels, clean.names, clean.subjects))
-    assert [f.example for f in found] == ["e5"]
+    findings = find_unusual_intensities(Support(images, clean.masks, clean.labels, clean.names, clean.subjects))
+    assert [f.example for f in findings] == ["e5"]
 
 
 @pytest.mark.parametrize("shift", [(0, 20), (-15, 7), (30, -30)])
-def test_the_shift_is_that_of_the_label(shift):
+def test_best_shift_is_the_shift_of_the_label(shift):
     mask = disc(128, (60, 60), 20).astype(np.float32)
     moved = disc(128, (60 + shift[0], 60 + shift[1]), 20)
-    found, fit = best_shift(mask, moved)
-    np.testing.assert_array_equal(found, shift)
+    best, fit = best_shift(mask, moved)
+    assert best == shift
     assert fit > 0.99
 
 
 def test_others_are_of_other_subjects(clean):
     support = Support(clean.images, clean.masks, clean.labels, clean.names, ("a", "a", *map(str, range(14))))
-    assert 1 not in others_of(support)[0]
-    assert len(others_of(support)[5]) == 15
+    assert 1 not in rows_of_others(support)[0]
+    assert len(rows_of_others(support)[5]) == 15
     alone = Support(clean.images, clean.masks, clean.labels, clean.names, ("a",) * 16)
-    assert all(i not in rows and len(rows) == 15 for i, rows in enumerate(others_of(alone)))
+    assert all(i not in rows and len(rows) == 15 for i, rows in enumerate(rows_of_others(alone)))
     slices = Support(
         clean.images, clean.masks, clean.labels, [f"scan{i // 4}, slice {i % 4}" for i in range(16)], ("a",) * 16
     )
     assert all(
         len(rows) == 12 and not set(rows) & set(range(i - i % 4, i - i % 4 + 4))
-        for i, rows in enumerate(others_of(slices))
+        for i, rows in enumerate(rows_of_others(slices))
     )
-    assert "meta.json can say so" in find_sets(slices)[0].message
-    with pytest.raises(UserError, match="scan0 alone"):
-        others_of(slices.take(range(4)))
-    rows = draw(others_of(support), 14, 2, np.random.default_rng(0))
+    assert "meta.json can name several" in find_few_subjects(slices)[0].message
+    with pytest.raises(UserError, match="holds only scan0"):
+        rows_of_others(slices.take(range(4)))
+    rows = sample_supports(rows_of_others(support), 14, 2, np.random.default_rng(0))
     assert rows.shape == (16, 2, 14)
     assert all(len(set(r)) == 14 for r in rows.reshape(-1, 14).tolist())
 
 
-def test_the_benchmark_draws_sixteen_or_all(clean):
+def test_the_benchmark_samples_sixteen_or_all(clean):
     rng = np.random.default_rng(0)
     assert len(set(draw_set(clean, rng).names)) == 16
     assert len(set(draw_set(clean.take(range(5)), rng).names)) == 5
 
 
-def test_only_clear_harm_is_told(clean):
+def test_only_clear_harm_is_a_finding(clean):
     influence = np.array([np.nan, -0.05, 0.1, -0.01, *[np.nan] * 12])
     assert [f.example for f in find_harmful(influence, clean)] == ["e1"]
 
@@ -172,8 +174,7 @@ def test_the_command_on_a_folder(tmp_path, capsys):
     folder = write_folder(tmp_path / "s", count=5)
     arguments = ["check", "--support", str(folder), "--checkpoint", str(tmp_path / "tiny")]
     assert main([*arguments, "--json", str(tmp_path / "a.json"), "--html", str(tmp_path / "a.html")]) == 0
-    said = capsys.readouterr().out
-    assert "leave-one-out Dice" in said
+    assert "leave-one-out Dice" in capsys.readouterr().out
     result = json.loads((tmp_path / "a.json").read_text())
     assert [e["name"] for e in result["examples"]] == [f"p{i}_0" for i in range(5)]
     assert [c["support_size"] for c in result["curve"]] == [1, 2, 4]
@@ -189,4 +190,4 @@ def test_the_command_on_a_folder(tmp_path, capsys):
         for i in range(1, 5):
             (folder / part / f"p{i}_0.png").unlink()
     assert main(arguments) == 1
-    assert "at least two pictures or volumes are needed" in capsys.readouterr().err
+    assert "needs at least two images or volumes" in capsys.readouterr().err

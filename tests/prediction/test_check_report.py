@@ -1,4 +1,4 @@
-"""What `check` found, in words and on a page."""
+"""The result of `check` as text and as a page."""
 
 import numpy as np
 import pytest
@@ -9,18 +9,19 @@ from tests.prediction.test_check import discs
 from universeg_jax.errors import UserError
 from universeg_jax.model.factory import build_model, init_params
 from universeg_jax.prediction.check import check
-from universeg_jax.prediction.check_report import as_page, as_text
+from universeg_jax.prediction.check_report import check_text, write_check_page
 from universeg_jax.prediction.predictor import Predictor
 
 
-def test_texts_name_every_finding():
+def test_the_text_names_every_finding_and_the_page_shows_every_example(tmp_path):
     config = tiny_config()
     predictor = Predictor(init_params(build_model(config.model), 0), config)
     spoilt, _ = spoil(discs(6), "duplicate", np.random.default_rng(0))
     result = check(predictor, spoilt, thorough=False)
     assert result["subjects"] == 6
-    assert all(f["message"] in as_text(result) for f in result["findings"])
+    assert all(f["message"] in check_text(result) for f in result["findings"])
     assert any(f["kind"] == "duplicate" for f in result["findings"])
-    assert as_page(result, spoilt).count("<figure>") == 6
+    write_check_page(tmp_path / "check.html", result, spoilt)
+    assert (tmp_path / "check.html").read_text().count("<figure>") == 6
     with pytest.raises(UserError, match="at least two"):
         check(predictor, spoilt.take([0]))

@@ -1,7 +1,6 @@
-"""`universeg predict`: any file in, a mask in its geometry out; nothing lost, nothing overwritten."""
+"""`universeg predict`: a mask in each query's own geometry; nothing lost, nothing overwritten."""
 
 import csv
-import errno
 import json
 import os
 import resource
@@ -21,14 +20,13 @@ from tests.prediction.test_support import write_volumes
 from tests.readers.test_dicom import series
 from universeg_jax.cli import main
 from universeg_jax.errors import UserError
-from universeg_jax.prediction import files as predict_files_module
 from universeg_jax.prediction.files import (
-    draw_overlay,
     find_queries,
+    mask_files,
+    plot_overlay,
     predict_files,
-    targets_of,
 )
-from universeg_jax.prediction.predictor import Options, Segmenter, combine
+from universeg_jax.prediction.predictor import Options, Segmenter, make_prediction
 from universeg_jax.prediction.support import read_support_folder
 from universeg_jax.readers.errors import ImageError
 from universeg_jax.readers.folder import read_folder
@@ -57,9 +55,9 @@ def test_the_command_writes_a_mask_for_every_query(checkpoint, tmp_path, capsys)
     first = (out / "p1_0.png").stat().st_mtime_ns
     (out / "p2_0.png").unlink()
     capsys.readouterr()
-    assert main([*arguments, "--out", str(out)]) == 0  # goes on where it was
-    assert "1 masks" in (said := capsys.readouterr().out)
-    assert "2 were there already" in said
+    assert main([*arguments, "--out", str(out)]) == 0  # resumes
+    assert "1 masks written" in (said := capsys.readouterr().out)
+    assert "2 already there" in said
     assert (out / "p1_0.png").stat().st_mtime_ns == first
     assert main([*arguments, "--out", str(out), "--support_size", "2"]) == 1
     assert "other weights or options" in capsys.readouterr().err
@@ -96,7 +94,7 @@ def random_affine(seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_volumes_mask_has_its_grid(predictor, tmp_path, seed):
+def test_the_mask_of_a_volume_is_on_its_grid(predictor, tmp_path, seed):
     support = read_support_folder(write_volumes(tmp_path / "support"))
     affine = random_affine(seed)
     queries = write_volumes(tmp_path / "new", radii=(0.6,), affine=affine) / "images"
@@ -116,14 +114,14 @@ def test_a_volumes_mask_has_its_grid(predictor, tmp_path, seed):
     )
 
 
-def test_pictures_may_support_volumes(predictor, tmp_path):
+def test_images_may_support_volumes(predictor, tmp_path):
     support = read_support_folder(write_folder(tmp_path / "s", count=3))
     queries = write_volumes(tmp_path / "v", radii=(0.6,)) / "images"
     assert predict_files(predictor.segmenter(support), [queries], tmp_path / "out", axis=0) == 0
     assert read_label_volume(tmp_path / "out" / "case0.nii.gz").shape == (24, 24, 8)
 
 
-def test_wrong_places_are_known_before_the_first_prediction(predictor, tmp_path, capsys):
+def test_a_wrong_folder_is_refused_before_the_first_prediction(predictor, tmp_path, capsys):
     folder = write_folder(tmp_path / "s", count=2)
     segmenter = predictor.segmenter(read_support_folder(folder))
 
@@ -134,7 +132,7 @@ def test_wrong_places_are_known_before_the_first_prediction(predictor, tmp_path,
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
     refused([tmp_path / "absent"], tmp_path / "o", "does not exist")
-    refused([tmp_path / "empty"], tmp_path / "o", "no pictures or volumes")
+    refused([tmp_path / "empty"], tmp_path / "o", "no images or volumes")
     refused([folder / "images"], tmp_path / "file", "cannot be written")
     refused([folder / "images", folder / "labels"], tmp_path / "o", "would both become")
     assert not (tmp_path / "o").exists()
@@ -143,7 +141,7 @@ def test_wrong_places_are_known_before_the_first_prediction(predictor, tmp_path,
     assert "several channels or times" in capsys.readouterr().err
 
 
-def told(path):
+def table(path):
     """predictions.csv without order."""
     return sorted(tuple(row.values()) for row in csv.DictReader((path / "predictions.csv").open()))
 
@@ -155,7 +153,7 @@ def test_two_processes_do_what_one_does(predictor, tmp_path, capsys):
     assert predict_files(segmenter, [folder / "images"], tmp_path / "one") == 1
     assert predict_files(segmenter, [folder / "images"], tmp_path / "two", jobs=2) == 1
     assert "p9_0.png" in capsys.readouterr().err
-    assert told(tmp_path / "two") == told(tmp_path / "one")
+    assert table(tmp_path / "two") == table(tmp_path / "one")
     assert len(names(tmp_path / "two")) == 5
     for name in names(tmp_path / "two"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
@@ -163,115 +161,56 @@ def test_two_processes_do_what_one_does(predictor, tmp_path, capsys):
         predict_files(segmenter, [folder / "images"], tmp_path / "two", jobs=0)
 
 
-def test_a_killed_job_does_only_what_is_missing(predictor, tmp_path, capsys):
+def test_a_killed_job_resumes_with_what_is_missing(predictor, tmp_path, capsys):
     """Killed between a mask and its line, and in the middle of a line."""
     folder, out = write_folder(tmp_path / "s", count=4), tmp_path / "out"
     segmenter = predictor.segmenter(read_support_folder(folder))
     assert predict_files(segmenter, [folder / "images"], out) == 0
-    whole_table, before = told(out), {name: (out / name).stat().st_mtime_ns for name in names(out)}
+    whole_table, before = table(out), {name: (out / name).stat().st_mtime_ns for name in names(out)}
     lines = (out / "predictions.csv").read_bytes().splitlines(keepends=True)
     (out / "predictions.csv").write_bytes(b"".join(lines[:3]) + lines[3][:9])
     (out / "p3_0.png").unlink()
     capsys.readouterr()
     assert predict_files(segmenter, [folder / "images"], out) == 0
-    assert "2 masks" in (said := capsys.readouterr().out)
-    assert "2 were there already" in said
-    assert told(out) == whole_table
+    assert "2 masks written" in (said := capsys.readouterr().out)
+    assert "2 already there" in said
+    assert table(out) == whole_table
     assert [n for n in names(out) if (out / n).stat().st_mtime_ns == before[n]] == ["p0_0.png", "p1_0.png"]
 
 
-def test_a_pipeline_of_two_workers_does_what_one_process_does(predictor, tmp_path, capsys):
-    pytest.importorskip("apache_beam", reason="needs universeg_jax[beam]")
-    folder = write_folder(tmp_path / "s", count=5, ids=(1, 2))
-    segmenter = predictor.segmenter(read_support_folder(folder))
-    (folder / "images" / "p9_0.png").write_bytes(b"broken")
-    assert predict_files(segmenter, [folder / "images"], tmp_path / "one") == 1
-    assert predict_files(segmenter, [folder / "images"], tmp_path / "two", jobs=2, beam=()) == 1
-    assert "p9_0.png" in capsys.readouterr().err
-    assert told(tmp_path / "two") == told(tmp_path / "one")
-    assert names(tmp_path / "two") == names(tmp_path / "one")
-    for name in names(tmp_path / "two"):
-        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
-
-
-def test_what_workers_of_a_killed_pipeline_left_is_not_done_again(predictor, tmp_path, capsys):
-    """Lines of two workers: one of them twice, one cut short, one of a file that cannot be read."""
-    folder, out = write_folder(tmp_path / "s", count=4), tmp_path / "out"
-    segmenter = predictor.segmenter(read_support_folder(folder))
-    assert predict_files(segmenter, [folder / "images"], out) == 0
-    whole_table, before = told(out), {name: (out / name).stat().st_mtime_ns for name in names(out)}
-    rows = {row["query"]: [row] for row in csv.DictReader((out / "predictions.csv").open())}
-    lines = [json.dumps(line) for line in rows.items()]
-    (out / ".parts").mkdir()
-    (out / ".parts" / "a.jsonl").write_text(f'{lines[0]}\n["x.png", "x.png: cannot be read"]\n{lines[1]}\n')
-    (out / ".parts" / "b.jsonl").write_text(f"{lines[0]}\n{lines[2]}\n{lines[3][:20]}")
-    (out / "predictions.csv").unlink()
-    capsys.readouterr()
-    assert predict_files(segmenter, [folder / "images"], out) == 0
-    assert "1 masks" in (said := capsys.readouterr().out)
-    assert "3 were there already" in said
-    assert told(out) == whole_table
-    assert [n for n in before if (out / n).stat().st_mtime_ns != before[n]] == ["p3_0.png"]
-    assert not (out / ".parts").exists()
-
-
-def test_a_full_disk_stops_a_pipeline_with_one_line(predictor, tmp_path, monkeypatch):
-    pytest.importorskip("apache_beam", reason="needs universeg_jax[beam]")
-    folder = write_folder(tmp_path / "s", count=2)
-    segmenter = predictor.segmenter(read_support_folder(folder))
-    monkeypatch.setattr(predict_files_module, "_try_file", disk_is_full)
-    with pytest.raises(UserError, match="stopped: .*No space left on device.*make room"):
-        predict_files(segmenter, [folder / "images"], tmp_path / "out", jobs=2, beam=())
-
-
-def disk_is_full(*_):
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def test_without_beam_the_remedy_is_told_first(predictor, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "apache_beam", None)
-    folder = write_folder(tmp_path / "s", count=2)
-    with pytest.raises(UserError, match=r"pip install 'universeg_jax\[beam\]'"):
-        predict_files(predictor.segmenter(read_support_folder(folder)), [folder], tmp_path / "out", beam=())
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("beam", [[], ["--beam"]])
-def test_a_killed_job_of_two_processes_goes_on(checkpoint, predictor, tmp_path, beam):
-    """Of a pool, and of a pipeline: done files stay, nobody goes on writing, the rest is made."""
-    if beam:
-        pytest.importorskip("apache_beam", reason="needs universeg_jax[beam]")
+def test_a_killed_job_of_two_processes_resumes(checkpoint, predictor, tmp_path):
+    """Finished files stay, no orphan keeps writing, and the rest is written by the next run."""
     support = write_folder(tmp_path / "support", count=2)
     queries, out = write_folder(tmp_path / "new", count=300) / "images", tmp_path / "out"
     command = [sys.executable, "-m", "universeg_jax.cli", "predict", "--jobs", "2", "--checkpoint", checkpoint]
     process = subprocess.Popen(
-        [*map(str, command), "--support", support, "--queries", queries, "--out", out, *beam],
+        [*map(str, command), "--support", support, "--queries", queries, "--out", out],
         env={**os.environ, "JAX_PLATFORMS": "cpu"}, start_new_session=True,
     )  # fmt: skip
 
-    def made():
+    def written():
         return list(out.glob("p*.png"))
 
-    while len(made()) < 10:
+    while len(written()) < 10:
         assert process.poll() is None
         time.sleep(0.05)
     process.kill()
     process.wait()
     deadline = time.monotonic() + 60
-    while alive(process.pid):  # nobody is left who would write
+    while is_alive(process.pid):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    done = {path.name: path.stat().st_mtime_ns for path in made()}
-    assert 10 <= len(done) < 300
+    finished = {path.name: path.stat().st_mtime_ns for path in written()}
+    assert 10 <= len(finished) < 300
     segmenter = predictor.segmenter(read_support_folder(support))
-    assert predict_files(segmenter, [queries], out, jobs=2, beam=() if beam else None) == 0
-    assert sorted(row[1] for row in told(out)) == names(out) == sorted(f"p{i}_0.png" for i in range(300))
-    kept = [name for name, written in done.items() if (out / name).stat().st_mtime_ns == written]
-    assert len(kept) >= len(done) - 4  # lines that were cut short or not written yet, at most two a process
+    assert predict_files(segmenter, [queries], out, jobs=2) == 0
+    assert sorted(row[1] for row in table(out)) == names(out) == sorted(f"p{i}_0.png" for i in range(300))
+    kept = [name for name, time_ns in finished.items() if (out / name).stat().st_mtime_ns == time_ns]
+    assert len(kept) >= len(finished) - 4  # lines cut short or not yet written, at most two per process
 
 
-def alive(group):
+def is_alive(group):
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
@@ -288,10 +227,12 @@ def test_a_full_disk_stops_the_job_and_leaves_whole_files(predictor, tmp_path, m
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     noise = tmp_path / "noise.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200), np.uint8)).save(noise)
-    monkeypatch.setattr(Segmenter, "__call__", lambda *_: combine(np.random.default_rng(0).random((1, 200, 200)), (1,)))
+    monkeypatch.setattr(
+        Segmenter, "__call__", lambda *_: make_prediction(np.random.default_rng(0).random((1, 200, 200)), (1,))
+    )
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
     try:
-        with pytest.raises(UserError, match="File too large; finished masks are in .*: make room"):
+        with pytest.raises(UserError, match="File too large; finished masks are in .*: free some space"):
             predict_files(segmenter, [folder / "images" / "p0_0.png", noise], out)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -321,7 +262,7 @@ def test_one_example_is_enough(predictor, tmp_path):
     assert names(tmp_path / "out") == ["p0_0.png"]
 
 
-def test_a_query_of_another_modality_is_told_with_its_measure(predictor, tmp_path, capsys):
+def test_a_query_of_another_modality_gives_a_warning_with_its_distance(predictor, tmp_path, capsys):
     folder = write_folder(tmp_path / "s", count=4)
     inverted = tmp_path / "other.png"
     Image.fromarray(255 - np.asarray(Image.open(folder / "images" / "p0_0.png"))).save(inverted)
@@ -330,17 +271,17 @@ def test_a_query_of_another_modality_is_told_with_its_measure(predictor, tmp_pat
     said = [line for line in capsys.readouterr().err.splitlines() if "looks unlike the support" in line]
     assert len(said) == 1
     assert said[0].startswith(str(inverted))
-    assert "distance of grey values 0." in said[0]
+    assert "intensity distance 0." in said[0]
 
 
-def test_images_that_were_exchanged_with_labels_are_told(checkpoint, tmp_path, capsys):
+def test_exchanged_images_and_labels_are_refused(checkpoint, tmp_path, capsys):
     folder = write_folder(tmp_path / "s", count=2)
     (folder / "images").rename(folder / "x")
     (folder / "labels").rename(folder / "images")
     (folder / "x").rename(folder / "labels")
     arguments = ["predict", "--checkpoint", str(checkpoint), "--support", str(folder)]
     assert main([*arguments, "--queries", str(folder / "images"), "--out", str(tmp_path / "out")]) == 1
-    assert "look exchanged: the label holds" in capsys.readouterr().err
+    assert "look exchanged: the label has" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -390,7 +331,7 @@ def pydicom_read(file):
     return pytest.importorskip("pydicom").dcmread(file)
 
 
-def test_dicom_seg_without_its_package_is_told_first(predictor, tmp_path, monkeypatch):
+def test_dicom_seg_without_its_package_is_refused_first(predictor, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "highdicom", None)
     folder = write_folder(tmp_path / "s", count=2)
     with pytest.raises(UserError, match=r"universeg_jax\[dicom\]"):
@@ -404,10 +345,10 @@ def test_queries_are_found_in_natural_order(tmp_path, capsys):
         (tmp_path / "v" / "images" / name).write_bytes(b"")
     found = find_queries([tmp_path / "v" / "images"])
     assert [p.name for p in found] == ["b2.png", "b10.png", "case0.nii.gz"]
-    assert "passed over notes.txt, which are not read" in capsys.readouterr().err
+    assert "skipped notes.txt: not a supported format" in capsys.readouterr().err
 
 
-def test_series_are_told_from_other_folders_and_keep_their_names(tmp_path):
+def test_series_are_distinguished_from_other_folders_and_keep_their_names(tmp_path):
     """A folder of volumes with a stray file is none; files of a series may end in a UID, and folders in a number."""
     pytest.importorskip("pydicom")
     volumes = write_volumes(tmp_path / "v", radii=(0.5,)) / "images"
@@ -422,11 +363,11 @@ def test_series_are_told_from_other_folders_and_keep_their_names(tmp_path):
     (tmp_path / "scans" / ".DS_Store").write_bytes(b"x")
     found = find_queries([tmp_path / "scans"])
     assert [p.name for p in found] == ["1.2.840.100", "1.2.840.101"]
-    targets = [targets_of(scan, tmp_path, (1,), False) for scan in found]
+    targets = [mask_files(scan, tmp_path, (1,), False) for scan in found]
     assert targets == [[tmp_path / "1.2.840.100.nii.gz"], [tmp_path / "1.2.840.101.nii.gz"]]
 
 
-def test_one_dicom_file_is_a_picture(predictor, tmp_path):
+def test_one_dicom_file_is_an_image(predictor, tmp_path):
     pydicom = pytest.importorskip("pydicom")
     scan = series(tmp_path / "scan")
     file = sorted(scan.iterdir())[0].rename(tmp_path / "xray.dcm")
@@ -436,7 +377,7 @@ def test_one_dicom_file_is_a_picture(predictor, tmp_path):
     assert np.asarray(Image.open(tmp_path / "out" / "xray.png")).shape == pixels.shape
 
 
-def test_queries_are_cut_and_windowed_as_the_support_was(predictor, tmp_path):
+def test_queries_are_sliced_and_windowed_like_the_support(predictor, tmp_path):
     """Sagittal examples, an isotropic query: it is cut sagittally; and by the window of the support's meta.json."""
     support = write_volumes(tmp_path / "s", affine=np.diag([4.0, 1, 1, 1]))
     (support / "meta.json").write_text(json.dumps({"labels": {"2": "ball"}, "window": [0, 50]}))
@@ -453,14 +394,14 @@ def test_queries_are_cut_and_windowed_as_the_support_was(predictor, tmp_path):
 def test_overlays_show_the_outline_alone():
     probabilities = np.zeros((1, 9, 9), np.float32)
     probabilities[0, 2:7, 2:7] = 1
-    drawn = np.asarray(draw_overlay(np.eye(9, dtype=np.float32), combine(probabilities, (1,))))
+    drawn = np.asarray(plot_overlay(np.eye(9, dtype=np.float32), make_prediction(probabilities, (1,))))
     red = (drawn == (230, 60, 60)).all(-1)
     assert red.sum() == 16
     assert not red[3:6, 3:6].any()
 
 
 @pytest.mark.slow
-def test_any_damage_to_files_is_told_in_one_line_each(predictor, tmp_path, capsys):
+def test_every_damaged_file_is_named_in_one_line(predictor, tmp_path, capsys):
     """1,000 files with random bytes changed, one call: no traceback, no other shape, no input overwritten."""
     source = write_folder(tmp_path / "s", count=2)
     segmenter = predictor.segmenter(read_support_folder(source))

@@ -10,7 +10,6 @@ from PIL import Image
 from tests.fixtures import write_folder
 from universeg_jax.errors import UserError
 from universeg_jax.prediction.files import predict_files
-from universeg_jax.prediction.out_folder import whole
 from universeg_jax.prediction.predictor import Options
 from universeg_jax.prediction.support import read_support_folder
 
@@ -24,7 +23,7 @@ def rows(out):
     return list(csv.DictReader((out / "predictions.csv").open(encoding="utf-8")))
 
 
-def test_the_mask_of_another_patient_is_not_taken_for_this_ones(segmenter, tmp_path, monkeypatch):
+def test_the_mask_of_another_patient_is_not_reused(segmenter, tmp_path, monkeypatch):
     first, second = (write_folder(tmp_path / name, count=2) / "images" for name in ("anna", "bert"))
     out = tmp_path / "out"
     assert predict_files(segmenter, [first], out) == 0
@@ -38,17 +37,17 @@ def test_the_mask_of_another_patient_is_not_taken_for_this_ones(segmenter, tmp_p
     assert [row["query"] for row in rows(out)] == [str(second / f"p{i}_0.png") for i in range(2)]
 
 
-def test_what_no_earlier_call_made_is_not_overwritten(segmenter, tmp_path):
+def test_files_that_no_earlier_run_wrote_are_not_overwritten(segmenter, tmp_path):
     folder = write_folder(tmp_path / "new", count=2)
     drawn = (folder / "labels" / "p0_0.png").read_bytes()
-    with pytest.raises(UserError, match=r"p0_0\.png is there, and no earlier call made it"):
+    with pytest.raises(UserError, match=r"p0_0\.png exists, and no earlier run wrote it"):
         predict_files(segmenter, [folder / "images"], folder / "labels")
     assert (folder / "labels" / "p0_0.png").read_bytes() == drawn
     assert not (folder / "labels" / "predict.json").exists()
     assert predict_files(segmenter, [folder / "images"], folder / "labels", overwrite=True) == 0
 
 
-def test_the_table_has_each_mask_once_and_of_one_setting(segmenter, tmp_path):
+def test_the_table_has_each_mask_once_and_one_setting(segmenter, tmp_path):
     queries, out = write_folder(tmp_path / "new", count=3) / "images", tmp_path / "out"
     assert predict_files(segmenter, [queries], out) == 0
     (out / "p1_0.png").unlink()
@@ -58,12 +57,12 @@ def test_the_table_has_each_mask_once_and_of_one_setting(segmenter, tmp_path):
     assert predict_files(other, [queries / "p0_0.png"], out, overwrite=True) == 0
     assert [row["mask"] for row in rows(out)] == ["p0_0.png"]
     written = (out / "p1_0.png").stat().st_mtime_ns
-    assert predict_files(other, [queries], out) == 0  # those of the first setting are made again
+    assert predict_files(other, [queries], out) == 0  # masks of the first setting are written again
     assert (out / "p1_0.png").stat().st_mtime_ns > written
     assert sorted(row["mask"] for row in rows(out)) == [f"p{i}_0.png" for i in range(3)]
 
 
-def test_overlays_that_are_missing_are_made(segmenter, tmp_path):
+def test_missing_overlays_are_written(segmenter, tmp_path):
     queries, out = write_folder(tmp_path / "new", count=2) / "images", tmp_path / "out"
     assert predict_files(segmenter, [queries], out) == 0
     assert predict_files(segmenter, [queries], out, overlay=True) == 0
@@ -84,20 +83,3 @@ def test_a_name_that_is_no_utf8_is_escaped(segmenter, tmp_path):
     for _ in range(2):
         assert predict_files(segmenter, [folder], tmp_path / "out") == 0
         assert [row["mask"] for row in rows(tmp_path / "out")] == ["M\\udcfcller_1.png"]
-
-
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
-    target = tmp_path / "a.nii.gz"
-
-    def interrupted():
-        with whole(target) as temporary:
-            temporary.write_text("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert list(tmp_path.iterdir()) == []
-    with whole(target) as temporary:
-        assert temporary.name.endswith(".nii.gz")
-        temporary.write_text("all")
-    assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]

@@ -1,4 +1,4 @@
-"""Prediction from files of any size, by library and by command."""
+"""Prediction from Python: geometry, labels, support samples, flips and errors."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,8 +13,8 @@ from universeg_jax.episode import resize
 from universeg_jax.errors import UserError
 from universeg_jax.model.factory import build_model
 from universeg_jax.prediction import predictor as predictor_module
-from universeg_jax.prediction.predictor import Options, among, combine
-from universeg_jax.prediction.support import choose, make_support
+from universeg_jax.prediction.predictor import Options, exclusive_probabilities, make_prediction
+from universeg_jax.prediction.support import make_support, select_examples
 from universeg_jax.readers.preprocess import preprocess_image
 from universeg_jax.readers.volumes import make_volume
 
@@ -30,7 +30,7 @@ def test_logits_are_the_models_own(predictor):
 
 
 @pytest.mark.parametrize("shape", [(20, 33), (200, 90), (16, 16, 3)])
-def test_a_mask_has_its_querys_geometry(predictor, shape):
+def test_a_mask_has_the_geometry_of_its_query(predictor, shape):
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 255, (30, 40)) for _ in range(3)]
     labels = [(image > 128).astype(int) * 7 for image in images]
@@ -54,8 +54,8 @@ def test_intensities_and_colour_channels_do_not_matter(predictor):
         np.testing.assert_allclose(other.probabilities, first.probabilities, atol=1e-4)
 
 
-def test_a_prepared_support_gives_what_the_model_gives(predictor):
-    """Two labels and three draws in one batched pass, against the model called for each."""
+def test_a_prepared_support_equals_the_model(predictor):
+    """Two labels and three support samples in one batched pass, against the model called for each."""
     rng = np.random.default_rng(2)
     images = [rng.random((128, 128), np.float32) for _ in range(7)]
     labels = [1 * (image > 0.4) + 4 * (image > 0.7) for image in images]
@@ -64,13 +64,13 @@ def test_a_prepared_support_gives_what_the_model_gives(predictor):
     assert support.labels == (1, 5)
     segment = predictor.segmenter(support, Options(support_size=4, ensemble=3, choose="random", seed=5))
     expected = 0
-    for rows in choose(support, query, None, 4, 3, "random", 5):
+    for rows in select_examples(support, query, None, 4, 3, "random", 5):
         stack, masks = (resize(jnp.asarray(x, jnp.float32)[..., None], 16) for x in (support.images, support.masks))
         at_size = preprocess_image(query, 128)[None, ..., None]
         logits = [predictor.logits(resize(at_size, 16), stack[rows][None], (m[rows][None] >= 0.5) * 1.0) for m in masks]
-        expected += among(jnp.stack([resize(x, 128)[0, ..., 0] for x in logits])) / 3
-    found = segment(query)
-    np.testing.assert_allclose(found.probabilities, expected, atol=1e-5)
+        expected += exclusive_probabilities(jnp.stack([resize(x, 128)[0, ..., 0] for x in logits])) / 3
+    prediction = segment(query)
+    np.testing.assert_allclose(prediction.probabilities, expected, atol=1e-5)
     batch = segment.probabilities(np.stack([preprocess_image(query, 128)] * 11))
     np.testing.assert_allclose(batch, np.repeat(np.asarray(expected)[None], 11, 0), atol=1e-5)
 
@@ -87,34 +87,36 @@ def test_flips_of_query_and_support_are_averaged(predictor):
     np.testing.assert_allclose(predictor.segment(query, images, labels, flips=True).probabilities, expected, atol=1e-5)
 
 
-def test_labels_that_exclude_one_another(predictor):
-    """One label is the sigmoid; of several the one with the largest logit above 0 wins."""
+def test_exclusive_labels(predictor):
+    """One label gives the sigmoid; of several, the largest logit above 0 wins."""
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 40)) * 3)
-    np.testing.assert_allclose(among(logits[:1]), jax.nn.sigmoid(logits[:1]), atol=1e-6)
-    prediction = combine(np.asarray(among(logits)), (3, 7, 300))
+    np.testing.assert_allclose(exclusive_probabilities(logits[:1]), jax.nn.sigmoid(logits[:1]), atol=1e-6)
+    prediction = make_prediction(np.asarray(exclusive_probabilities(logits)), (3, 7, 300))
     best = np.asarray([3, 7, 300])[np.argmax(logits, 0)]
     np.testing.assert_array_equal(prediction.mask, np.where(logits.max(0) >= 0, best, 0))
     assert prediction.mask.dtype == np.uint16
     assert 0 <= prediction.uncertainty.min() <= prediction.uncertainty.max() <= 1
 
 
-def test_labels_that_may_overlap():
+def test_overlapping_labels():
     probabilities = np.array([[[0.6, 0.7, 0.2]], [[0.8, 0.6, 0.4]]], np.float32)
-    prediction = combine(probabilities, (3, 300), overlap=True)
+    prediction = make_prediction(probabilities, (3, 300), overlap=True)
     np.testing.assert_array_equal(prediction.mask, [[[1, 1, 0]], [[1, 1, 0]]])
     p = np.array([0.6, 0.6, 0.4])  # the less certain one of the two
     np.testing.assert_allclose(prediction.uncertainty[0], -(p * np.log2(p) + (1 - p) * np.log2(1 - p)), rtol=1e-5)
     np.testing.assert_array_equal(prediction.of(300)[0], [[True, True, False]])
+    with pytest.raises(UserError, match="label 9 is not in this prediction; its labels are 3, 300"):
+        prediction.of(9)
 
 
 def test_confidence_is_the_expected_dice():
-    prediction = combine(np.array([[[0.9, 0.6, 0.2, 0.0]]], np.float32), (2,))
+    prediction = make_prediction(np.array([[[0.9, 0.6, 0.2, 0.0]]], np.float32), (2,))
     np.testing.assert_allclose(prediction.confidence(2), 2 * 1.5 / (1.7 + 2), rtol=1e-5)
-    assert combine(np.full((1, 2, 2), 0.1, np.float32), (2,)).confidence(2) == 0
+    assert make_prediction(np.full((1, 2, 2), 0.1, np.float32), (2,)).confidence(2) == 0
 
 
 def test_smoothing_blurs_across_the_slices_of_a_volume(predictor):
-    """A Gaussian in millimetres along the axis that is cut, and nothing within the plane."""
+    """A Gaussian in millimetres across the slices, and none within the plane."""
     rng = np.random.default_rng(5)
     images = rng.random((3, 20, 20))
     support = make_support(images, images > 0.5)
@@ -152,6 +154,7 @@ def test_threads_share_a_predictor(predictor):
         ([], [], "0 support images"),
         ([np.eye(4)], [np.zeros((4, 4))], "every support label is empty"),
         ([np.eye(4)], [np.eye(5)], "support 0"),
+        ([np.eye(4)], [np.eye(4) / 2], "support 0: values are not class ids"),
     ],
 )
 def test_a_wrong_support_is_named(predictor, images, labels, word):
@@ -165,7 +168,7 @@ def test_wrong_options_are_named(predictor, options, word):
         predictor.segment(np.eye(8), [np.eye(8)], [np.eye(8)], **options)
 
 
-def test_a_path_that_is_no_checkpoint_says_what_would_be(tmp_path, capsys):
+def test_a_path_without_a_checkpoint_is_refused_with_the_remedy(tmp_path, capsys):
     for path in (tmp_path, tmp_path / "absent"):
         assert main(["checkpoint", str(path)]) == 1
         assert "workdir of train.py" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Support sets of pictures and of volumes, and which of their examples are shown to the network."""
+"""Support sets of images and of volumes, and the selection of examples."""
 
 import nibabel as nib
 import numpy as np
@@ -11,10 +11,10 @@ from universeg_jax.errors import UserError
 from universeg_jax.prediction.support import (
     CHOICES,
     Support,
-    choose,
     k_centre,
     make_support,
     read_support_folder,
+    select_examples,
     thumbnails,
 )
 
@@ -29,24 +29,24 @@ def some_support(count, positions=None, seed=0):
 @given(
     count=st.integers(1, 20),
     size=st.integers(1, 12),
-    draws=st.integers(1, 4),
+    samples=st.integers(1, 4),
     how=st.sampled_from(CHOICES),
     seed=st.integers(0, 99),
 )
-def test_a_draw_holds_each_example_once(count, size, draws, how, seed):
+def test_a_sample_holds_each_example_once(count, size, samples, how, seed):
     support = some_support(count)
-    rows = choose(support, support.images[0], None, size, draws, how, seed)
-    assert rows.shape == ((1, count) if count <= size else (draws, size))
+    rows = select_examples(support, support.images[0], None, size, samples, how, seed)
+    assert rows.shape == ((1, count) if count <= size else (samples, size))
     assert all(len(set(row)) == len(row) for row in rows.tolist())
     assert rows.min() >= 0
     assert rows.max() < count
-    np.testing.assert_array_equal(rows, choose(support, support.images[0], None, size, draws, how, seed))
+    np.testing.assert_array_equal(rows, select_examples(support, support.images[0], None, size, samples, how, seed))
 
 
 def test_nearest_takes_what_looks_like_the_query():
     support = some_support(10)
     query = np.clip(3 * support.images[7] - 1, 0, 1)  # another contrast
-    assert 7 in choose(support, query, None, 1, 1, "nearest", 0)
+    assert 7 in select_examples(support, query, None, 1, 1, "nearest", 0)
     np.testing.assert_array_equal(np.diag(thumbnails(support.images) @ thumbnails(support.images).T).round(4), 1)
 
 
@@ -58,18 +58,18 @@ def test_diverse_takes_one_of_each_cluster():
     assert {row // 5 for row in k_centre(features, 4).tolist()} == {0, 1, 2, 3}
 
 
-def test_slices_are_shown_examples_from_about_their_height():
+def test_slices_get_examples_from_about_their_height():
     support = some_support(40, positions=np.tile((np.arange(20) + 0.5) / 20, 2).astype(np.float32))
     for how in CHOICES:
-        rows = choose(support, support.images[0], 0.1, 4, 3, how, 0)
+        rows = select_examples(support, support.images[0], 0.1, 4, 3, how, 0)
         assert np.abs(support.positions[rows] - 0.1).max() < 0.2
 
 
-def test_many_ids_are_no_mistake_in_a_picture_of_more_values():
+def test_many_ids_are_accepted_in_an_image_of_more_values():
     image = np.arange(900).reshape(30, 30)
     cells = image // 30
     assert len(make_support([image], [cells]).labels) == 29
-    with pytest.raises(UserError, match="the label holds 30 different values, the image only 2"):
+    with pytest.raises(UserError, match="the label has 30 different values, the image only 2"):
         make_support([image > 400], [cells])
 
 
@@ -111,17 +111,17 @@ def write_volumes(path, radii=(0.5, 0.7), affine=None):
     return path
 
 
-def test_labels_too_thin_to_be_seen_are_told_with_the_remedy():
+def test_labels_too_thin_for_the_network_are_refused_with_the_remedy():
     label = np.zeros((2000, 2000), np.uint8)
     label[::200] = 1  # a tenth of a pixel of 128, a fifth of one of 256
     image = np.random.default_rng(0).random(label.shape)
-    with pytest.raises(UserError, match="no label is left at 128 pixels.*--tiles 2"):
+    with pytest.raises(UserError, match="too small or thin for 128x128 pixels.*--tiles 2"):
         make_support([image] * 2, [label] * 2)
-    with pytest.raises(UserError, match="no label is left at 256 pixels.*more than --tiles 2"):
+    with pytest.raises(UserError, match="too small or thin for 256x256 pixels.*more than --tiles 2"):
         make_support([image] * 2, [label] * 2, tiles=2)
 
 
-def test_an_id_may_be_missing_in_a_volume_and_its_slices_are_those_of_meta_json(tmp_path):
+def test_an_id_may_be_missing_in_a_volume_and_meta_json_sets_its_axis_and_window(tmp_path):
     write_volumes(tmp_path, radii=(0.5, 0.6))
     path = tmp_path / "labels" / "case1.nii.gz"
     label = nib.load(path)
@@ -147,7 +147,7 @@ def test_volumes_become_slices_with_positions(tmp_path):
     assert (areas[:, 4] > 0).all()
     assert areas[1, 4] > areas[0, 4]
     assert read_support_folder(tmp_path, axis=0).images.shape == (48, 128, 128)
-    with pytest.raises(UserError, match="label 7 never occurs; the ids there are .2"):
+    with pytest.raises(UserError, match="label 7 never occurs; the ids are .2"):
         read_support_folder(tmp_path, label=7)
     (tmp_path / "labels" / "case1.nii.gz").unlink()
     with pytest.raises(UserError, match=r"case1.nii.gz: has no label"):

@@ -1,51 +1,53 @@
-"""Remarks on predictions: made where something is wrong, not made where nothing is."""
+"""Warnings about predictions: present if something is wrong, absent if not."""
 
 import numpy as np
 import pytest
 
 from tests.fixtures import disc
 from universeg_jax.prediction.support import make_support
-from universeg_jax.prediction.warnings import appearance, doubts, reference
+from universeg_jax.prediction.warnings import appearance, find_warnings, support_statistics
 
 
-def picture(seed, contrast=1.0, radius=30):
+def disc_image(seed, contrast=1.0, radius=30):
     rng = np.random.default_rng(seed)
     mask = disc(128, rng.uniform(50, 78, 2), radius)
     return np.clip(0.3 + 0.1 * rng.normal(size=(128, 128)) + 0.4 * mask, 0, 1) ** contrast, mask.astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
-def known():
-    return reference(make_support(*zip(*[picture(i) for i in range(8)], strict=True)))
+def statistics():
+    return support_statistics(make_support(*zip(*[disc_image(i) for i in range(8)], strict=True)))
 
 
-def remarks(known, image, probabilities):
-    return doubts(known, image[None].astype(np.float32), probabilities[None, None].astype(np.float32), (3,))
+def warnings_of(statistics, image, probabilities):
+    return find_warnings(statistics, image[None].astype(np.float32), probabilities[None, None].astype(np.float32), (3,))
 
 
-def test_nothing_is_said_of_a_good_prediction(known):
+def test_a_good_prediction_has_no_warnings(statistics):
     for seed in range(20, 40):
-        image, mask = picture(seed)
-        assert remarks(known, image, 0.05 + 0.9 * mask) == ()
+        image, mask = disc_image(seed)
+        assert warnings_of(statistics, image, 0.05 + 0.9 * mask) == ()
 
 
-def test_another_modality_is_remarked_on_with_its_measure(known):
-    for image in (1 - picture(20)[0], picture(20, contrast=4)[0], disc(128, (60, 60), 40) * 1.0):
-        assert any("looks unlike the support" in remark for remark in remarks(known, image, 0.9 * picture(20)[1]))
+def test_another_modality_gives_a_warning(statistics):
+    for image in (1 - disc_image(20)[0], disc_image(20, contrast=4)[0], disc(128, (60, 60), 40) * 1.0):
+        assert any(
+            "looks unlike the support" in remark for remark in warnings_of(statistics, image, 0.9 * disc_image(20)[1])
+        )
 
 
-def test_empty_unsure_and_odd_sized_masks_are_remarked_on(known):
-    image, mask = picture(20)
-    assert remarks(known, image, 0.4 * mask) == ("label 3: nothing found",)
+def test_empty_unsure_and_unusually_sized_masks_give_a_warning(statistics):
+    image, mask = disc_image(20)
+    assert warnings_of(statistics, image, 0.4 * mask) == ("label 3: nothing found",)
     expected = 2 * 0.52 * mask.sum() / (0.52 * mask.sum() + 0.1 * (mask == 0).sum() + mask.sum())
-    assert remarks(known, image, np.where(mask, 0.52, 0.1)) == (f"label 3: low confidence ({expected:.2f})",)
-    large = remarks(known, image, 0.99 * np.ones((128, 128)))
+    assert warnings_of(statistics, image, np.where(mask, 0.52, 0.1)) == (f"label 3: low confidence ({expected:.2f})",)
+    large = warnings_of(statistics, image, 0.99 * np.ones((128, 128)))
     assert large == ("label 3: more than 4 times larger than in any example",)
-    small = remarks(known, image, 0.99 * disc(128, (60, 60), 5))
+    small = warnings_of(statistics, image, 0.99 * disc(128, (60, 60), 5))
     assert small == ("label 3: more than 4 times smaller than in any example",)
 
 
-def test_the_distance_is_that_of_grey_values():
+def test_the_distance_is_the_difference_of_grey_values():
     flat = np.zeros((2, 128, 128), np.float32)
     flat[1] = 0.5
     a, b = appearance(flat)

@@ -13,9 +13,9 @@ from absl import flags
 from ml_collections import config_flags
 from PIL import Image
 
-from configs import ablations
 from tests.fixtures import build_discs, tiny_config
 from universeg_jax.cli import main
+from universeg_jax.configs import ablations
 from universeg_jax.configuration import flatten, to_dict
 from universeg_jax.data.dataset import open_dataset
 from universeg_jax.episodes import augment
@@ -311,7 +311,7 @@ def test_no_run_starts_after_the_minutes(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["--sweep=colour"], "--sweep=colour: must be one of support_size, num_datasets"),
-        (["--sweep=width", "--base=absent.py"], "--base=absent.py: no such file"),
+        (["--sweep=width", "--base=absent.py"], "config absent.py: there is no Python file absent.py"),
         (["--sweep=width", "--set=nothing=1"], "--set nothing=1: write FIELD=VALUE of a field"),
         (["--sweep=width", "--set=num_steps"], "--set num_steps: write FIELD=VALUE"),
         (["--sweep=width", "--set=num_steps=many"], "--set num_steps=many: not the field's type"),

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from configs import default
 from tests.fixtures import assert_trees_equal, tiny_config
 from universeg_jax.checkpoints import store
+from universeg_jax.configs import default
 from universeg_jax.configuration import to_dict
 from universeg_jax.data.tasks import task_table
 from universeg_jax.episode import Episode, to_device_floats

@@ -39,7 +39,7 @@ from universeg_jax.evaluation import metrics
 from universeg_jax.model.unet import UNet
 from universeg_jax.training import losses
 
-HELD_OUT = 0.2  # of the subjects
+UNET_HELD_OUT = 0.2  # of the subjects
 
 
 def read(dataset: Dataset, task: Task, examples: TaskSide, size: int, hold_out: bool) -> Labelled:
@@ -74,7 +74,7 @@ def held_out(dataset: Dataset, task: Task, subjects: np.ndarray) -> np.ndarray:
     if len(distinct) < MIN_SUBJECTS_TO_HOLD_OUT:
         return np.zeros(len(subjects), bool)
     hashes = [subject_hash(f"{task.name} held back", dataset.index.subjects[code]) for code in distinct]
-    return np.isin(subjects, distinct[np.argsort(hashes)[: max(round(HELD_OUT * len(distinct)), 1)]])
+    return np.isin(subjects, distinct[np.argsort(hashes)[: max(round(UNET_HELD_OUT * len(distinct)), 1)]])
 
 
 def unet_loss(params: Any, key: Array, data: Labelled, model: UNet, batch_size: int) -> Array:

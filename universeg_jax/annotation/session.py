@@ -1,7 +1,7 @@
-"""What the page of `universeg demo` does, without the page: examples, images, masks and pictures of them.
+"""The state of an annotation page and what it computes: examples, queries, masks and how they are shown.
 
-A `Session` is what one browser tab has so far; every function returns a new one. Pictures from a browser are read as
-files are (images.py) and keep their own intensities, so that a saved support folder loses nothing.
+A `Session` is the state of one browser tab; functions that change it return a new one. Uploaded images keep their own
+intensities, so that a saved support folder loses nothing.
 """
 
 import io
@@ -18,30 +18,29 @@ from universeg_jax.errors import UserError
 from universeg_jax.prediction.predictor import Prediction, Predictor
 from universeg_jax.readers.errors import ImageError
 from universeg_jax.readers.images import read_image, read_label
-from universeg_jax.readers.preprocess import min_max
+from universeg_jax.reports.overlay import COLOURS, outline, to_display
 
-# Colours of ids 1 to 6, on the page and in the editor.
-PALETTE = ((230, 60, 60), (40, 170, 90), (60, 110, 230), (235, 170, 30), (170, 70, 200), (30, 190, 200))
-VIEW = 640  # pixels of a picture's longer side on the page
+MAX_ID = len(COLOURS)  # the page shows ids from 1
+VIEW = 640  # pixels of the longer side of an image on the page
 OPACITY = 0.5
-STEPS = 6  # examples whose effect is shown
+MAX_EFFECTS = 6  # number of examples with their effect on the page
 
 
 @dataclass(frozen=True, eq=False)
-class Example:
+class LabelledImage:
     name: str
     image: np.ndarray  # float32 [H, W] in the file's own intensities
-    label: np.ndarray  # uint8 [H, W], ids 1 to 6
+    label: np.ndarray  # uint8 [H, W], ids 0 to MAX_ID
 
 
 @dataclass(frozen=True, eq=False)
 class Session:
-    """One tab's examples, images to segment, the place among them, and the masks accepted so far."""
+    """Examples, queries and accepted masks of one browser tab."""
 
-    examples: tuple[Example, ...] = ()
-    queries: tuple[tuple[str, np.ndarray], ...] = ()
-    current: int = 0
-    masks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    examples: tuple[LabelledImage, ...] = ()
+    queries: tuple[tuple[str, np.ndarray], ...] = ()  # (name, image)
+    current: int = 0  # index of the query on the page
+    masks: Mapping[str, np.ndarray] = field(default_factory=dict)  # accepted ones, by the name of the query
 
     @property
     def query(self) -> tuple[str, np.ndarray] | None:
@@ -49,22 +48,22 @@ class Session:
 
 
 def read_uploads(files: Sequence[str], folder: Path, is_label: bool = False) -> dict[str, np.ndarray]:
-    """Names and pictures of files that a browser sent to `folder`; no file outside it is opened. Deletes them.
+    """Reads name → image (or label) from files that a browser uploaded to `folder`, and deletes the files.
 
-    Raises UserError that names the file as the browser did.
+    Opens no file outside the folder. Raises UserError with the name that the user gave the file.
     """
     paths = [Path(file).resolve() for file in files]
     for path in paths:
         if not path.is_relative_to(folder.resolve()):
             raise UserError(f"{path.name} was not uploaded here; choose it again")
     try:
-        pictures: dict[str, np.ndarray] = {}
+        arrays: dict[str, np.ndarray] = {}
         for path in paths:
-            name = path.stem.lstrip(".") or "image"  # a folder's hidden files are passed over
-            if name in pictures:
+            name = path.stem.lstrip(".") or "image"  # a hidden file would be skipped in a saved folder
+            if name in arrays:
                 raise UserError(f"two files are named {name}; rename one of them")
-            pictures[name] = read_label(path) if is_label else read_image(path)
-        return pictures
+            arrays[name] = read_label(path) if is_label else read_image(path)
+        return arrays
     except ImageError as error:
         raise UserError(str(ImageError(Path(error.path).name, error.problem, error.detail))) from error
     finally:
@@ -73,9 +72,9 @@ def read_uploads(files: Sequence[str], folder: Path, is_label: bool = False) -> 
 
 
 def add_examples(session: Session, images: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]) -> Session:
-    """With images and masks of the same names added; one whose name is there already is replaced. Raises UserError."""
+    """Adds images with the labels of the same names; replaces examples of these names. Raises UserError."""
     if not images:
-        raise UserError("no images: choose images and their masks, which have the same file names")
+        raise UserError("no images: choose images, and masks with the same file names")
     for name in images.keys() ^ labels.keys():
         missing = "mask" if name in images else "image"
         raise UserError(f"{name} has no {missing}; an image and its mask need the same file name")
@@ -85,78 +84,78 @@ def add_examples(session: Session, images: Mapping[str, np.ndarray], labels: Map
     ids = sorted({int(i) for label in labels.values() for i in np.unique(label)} - {0})
     if not ids:
         raise UserError("every mask is empty: mark the structure with a value above 0")
-    if len(ids) == 1 and ids[0] > len(PALETTE):  # 0 and 255 is what many programs save
+    if len(ids) == 1 and ids[0] > MAX_ID:  # many programs save masks as 0 and 255
         labels = {name: label != 0 for name, label in labels.items()}
-    elif ids[-1] > len(PALETTE):
-        raise UserError(f"masks hold ids {ids}; the page shows 1 to {len(PALETTE)}, `universeg predict` takes any")
+    elif ids[-1] > MAX_ID:
+        raise UserError(f"masks hold ids {ids}; the page shows 1 to {MAX_ID}; use `universeg predict` for others")
     for name, image in images.items():
-        session = add_example(session, Example(name, image, labels[name].astype(np.uint8)))
+        session = add_example(session, LabelledImage(name, image, labels[name].astype(np.uint8)))
     return session
 
 
-def add_example(session: Session, example: Example) -> Session:
+def add_example(session: Session, example: LabelledImage) -> Session:
     others = tuple(e for e in session.examples if e.name != example.name)
     return replace(session, examples=(*others, example))
 
 
 def add_queries(session: Session, images: Mapping[str, np.ndarray]) -> Session:
-    """With images to segment added, at the first of them; one whose name is there already is replaced, its mask too."""
+    """Adds queries and moves to the first of them; replaces queries of the same names, and drops their masks."""
     others = tuple((name, image) for name, image in session.queries if name not in images)
     masks = {name: mask for name, mask in session.masks.items() if name not in images}
     return replace(session, queries=(*others, *images.items()), current=len(others), masks=masks)
 
 
-def step(session: Session, by: int) -> Session:
-    """At the next or previous image, without leaving the list."""
+def move(session: Session, by: int) -> Session:
+    """Moves to a later or, with a negative number, an earlier query, and stops at either end."""
     return replace(session, current=int(np.clip(session.current + by, 0, max(len(session.queries) - 1, 0))))
 
 
 def accept(session: Session, mask: np.ndarray) -> Session:
-    """With the current image and its mask among the examples, at the next image. Raises UserError."""
+    """Adds the current query with its mask to the examples and moves to the next query. Raises UserError."""
     if session.query is None:
-        raise UserError("there is no image to accept; upload one")
+        raise UserError("there is no image to accept: upload one")
     name, image = session.query
     if not mask.any():
         raise UserError(f"the mask of {name} is empty: draw the structure first, or go to the next image")
     mask = mask.astype(np.uint8)
-    session = add_example(session, Example(name, image, mask))
-    return step(replace(session, masks={**session.masks, name: mask}), 1)
+    session = add_example(session, LabelledImage(name, image, mask))
+    return move(replace(session, masks={**session.masks, name: mask}), 1)
 
 
-def support_for(session: Session) -> tuple[Example, ...]:
-    """The examples that the current image is segmented by: all but itself."""
+def support_for(session: Session) -> tuple[LabelledImage, ...]:
+    """All examples but the current query itself."""
     return tuple(e for e in session.examples if session.query is None or e.name != session.query[0])
 
 
 def predict(predictor: Predictor, session: Session) -> Prediction | None:
-    """Of the current image; None where there is none, or no example that marks anything."""
+    """Segments the current query; None without a query or without a label."""
     examples = support_for(session)
     if session.query is None or not any(e.label.any() for e in examples):
         return None
     return _segment(predictor, examples, session.query[1])
 
 
-def effects(predictor: Predictor, session: Session) -> list[tuple[np.ndarray, str]]:
-    """(overlay, caption) of the current image with the first 1, 2, … examples; of more than six the last six.
+def example_effects(predictor: Predictor, session: Session) -> list[tuple[np.ndarray, str]]:
+    """(overlay, caption) of the current query with the first 1, 2, … examples; the last MAX_EFFECTS of them.
 
-    A caption says how many pixels are marked at first, then how many each further example changes (Δ).
+    The first caption counts marked pixels, the others the pixels (Δ) that one more example changes.
     """
-    examples, pictures, before = support_for(session), [], None
+    examples, overlays, before = support_for(session), [], None
     if session.query is None:
         return []
     image = session.query[1]
-    for count in range(max(1, len(examples) - STEPS + 1), len(examples) + 1):
+    for count in range(max(1, len(examples) - MAX_EFFECTS + 1), len(examples) + 1):
         if not any(e.label.any() for e in examples[:count]):
             continue
         mask = _segment(predictor, examples[:count], image).mask
         pixels = f"{np.count_nonzero(mask)}" if before is None else f"Δ {np.count_nonzero(mask != before)}"
         caption = f"{pixels}: {'' if before is None else '+ '}{examples[count - 1].name}"
-        pictures.append((overlay(image, mask), caption))
+        overlays.append((overlay(image, mask), caption))
         before = mask
-    return pictures
+    return overlays
 
 
-def _segment(predictor: Predictor, examples: Sequence[Example], image: np.ndarray) -> Prediction:
+def _segment(predictor: Predictor, examples: Sequence[LabelledImage], image: np.ndarray) -> Prediction:
     return predictor.for_support([e.image for e in examples], [e.label for e in examples])(image)
 
 
@@ -165,13 +164,13 @@ def _size(image: np.ndarray) -> str:
 
 
 def view_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Height and width on the page: the longer side is VIEW pixels."""
+    """(height, width) on the page, where the longer side is VIEW pixels."""
     height, width = (max(1, round(n * VIEW / max(shape))) for n in shape)
     return height, width
 
 
-def nearest(ids: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """[H, W] → `shape`, each pixel the one below its centre."""
+def resize_nearest(ids: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """[H, W] → `shape`; each pixel takes the value at its centre."""
     rows, columns = (
         ((np.arange(new) + 0.5) * old / new).astype(int) for old, new in zip(ids.shape, shape, strict=True)
     )
@@ -179,75 +178,71 @@ def nearest(ids: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def view(image: np.ndarray) -> np.ndarray:
-    """uint8 [h, w, 3] for the page, from the darkest to the brightest, but for the outermost 0.5 %."""
-    window = np.percentile(image, (0.5, 99.5))
-    inside = np.clip(image, *window) if window[1] > window[0] else image
+    """An image at the size of the page, uint8 [h, w, 3]."""
     height, width = view_shape(image.shape)
-    grey = Image.fromarray(np.round(255 * min_max(inside)).astype(np.uint8)).resize((width, height), Image.BILINEAR)
+    grey = Image.fromarray(to_display(image)).resize((width, height), Image.Resampling.BILINEAR)
     return np.repeat(np.asarray(grey)[..., None], 3, axis=-1)
 
 
 def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """uint8 [h, w, 3]: the picture with each id in its colour, and its outline."""
-    picture = view(image).astype(np.float32)
-    ids = nearest(mask, picture.shape[:2])
-    colours = np.asarray(((0, 0, 0), *PALETTE), np.float32)[np.minimum(ids, len(PALETTE))]
-    padded = np.pad(ids, 1, mode="edge")
-    edge = ids != padded[2:, 1:-1]
-    for other in (padded[:-2, 1:-1], padded[1:-1, 2:], padded[1:-1, :-2]):
-        edge |= ids != other
-    opacity = np.where(ids > 0, np.where(edge, 1, OPACITY * 0.7), 0)[..., None]
-    return np.round((1 - opacity) * picture + opacity * colours).astype(np.uint8)
+    """An image at the size of the page with each id filled and outlined in its colour, uint8 [h, w, 3]."""
+    grey = view(image).astype(np.float32)
+    ids = resize_nearest(mask, grey.shape[:2])
+    opacity, colours = np.zeros(grey.shape, np.float32), np.zeros_like(grey)
+    for label, colour in enumerate(COLOURS, 1):
+        opacity[ids == label], colours[ids == label] = OPACITY * 0.7, colour
+        opacity[outline(ids == label)] = 1
+    return np.round((1 - opacity) * grey + opacity * colours).astype(np.uint8)
 
 
-def heat(uncertainty: np.ndarray) -> np.ndarray:
-    """uint8 [h, w, 3] of values in [0, 1], black to yellow."""
+def heat_map(uncertainty: np.ndarray) -> np.ndarray:
+    """Values in [0, 1] at the size of the page, uint8 [h, w, 3], black to yellow."""
     import matplotlib
 
-    at_view = nearest(uncertainty, view_shape(uncertainty.shape))
+    at_view = resize_nearest(uncertainty, view_shape(uncertainty.shape))
     return (255 * matplotlib.colormaps["inferno"](np.clip(at_view, 0, 1))[..., :3]).astype(np.uint8)
 
 
 def editor_value(image: np.ndarray, mask: np.ndarray | None) -> dict[str, Any]:
-    """What the editor is given: the picture in a square, and the mask as a layer of colours [VIEW, VIEW, 4].
+    """The editor's content: the image in a square, and the mask as a layer of colours, both [VIEW, VIEW, ...].
 
-    The editor's canvas is that square: where a picture changes its size, Gradio moves the layer against the picture.
+    The square is the editor's canvas, because Gradio shifts layers against images that change in size.
     """
     height, width = view_shape(image.shape)
-    picture, ids = np.full((VIEW, VIEW, 3), 255, np.uint8), np.zeros((VIEW, VIEW), np.uint8)
-    picture[:height, :width] = view(image)
+    background, ids = np.full((VIEW, VIEW, 3), 255, np.uint8), np.zeros((VIEW, VIEW), np.uint8)
+    background[:height, :width] = view(image)
     if mask is not None:
-        ids[:height, :width] = nearest(mask, (height, width))
+        ids[:height, :width] = resize_nearest(mask, (height, width))
     layer = np.zeros((*ids.shape, 4), np.uint8)
-    layer[ids > 0, :3] = np.asarray(PALETTE, np.uint8)[np.minimum(ids[ids > 0], len(PALETTE)) - 1]
+    layer[ids > 0, :3] = np.asarray(COLOURS, np.uint8)[np.minimum(ids[ids > 0], MAX_ID) - 1]
     layer[ids > 0, 3] = round(255 * OPACITY)
-    return {"background": picture, "layers": [layer], "composite": None}
+    return {"background": background, "layers": [layer], "composite": None}
 
 
 def edited_mask(value: Mapping[str, Any], image: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """uint8 [H, W]: `mask` with what was drawn or erased; where nothing was, it stays as exact as it is."""
+    """The mask, uint8 [H, W], after drawing and erasing in the editor; exact where nothing was touched."""
     mask = np.zeros(image.shape, np.uint8) if mask is None else mask
     height, width = view_shape(image.shape)
-    sent = nearest(mask, (height, width))
+    sent = resize_nearest(mask, (height, width))
     returned = np.zeros_like(sent)
     for layer in value["layers"]:
-        ids = nearest(nearest_colour(np.asarray(layer)), (VIEW, VIEW))[:height, :width]
+        ids = resize_nearest(nearest_colour(np.asarray(layer)), (VIEW, VIEW))[:height, :width]
         returned = np.where(ids > 0, ids, returned)
-    changed = nearest(sent != returned, image.shape)
-    return np.where(changed, nearest(returned, image.shape), mask).astype(np.uint8)
+    changed = resize_nearest(sent != returned, image.shape)
+    return np.where(changed, resize_nearest(returned, image.shape), mask).astype(np.uint8)
 
 
 def nearest_colour(layer: np.ndarray) -> np.ndarray:
-    """RGBA [h, w, 4] → ids [h, w]: the palette's nearest colour where a stroke is at least half as opaque as drawn."""
-    difference = layer[..., None, :3].astype(np.int32) - np.asarray(PALETTE)
+    """RGBA [h, w, 4] → ids [h, w] of the nearest colour, 0 where less than half as opaque as a stroke."""
+    difference = layer[..., None, :3].astype(np.int32) - np.asarray(COLOURS)
     ids = 1 + (difference**2).sum(-1).argmin(-1)
     return np.where(layer[..., 3] >= 255 * OPACITY / 2, ids, 0).astype(np.uint8)
 
 
-def support_zip(examples: Sequence[Example]) -> bytes:
-    """A support folder: images/ in their own intensities and labels/ as PNG."""
+def support_zip(examples: Sequence[LabelledImage]) -> bytes:
+    """A zip of a support folder: images/ with their own intensities, and labels/ as PNG."""
     if not examples:
-        raise UserError("there are no examples to save; upload or draw some")
+        raise UserError("there are no examples to save: upload or draw some")
     files = {}
     for e in examples:
         suffix, content = encode(e.image)
@@ -257,14 +252,14 @@ def support_zip(examples: Sequence[Example]) -> bytes:
 
 
 def masks_zip(masks: Mapping[str, np.ndarray]) -> bytes:
-    """Masks of label ids as PNG, each in its image's own size."""
+    """A zip of masks of label ids as PNG, each of its image's size."""
     if not masks:
-        raise UserError("there are no masks to save; upload images and segment them")
+        raise UserError("there are no masks to save: upload images and segment them")
     return _zip({f"{name}.png": encode(mask)[1] for name, mask in masks.items()})
 
 
 def encode(image: np.ndarray) -> tuple[str, bytes]:
-    """(suffix, file) without loss: PNG of 8 or 16 bits where the values are whole, else TIFF of float32."""
+    """(suffix, content) of a lossless file: PNG of 8 or 16 bits for whole numbers, else float32 TIFF."""
     whole = image.min() >= 0 and image.max() < 65536 and (image == np.floor(image)).all()
     suffix = ".png" if whole else ".tif"
     dtype = np.float32 if not whole else np.uint8 if image.max() < 256 else np.uint16

@@ -1,4 +1,4 @@
 """Subcommands of `universeg`, one module each: a docstring, EXAMPLE, add_arguments(parser) and run(args) → exit code.
 
-A module imports at its top only what parsing needs; `run` imports the rest, so that `--help` is quick.
+Modules import at the top only what parsing needs, so that `--help` is fast; `run` imports the rest.
 """

@@ -1,4 +1,7 @@
-"""Train and evaluate a sweep of configs/ablations.py, and gather its table and figure."""
+"""Train and evaluate a sweep of configs/ablations.py.
+
+Writes a table and a figure of the sweep.
+"""
 
 import argparse
 from pathlib import Path
@@ -8,20 +11,35 @@ EXAMPLE = "universeg ablate --sweep=support_size --workdir runs/ablations --data
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sweep", required=True, help="its name; a wrong one lists them")
-    parser.add_argument("--workdir", type=Path, required=True, help="for the runs, tables and figures of all sweeps")
-    parser.add_argument("--data_dir", default="data")
-    parser.add_argument("--base", default="configs/ablations.py", help="FILE[:argument] (default: %(default)s)")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of the base; repeatable")
-    parser.add_argument("--seeds", type=_numbers, default=(0, 1), help="runs of each point (default: 0,1)")
-    parser.add_argument("--role", default="test", help="of the datasets to evaluate on (default: %(default)s)")
-    parser.add_argument("--max_cases", type=int, default=0, help="queries a task; 0 = all")
-    parser.add_argument("--minutes", type=float, default=0, help="begin no run after so many; 0 = no limit (local)")
+    parser.add_argument("--sweep", required=True, help="name of the sweep; a wrong one lists them all")
+    parser.add_argument(
+        "--workdir", type=Path, required=True, help="folder for the runs, tables and figures of all sweeps"
+    )
+    parser.add_argument("--data_dir", default="data", help="folder of built datasets")
+    parser.add_argument("--base", default="configs/ablations.py", help="configuration, FILE[:argument]")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="override a field of the configuration; repeatable",
+    )
+    parser.add_argument(
+        "--seeds", type=_numbers, default=(0, 1), help="seeds of the runs of each point, comma-separated (default: 0,1)"
+    )
+    parser.add_argument("--role", default="test", help="role of the datasets to evaluate on")
+    parser.add_argument("--max_cases", type=int, default=0, help="largest number of queries per task (default: all)")
+    parser.add_argument(
+        "--minutes", type=float, default=0, help="start no run after so many minutes, with local (default: no limit)"
+    )
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
-    parser.add_argument("--launcher", default="local", choices=LAUNCHERS, help="none: only gather what is there")
+    parser.add_argument(
+        "--launcher", default="local", choices=LAUNCHERS, help="where to run; none only collects finished runs"
+    )
     parser.add_argument(
         "--slurm", action="append", default=[], metavar="KEY=VALUE",
-        help="of submitit: slurm_partition, timeout_min, gpus_per_node, cpus_per_task, mem_gb, …; repeatable",
+        help="parameter of submitit, such as slurm_partition, timeout_min, "
+        "gpus_per_node, cpus_per_task or mem_gb; repeatable",
     )  # fmt: skip
 
 
@@ -50,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         problems = run_local(jobs, args.minutes)
     else:
         problems = missing(jobs)
-    there = {out for job in jobs for out, _ in job.evaluations if evaluated(job, out)}
-    write_report(args.sweep, points, options, problems, there)
+    finished = {out for job in jobs for out, _ in job.evaluations if evaluated(job, out)}
+    write_report(args.sweep, points, options, problems, finished)
     print((args.workdir / f"{args.sweep}_{args.role}.md").read_text(), end="")
     return int(bool(problems))

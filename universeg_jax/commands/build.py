@@ -1,4 +1,7 @@
-"""Make datasets of folders of images and labels, and of public datasets as their publishers give them."""
+"""Build datasets from your own folders or from public downloads.
+
+Reads images with labels, nnU-Net and Decathlon folders, the published files of public datasets, and TFDS datasets.
+"""
 
 import argparse
 import os
@@ -15,37 +18,39 @@ EXAMPLE = "universeg build --folder my_scans --name my_scans --data_dir data"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        "--folder", help="a folder with images/, labels/ and perhaps meta.json; or of nnU-Net or Decathlon"
+        "--folder", help="a folder with images/, labels/ and optionally meta.json, or an nnU-Net or Decathlon folder"
     )
-    what.add_argument("--collection", help="a folder of such folders with a splits.json that gives each a role")
-    what.add_argument("--source", help="a public dataset, or a family of them: wbc_jtsc, wbc")
-    what.add_argument("--tfds", help="a TFDS dataset (array_record): its folder, or its name where DATA_DIR holds it")
-    what.add_argument("--list", action="store_true", help="the public datasets that are known, a line each")
-    parser.add_argument("--path", "--from", help="with --source: the folder with its files as they were published")
-    parser.add_argument("--image", help="with --tfds: the feature that is the picture, a/b for b within a")
-    parser.add_argument("--mask", help="with --tfds: the feature of class ids, 0 = background")
-    parser.add_argument("--subject", default="", help="with --tfds: the feature that says who it is; default: nobody")
-    parser.add_argument("--modality", default="", help="with --tfds")
-    parser.add_argument("--licence", default="", help="with --tfds")
-    parser.add_argument("--name", help="the dataset's name (with --folder, --tfds or one --source); default: theirs")
-    parser.add_argument("--data_dir", default="data", help="where datasets are built (default: %(default)s)")
+    what.add_argument("--collection", help="a folder of such folders, with a splits.json that gives each a role")
+    what.add_argument("--source", help="a public dataset or a family of them, such as wbc_jtsc or wbc")
+    what.add_argument("--tfds", help="a TFDS dataset (array_record): its folder, or its name in DATA_DIR")
+    what.add_argument("--list", action="store_true", help="list the supported public datasets")
+    parser.add_argument("--path", "--from", help="with --source: the folder with the published files")
+    parser.add_argument("--image", help="with --tfds: the image feature; a/b for b within a")
+    parser.add_argument("--mask", help="with --tfds: the feature of label ids, 0 is background")
     parser.add_argument(
-        "--role", default="test", choices=ROLES, help="with all but --collection (default: %(default)s)"
+        "--subject", default="", help="with --tfds: the feature that identifies the subject (default: unknown)"
     )
+    parser.add_argument("--modality", default="", help="with --tfds: the modality, such as CT")
+    parser.add_argument("--licence", default="", help="with --tfds: the licence of the data")
     parser.add_argument(
-        "--source_group", default="", help="datasets that share patients share this; with all but --collection"
+        "--name", help="name of the dataset, with --folder, --tfds or one --source (default: their own)"
     )
-    parser.add_argument("--roles", default=",".join(ROLES), help="with --collection: which to build, comma-separated")
-    parser.add_argument("--size", type=int, default=128, help="pixels a side (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
+    parser.add_argument("--data_dir", default="data", help="folder of built datasets")
+    parser.add_argument("--role", default="test", choices=ROLES, help="role of the dataset, except with --collection")
+    parser.add_argument(
+        "--source_group", default="", help="a name for datasets that share patients, except with --collection"
+    )
+    parser.add_argument("--roles", default=",".join(ROLES), help="with --collection: roles to build, comma-separated")
+    parser.add_argument("--size", type=int, default=128, help="pixels a side")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="number of processes")
     parser.add_argument(
         "--beam",
         nargs="?",
         const="",
         metavar="OPTIONS",
-        help="build by Apache Beam, with its own options in one argument; without them in WORKERS processes here",
+        help="build with Apache Beam: its options in one argument (default: WORKERS local processes)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="build again what is there from the same files")
+    parser.add_argument("--overwrite", action="store_true", help="rebuild existing datasets")
 
 
 def run(args: argparse.Namespace) -> int:

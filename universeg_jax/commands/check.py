@@ -1,38 +1,35 @@
-"""Look for mistakes in a support folder, and say how well it segments itself."""
+"""Find likely mistakes in a support folder.
+
+Segments each example with the others; reports leave-one-out Dice and labels or images that look wrong.
+"""
 
 import argparse
-import json
 from pathlib import Path
 
-from universeg_jax.commands.predict import AXES
+from universeg_jax.commands.predict import add_support_arguments, axis_number
 
 EXAMPLE = "universeg check --support my_scans --html my_scans.html"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--support", required=True, help="folder with images/ and labels/, of pictures or of volumes")
-    parser.add_argument(
-        "--checkpoint", default="small", help="packaged weights, a workdir or checkpoint (default: %(default)s)"
-    )
-    parser.add_argument("--label", type=int, help="this id alone; default: all ids")
-    parser.add_argument("--axis", choices=AXES, help="along which volumes are cut (default: as the first was acquired)")
-    parser.add_argument("--json", metavar="FILE", help="write all numbers there")
-    parser.add_argument("--html", metavar="FILE", help="write a page with every example there")
+    add_support_arguments(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to a JSON file")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page that shows every example")
 
 
 def run(args: argparse.Namespace) -> int:
     from universeg_jax.prediction.check import check
-    from universeg_jax.prediction.check_report import as_page, as_text
+    from universeg_jax.prediction.check_report import check_text, write_check_page
     from universeg_jax.prediction.predictor import Predictor
     from universeg_jax.prediction.support import read_support_folder
+    from universeg_jax.reports.files import write_json
 
-    axis = AXES.index(args.axis) if args.axis else None
     unusable: dict[str, str] = {}
-    support = read_support_folder(args.support, args.label, axis, unusable=unusable)
+    support = read_support_folder(args.support, args.label, axis_number(args), unusable=unusable)
     result = check(Predictor.from_checkpoint(args.checkpoint), support, progress=True, unusable=unusable)
-    print(as_text(result))
+    print(check_text(result))
     if args.json:
-        Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
+        write_json(args.json, result)
     if args.html:
-        Path(args.html).write_text(as_page(result, support))
+        write_check_page(args.html, result, support)
     return 0

@@ -1,4 +1,4 @@
-"""Show what a checkpoint is and what it was trained on."""
+"""Show a checkpoint's configuration and training data."""
 
 import argparse
 import json
@@ -7,8 +7,12 @@ EXAMPLE = "universeg checkpoint runs/mine"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", help="a workdir, one checkpoint, or the name of packaged weights")
-    parser.add_argument("--package", metavar="FILE", help="write its weights, if their lineage is open, to one file")
+    parser.add_argument("path", help="a run's workdir, a checkpoint, or the name of packaged weights")
+    parser.add_argument(
+        "--package",
+        metavar="FILE",
+        help="write the weights to one file, if all their training data may be redistributed",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Read released weights (.pt, .safetensors) as a checkpoint, or write a checkpoint as such a file."""
+"""Convert released weights to a checkpoint, or back."""
 
 import argparse
 
@@ -7,7 +7,7 @@ EXAMPLE = "universeg convert universeg_v1_nf64_ss64_STA.pt weights/release"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="a .pt, .pth or .safetensors file, or a checkpoint")
-    parser.add_argument("out", help="a new folder for the checkpoint, or a .pt or .safetensors file")
+    parser.add_argument("out", help="a new folder for a checkpoint, or a new .pt or .safetensors file")
 
 
 def run(args: argparse.Namespace) -> int:

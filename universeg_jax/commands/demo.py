@@ -1,4 +1,4 @@
-"""Serve a page on this machine: upload or draw examples, see and correct masks, save them."""
+"""Open a page on this machine to label and segment images."""
 
 import argparse
 
@@ -6,8 +6,8 @@ EXAMPLE = "universeg demo --checkpoint runs/mine --port 7860"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", default="small", help="a workdir of train.py, or one of its checkpoints")
-    parser.add_argument("--port", type=int, default=0, help="of 127.0.0.1 (default: the first free one from 7860 on)")
+    parser.add_argument("--checkpoint", default="small", help="packaged weights, a run's workdir or a checkpoint")
+    parser.add_argument("--port", type=int, default=0, help="port of 127.0.0.1 (default: the first free one from 7860)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,7 @@
-"""Write a checkpoint as one file that runs with jax and NumPy alone, on CPU, CUDA and TPU; or as ONNX."""
+"""Export a checkpoint to one file, for JAX or ONNX Runtime.
+
+The JAX file runs with only jax and NumPy, on CPU, CUDA and TPU.
+"""
 
 import argparse
 
@@ -6,9 +9,9 @@ EXAMPLE = "universeg export --checkpoint runs/mine --out model.zip"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", default="small", help="a workdir of train.py, or one of its checkpoints")
-    parser.add_argument("--out", required=True, help="a new file; one that ends with .onnx is ONNX")
-    parser.add_argument("--support_size", type=int, default=16, help="of ONNX, most examples (default: %(default)s)")
+    parser.add_argument("--checkpoint", default="small", help="packaged weights, a run's workdir or a checkpoint")
+    parser.add_argument("--out", required=True, help="a new file; the ending .onnx selects ONNX")
+    parser.add_argument("--support_size", type=int, default=16, help="with ONNX: largest number of examples")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,25 +1,25 @@
-"""Train a checkpoint further on a support folder, in minutes; kept only where that helps subjects held out of it."""
+"""Fine-tune a checkpoint on a support folder, in minutes.
+
+Keeps the result only if subjects held out of training gain.
+"""
 
 import argparse
 from pathlib import Path
 
-from universeg_jax.commands.predict import AXES
+from universeg_jax.commands.predict import add_support_arguments, axis_number
 
 EXAMPLE = "universeg finetune --support my_scans --out my_weights"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--support", required=True, help="folder with images/ and labels/, of pictures or of volumes")
-    parser.add_argument("--out", required=True, help="new folder for the checkpoint, which --checkpoint then takes")
+    add_support_arguments(parser)
     parser.add_argument(
-        "--checkpoint", default="small", help="packaged weights, a workdir or checkpoint (default: %(default)s)"
+        "--out", required=True, help="new folder for the checkpoint, for --checkpoint of other commands"
     )
-    parser.add_argument("--label", type=int, help="this id alone; default: all ids, each a task of its own")
-    parser.add_argument("--axis", choices=AXES, help="along which volumes are cut (default: as the first was acquired)")
-    parser.add_argument("--steps", type=int, default=100, help="of training at most (default: %(default)s)")
-    parser.add_argument("--score_every", type=int, default=20, help="steps between choices of the best parameters")
-    parser.add_argument("--support_size", type=int, default=16, help="examples an episode (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=100, help="largest number of training steps")
+    parser.add_argument("--score_every", type=int, default=20, help="steps between evaluations that select the best")
+    parser.add_argument("--support_size", type=int, default=16, help="examples per episode")
+    parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,8 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from universeg_jax.startup import use_compilation_cache
 
     use_compilation_cache()
-    axis = AXES.index(args.axis) if args.axis else None
-    support = read_support_folder(args.support, args.label, axis)
+    support = read_support_folder(args.support, args.label, axis_number(args))
     try:
         about = finetune_to(
             args.checkpoint,

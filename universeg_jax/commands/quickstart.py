@@ -1,7 +1,6 @@
 """`make quickstart`: data, training, evaluation and report in one command, which resumes when it is run again."""
 
 import argparse
-import importlib
 import shutil
 import sys
 import time
@@ -13,6 +12,7 @@ from ml_collections import ConfigDict
 
 from universeg_jax.checkpoints import store
 from universeg_jax.checkpoints.packaged import packaged, params_hash
+from universeg_jax.configs import quickstart as quickstart_config
 from universeg_jax.data.build import BuildOptions, build_folders, read_collection
 from universeg_jax.data.dataset import list_datasets, open_dataset
 from universeg_jax.episode import OFFICIAL_SIZE
@@ -26,7 +26,7 @@ from universeg_jax.reports.figures import plot_curves, plot_support_sizes
 from universeg_jax.reports.files import read_json, read_json_lines
 from universeg_jax.training import loop
 
-ROLES = ("train_open", "val", "test")
+ROLES = ["train_open", "val", "test"]
 SETTINGS = Settings(support_sizes=(1, 4, 16), ensembles=(1,), batch_size=16)
 BASELINES = {"mean_mask": (trivial.mean_mask, None), "nearest_label": (trivial.nearest_label, None)}
 
@@ -62,13 +62,13 @@ def quickstart(workdir: Path, data: str) -> None:
     loop.train_and_evaluate(config, workdir)
     print(f"[2/3] training: {minutes(started)} min")
     started = time.time()
-    evaluate(workdir, config.data_dir)
+    evaluate_and_report(workdir, config.data_dir)
     print(f"[3/3] evaluation: {minutes(started)} min")
     print(f"the report is {workdir}/report.md, its figures are in {workdir}/figures and {workdir}/eval/figures")
 
 
 def default_config() -> ConfigDict:
-    return importlib.import_module("configs.quickstart").get_config()
+    return quickstart_config.get_config()
 
 
 def print_plan(workdir: Path, config: ConfigDict, data: str) -> None:
@@ -99,7 +99,7 @@ def packaged_methods() -> dict[str, tuple[Method, Any]]:
     return {f"weights {name}": (model_method(p.model, p.config.image_size), p.params) for name, p in predictors.items()}
 
 
-def evaluate(workdir: Path, data_dir: str) -> None:
+def evaluate_and_report(workdir: Path, data_dir: str) -> None:
     """Writes scores on `test`, the report and figures, unless they exist for the same parameters and data."""
     params = store.load(str(workdir))[0]
     summary_path, record = (workdir / "eval" / name for name in ("summary.json", "evaluation.json"))

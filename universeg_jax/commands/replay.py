@@ -1,4 +1,4 @@
-"""Draw one episode of a run, as it was made and as its augmentation leaves it."""
+"""Plot one training episode before and after augmentation."""
 
 import argparse
 from pathlib import Path
@@ -9,11 +9,13 @@ EXAMPLE = "universeg replay --workdir runs/mine --step 1200 --index 3 --out epis
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workdir", required=True, help="of the run, whose config.json is read")
-    parser.add_argument("--step", type=int, required=True, help="of the run, from 0")
-    parser.add_argument("--index", type=int, default=0, help="place in the step's batch (default: %(default)s)")
-    parser.add_argument("--data_dir", help="where the run's datasets are now, in place of its config's")
-    parser.add_argument("--out", help="the picture, FILE.png (default: WORKDIR/episode_NUMBER.png)")
+    parser.add_argument("--workdir", required=True, help="folder of the run, with config.json")
+    parser.add_argument("--step", type=int, required=True, help="training step, from 0")
+    parser.add_argument(
+        "--index", type=int, default=0, help="place in the batch of the step, from 0 (default: %(default)s)"
+    )
+    parser.add_argument("--data_dir", help="folder of the run's datasets (default: the config's)")
+    parser.add_argument("--out", help="image file to write, FILE.png (default: WORKDIR/episode_NUMBER.png)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         ("index", args.index, config.batch_size),
     ):
         if not 0 <= value < count:
-            raise UserError(f"--{name} {value}: this run has those from 0 to {count - 1}")
+            raise UserError(f"--{name} {value}: use 0 to {count - 1} for this run")
     train_data, _ = open_data(config)
     check_same_data(workdir, lineage(config, train_data, []), ["trained_on"])
     number = args.step * config.batch_size + args.index

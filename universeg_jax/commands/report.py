@@ -1,4 +1,7 @@
-"""Write one HTML page about a training, finished or going on: curves, scores, masks, config."""
+"""Write an HTML page about a training run.
+
+Shows curves, scores, masks and configuration; works during training too.
+"""
 
 import argparse
 from pathlib import Path

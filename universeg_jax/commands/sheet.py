@@ -1,4 +1,4 @@
-"""Draw made tasks, or each operation of augmentation, in one picture to look at."""
+"""Plot synthetic tasks or augmentations as one image."""
 
 import argparse
 from pathlib import Path
@@ -7,12 +7,14 @@ EXAMPLE = "universeg sheet --kind=synthetic --config=configs/default.py --out sy
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--kind", required=True, choices=("synthetic", "superpixel", "augment"))
-    parser.add_argument("--config", default="configs/default.py", help="FILE[:argument], as for train.py")
-    parser.add_argument("--data_dir", help="in place of the config's; superpixels need data, augment takes some")
-    parser.add_argument("--size", type=int, help="pixels, in place of the config's image_size")
-    parser.add_argument("--first", type=int, default=0, help="index of the first episode")
-    parser.add_argument("--out", required=True, help="the picture, FILE.png")
+    parser.add_argument("--kind", required=True, choices=("synthetic", "superpixel", "augment"), help="what to plot")
+    parser.add_argument("--config", default="configs/default.py", help="configuration, FILE[:argument] as for train.py")
+    parser.add_argument(
+        "--data_dir", help="folder of built datasets; superpixel needs one, augment uses one (default: the config's)"
+    )
+    parser.add_argument("--size", type=int, help="pixels a side (default: the config's image_size)")
+    parser.add_argument("--first", type=int, default=0, help="index of the first episode (default: %(default)s)")
+    parser.add_argument("--out", required=True, help="image file to write, FILE.png")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,10 +9,15 @@ EXAMPLE = "universeg tasks --data_dir data"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data_dir", default="data")
-    parser.add_argument("--density", type=float, default=0.0, help="smallest share of an image that a label must cover")
-    parser.add_argument("--csv", help="also write the table there")
-    parser.add_argument("--html", help="also write a page there with three examples of every task, to look at")
+    parser.add_argument("--data_dir", default="data", help="folder of built datasets")
+    parser.add_argument(
+        "--density",
+        type=float,
+        default=0.0,
+        help="smallest share of an image that a label must cover, from 0 to 1 (default: 0)",
+    )
+    parser.add_argument("--csv", metavar="FILE", help="also write the table as CSV")
+    parser.add_argument("--html", metavar="FILE", help="also write a page with three examples of every task")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     datasets = [open_dataset(args.data_dir, name) for name in list_datasets(args.data_dir)]
     table = task_table(datasets, args.density)
     if not table:
-        raise UserError(f"no dataset in {args.data_dir}; `universeg build` makes one")
+        raise UserError(f"no dataset in {args.data_dir}; build one with `universeg build`")
     rows = [
         {
             "task": task.name,

@@ -21,7 +21,6 @@ from universeg_jax.readers.cases import Case
 from universeg_jax.readers.file_names import VOLUME_EXTENSIONS, extension, natural_order
 from universeg_jax.readers.labels import LabelFile
 from universeg_jax.readers.meta import Folder
-from universeg_jax.readers.preprocess import Window
 
 Listing = dict[str, list[str]]  # folder → names in it, as `_walk` makes it
 
@@ -64,7 +63,6 @@ class Source:
     citation: str
     page: str  # of the publisher, with a description and the files
     axes: tuple[int, ...] = ()  # as in Case
-    window: Window = "auto"
     source_group: str = ""  # shared with sources of the same patients
     subjects_identifiable: bool = True
     open_licence: bool = False  # weights trained on it may be given away
@@ -215,6 +213,5 @@ def _case(
         volume=is_series or extension(image) in VOLUME_EXTENSIONS,
         channel=pattern.channel,
         axes=source.axes,
-        window=source.window,
         root=str(root),
     )

@@ -15,8 +15,8 @@ REQUIRED = ("method", "dataset", "task", "subject", "support_size", "empty")
 # A case is identified by those of these columns that both files have. "ensemble" is the number of averaged draws.
 CASE_COLUMNS = ("dataset", "task", "subject", "name", "row", "slice", "support_size", "ensemble", "draw")
 ON_EMPTY = "false_positive_area"  # the only score of cases with an empty truth
-MIN_SUBJECTS = 15  # with fewer, intervals are known to be too narrow, see `intervals`
-MIN_DATASETS = 10
+RELIABLE_SUBJECTS = 15  # with fewer, intervals are known to be too narrow, see `intervals`
+RELIABLE_DATASETS = 10
 
 
 def compare(
@@ -48,7 +48,7 @@ def compare(
     counted = [key for key in both if (first[key]["empty"] == "True") == (score == ON_EMPTY)]
     if not counted:
         raise UserError(f"none of the {len(both)} common cases of {a} and {b} counts for {score}")
-    before, after = (_values([side[key] for key in counted], score) for side in (first, second))
+    before, after = (_case_scores([side[key] for key in counted], score) for side in (first, second))
     result = paired(before, after, resamples, seed)
     (mean_a, means_a), (mean_b, means_b) = mean_of_means(before), mean_of_means(after)
     return {
@@ -159,12 +159,12 @@ def _common(
     return both
 
 
-def _values(rows: list[dict[str, str]], score: str) -> CaseScores:
+def _case_scores(rows: list[dict[str, str]], score: str) -> CaseScores:
     dataset, task, subject = ([row[column] for row in rows] for column in ("dataset", "task", "subject"))
-    return CaseScores(dataset, task, subject, [_score(row, score) for row in rows])
+    return CaseScores(dataset, task, subject, [_score_of(row, score) for row in rows])
 
 
-def _score(row: dict[str, str], score: str) -> float:
+def _score_of(row: dict[str, str], score: str) -> float:
     try:
         return float(row[score])
     except ValueError:
@@ -197,11 +197,11 @@ def _signed(value: float, shown: Callable[[float], str]) -> str:
 
 
 def _notes(by_dataset: dict[str, Estimate], folders: tuple[Path, Path]) -> list[str]:
-    few = [name for name, estimate in by_dataset.items() if estimate.count < MIN_SUBJECTS]
+    few = [name for name, estimate in by_dataset.items() if estimate.count < RELIABLE_SUBJECTS]
     notes = ["p per dataset is not corrected for the number of datasets."] if len(by_dataset) > 1 else []
     if few:
-        notes.append(f"Interval too narrow, fewer than {MIN_SUBJECTS} subjects: {', '.join(few)}.")
-    if 1 < len(by_dataset) < MIN_DATASETS:
+        notes.append(f"Interval too narrow, fewer than {RELIABLE_SUBJECTS} subjects: {', '.join(few)}.")
+    if 1 < len(by_dataset) < RELIABLE_DATASETS:
         notes.append(f"The interval for other datasets is too narrow with only {len(by_dataset)} datasets.")
     for folder in folders:
         path = folder / "summary.json"

@@ -45,26 +45,26 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Result:
+class Intervals:
     by_dataset: dict[str, Estimate]
     overall: Estimate  # datasets fixed
     over_datasets: Estimate  # datasets resampled as well
 
 
-def interval(cases: CaseScores, resamples: int = 10_000, seed: int = 0) -> Result:
+def interval(cases: CaseScores, resamples: int = 10_000, seed: int = 0) -> Intervals:
     """Intervals of the mean per dataset and overall; the order of the cases does not matter."""
     tables = subject_tables(cases)
     mean, means = mean_of_means(cases)
     samples = np.stack([_resample_subjects(name, table, resamples, seed) for name, table in tables.items()], 1)
     counts = {name: len(table) for name, table in tables.items()}
-    return Result(
+    return Intervals(
         {name: _estimate(means[name], samples[:, i], counts[name]) for i, name in enumerate(tables)},
         _estimate(mean, samples.mean(1), sum(counts.values()) if max(counts.values()) > 1 else 1),
         _estimate(mean, _resample_datasets(samples, seed), len(tables)),
     )
 
 
-def paired(a: CaseScores, b: CaseScores, resamples: int = 10_000, seed: int = 0) -> Result:
+def paired(a: CaseScores, b: CaseScores, resamples: int = 10_000, seed: int = 0) -> Intervals:
     """The difference b − a of two results on the same cases, in the same order, with intervals and p-values.
 
     The mean of means is linear, so its difference is the mean of means of the differences per case.

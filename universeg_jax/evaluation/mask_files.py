@@ -42,7 +42,7 @@ def score_masks(
     labels share no id, or if `out` holds the results of another run; ImageError for a file that holds no class ids
     (NaN, for example).
     """
-    truth_files, prediction_files = mask_files(labels), mask_files(predictions)
+    truth_files, prediction_files = find_masks(labels), find_masks(predictions)
     if missing := [n for n in truth_files if n not in prediction_files]:
         shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
         raise UserError(f"{predictions} lacks masks for {len(missing)} of {len(truth_files)} labels: {shown}")
@@ -85,7 +85,7 @@ def score_masks(
     return summary
 
 
-def mask_files(folder: Path) -> dict[str, Path]:
+def find_masks(folder: Path) -> dict[str, Path]:
     """The images and volumes of a folder by name without the extension, in natural order. Raises UserError."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array | np.ndarray
-T = TypeVar("T", jax.Array, np.ndarray, float)
+Number = TypeVar("Number", jax.Array, np.ndarray, float)
 
 
-class Overlap(NamedTuple, Generic[T]):
+class Overlap(NamedTuple, Generic[Number]):
     """Pixel counts: arrays of one shape, or numbers."""
 
-    both: T
-    predicted: T
-    true: T
+    both: Number
+    predicted: Number
+    true: Number
     pixels: int  # in the image
 
 
@@ -36,7 +36,7 @@ def overlap_on_host(prediction: np.ndarray, truth: np.ndarray, axes: Sequence[in
     return Overlap(both, predicted, true, int(np.prod([truth.shape[axis] for axis in axes])))
 
 
-def dice(counts: Overlap[T]) -> T:
+def dice(counts: Overlap[Number]) -> Number:
     """2|P∩T| / (|P| + |T|); 1 where both are empty.
 
     Means over cases leave out the cases with an empty truth: there the value only says whether the prediction is empty.
@@ -46,22 +46,22 @@ def dice(counts: Overlap[T]) -> T:
     return (2 * counts.both + empty) / (size + empty)
 
 
-def sensitivity(counts: Overlap[T]) -> T:
+def sensitivity(counts: Overlap[Number]) -> Number:
     """|P∩T| / |T|, the share of the truth that is predicted; where T is empty, 1 if P is empty too, else 0."""
     return _share(counts.both, counts.true, counts.predicted)
 
 
-def precision(counts: Overlap[T]) -> T:
+def precision(counts: Overlap[Number]) -> Number:
     """|P∩T| / |P|, the share of the prediction that is true; where P is empty, 1 if T is empty too, else 0."""
     return _share(counts.both, counts.predicted, counts.true)
 
 
-def _share(both: T, whole: T, other: T) -> T:
+def _share(both: Number, whole: Number, other: Number) -> Number:
     empty = whole == 0
     return (both + empty * (other == 0)) / (whole + empty)
 
 
-def false_positive_area(counts: Overlap[T]) -> T:
+def false_positive_area(counts: Overlap[Number]) -> Number:
     """The share of the image that is marked wrongly, in [0, 1]; the score of cases with an empty truth."""
     return (counts.predicted - counts.both) / counts.pixels
 

@@ -1,8 +1,8 @@
-"""A checkpoint as one file that runs without this package: a zip of the program, what it expects, and a runner.
+"""Export a checkpoint to one zip file that runs without this package.
 
-model.jaxexport   jax.export: any number of queries and support entries, for CPU, CUDA and TPU
-meta.json         image size, preprocessing, versions, config and lineage
-run_exported.py   reads and runs it with jax and NumPy alone; __main__.py makes `python FILE` do so
+model.jaxexport   the program, by jax.export: any number of queries and support entries, for CPU, CUDA and TPU
+meta.json         image size, preprocessing, versions, configuration and lineage
+run_exported.py   the runner, which needs only jax and NumPy; __main__.py makes `python FILE` call it
 """
 
 import hashlib
@@ -42,16 +42,16 @@ PREPROCESSING = {
         "zero-pad to a centred square",
         "Gaussian blur, sigma a quarter of old/new pixels",
         "linear resize at half-pixel centres to `size`; masks cut at 0.5",
-        "linear resize to `image_size`, where that is another; masks cut at 0.5",
+        "linear resize to `image_size`, if it differs; masks cut at 0.5",
     ],
 }
 
 
 def export_checkpoint(checkpoint: str | Path, out: str | Path) -> str:
-    """Writes a checkpoint to a new file `out`. Raises UserError where it exists or the checkpoint is none."""
+    """Writes a checkpoint to a new file and returns a summary. Raises UserError if the file exists."""
     out = Path(out)
     if out.exists():
-        raise UserError(f"{out} exists already; take another name")
+        raise UserError(f"{out} exists already; use another name")
     path = store.resolve(checkpoint)
     predictor = Predictor.from_checkpoint(checkpoint)
     program = bytes(export_model(predictor.params, predictor.config).serialize())
@@ -81,7 +81,7 @@ def export_checkpoint(checkpoint: str | Path, out: str | Path) -> str:
 
 
 def export_model(params: Any, config: Any, platforms: Sequence[str] = PLATFORMS) -> jax_export.Exported:
-    """The fast form with `params` inside, as a function of ([b, H, W, 1], [b, s, H, W, 1] twice, [b, s])."""
+    """Exports the fast form with `params` inside, for symbolic batch and support sizes b and s."""
     model = build_model(config.model, form="fast", support_chunk=0, support_axis="")
     b, s = jax_export.symbolic_shape("b, s")
     query = jax.ShapeDtypeStruct((b, config.image_size, config.image_size, 1), jnp.float32)
@@ -92,7 +92,7 @@ def export_model(params: Any, config: Any, platforms: Sequence[str] = PLATFORMS)
 
 
 def load_exported(path: str | Path) -> ExportedModel:
-    """As `run_exported.load_exported`, but raises UserError where the file is none."""
+    """Like `run_exported.load_exported`, but raises UserError."""
     try:
         return run_exported.load_exported(path)
     except ValueError as error:

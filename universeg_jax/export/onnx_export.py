@@ -1,9 +1,8 @@
-"""A checkpoint as an ONNX file for one query and a fixed number of support entries, by jax2onnx.
+"""Export a checkpoint to an ONNX file for one query and a fixed number of support entries, by jax2onnx.
 
-jax2onnx puts its own versions of flax's and JAX's functions in place while it traces, and its LayerNorm gives float64;
-so the model is traced before, and jax2onnx sees a program of JAX's primitives alone. The numbers of queries and entries
-are fixed because it loses symbolic ones where an array is repeated (0.17.1). What it writes is run by ONNX Runtime and
-compared with the model before it is kept.
+The model is traced to JAX primitives first, because jax2onnx replaces functions of flax and JAX while it traces, and
+its LayerNorm gives float64. The numbers of queries and entries are fixed because jax2onnx 0.17.1 loses symbolic sizes
+where an array is repeated. ONNX Runtime runs the result, and a file that differs from the model is not written.
 """
 
 import json
@@ -26,18 +25,18 @@ from universeg_jax.prediction.predictor import Predictor
 from universeg_jax.reports.files import atomic_write
 
 NAMES = tuple(INPUTS)
-TOLERANCE = 1e-4  # of logits
+TOLERANCE = 1e-4  # largest difference of logits
 INSTALL = "pip install 'universeg_jax[onnx]' && pip install --no-deps 'jax2onnx>=0.17,<0.18'"
 
 
 def export_onnx(checkpoint: str | Path, out: str | Path, support_size: int) -> str:
-    """Writes a checkpoint to a new file `out`. Raises UserError where it exists, or the program differs."""
+    """Writes a checkpoint to a new file and returns a summary. Raises UserError if it exists or differs."""
     jax2onnx, onnx, onnxruntime = _require_packages()
     out = Path(out)
     if out.exists():
-        raise UserError(f"{out} exists already; take another name")
+        raise UserError(f"{out} exists already; use another name")
     if support_size < 1:
-        raise UserError(f"support_size={support_size}: at least 1 is needed")
+        raise UserError(f"support_size={support_size}: use at least 1")
     path = store.resolve(checkpoint)
     predictor = Predictor.from_checkpoint(checkpoint)
     inputs = example_inputs(predictor.config.image_size, support_size)
@@ -55,20 +54,17 @@ def export_onnx(checkpoint: str | Path, out: str | Path, support_size: int) -> s
     content = program.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, inputs)
-    apart = float(np.abs(logits - np.asarray(predictor.logits(*inputs.values()))).max())
-    if not apart <= TOLERANCE:
-        raise UserError(
-            f"ONNX Runtime's logits differ by {apart:.1e}, above {TOLERANCE:g}; use `universeg export` alone"
-        )
+    difference = float(np.abs(logits - np.asarray(predictor.logits(*inputs.values()))).max())
+    if not difference <= TOLERANCE:
+        raise UserError(f"ONNX Runtime's logits differ by {difference:.1e}, above {TOLERANCE:g}; export without .onnx")
     with atomic_write(out) as temporary:
         temporary.write_bytes(content)
-    return (
-        f"{path} → {out}: {len(content) / 1e6:.1f} MB, {support_size} entries, logits within {apart:.0e} of the model's"
-    )
+    size = f"{len(content) / 1e6:.1f} MB, {support_size} entries"
+    return f"{path} → {out}: {size}, logits within {difference:.0e} of the model's"
 
 
 def example_inputs(size: int, support_size: int) -> dict[str, np.ndarray]:
-    """Noise, with the last entry masked where there are several."""
+    """Random inputs; the last of several entries is masked as padding."""
     rng = np.random.default_rng(0)
     query, images = (rng.random((*shape, size, size, 1), np.float32) for shape in ((1,), (1, support_size)))
     mask = np.ones((1, support_size), np.float32)
@@ -77,7 +73,7 @@ def example_inputs(size: int, support_size: int) -> dict[str, np.ndarray]:
 
 
 def convert(jax2onnx: Any, params: Any, config: ConfigDict, inputs: dict[str, np.ndarray]) -> Any:
-    """The fast form with its parameters as an ONNX ModelProto."""
+    """Converts the fast form with its parameters to an ONNX ModelProto."""
     model = build_model(config.model, form="fast", support_chunk=0, support_axis="")
     primitives = jaxpr_as_fun(jax.make_jaxpr(lambda *x: model.apply({"params": params}, *x))(*inputs.values()))
     return jax2onnx.to_onnx(
@@ -90,12 +86,12 @@ def convert(jax2onnx: Any, params: Any, config: ConfigDict, inputs: dict[str, np
 
 
 def _require_packages() -> tuple[Any, Any, Any]:
-    for name in ("jax2onnx", "onnx_ir"):  # which warn of every example of theirs that needs another package
+    for name in ("jax2onnx", "onnx_ir"):  # they warn about missing optional packages
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         import jax2onnx
         import onnx
         import onnxruntime
     except ImportError as error:
-        raise UserError(f"ONNX needs other packages ({error}): {INSTALL}") from error
+        raise UserError(f"ONNX export needs more packages ({error}): {INSTALL}") from error
     return jax2onnx, onnx, onnxruntime

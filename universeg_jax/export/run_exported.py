@@ -1,6 +1,6 @@
-"""Runs a model that `universeg export` wrote, without universeg_jax: this file needs jax, flatbuffers and NumPy alone.
+"""Run a model that `universeg export` wrote; needs only jax, flatbuffers and NumPy, not universeg_jax.
 
-It lies inside the exported file too, which Python runs as it is. All pictures are .npy files, images [N, H, W]:
+The exported file contains this module, so Python can run it. All arrays are .npy files:
 
     python model.zip --query query.npy --images images.npy --labels labels.npy --out mask.npy
 
@@ -8,7 +8,7 @@ Or from Python, with this file beside the script:
 
     from run_exported import load_exported
     model = load_exported("model.zip")
-    probabilities = model.segment(query, images, labels)  # any size, in the query's own geometry
+    probabilities = model.segment(query, images, labels)  # of any size; the result has the query's size
 """
 
 import argparse
@@ -27,11 +27,12 @@ from jax import export
 
 FORMAT = "universeg_jax export 1"
 MODEL, META = "model.jaxexport", "meta.json"
-MAX_BYTES = 4_000_000_000  # of the model, unpacked
+MAX_BYTES = 4_000_000_000  # of the unpacked model
+Array = np.ndarray | jax.Array
 
 
 class ExportedModel:
-    """A model of fixed image size for any numbers of queries and support entries; compiles once for each pair."""
+    """A model of fixed image size. Compiles once for each number of queries and support entries."""
 
     def __init__(self, exported: export.Exported, meta: dict[str, Any]):
         self.exported, self.meta = exported, meta
@@ -39,14 +40,15 @@ class ExportedModel:
 
     def __call__(
         self,
-        query_image: np.ndarray,
-        support_images: np.ndarray,
-        support_labels: np.ndarray,
-        support_mask: np.ndarray | None = None,
+        query_image: Array,
+        support_images: Array,
+        support_labels: Array,
+        support_mask: Array | None = None,
     ) -> jax.Array:
-        """Logits [B, H, W, 1] of queries [B, H, W, 1] and supports [B, S, H, W, 1] in [0, 1], of meta's image_size.
+        """Logits, float32 [B, H, W, 1], of a preprocessed batch at the image size in `meta`.
 
-        support_mask [B, S]: 1 for an entry, 0 for padding; all ones where it is None.
+        query_image [B, H, W, 1] and support_images [B, S, H, W, 1] in [0, 1]; support_labels 0/1 like support_images;
+        support_mask [B, S], 0 for padding (default: no padding).
         """
         if support_mask is None:
             support_mask = np.ones(np.shape(support_images)[:2], np.float32)
@@ -54,12 +56,13 @@ class ExportedModel:
         return self._call(*(jnp.asarray(x, jnp.float32) for x in arrays))
 
     def segment(self, query: np.ndarray, images: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> np.ndarray:
-        """Probabilities float32 [H, W] of a query [H, W] of any size and intensity, by example.
+        """Probabilities, float32 [H, W], of a query [H, W] of any size and intensity range.
 
-        images [H, W] of any sizes; labels of the same sizes, everything that is not 0 is the structure.
+        images [H, W] of any sizes; labels of the same sizes, in which every value but 0 is the structure. Raises
+        ValueError for unequal numbers or sizes.
         """
         if len(images) == 0 or len(images) != len(labels):
-            raise ValueError(f"{len(images)} support images and {len(labels)} labels: one label for each is needed")
+            raise ValueError(f"{len(images)} support images and {len(labels)} labels: give one label for each image")
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
             if np.shape(image) != np.shape(label):
                 raise ValueError(f"support {i}: the image is {np.shape(image)}, its label {np.shape(label)}")
@@ -74,25 +77,25 @@ class ExportedModel:
 
 
 def load_exported(path: str | Path) -> ExportedModel:
-    """The model of a file. Raises ValueError where it is another file or damaged.
+    """Reads a model. Raises ValueError for another kind of file or a damaged one.
 
-    It is a program that XLA compiles and runs: open only files whose origin you trust.
+    A model is a program that XLA compiles and runs: open only files that you trust.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.getinfo(MODEL).file_size > MAX_BYTES:
-                raise ValueError(f"{path}: {MODEL} is larger than {MAX_BYTES:,} bytes, which no such model is")
+                raise ValueError(f"{path}: {MODEL} is larger than {MAX_BYTES:,} bytes")
             meta, model = json.loads(archive.read(META)), archive.read(MODEL)
     except (zipfile.BadZipFile, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} was not written by `universeg export`: {error}") from error
     if meta.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {meta.get('format')!r}; {FORMAT!r} is read here")
+        raise ValueError(f"{path} has format {meta.get('format')!r}; this runner reads {FORMAT!r}")
     if hashlib.sha256(model).hexdigest() != meta["sha256"]:
-        raise ValueError(f"{path} is damaged: {MODEL} is not what was written; export it again")
+        raise ValueError(f"{path} is damaged: {MODEL} has another checksum; export it again")
     return ExportedModel(export.deserialize(bytearray(model)), meta)
 
 
-def resize(x: np.ndarray | jax.Array, size: int) -> jax.Array:
+def resize(x: Array, size: int) -> jax.Array:
     """[..., H, W, 1] → [..., size, size, 1], linear."""
     return jax.image.resize(jnp.asarray(x), (*x.shape[:-3], size, size, 1), "linear")
 
@@ -112,21 +115,21 @@ def preprocess_mask(mask: np.ndarray, size: int) -> np.ndarray:
 
 def to_size(image: np.ndarray, size: int) -> np.ndarray:
     if image.ndim != 2:
-        raise ValueError(f"a picture has shape {image.shape}; grey [H, W] is needed")
+        raise ValueError(f"an image has shape {image.shape}; use grey [H, W]")
     side = max(image.shape)
     rows, columns = (resizer(side, size)[:, (side - n) // 2 :][:, :n] for n in image.shape)
     return rows @ image @ columns.T
 
 
 def restore(probabilities: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """[size, size] → [H, W]: the inverse of `to_size`, linear."""
+    """[size, size] → [H, W]: inverts `to_size`, linear."""
     size, side = len(probabilities), max(shape)
     rows, columns = (resizer(size, side)[(side - n) // 2 :][:n] for n in shape)
     return rows @ probabilities @ columns.T
 
 
 def resizer(old: int, new: int) -> np.ndarray:
-    """float32 [new, old]: linear interpolation at half-pixel centres, after a Gaussian blur where it shrinks."""
+    """float32 [new, old]: linear interpolation at half-pixel centres, after a Gaussian blur for downsampling."""
     centres = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
     low = np.floor(centres).astype(np.int64)
     high = np.minimum(low + 1, old - 1)
@@ -144,12 +147,12 @@ def resizer(old: int, new: int) -> np.ndarray:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Segment one picture by example; all files are .npy.")
-    parser.add_argument("--model", default=sys.argv[0], help="the exported file (default: the one that is run)")
+    parser = argparse.ArgumentParser(description="Segment one image from labelled examples; all files are .npy.")
+    parser.add_argument("--model", default=sys.argv[0], help="the exported file (default: the running one)")
     parser.add_argument("--query", required=True, help="[H, W]")
     parser.add_argument("--images", required=True, help="support images [N, H, W]")
     parser.add_argument("--labels", required=True, help="their masks [N, H, W], 0 is background")
-    parser.add_argument("--out", required=True, help="mask of the query, uint8 [H, W], 1 where p >= 0.5")
+    parser.add_argument("--out", required=True, help="mask of the query to write, uint8 0/1 [H, W]")
     args = parser.parse_args(argv)
     query, images, labels = (np.load(name, allow_pickle=False) for name in (args.query, args.images, args.labels))
     probabilities = load_exported(args.model).segment(query, images, labels)

@@ -1,15 +1,16 @@
-"""From a checkpoint and a support set to masks of images of any size.
+"""Segment images and volumes of any size with a checkpoint and a support set.
 
 predictor = Predictor.from_pretrained("small")
-segment = predictor.for_support(images, labels)  # prepared once
-segment("query.png").mask  # in the query's own geometry
+segment = predictor.for_support(images, labels)  # preprocesses the support set once
+prediction = segment("query.png")
+prediction.mask  # label ids, at the query's own size
 """
 
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,18 @@ from universeg_jax.errors import UserError
 from universeg_jax.model.factory import build_model
 from universeg_jax.model.recognition import Keys
 from universeg_jax.prediction.prepared import PreparedKeys
-from universeg_jax.prediction.support import CHOICES, Support, as_grey, choose, make_support
-from universeg_jax.prediction.tiles import LOOK, MOST, corners, cut, enlarge, join, shrink, stretch
-from universeg_jax.prediction.warnings import Reference, doubts, reference
+from universeg_jax.prediction.support import CHOICES, ImageLike, Support, as_grey, make_support, select_examples
+from universeg_jax.prediction.tiles import (
+    MAX_MAGNIFICATION,
+    MIN_PROBABILITY,
+    cut_tiles,
+    downsample,
+    join_tiles,
+    min_max_tiles,
+    tile_positions,
+    upsample,
+)
+from universeg_jax.prediction.warnings import SupportStatistics, find_warnings, support_statistics
 from universeg_jax.readers.errors import ImageError
 from universeg_jax.readers.preprocess import preprocess_image, restore
 from universeg_jax.readers.slices import from_slices, smooth_slices, volume_slices
@@ -33,70 +43,78 @@ from universeg_jax.readers.volumes import Volume
 from universeg_jax.startup import use_compilation_cache
 
 Array = jax.Array | np.ndarray
+BATCH_SIZE = 8  # slices per forward pass
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A query's segmentation in the query's own geometry: [H, W] of a picture, [X, Y, Z] of a volume.
+    """The segmentation of one query at the query's own size: [H, W] for an image, [X, Y, Z] for a volume.
 
-    `mask` holds label ids, 0 is background (uint8, or wider where an id needs it); with overlapping labels it is
-    [L, ...] of 0/1. `probabilities` is float32, [L, ...] where the support has L > 1 labels. `uncertainty` is the
-    entropy of the averaged probabilities in bits, over one bit where there are several labels. `seen` is what the
-    network was shown of the query: the whole picture, or the slices of a volume.
+    - `mask`: label ids, 0 is background; uint8, or uint16 or int32 where an id needs it. With the option `overlap`
+      and L > 1 labels: uint8 0/1 [L, ...], one mask per label.
+    - `probabilities`: float32 in [0, 1]; [L, ...] for L > 1 labels.
+    - `uncertainty`: float32 in [0, 1], the entropy of the probabilities in bits, clipped at one bit.
+    - `labels`: the L label ids, in the order of the first axis.
+    - `warnings`: reasons to distrust the mask; () if there are none.
+    - `seen`: float32 [N, 128, 128] in [0, 1], the network's input: the preprocessed image (N = 1) or slices.
     """
 
     mask: np.ndarray
     probabilities: np.ndarray
     uncertainty: np.ndarray
     labels: tuple[int, ...]
-    warnings: tuple[str, ...] = ()  # why not to trust it, as in quality.py
-    seen: np.ndarray | None = None  # float32 [N, 128, 128] in [0, 1], preprocessed
+    warnings: tuple[str, ...] = ()
+    seen: np.ndarray | None = None
 
     def of(self, label: int) -> tuple[np.ndarray, np.ndarray]:
-        """(boolean mask, probabilities) of one label."""
+        """One label's mask, bool [...], and probabilities, float32 [...]. Raises UserError for an unknown label."""
+        if label not in self.labels:
+            raise UserError(
+                f"label {label} is not in this prediction; its labels are {', '.join(map(str, self.labels))}"
+            )
         i = self.labels.index(label)
         probabilities = self.probabilities if len(self.labels) == 1 else self.probabilities[i]
         return (self.mask[i] > 0 if self.mask.ndim > probabilities.ndim else self.mask == label), probabilities
 
     def confidence(self, label: int) -> float:
-        """The Dice that the model itself expects, 2 Σ p m / (Σ p + Σ m); 0 where the mask is empty."""
+        """The Dice score that the model expects for a label, 2 Σ p m / (Σ p + Σ m); 0 if the mask is empty."""
         mask, p = self.of(label)
         return float(2 * p[mask].sum() / (p.sum() + mask.sum())) if mask.any() else 0.0
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a support set is used."""
+    """How to predict from a support set. Raises UserError for a value out of range."""
 
-    support_size: int = 64  # examples taken at a time
-    ensemble: int = 1  # draws averaged where the support holds more than `support_size`
-    choose: str = "nearest"  # which examples: "nearest" | "random" | "diverse"
-    flips: bool = False  # average over the four flips of query and support
-    overlap: bool = False  # labels may cover one another: each is cut at 0.5 by itself
-    seed: int = 0
-    smooth: float = 0.0  # mm: the Gaussian that blurs probabilities across the slices of a volume; 0 does not
-    tiles: int = 0  # times that a second look magnifies, through overlapping tiles of pictures; 0: no second look
+    support_size: int = 64  # examples per forward pass
+    ensemble: int = 1  # support samples to average, if the support set holds more than `support_size` examples
+    choose: str = "nearest"  # how to select examples: "nearest" | "random" | "diverse"
+    flips: bool = False  # average over the four flips of query and support; four times the work
+    overlap: bool = False  # threshold each label at 0.5 by itself, so that labels may overlap
+    seed: int = 0  # of the support samples
+    smooth: float = 0.0  # standard deviation, mm, of a Gaussian across the slices of a volume; 0: none
+    tiles: int = 0  # magnification of a second pass over overlapping tiles, 2 to 16, for images only; 0: none
 
-    def __post_init__(self):
-        if self.tiles and not 2 <= self.tiles <= MOST:
-            raise UserError(f"tiles={self.tiles}: 0, or from 2 to {MOST} times, is needed")
+    def __post_init__(self) -> None:
+        if self.tiles and not 2 <= self.tiles <= MAX_MAGNIFICATION:
+            raise UserError(f"tiles={self.tiles}: use 0 for none, or a magnification from 2 to {MAX_MAGNIFICATION}")
         if not 0 <= self.smooth < np.inf:
-            raise UserError(f"smooth={self.smooth}: millimetres, from 0 on, are needed")
+            raise UserError(f"smooth={self.smooth}: use millimetres, 0 or more")
         if self.support_size < 1 or self.ensemble < 1:
             raise UserError(f"support_size={self.support_size}, ensemble={self.ensemble}: both must be at least 1")
         if self.choose not in CHOICES:
-            raise UserError(f"choose={self.choose!r}: one of {', '.join(CHOICES)} is needed")
+            raise UserError(f"choose={self.choose!r}: use one of {', '.join(CHOICES)}")
 
 
 class Predictor:
-    """Parameters with a jitted forward pass. Thread-safe."""
+    """A model's parameters with a compiled forward pass. Thread-safe."""
 
-    def __init__(self, params: Any, config: ConfigDict):
+    def __init__(self, params: Any, config: ConfigDict) -> None:
         self.config = config
-        # Entries are streamed on a CPU and taken at once elsewhere; it changes no result beyond rounding.
+        # On a CPU the model reads one support entry at a time, which saves memory and changes only rounding.
         self.model = build_model(config.model, support_chunk=1 if jax.default_backend() == "cpu" else 0)
         self.params = jax.tree.map(jnp.asarray, params)
-        self._logits = jax.jit(lambda params, *inputs: self.model.apply({"params": params}, *inputs))
+        self._logits = jax.jit(self._apply)
         self._resize = jax.jit(functools.partial(resize, size=config.image_size))
         self.has_keys = getattr(self.model, "keys", "none") != "none"
         self._support_keys = jax.jit(lambda params, images: self._keys_of(params, images[None], True))
@@ -104,9 +122,10 @@ class Predictor:
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "Predictor":
-        """From a workdir (its best checkpoint), one checkpoint, or packaged weights by name. Raises CheckpointError.
+        """Loads a run's workdir (its best checkpoint), one checkpoint folder, or packaged weights by name.
 
-        From now on this process keeps what it compiles, for later ones (`use_compilation_cache`).
+        Raises UserError if the path holds no checkpoint. Also turns on this process's compilation cache
+        (`startup.use_compilation_cache`), so that later processes start faster.
         """
         use_compilation_cache()
         return cls(*store.load(path))
@@ -116,33 +135,55 @@ class Predictor:
     def logits(
         self, query_image: Array, support_images: Array, support_labels: Array, support_mask: Array | None = None
     ) -> jax.Array:
-        """[B, H, W, 1] from arrays in [0, 1] that already have the model's size; neither normalises nor resizes."""
-        return self._logits(self.params, query_image, support_images, support_labels, support_mask)
+        """Logits, float32 [B, H, W, 1], of a preprocessed batch at the model's image size.
+
+        query_image [B, H, W, 1] and support_images [B, S, H, W, 1] in [0, 1]; support_labels 0/1 like support_images;
+        support_mask [B, S], 0 for padding (default: no padding). Nothing is normalised or resized.
+        """
+        logits = self._logits(self.params, query_image, support_images, support_labels, support_mask)
+        return cast(jax.Array, logits)
 
     def __call__(
         self, query_image: Array, support_images: Array, support_labels: Array, support_mask: Array | None = None
     ) -> jax.Array:
-        """Probabilities [B, H, W, 1]; otherwise as `logits`."""
+        """Probabilities, float32 [B, H, W, 1] in [0, 1]; inputs as for `logits`."""
         return jax.nn.sigmoid(self.logits(query_image, support_images, support_labels, support_mask))
 
     def segment(
-        self, query: object, support_images: Sequence[object], support_labels: Sequence[object], **options: Any
+        self,
+        query: ImageLike | Volume,
+        support_images: Sequence[ImageLike] | np.ndarray,
+        support_labels: Sequence[ImageLike] | np.ndarray,
+        **options: Any,
     ) -> Prediction:
-        """Segments one picture by example; see `for_support`."""
+        """Segments one query; inputs, options and errors as for `for_support`, which serves many queries faster."""
         return self.for_support(support_images, support_labels, **options)(query)
 
-    def for_support(self, images: Sequence[object], labels: Sequence[object], **options: Any) -> "Segmenter":
-        """A function of queries, with the support set prepared once; options are the fields of `Options`.
+    def for_support(
+        self,
+        images: Sequence[ImageLike] | np.ndarray,
+        labels: Sequence[ImageLike] | np.ndarray,
+        **options: Any,
+    ) -> "Segmenter":
+        """Prepares a support set once and returns a function that segments queries.
 
-        images: arrays [H, W] or [H, W, 3] of any size and intensity, PIL images or files; labels: integer maps of
-        their sizes, or files, 0 is background.
+            segment = predictor.for_support(images, labels, support_size=16, ensemble=5)
+            predictions = [segment(query) for query in queries]
+
+        `images`: arrays [H, W] or [H, W, 3], PIL images or files, of any size and intensity range. `labels`: one
+        array [H, W] of integer label ids, or file, per image and of its size; 0 is background. Options are the fields
+        of `Options`. Raises UserError for unequal numbers or sizes, for labels that are all empty, and for a wrong
+        option; ImageError, a UserError, for a file that cannot be read.
         """
-        chosen = Options(**options)
-        return self.segmenter(make_support(images, labels, tiles=chosen.tiles), chosen)
+        parsed = Options(**options)
+        return self.segmenter(make_support(images, labels, tiles=parsed.tiles), parsed)
 
     def segmenter(self, support: Support, options: Options | None = None) -> "Segmenter":
-        """The same for a support set that is prepared already, of volumes too."""
+        """Like `for_support`, for a `Support` of images or volumes (`prediction.support.read_support_folder`)."""
         return Segmenter(self, support, options or Options())
+
+    def _apply(self, params: Any, *inputs: Array | None) -> jax.Array:
+        return cast(jax.Array, self.model.apply({"params": params}, *inputs))
 
     def _keys_of(self, params: Any, images: Array, support: bool) -> Keys:
         """Pretrained keys of query images [1, H, W, 1] or support images [1, N, H, W, 1], without that first axis."""
@@ -157,69 +198,76 @@ class Predictor:
     def _forward(
         self,
         params: Any,
-        queries: Array,
-        images: Array,
-        masks: Array,
+        queries: jax.Array,
+        images: jax.Array,
+        masks: jax.Array,
         keys: Sequence[Keys],
-        rows: Array,
+        rows: jax.Array,
         flips: bool,
         overlap: bool,
     ) -> jax.Array:
-        """Probabilities [Q, L, 128, 128] of queries [Q, 128, 128, 1], averaged over K draws and flips.
+        """Probabilities [Q, L, 128, 128] of queries [Q, 128, 128, 1], averaged over K support samples and flips.
 
-        images [N, H, W, 1] and masks [L, N, H, W, 1] at the model's size; rows int32 [Q, K, S] chooses from them. keys
+        images [N, H, W, 1] and masks [L, N, H, W, 1] at the model's size; rows int32 [Q, K, S] selects from them. keys
         [N, ...] of the images, for each flip, where the model has any.
         """
-        size, count = self.config.image_size, len(masks)
+        size, num_labels = self.config.image_size, len(masks)
 
-        def one(query: jax.Array, rows: jax.Array) -> jax.Array:
-            draws = len(rows)
-            query = jnp.broadcast_to(resize(query, size), (draws * count, size, size, 1))
-            support = jnp.tile(images[rows], (count, 1, 1, 1, 1))  # label by label
+        def segment_query(query: jax.Array, rows: jax.Array) -> jax.Array:
+            samples = len(rows)
+            query = jnp.broadcast_to(resize(query, size), (samples * num_labels, size, size, 1))
+            support = jnp.tile(images[rows], (num_labels, 1, 1, 1, 1))  # label by label
             labels = masks[:, rows].astype(jnp.float32).reshape(support.shape)
-            total = jnp.zeros((count, OFFICIAL_SIZE, OFFICIAL_SIZE))
+            total = jnp.zeros((num_labels, OFFICIAL_SIZE, OFFICIAL_SIZE))
             for i, flip in enumerate(FLIPS if flips else FLIPS[:1]):
                 axes = flip_axes(flip)
                 inputs = [jnp.flip(x, axes) if axes else x for x in (query, support, labels)]
+                prepared: list[Any] = []
                 if keys:
-                    own = self._keys_of(params, inputs[0][:1], False)
-                    inputs += [
+                    query_keys = self._keys_of(params, inputs[0][:1], False)
+                    prepared = [
                         None,
-                        tuple(jnp.broadcast_to(k, (draws * count, *k.shape)) for k in own),
-                        tuple(jnp.tile(k[rows], (count, *[1] * k.ndim)) for k in keys[i]),
+                        tuple(jnp.broadcast_to(k, (samples * num_labels, *k.shape)) for k in query_keys),
+                        tuple(jnp.tile(k[rows], (num_labels, *[1] * k.ndim)) for k in keys[i]),
                     ]
-                logits = self.model.apply({"params": params}, *inputs)
+                logits = self._apply(params, *inputs, *prepared)
                 logits = resize(jnp.flip(logits, axes) if axes else logits, OFFICIAL_SIZE)
-                logits = logits.reshape((count, draws, OFFICIAL_SIZE, OFFICIAL_SIZE))
-                total += (jax.nn.sigmoid(logits) if overlap else among(logits)).mean(1)
+                logits = logits.reshape((num_labels, samples, OFFICIAL_SIZE, OFFICIAL_SIZE))
+                total += (jax.nn.sigmoid(logits) if overlap else exclusive_probabilities(logits)).mean(1)
             return total / (4 if flips else 1)
 
         if jax.default_backend() == "cpu":
-            return jax.lax.map(lambda x: one(*x), (queries, rows))
-        return jax.vmap(one)(queries, rows)
+            return cast(jax.Array, jax.lax.map(lambda x: segment_query(*x), (queries, rows)))
+        return jax.vmap(segment_query)(queries, rows)
 
 
 def flip_axes(flip: tuple[bool, bool]) -> tuple[int, ...]:
-    """Of [..., H, W, C], those that one of FLIPS turns."""
-    return tuple(axis for axis, turned in zip((-3, -2), flip, strict=True) if turned)
+    """The axes of [..., H, W, C] that one of FLIPS reverses."""
+    return tuple(axis for axis, flipped in zip((-3, -2), flip, strict=True) if flipped)
 
 
-def among(logits: jax.Array) -> jax.Array:
-    """Probabilities of L labels [L, ...] that exclude one another: softmax with a background of logit 0.
+def exclusive_probabilities(logits: jax.Array) -> jax.Array:
+    """Probabilities [L, ...] of mutually exclusive labels: a softmax over L logits and a background logit of 0.
 
-    For one label it is the sigmoid, and the most probable of all is the one whose own logit is the largest above 0.
+    For one label this is the sigmoid; of several, the most probable is the one with the largest logit above 0.
     """
     return jax.nn.softmax(jnp.concatenate([logits, jnp.zeros_like(logits[:1])]), 0)[:-1]
 
 
 class Segmenter:
-    """A function of queries for one support set. Compiles once for each number of queries at a time."""
+    """Segments queries with one support set; made by `Predictor.for_support`. Thread-safe.
 
-    def __init__(self, predictor: Predictor, support: Support, options: Options):
+    Compiles once for single images and once for batches of slices.
+    """
+
+    def __init__(self, predictor: Predictor, support: Support, options: Options) -> None:
         self.predictor, self.support, self.options = predictor, support, options
-        if options.tiles != (support.closer.times if support.closer else 0):
-            raise UserError(f"tiles={options.tiles}: make the support with the same tiles")
-        self.closer = Segmenter(predictor, support.closer.tiles, replace(options, tiles=0)) if options.tiles else None
+        tile_support = support.tile_support
+        if options.tiles != (tile_support.magnification if tile_support else 0):
+            raise UserError(f"tiles={options.tiles}: make the support set with the same tiles")
+        self.tile_segmenter = (
+            Segmenter(predictor, tile_support.support, replace(options, tiles=0)) if tile_support else None
+        )
         self.images = predictor._resize(support.images[..., None])
         at_size = predictor._resize(support.masks[..., None].astype(np.float32))
         self.masks = (at_size >= 0.5).astype(jnp.uint8)
@@ -232,85 +280,95 @@ class Segmenter:
         return [keys.of(rows) for keys in self.keys]
 
     @functools.cached_property
-    def known(self) -> Reference:
-        return reference(self.support)
+    def statistics(self) -> SupportStatistics:
+        return support_statistics(self.support)
 
-    def __call__(self, query: object) -> Prediction:
-        """Segments a picture [H, W] or [H, W, 3], PIL image or file, or a `Volume` as `volume` does."""
+    def __call__(self, query: ImageLike | Volume) -> Prediction:
+        """Segments an image: an array [H, W] or [H, W, 3], PIL image or file. A `Volume` goes to `volume`.
+
+        Raises ImageError for a file that cannot be read.
+        """
         if isinstance(query, Volume):
             return self.volume(query)
         grey = as_grey(query)
         slices = preprocess_image(grey, OFFICIAL_SIZE)[None]
         at_size = self.probabilities(slices)
-        found = at_size[0]
-        if self.closer:
-            found = self._look_closer(grey, found)
-            at_size = shrink(found, self.options.tiles)[None]
-        return self._prediction(slices, at_size, np.stack([restore(p, grey.shape) for p in found]))
+        probabilities = at_size[0]
+        if self.tile_segmenter:
+            probabilities = self._second_pass(self.tile_segmenter, grey, probabilities)
+            at_size = downsample(probabilities, self.options.tiles)[None]
+        return self._prediction(slices, at_size, np.stack([restore(p, grey.shape) for p in probabilities]))
 
-    def _look_closer(self, grey: np.ndarray, first: np.ndarray) -> np.ndarray:
-        """[L, 128 t, 128 t] of a picture [H, W] and what the first look found, [L, 128, 128]."""
-        times, share = self.options.tiles, self.support.closer.share
-        tiles = stretch(cut(preprocess_image(grey, OFFICIAL_SIZE * times), times))
-        before = enlarge(first, times)
-        found = cut(before, times).swapaxes(0, 1)  # [T, L, 128, 128]
-        matter = np.flatnonzero(found.max((1, 2, 3)) >= LOOK)
-        if len(matter):
-            places = (matter + 0.5) / len(corners(times))
-            found[matter] = share * found[matter] + (1 - share) * self.closer.probabilities(tiles[matter], places)
-        return join(found, times)
+    def _second_pass(self, tile_segmenter: "Segmenter", grey: np.ndarray, first: np.ndarray) -> np.ndarray:
+        """Probabilities [L, 128 t, 128 t] of an image [H, W] from its tiles and the first pass [L, 128, 128]."""
+        times = self.options.tiles
+        weight = self.support.tile_support.first_weight if self.support.tile_support else 0.0
+        images = min_max_tiles(cut_tiles(preprocess_image(grey, OFFICIAL_SIZE * times), times))
+        tiles = cut_tiles(upsample(first, times), times).swapaxes(0, 1)  # [T, L, 128, 128]
+        rows = np.flatnonzero(tiles.max((1, 2, 3)) >= MIN_PROBABILITY)
+        if len(rows):
+            second = tile_segmenter.probabilities(images[rows], tile_positions(rows, times))
+            tiles[rows] = weight * tiles[rows] + (1 - weight) * second
+        return join_tiles(tiles, times)
 
     def volume(self, volume: Volume, axis: int | None = None, progress: bool = False) -> Prediction:
-        """Segments a volume slice by slice; the mask is on its own grid.
+        """Segments a volume slice by slice; the mask [X, Y, Z] is on the volume's own grid, in canonical axes.
 
-        It is cut along `axis`, or as the support's volumes were, or as `volume_slices` chooses.
+        `axis`: slice along 0 (sagittal), 1 (coronal) or 2 (axial); default: like the support's volumes, else along
+        the axis of the thickest slices. `progress` shows a bar. Raises ImageError with the option `tiles`.
         """
-        if self.closer:
-            raise ImageError(volume.name, "is a volume, and tiles are for pictures", "leave out --tiles")
+        if self.tile_segmenter:
+            raise ImageError(volume.name, "is a volume, and tiles are for images", "leave out --tiles")
         axis = self.support.axis if axis is None else axis
-        slices, positions, place = volume_slices(volume, OFFICIAL_SIZE, axis, self.support.window)
+        slices, positions, origin = volume_slices(volume, OFFICIAL_SIZE, axis, self.support.window)
         at_size = self.probabilities(slices, positions, progress)  # [N, L, 128, 128]
         if self.options.smooth:
-            at_size = smooth_slices(at_size, place, self.options.smooth)
-        whole = np.stack([from_slices(at_size[:, i], place).data for i in range(at_size.shape[1])])
-        return self._prediction(slices, at_size, whole)
+            at_size = smooth_slices(at_size, origin, self.options.smooth)
+        restored = np.stack([from_slices(at_size[:, i], origin).data for i in range(at_size.shape[1])])
+        return self._prediction(slices, at_size, restored)
 
     def _prediction(self, slices: np.ndarray, at_size: np.ndarray, restored: np.ndarray) -> Prediction:
-        prediction = combine(restored, self.support.labels, self.options.overlap)
-        warnings = doubts(self.known, slices, at_size, self.support.labels)
+        prediction = make_prediction(restored, self.support.labels, self.options.overlap)
+        warnings = find_warnings(self.statistics, slices, at_size, self.support.labels)
         return replace(prediction, warnings=warnings, seen=slices)
 
     def probabilities(
         self, queries: np.ndarray, positions: np.ndarray | None = None, progress: bool = False
     ) -> np.ndarray:
-        """[Q, L, 128, 128] of preprocessed queries [Q, 128, 128], by the examples that `Options` choose for each."""
-        o, at = self.options, [None] * len(queries) if positions is None else positions.tolist()
+        """Probabilities, float32 [Q, L, 128, 128], of preprocessed queries [Q, 128, 128] in [0, 1].
+
+        `positions` [Q] in [0, 1]: where each query lies along its volume. `options` decide which examples each gets.
+        """
+        o, places = self.options, [None] * len(queries) if positions is None else positions.tolist()
         rows = [
-            choose(self.support, query, position, o.support_size, o.ensemble, o.choose, o.seed)
-            for query, position in zip(queries, at, strict=True)
+            select_examples(self.support, query, place, o.support_size, o.ensemble, o.choose, o.seed)
+            for query, place in zip(queries, places, strict=True)
         ]
         with tqdm(total=len(queries), desc="segment", unit="slice", leave=False, disable=not progress) as bar:
             return self.by_rows(queries, np.stack(rows), bar.update)
 
     def by_rows(
-        self, queries: np.ndarray, rows: np.ndarray, told: Callable[[int], Any] = lambda count: None
+        self, queries: np.ndarray, rows: np.ndarray, on_done: Callable[[int], Any] = lambda count: None
     ) -> np.ndarray:
-        """The same by the examples `rows` [Q, K, S]; eight queries at a time where there are more than one.
+        """Like `probabilities`, with the examples `rows`, int [Q, K, S]: K samples of S examples for each query.
 
-        `told` hears how many more are done.
+        Runs in batches and calls `on_done` with the number of queries in each.
         """
-        o, size, parts = self.options, 8 if len(queries) > 1 else 1, []
-        keys = self.keys_of(rows)
+        o, size = self.options, BATCH_SIZE if len(queries) > 1 else 1
+        keys, batches = self.keys_of(rows), []
         for start in range(0, len(queries), size):
-            part = np.arange(start, start + size).clip(max=len(queries) - 1)  # the last one is padded
-            inputs = (self.predictor.params, queries[part][..., None], self.images, self.masks, keys, rows[part])
-            parts.append(jax.device_get(self.predictor._probabilities(*inputs, flips=o.flips, overlap=o.overlap)))
-            told(min(size, len(queries) - start))
-        return np.concatenate(parts)[: len(queries)]
+            batch = np.arange(start, start + size).clip(max=len(queries) - 1)  # repeats the last query as padding
+            inputs = (self.predictor.params, queries[batch][..., None], self.images, self.masks, keys, rows[batch])
+            batches.append(jax.device_get(self.predictor._probabilities(*inputs, flips=o.flips, overlap=o.overlap)))
+            on_done(min(size, len(queries) - start))
+        return np.concatenate(batches)[: len(queries)]
 
 
-def combine(probabilities: np.ndarray, labels: tuple[int, ...], overlap: bool = False) -> Prediction:
-    """[L, ...] → masks: the most probable of labels and background, labels first; with `overlap` each from 0.5 on."""
+def make_prediction(probabilities: np.ndarray, labels: tuple[int, ...], overlap: bool = False) -> Prediction:
+    """A prediction from probabilities [L, ...]: the most probable of the labels and background.
+
+    Labels win ties with background. With `overlap`, each label is thresholded at 0.5 by itself.
+    """
     p = np.clip(probabilities, 1e-7, 1 - 1e-7)
     background = np.clip(1 - probabilities.sum(0), 1e-7, 1)
     if overlap or len(labels) == 1:
@@ -323,5 +381,5 @@ def combine(probabilities: np.ndarray, labels: tuple[int, ...], overlap: bool = 
     if overlap and len(labels) > 1:
         return Prediction((probabilities >= 0.5).astype(np.uint8), probabilities, entropy, labels)
     ids = np.asarray(labels, np.uint8 if max(labels) < 256 else np.uint16 if max(labels) < 65536 else np.int32)
-    best, chance = (probabilities.argmax(0), probabilities.max(0)) if len(labels) > 1 else (0, probabilities)
-    return Prediction(np.where(chance >= background, ids[best], ids.dtype.type(0)), probabilities, entropy, labels)
+    best, highest = (probabilities.argmax(0), probabilities.max(0)) if len(labels) > 1 else (0, probabilities)
+    return Prediction(np.where(highest >= background, ids[best], ids.dtype.type(0)), probabilities, entropy, labels)

@@ -1,54 +1,58 @@
-"""A support set at the network's doorstep: preprocessed once, with what is needed to choose from it.
+"""A support set: labelled images or slices of volumes, preprocessed once, and the selection of examples for a query.
 
-Pictures and slices of volumes become [N, 128, 128] by the preprocessing of training; a slice keeps its relative
-position in its volume, so that a query's slice can be shown examples from about the same height.
+Images and slices become [N, 128, 128] as in training. A slice keeps its relative position in its volume, so that the
+slices of a query are segmented with examples from about the same height.
 """
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
+import numpy.typing as npt
+from PIL import Image
 
 from universeg_jax.episode import OFFICIAL_SIZE
 from universeg_jax.errors import UserError
-from universeg_jax.prediction.tiles import THIN, cut, kept, stretch
+from universeg_jax.prediction.tiles import MIN_RETAINED_DICE, cut_tiles, min_max_tiles, retained_dice, tile_positions
 from universeg_jax.readers.cases import Case, check_inside, read_label_on
 from universeg_jax.readers.folder import read_each, read_folder, read_support
 from universeg_jax.readers.images import read_image, read_label
-from universeg_jax.readers.labels import class_masks
-from universeg_jax.readers.preprocess import preprocess_image, preprocess_mask, to_grey
+from universeg_jax.readers.labels import check_label, class_masks
+from universeg_jax.readers.preprocess import Window, preprocess_image, preprocess_mask, to_grey
 from universeg_jax.readers.slices import mask_slices, volume_slices
 from universeg_jax.readers.volume_files import read_volume
 from universeg_jax.readers.volumes import IN_PLANE, Volume, slice_axis
 
+ImageLike = npt.ArrayLike | Image.Image | Path  # a string is a file name
 CHOICES = ("nearest", "random", "diverse")
-SLICES_A_VOLUME = 32  # of each labelled volume, evenly spaced
-MANY_IDS = 20  # in one label, above which it may be a picture
-SLICE = ", slice "  # in the name of an example of a volume
-THUMBNAIL = 16  # pixels a side of the picture by which likeness is judged
+SLICES_PER_VOLUME = 32  # of each labelled volume, evenly spaced
+MAX_PLAUSIBLE_IDS = 20  # in one label; with more, image and label may be exchanged
+SLICE = ", slice "  # in the name of an example from a volume
+THUMBNAIL = 16  # pixels a side, for the similarity of images
 
 
 @dataclass(frozen=True)
 class Support:
-    """N labelled examples of L labels."""
+    """N labelled examples of L labels, preprocessed to 128x128."""
 
     images: np.ndarray  # float32 [N, 128, 128] in [0, 1]
     masks: np.ndarray  # uint8 0/1 [L, N, 128, 128]
-    labels: tuple[int, ...]  # ids
+    labels: tuple[int, ...]  # L ids
     names: tuple[str, ...]
     subjects: tuple[str, ...]
-    positions: np.ndarray | None = None  # float32 [N] in [0, 1] along the axis of volumes; None for pictures
-    axis: int | None = None  # along which volumes were cut, and their queries are; None for pictures
-    window: str | tuple[float, float] = "auto"  # of intensities of volumes, and of their queries
-    closer: "Closer | None" = None  # what tiles of the same pictures show, where that is wanted
+    positions: np.ndarray | None = None  # float32 [N] in [0, 1] along the volume; None for images
+    axis: int | None = None  # along which volumes are sliced, queries too; None for images
+    window: Window = "auto"  # of the intensities of volumes, queries too
+    tile_support: "TileSupport | None" = None  # for the second pass
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def take(self, rows: Sequence[int]) -> "Support":
-        """The same with these examples alone, and without tiles."""
+    def take(self, rows: Sequence[int] | np.ndarray) -> "Support":
+        """Selects examples, without their tiles."""
         return replace(
             self,
             images=self.images[rows],
@@ -56,52 +60,55 @@ class Support:
             names=tuple(self.names[i] for i in rows),
             subjects=tuple(self.subjects[i] for i in rows),
             positions=None if self.positions is None else self.positions[rows],
-            closer=None,
+            tile_support=None,
         )
 
     def digest(self) -> str:
-        """Identity of all that a prediction depends on."""
+        """SHA-256 of all that a prediction depends on."""
         digest = hashlib.sha256(repr((self.labels, self.images.shape, self.axis, self.window)).encode())
         for array in (self.images, self.masks, self.positions):
             digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
-        if self.closer:
-            digest.update(self.closer.tiles.digest().encode())
+        if self.tile_support:
+            digest.update(self.tile_support.support.digest().encode())
         return digest.hexdigest()
 
 
 @dataclass(frozen=True)
-class Closer:
-    """Examples for a second look, as tiles.py has it."""
+class TileSupport:
+    """Tiles of the support images for the second pass (tiles.py)."""
 
-    times: int  # magnification
-    tiles: Support  # those with something marked; a position is the tile's place among all, in its own order
-    share: float  # of the first look in the answer
+    magnification: int
+    support: Support  # the tiles with any label; positions as `tile_positions` gives them
+    first_weight: float  # of the first pass in the result
 
 
 def make_support(
-    images: Sequence[object],
-    labels: Sequence[object],
+    images: Sequence[ImageLike] | np.ndarray,
+    labels: Sequence[ImageLike] | np.ndarray,
     names: Sequence[str] = (),
     subjects: Sequence[str] = (),
     tiles: int = 0,
 ) -> Support:
-    """From pictures [H, W] or [H, W, 3] of any size, or files, and label maps of their sizes, 0 = background.
+    """Preprocesses images [H, W] or [H, W, 3] of any size, or files, with label maps [H, W] of ids, 0 = background.
 
-    `tiles`: times by which parts of them are magnified too, for `Options.tiles`; 0 for none. Raises UserError, and
-    ImageError for a file.
+    `tiles`: the magnification of a second pass, as in `Options.tiles`; 0 for none. Raises UserError, and ImageError
+    for a file or label that cannot be used.
     """
     if len(images) == 0 or len(images) != len(labels):
-        raise UserError(f"{len(images)} support images and {len(labels)} labels: one label for each image is needed")
+        raise UserError(f"{len(images)} support images and {len(labels)} labels: give one label for each image")
+    names = tuple(names) or tuple(f"support {i}" for i in range(len(images)))
     greys = [as_grey(image) for image in images]
-    maps = [read_label(label) if isinstance(label, str | Path) else np.asarray(label) for label in labels]
-    for i, (grey, label) in enumerate(zip(greys, maps, strict=True)):
+    maps = [
+        read_label(label) if isinstance(label, str | Path) else check_label(np.asarray(label), name)
+        for name, label in zip(names, labels, strict=True)
+    ]
+    for name, grey, label in zip(names, greys, maps, strict=True):
         if grey.shape != label.shape:
-            raise UserError(f"support {i}: the image is {grey.shape}, its label {label.shape}; they must be equal")
-        check_not_exchanged(names[i] if names else f"support {i}", grey, label)
+            raise UserError(f"{name}: the image is {grey.shape}, its label {label.shape}; make them equal")
+        check_not_exchanged(name, grey, label)
     ids = sorted({int(value) for label in maps for value in np.unique(label)} - {0})
     if not ids:
-        raise UserError("every support label is empty: at least one must mark something (ids above 0)")
-    names = tuple(names) or tuple(str(i) for i in range(len(greys)))
+        raise UserError("every support label is empty: mark the structure with ids above 0 in at least one")
     support = Support(
         np.stack([preprocess_image(grey, OFFICIAL_SIZE) for grey in greys]),
         np.stack([[preprocess_mask(label == i, OFFICIAL_SIZE) for label in maps] for i in ids]),
@@ -109,49 +116,53 @@ def make_support(
         names,
         tuple(subjects) or names,
     )
-    if not tiles and not support.masks.any():
+    if tiles:
+        return replace(support, tile_support=_make_tile_support(support, greys, maps, tiles))
+    if not support.masks.any():
         raise UserError(
-            f"no label is left at {OFFICIAL_SIZE} pixels, so small or thin it is: tiles=2 (--tiles 2) looks closer"
+            f"every label is too small or thin for {OFFICIAL_SIZE}x{OFFICIAL_SIZE} pixels: use --tiles 2 (tiles=2)"
         )
-    return replace(support, closer=_look_closer(support, greys, maps, tiles)) if tiles else support
+    return support
 
 
-def _look_closer(support: Support, greys: Sequence[np.ndarray], maps: Sequence[np.ndarray], times: int) -> Closer:
+def _make_tile_support(
+    support: Support, greys: Sequence[np.ndarray], maps: Sequence[np.ndarray], times: int
+) -> TileSupport:
     size = OFFICIAL_SIZE * times
-    # Picture by picture: all of them at full size at once would take times² the memory of the tiles that are kept.
-    images, masks, names, subjects, places, left = [], [], [], [], [], []
-    for grey, label, name, subject, first in zip(
+    # Image by image: all of them at full size would take times² the memory of the tiles that are kept.
+    images, masks, names, subjects, positions, retained = [], [], [], [], [], []
+    for grey, label, name, subject, coarse in zip(
         greys, maps, support.names, support.subjects, support.masks.swapaxes(0, 1), strict=True
     ):
-        whole = np.stack([preprocess_mask(label == i, size) for i in support.labels])
-        of_masks = cut(whole, times)  # [L, T, 128, 128]
-        rows = np.flatnonzero(of_masks.any((0, 2, 3)))
-        images.append(stretch(cut(preprocess_image(grey, size), times)[rows]))
-        masks.append(of_masks[:, rows])
+        fine = np.stack([preprocess_mask(label == i, size) for i in support.labels])
+        mask_tiles = cut_tiles(fine, times)  # [L, T, 128, 128]
+        rows = np.flatnonzero(mask_tiles.any((0, 2, 3)))
+        images.append(min_max_tiles(cut_tiles(preprocess_image(grey, size), times)[rows]))
+        masks.append(mask_tiles[:, rows])
         names += [f"{name}, tile {row}" for row in rows]
         subjects += [subject] * len(rows)
-        places.append((rows + 0.5) / of_masks.shape[1])
-        left += [kept(*pair) for pair in zip(first, whole, strict=True) if pair[1].any()]
-    if not left:
-        raise UserError(f"no label is left at {size} pixels, so small it is: take more than --tiles {times}")
+        positions.append(tile_positions(rows, times))
+        retained += [retained_dice(*pair) for pair in zip(coarse, fine, strict=True) if pair[1].any()]
+    if not retained:
+        raise UserError(f"every label is too small or thin for {size}x{size} pixels: use more than --tiles {times}")
     tiles = Support(
         np.concatenate(images),
         np.concatenate(masks, 1),
         support.labels,
         tuple(names),
         tuple(subjects),
-        np.concatenate(places).astype(np.float32),
+        np.concatenate(positions).astype(np.float32),
     )
-    return Closer(times, tiles, 0.5 if np.median(left) >= THIN else 0.0)
+    return TileSupport(times, tiles, 0.5 if np.median(retained) >= MIN_RETAINED_DICE else 0.0)
 
 
 def check_not_exchanged(name: str, image: np.ndarray, label: np.ndarray) -> None:
-    """Raises UserError where the label has more values than its image, and more than anybody marks."""
+    """Raises UserError if the label has more distinct values than its image, and more than a person would mark."""
     ids = len(np.unique(label))
-    if ids > MANY_IDS and ids > (values := len(np.unique(image))):
+    if ids > MAX_PLAUSIBLE_IDS and ids > (values := len(np.unique(image))):
         raise UserError(
-            f"{name}: image and label look exchanged: the label holds {ids} different values, the image only {values}; "
-            "pictures belong into images/, class ids into labels/"
+            f"{name}: image and label look exchanged: the label has {ids} different values, the image only {values}; "
+            "put images into images/ and label ids into labels/"
         )
 
 
@@ -162,62 +173,70 @@ def read_support_folder(
     tiles: int = 0,
     unusable: dict[str, str] | None = None,
 ) -> Support:
-    """A folder as data/folder.py reads it, of pictures or of volumes, of which slices are taken. Raises UserError.
+    """Reads a folder with images/ and labels/ (readers/folder.py), of images or of volumes, which become slices.
 
-    `label`: this id alone. `axis`: of volumes; default: the acquired planes of the first. `tiles` as in `make_support`.
-    `unusable`: gets names of cases that cannot be used, and why; otherwise the first one is raised.
+    `label`: use this id alone. `axis`: slice volumes along it; default: across the acquired planes of the first one.
+    `tiles` as in `make_support`. Raises UserError, for an unusable case too unless `unusable` is given, which then
+    receives the case's name and the reason.
     """
     cases = read_folder(path).cases
     if not any(case.volume for case in cases):
         images, labels, names = read_support(path, label, unusable)
         subjects = {case.name: case.subject for case in cases}
         support = make_support(images, labels, names, [subjects[name] for name in names], tiles)
-        return support if label is None else _renamed(support, label)
+        return support if label is None else _with_label(support, label)
     if tiles:
-        raise UserError(f"{path} holds volumes, and tiles are for pictures: leave out --tiles")
-    if pictures := [case.image for case in cases if not case.volume]:
-        raise UserError(f"{pictures[0]} is a picture among volumes: keep one kind in a support folder")
+        raise UserError(f"{path} holds volumes, and tiles are for images: leave out --tiles")
+    if images_among := [case.image for case in cases if not case.volume]:
+        raise UserError(f"{images_among[0]} is an image among volumes: keep one kind in a support folder")
+    return _read_volumes(Path(path), cases, label, axis, unusable)
 
-    def slices(case: Case) -> Support:
+
+def _read_volumes(
+    path: Path, cases: Sequence[Case], label: int | None, axis: int | None, unusable: dict[str, str] | None
+) -> Support:
+    def read_slices(case: Case) -> Support:
         nonlocal axis
-        image, ids = _volume_with_label(case)
+        image, ids = _read_volume_and_label(case)
         if axis is None:
             axis = case.axes[0] if len(case.axes) == 1 and case.axes[0] != IN_PLANE else slice_axis(image)
-        return _slices_of(case, image, ids, axis)
+        return _select_slices(case, image, ids, axis)
 
-    parts = list(read_each(cases, slices, unusable).values())  # of each volume its slices alone stay in memory
-    ids = sorted({i for part in parts for i in part.labels})
+    volumes = list(read_each(cases, read_slices, unusable).values())  # keeps the slices of each volume, not the volume
+    ids = sorted({i for volume in volumes for i in volume.labels})
     if label not in (None, *ids):
-        raise UserError(f"{path}: label {label} never occurs; the ids there are {ids}")
+        raise UserError(f"{path}: label {label} never occurs; the ids are {ids}")
     if not ids:
-        raise UserError(f"{path}: every support label is empty: at least one must mark something (ids above 0)")
+        raise UserError(f"{path}: every support label is empty: mark the structure with ids above 0 in at least one")
     ids = ids if label is None else [label]
     return Support(
-        np.concatenate([part.images for part in parts]),
-        np.concatenate([np.stack([_mask_of(part, i) for i in ids]) for part in parts], 1),
+        np.concatenate([volume.images for volume in volumes]),
+        np.concatenate([np.stack([_masks_of_label(volume, i) for i in ids]) for volume in volumes], 1),
         tuple(ids),
-        sum((part.names for part in parts), ()),
-        sum((part.subjects for part in parts), ()),
-        np.concatenate([part.positions for part in parts]),
+        tuple(name for volume in volumes for name in volume.names),
+        tuple(subject for volume in volumes for subject in volume.subjects),
+        np.concatenate([cast(np.ndarray, volume.positions) for volume in volumes]),
         axis,
         cases[0].window,
     )
 
 
-def _mask_of(part: Support, label: int) -> np.ndarray:
-    """uint8 [N, 128, 128] of one label, which may be none of the part's."""
-    if label in part.labels:
-        return part.masks[part.labels.index(label)]
-    return np.zeros(part.images.shape, np.uint8)
+def _masks_of_label(support: Support, label: int) -> np.ndarray:
+    """Masks, uint8 [N, 128, 128], of one label; empty if it does not occur."""
+    if label in support.labels:
+        return support.masks[support.labels.index(label)]
+    return np.zeros(support.images.shape, np.uint8)
 
 
-def _renamed(support: Support, label: int) -> Support:
-    """A support of one label, with this id."""
-    closer = support.closer and replace(support.closer, tiles=_renamed(support.closer.tiles, label))
-    return replace(support, labels=(label,), closer=closer)
+def _with_label(support: Support, label: int) -> Support:
+    """A support set of one label, with its id replaced."""
+    tiles = support.tile_support and replace(
+        support.tile_support, support=_with_label(support.tile_support.support, label)
+    )
+    return replace(support, labels=(label,), tile_support=tiles)
 
 
-def _volume_with_label(case: Case) -> tuple[Volume, Volume]:
+def _read_volume_and_label(case: Case) -> tuple[Volume, Volume]:
     check_inside(case)
     image = read_volume(case.image, case.channel)
     ids = np.zeros(image.shape, np.int32)
@@ -227,79 +246,79 @@ def _volume_with_label(case: Case) -> tuple[Volume, Volume]:
     return image, replace(image, data=ids)
 
 
-def _slices_of(case: Case, image: Volume, label: Volume, axis: int) -> Support:
-    """Up to SLICES_A_VOLUME of a volume, with the ids that occur in it."""
-    slices, positions, place = volume_slices(image, OFFICIAL_SIZE, axis, case.window)
-    rows = np.unique(np.linspace(0, len(slices) - 1, min(len(slices), SLICES_A_VOLUME)).round().astype(int))
+def _select_slices(case: Case, image: Volume, label: Volume, axis: int) -> Support:
+    """Up to SLICES_PER_VOLUME slices of a volume, with the ids that occur in the volume."""
+    slices, positions, origin = volume_slices(image, OFFICIAL_SIZE, axis, case.window)
+    rows = np.unique(np.linspace(0, len(slices) - 1, min(len(slices), SLICES_PER_VOLUME)).round().astype(int))
     ids = tuple(int(i) for i in np.unique(label.data) if i)
-    masks = [mask_slices(label, OFFICIAL_SIZE, place, i)[rows] for i in ids]
-    names = tuple(f"{case.name}{SLICE}{row}" for row in rows)
+    masks = [mask_slices(label, OFFICIAL_SIZE, origin, i)[rows] for i in ids]
     return Support(
         slices[rows],
         np.stack(masks) if ids else np.zeros((0, *slices[rows].shape), np.uint8),
         ids,
-        names,
+        tuple(f"{case.name}{SLICE}{row}" for row in rows),
         (case.subject,) * len(rows),
         positions[rows],
     )
 
 
 def case_names(support: Support) -> list[str]:
-    """Of each example the picture or volume that it is of."""
+    """The name of the image or volume of each example."""
     return [name.partition(SLICE)[0] for name in support.names]
 
 
-def as_grey(image: object) -> np.ndarray:
-    """float32 [H, W] from a file, a PIL image, [H, W] or [H, W, 3]."""
+def as_grey(image: ImageLike) -> np.ndarray:
+    """Grey values, float32 [H, W], of a file, a PIL image or an array [H, W] or [H, W, 3]."""
     if isinstance(image, str | Path):
         return read_image(image)
-    if getattr(image, "mode", None) in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
+    if isinstance(image, Image.Image) and image.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
         image = image.convert("RGB")
     return to_grey(np.asarray(image))
 
 
 def thumbnails(images: np.ndarray) -> np.ndarray:
-    """[N, 128, 128] → [N, 256] of mean 0 and length 1: products of them are correlations."""
+    """[N, 128, 128] → [N, 256] with mean 0 and length 1, so that their products are correlations."""
     cell = images.shape[-1] // THUMBNAIL
     small = images.reshape(len(images), THUMBNAIL, cell, THUMBNAIL, cell).mean((2, 4)).reshape(len(images), -1)
     small = small - small.mean(1, keepdims=True)
     return small / np.maximum(np.linalg.norm(small, axis=1, keepdims=True), 1e-6)
 
 
-def choose(
-    support: Support, query: np.ndarray, position: float | None, size: int, draws: int, how: str, seed: int
+def select_examples(
+    support: Support, query: np.ndarray, position: float | None, size: int, samples: int, how: str, seed: int
 ) -> np.ndarray:
-    """Examples [K, S] for one query [128, 128]: all of them where they fit into S, else K draws without replacement.
+    """Rows, int [K, S], of the examples for one query [128, 128]: all of them if there are at most S = `size`.
 
-    Where both have positions, from those nearest to the query's, three times what a draw takes. "random" draws
-    anew by seed; "nearest" takes those that look most like the query; "diverse" those that together are nearest to
-    all (k-centre). The last two have one best choice, so each further draw is taken from twice as many at random.
+    Otherwise K = `samples` samples without replacement. If query and support have positions, only the 3 S nearest
+    positions are eligible. `how`: "random" samples by seed; "nearest" takes the examples most similar to the query;
+    "diverse" takes a k-centre set, which covers all examples best. The last two have one best sample; each further one
+    is random among twice as many candidates.
     """
     everything = np.arange(len(support))
     if len(support) <= size:
         return everything[None]
     rows = everything
     if position is not None and support.positions is not None:
-        rows = np.argsort(np.abs(support.positions - position), kind="stable")[: max(3 * size, size)]
+        rows = np.argsort(np.abs(support.positions - position), kind="stable")[: 3 * size]
     rng = np.random.default_rng(seed)
-    if how == "random" or len(rows) <= size:
-        return np.stack([np.sort(rng.choice(rows, size, replace=False)) for _ in range(draws)])
+    if how == "random":
+        return np.stack([np.sort(rng.choice(rows, size, replace=False)) for _ in range(samples)])
     features = thumbnails(support.images[rows])
     if how == "nearest":
         order = np.argsort(-(features @ thumbnails(query[None])[0]), kind="stable")
     else:
         order = k_centre(features, min(2 * size, len(rows)))
-    best, wider = np.sort(rows[order[:size]]), rows[order[: 2 * size]]
-    others = [np.sort(rng.choice(wider, size, replace=False)) for _ in range(draws - 1)]
+    best, candidates = np.sort(rows[order[:size]]), rows[order[: 2 * size]]
+    others = [np.sort(rng.choice(candidates, size, replace=False)) for _ in range(samples - 1)]
     return np.stack([best, *others])
 
 
 def k_centre(features: np.ndarray, count: int) -> np.ndarray:
-    """Rows [count], greedily each the farthest from those before it; begins with the one nearest to the mean."""
+    """Rows [count] by greedy k-centre: the one nearest to the mean, then each time the farthest from those chosen."""
     chosen = [int(np.argmax(features @ features.mean(0)))]
-    apart = 1 - features @ features[chosen[0]]
+    distance = 1 - features @ features[chosen[0]]
     while len(chosen) < count:
-        apart[chosen] = -np.inf
-        chosen.append(int(np.argmax(apart)))
-        apart = np.minimum(apart, 1 - features @ features[chosen[-1]])
+        distance[chosen] = -np.inf
+        chosen.append(int(np.argmax(distance)))
+        distance = np.minimum(distance, 1 - features @ features[chosen[-1]])
     return np.array(chosen)

@@ -1,4 +1,4 @@
-"""When not to trust a mask: what a query and its prediction show that no example of the support does."""
+"""Reasons to distrust a mask: unusual intensities, low confidence, an empty mask or an unusual size."""
 
 from dataclasses import dataclass
 
@@ -7,63 +7,79 @@ import numpy as np
 from universeg_jax.prediction.support import Support
 
 BINS = 32
-UNLIKE = 2.5  # times the largest distance between an example and its nearest fellow
-LEAST = 0.04  # distance that is never remarked on, where all examples are nearly equal
-LOW_CONFIDENCE = 0.6  # expected Dice
-AREA = 4.0  # times larger or smaller than any example
+MAX_DISTANCE_RATIO = 2.5  # to the largest distance between an example and its nearest other example
+MIN_DISTANCE = 0.04  # never warned about, for support sets whose examples are nearly equal
+MIN_CONFIDENCE = 0.6  # expected Dice
+MAX_AREA_RATIO = 4.0  # to the areas in the support set
 
 
 def appearance(images: np.ndarray) -> np.ndarray:
-    """[N, 128, 128] in [0, 1] → [N, 2, 32] cumulative histograms of intensities and of the steps between neighbours.
+    """Cumulative histograms [N, 2, 32] of the intensities, and of their steps between columns, of [N, 128, 128].
 
-    Their mean absolute difference is the earth mover's distance of two images' grey values, in [0, 1]: what a scanner
-    or a stain changes, and anatomy hardly does.
+    The mean absolute difference of two is the earth mover's distance, in [0, 1], of two images' intensities. It is
+    sensitive to scanner, stain and contrast, and hardly to anatomy.
     """
     steps = np.abs(np.diff(images, axis=2)) * 4  # most steps are small
-    both = (images.reshape(len(images), -1), steps.reshape(len(images), -1).clip(0, 1))
-    counts = [[np.histogram(row, BINS, (0, 1))[0] / row.size for row in rows] for rows in both]
+    values = (images.reshape(len(images), -1), steps.reshape(len(images), -1).clip(0, 1))
+    counts = [[np.histogram(row, BINS, (0, 1))[0] / row.size for row in rows] for rows in values]
     return np.cumsum(np.array(counts), -1).transpose(1, 0, 2)
 
 
+def appearance_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """[N, M] distances in [0, 1] between appearances [N, 2, 32] and [M, 2, 32]."""
+    return np.abs(a[:, None] - b[None]).mean((2, 3))
+
+
+def nearest_distances(appearances: np.ndarray) -> np.ndarray:
+    """[N] distances of each to the nearest other one; infinite for a single one."""
+    distances = appearance_distances(appearances, appearances)
+    np.fill_diagonal(distances, np.inf)
+    return distances.min(1)
+
+
 @dataclass(frozen=True)
-class Reference:
-    """What the support looks like."""
+class SupportStatistics:
+    """Appearances and label areas of a support set."""
 
     appearances: np.ndarray  # [N, 2, 32]
-    usual: float  # the largest distance between an example and its nearest fellow
+    largest_distance: float  # between an example and its nearest other example
     areas: np.ndarray  # [L, N] pixels at 128x128
 
 
-def reference(support: Support) -> Reference:
-    """Made once for a support set."""
-    looks = appearance(support.images)
-    apart = np.abs(looks[:, None] - looks[None]).mean((2, 3)) + np.eye(len(looks)) * 9
-    usual = float(apart.min(1).max()) if len(looks) > 1 else 0.0
-    return Reference(looks, usual, support.masks.sum((2, 3), dtype=np.int64))
+def support_statistics(support: Support) -> SupportStatistics:
+    appearances = appearance(support.images)
+    largest = float(nearest_distances(appearances).max()) if len(support) > 1 else 0.0
+    return SupportStatistics(appearances, largest, support.masks.sum((2, 3), dtype=np.int64))
 
 
-def doubts(known: Reference, slices: np.ndarray, probabilities: np.ndarray, labels: tuple[int, ...]) -> tuple[str, ...]:
-    """Remarks on a prediction [Q, L, 128, 128] of preprocessed pictures [Q, 128, 128]; () if there is none."""
-    found = []
-    middle = slices[len(slices) // 3 : len(slices) - len(slices) // 3]  # the ends of a volume show little
-    distance = float(np.median(np.abs(appearance(middle)[:, None] - known.appearances[None]).mean((2, 3)).min(1)))
-    limit = max(UNLIKE * known.usual, LEAST)
+def find_warnings(
+    statistics: SupportStatistics, slices: np.ndarray, probabilities: np.ndarray, labels: tuple[int, ...]
+) -> tuple[str, ...]:
+    """Warnings about a prediction [Q, L, 128, 128] of preprocessed slices [Q, 128, 128] of one query."""
+    warnings = []
+    middle = slices[len(slices) // 3 : len(slices) - len(slices) // 3]  # the end slices of a volume show little
+    distance = float(np.median(appearance_distances(appearance(middle), statistics.appearances).min(1)))
+    limit = max(MAX_DISTANCE_RATIO * statistics.largest_distance, MIN_DISTANCE)
     if distance > limit:
-        found.append(
-            f"looks unlike the support: another modality or contrast? (distance of grey values {distance:.3f}, "
+        warnings.append(
+            f"looks unlike the support: another modality or contrast? (intensity distance {distance:.3f}, "
             f"above {limit:.3f})"
         )
     for i, label in enumerate(labels):
         p = probabilities[:, i]
         mask = p >= 0.5
         if not mask.any():
-            found.append(f"label {label}: nothing found")
+            warnings.append(f"label {label}: nothing found")
             continue
-        expected = float(2 * p[mask].sum() / (p.sum() + mask.sum()))
-        if expected < LOW_CONFIDENCE:
-            found.append(f"label {label}: low confidence ({expected:.2f})")
-        areas = known.areas[i][known.areas[i] > 0]
-        if len(slices) == 1 and len(areas) and not areas.min() / AREA <= mask.sum() <= areas.max() * AREA:
+        confidence = float(2 * p[mask].sum() / (p.sum() + mask.sum()))
+        if confidence < MIN_CONFIDENCE:
+            warnings.append(f"label {label}: low confidence ({confidence:.2f})")
+        areas = statistics.areas[i][statistics.areas[i] > 0]
+        if (
+            len(slices) == 1
+            and len(areas)
+            and not areas.min() / MAX_AREA_RATIO <= mask.sum() <= areas.max() * MAX_AREA_RATIO
+        ):
             size = "larger" if mask.sum() > areas.max() else "smaller"
-            found.append(f"label {label}: more than {AREA:g} times {size} than in any example")
-    return tuple(found)
+            warnings.append(f"label {label}: more than {MAX_AREA_RATIO:g} times {size} than in any example")
+    return tuple(warnings)

@@ -1,4 +1,4 @@
-"""A segmenter in other processes of this machine: how one is made there, and what is handed to it."""
+"""Prediction in several processes of this machine."""
 
 import functools
 import json
@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 import jax
@@ -17,32 +18,25 @@ from universeg_jax.prediction.predictor import Options, Predictor, Segmenter
 from universeg_jax.prediction.support import Support
 from universeg_jax.startup import use_compilation_cache
 
-Done = TypeVar("Done")
-_WORKER: list[Segmenter] = []  # of a process that in_processes started
-
-
-def how_to_make(segmenter: Segmenter) -> Callable[[], Segmenter]:
-    """A function for another process: programs are compiled there."""
-    predictor = segmenter.predictor
-    start = (jax.device_get(predictor.params), predictor.config.to_json(), segmenter.support, segmenter.options)
-    return functools.partial(_make_segmenter, *start)
-
-
-def _make_segmenter(params: Any, config: str, support: Support, options: Options) -> Segmenter:
-    use_compilation_cache()
-    return Predictor(params, ConfigDict(json.loads(config))).segmenter(support, options)
+Result = TypeVar("Result")
+_SEGMENTER: list[Segmenter] = []  # of this worker process
 
 
 def in_processes(
-    predict: Callable[..., Done], make_segmenter: Callable[[], Segmenter], work: Iterable[Sequence[Any]], jobs: int
-) -> Iterator[Done]:
-    """predict(segmenter, *task) of each task, in the order in which they are done; a few at a time are handed out."""
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, spawn, _start_worker, (make_segmenter,))
-    waiting: set[Future] = set()
+    predict: Callable[..., Result], segmenter: Segmenter, work: Iterable[Sequence[Any]], jobs: int
+) -> Iterator[Result]:
+    """Yields predict(segmenter, *arguments) for each element of `work`, in the order of completion.
+
+    Submits a few elements at a time. Each process loads the parameters and the support set and compiles by itself.
+    """
+    predictor = segmenter.predictor
+    parts = (jax.device_get(predictor.params), predictor.config.to_json(), segmenter.support, segmenter.options)
+    start = functools.partial(_start_worker, *parts)
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), start)
+    waiting: set[Future[Result]] = set()
     try:
-        for task in work:
-            waiting.add(pool.submit(_in_worker, predict, task))
+        for arguments in work:
+            waiting.add(pool.submit(_predict, predict, arguments))
             if len(waiting) >= 2 * jobs:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
@@ -51,17 +45,20 @@ def in_processes(
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker(make_segmenter: Callable[[], Segmenter]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the file at hand is finished
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _WORKER.append(make_segmenter())
+def _start_worker(params: Any, config: str, support: Support, options: Options) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; workers finish their file
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this runs in a worker
+    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
+    use_compilation_cache()
+    _SEGMENTER.append(Predictor(params, ConfigDict(json.loads(config))).segmenter(support, options))
 
 
-def _end_with_parent() -> None:
-    """A killed job leaves nobody at work who would write when it is started again."""
-    multiprocessing.parent_process().join()
+def _exit_with(parent: BaseProcess) -> None:
+    """Exits with the parent process, so that no orphan keeps writing."""
+    parent.join()
     os._exit(1)
 
 
-def _in_worker(predict: Callable[..., Done], task: Sequence[Any]) -> Done:
-    return predict(_WORKER[0], *task)
+def _predict(predict: Callable[..., Result], arguments: Sequence[Any]) -> Result:
+    return predict(_SEGMENTER[0], *arguments)

@@ -1,4 +1,4 @@
-"""What a label means: the rules that turn the values of a label into class ids and binary masks.
+"""Labels: the rules that turn the values of a label into class ids and binary masks.
 
 The labels of every image and volume, from a file, a TFDS record or an array, pass `check_ids`. A `LabelFile` says which
 classes its values stand for, and `class_masks` applies that.

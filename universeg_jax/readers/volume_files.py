@@ -59,9 +59,9 @@ def read_volume(path: str | Path, channel: int | None = None) -> Volume:
     return replace(volume, data=volume.data.astype(np.float32, copy=False))
 
 
-def read_label_volume(path: str | Path, channel: int | None = None) -> Volume:
+def read_label_volume(path: str | Path) -> Volume:
     """Reads class ids, int32 [X, Y, Z] in canonical axes; floats must be whole. Raises ImageError."""
-    volume = _read(Path(path), channel)
+    volume = _read(Path(path), None)
     return replace(volume, data=check_ids(volume.data, path))
 
 

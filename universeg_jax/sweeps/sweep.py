@@ -9,7 +9,6 @@ The folder name does not contain --base and --set: runs that were trained with o
 
 import ast
 import hashlib
-import importlib
 import re
 import shlex
 import subprocess
@@ -23,7 +22,8 @@ from typing import Any
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from universeg_jax.configuration import flatten, load_config, to_dict
+from universeg_jax.configs import ablations
+from universeg_jax.configuration import flatten, load_config, to_dict, without_retired
 from universeg_jax.data.dataset import list_datasets, open_dataset
 from universeg_jax.data.tasks import subject_hash, task_table
 from universeg_jax.errors import UserError
@@ -80,11 +80,8 @@ class Point:
 
 def plan(name: str, options: SweepOptions) -> tuple[list[Point], list[Job]]:
     """The points of a sweep and their jobs. Raises UserError for an unknown sweep or missing data."""
-    if not (ROOT / "configs" / "ablations.py").is_file():
-        raise UserError("ablations need train.py, eval.py and configs/ of a clone: `pip install -e .` there")
-    if str(ROOT) not in sys.path:  # as where the installed command is typed: configs/ is not in the package
-        sys.path.append(str(ROOT))
-    ablations = importlib.import_module("configs.ablations")
+    if not (ROOT / "train.py").is_file():
+        raise UserError("ablations need train.py and eval.py of a clone: `pip install -e .` there")
     if name not in ablations.SWEEPS:
         raise UserError(f"--sweep={name}: must be one of {', '.join(ablations.SWEEPS)}")
     if not options.seeds:
@@ -125,10 +122,7 @@ def plan(name: str, options: SweepOptions) -> tuple[list[Point], list[Job]]:
 
 def base_config(options: SweepOptions) -> ConfigDict:
     """The base config with options.changes. Raises UserError for a missing file or an unknown field."""
-    file = options.base.partition(":")[0]
-    if not Path(file).exists() and not (ROOT / file).is_file():
-        raise UserError(f"--base={options.base}: no such file")
-    config = load_config(options.base if Path(file).exists() else f"{ROOT}/{options.base}")
+    config = load_config(options.base)
     for change in options.changes:
         field, equals, text = change.partition("=")
         if not equals or field not in flatten(to_dict(config)):
@@ -206,6 +200,7 @@ def differing(job: Job, config: dict[str, Any]) -> list[str]:
     """
     if not job.config:
         return []
+    config = without_retired(config)
     flags = {part.removeprefix("--config.").split("=")[0] for part in job.train if part.startswith("--config.")}
     return [
         f"{name}={config.get(name, 'absent')} in the run, {job.config.get(name, 'absent')} expected"
