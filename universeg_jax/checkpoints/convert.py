@@ -82,7 +82,7 @@ def convert(source: str | Path, out: str | Path) -> str:
     if out.suffix in (".pt", ".pth", ".safetensors"):
         params, config = store.load(source)
         check_released(config)
-        _write(out, to_release(params))
+        _write_weights(out, to_release(params))
         size = (
             "" if config.image_size == 128 else f"; it does not say that images of {config.image_size} pixels are seen"
         )
@@ -151,7 +151,7 @@ def config_for(state: dict[str, np.ndarray]) -> ConfigDict:
     return ConfigDict({"model": model, "image_size": 128})
 
 
-def _write(out: Path, state: dict[str, np.ndarray]) -> None:
+def _write_weights(out: Path, state: dict[str, np.ndarray]) -> None:
     with atomic_write(out) as temporary:
         if out.suffix == ".safetensors":
             safetensors.numpy.save_file(state, temporary)

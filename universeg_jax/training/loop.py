@@ -18,12 +18,12 @@ from universeg_jax.checkpoints import store
 from universeg_jax.checkpoints.lineage import check_same_data, resumed
 from universeg_jax.configuration import write_config
 from universeg_jax.episodes.on_device import support_size_of, trim_support
-from universeg_jax.episodes.replay import draw_episode
+from universeg_jax.episodes.replay import plot_episode
 from universeg_jax.episodes.sampler import Batch, batches, task_name
 from universeg_jax.reports.files import lock
 from universeg_jax.startup import Interrupted, when_to_stop
 from universeg_jax.training.log import NotFinite, Profile, StepLog
-from universeg_jax.training.setup import Run, prepare
+from universeg_jax.training.setup import Run, prepare_run
 from universeg_jax.training.step import TrainState, evaluated_params, local_shardings, shard_batch
 from universeg_jax.training.validation import ValidationLog
 
@@ -33,7 +33,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, profile: bool = 
 
     With several hosts each of them calls it, with one workdir that they share. `profile` writes a trace of five steps.
     """
-    run, workdir = prepare(config), Path(workdir)
+    run, workdir = prepare_run(config), Path(workdir)
     check_same_data(workdir, run.metadata["lineage"])
     main = jax.process_index() == 0  # the first host alone writes, besides each one's share of a checkpoint
     with (
@@ -80,7 +80,7 @@ def train(
             stopped, scores = must_stop(step), None
             if should_evaluate(step):
                 log.flush()
-                scores = evaluate(run, config, step, evaluated_params(state), check_signal, validation, log)
+                scores = validate(run, config, step, evaluated_params(state), check_signal, validation, log)
                 stopped = stopped or scores is None
             if scores or should_save(step):
                 log.flush()
@@ -120,7 +120,7 @@ def open_stream(run: Run, config: ConfigDict, first_step: int) -> Iterator[Batch
     )
 
 
-def evaluate(
+def validate(
     run: Run,
     config: ConfigDict,
     step: int,
@@ -135,7 +135,7 @@ def evaluate(
         summary = run.evaluate(params, check_signal)
         scores = validation.write(step, summary)
         if sheet and jax.process_index() == 0:
-            run.evaluate.draw(params, config.eval.pictures, sheet)
+            run.evaluate.plot(params, config.eval.pictures, sheet)
         log.evaluated(step, summary, sheet)
         return scores
     return None
@@ -154,6 +154,6 @@ def explain(error: NotFinite, run: Run, config: ConfigDict, workdir: Path) -> No
     names = {task_name(run.sampler, i) for i in error.episodes}
     path = workdir / f"episode_{error.episodes[0]}.png"
     if jax.process_index() == 0:
-        draw_episode(run.sampler, error.episodes[0], config, path)
+        plot_episode(run.sampler, error.episodes[0], config, path)
     error.args = (f"{error.args[0]}. Tasks: {', '.join(sorted(names))}; the first is drawn in {path}",)
     return error

@@ -16,7 +16,7 @@ from universeg_jax.reports.html import image, table, write_page
 from universeg_jax.reports.markdown import percent
 
 
-def write_report(workdir: Path) -> Path:
+def write_run_report(workdir: Path) -> Path:
     """Writes <workdir>/report.html and returns its path. Raises UserError where no run is."""
     lines = read_json_lines(workdir / "metrics.jsonl")
     if not (workdir / "config.json").exists() or not lines:

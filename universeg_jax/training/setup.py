@@ -13,9 +13,9 @@ from universeg_jax.checkpoints import store
 from universeg_jax.checkpoints.lineage import inherit, lineage
 from universeg_jax.configuration import ConfigError, check_fields, to_dict
 from universeg_jax.data.dataset import list_datasets
-from universeg_jax.episodes.inputs import open_data, sampler_of
+from universeg_jax.episodes.inputs import open_data, open_sampler
 from universeg_jax.episodes.sampler import EpisodeSampler
-from universeg_jax.episodes.synthetic_datasets import MADE, make_datasets
+from universeg_jax.episodes.synthetic_datasets import NAMES, make_datasets
 from universeg_jax.model.factory import build_model, init_params, param_shapes
 from universeg_jax.startup import wait_for_all_hosts
 from universeg_jax.training.optimizer import make_optimizer
@@ -59,18 +59,18 @@ class Run(NamedTuple):
     metadata: dict[str, Any]  # of its checkpoints
 
 
-def prepare(config: ConfigDict) -> Run:
+def prepare_run(config: ConfigDict) -> Run:
     """Raises UserError for whatever is wrong with the config or the data."""
     check_config(config)
     model = checked_model(config)
     optimizer, schedule = make_optimizer(config)
     main = jax.process_index() == 0
     # Beside made datasets too: some are missing where the making was interrupted.
-    if config.make_data and main and set(list_datasets(config.data_dir)) < set(MADE):
+    if config.make_data and main and set(list_datasets(config.data_dir)) < set(NAMES):
         make_datasets(config.data_dir)
     wait_for_all_hosts("data")
     train_data, validation_data = open_data(config)
-    sampler = sampler_of(config, train_data)
+    sampler = open_sampler(config, train_data)
     record = lineage(config, train_data, validation_data)
     params = init_params(model, config.seed)
     if config.init_from:

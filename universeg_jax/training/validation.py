@@ -33,7 +33,7 @@ class Evaluator(NamedTuple):
         rows = runner.evaluate(methods, self.datasets, self.tasks, self.settings, progress=False, check=check)
         return runner.summarize(rows, "model", self.settings.support_sizes[0], self.settings.ensembles[0])
 
-    def draw(self, params: Any, count: int, path: Path) -> None:
+    def plot(self, params: Any, count: int, path: Path) -> None:
         """One case of each of the first `count` datasets: its support, its truth and the mask."""
         params = jax.device_put(jax.device_get(params), jax.local_devices()[0])
         scored = {task.dataset for task in self.tasks}
