@@ -150,7 +150,7 @@ def test_a_run_leaves_what_it_promises_and_stopping_changes_nothing(data_dir, tm
     assert not read_json_lines(tmp_path / "parts" / "eval" / "metrics.jsonl")
     monkeypatch.setattr(loop, "lineage", lambda *data: {**lineage(*data), "code_version": "another"})
     parts = loop.train_and_evaluate(config, tmp_path / "parts")
-    assert re.search("step 3 was written by the code .*, and is continued by another", capsys.readouterr().out)
+    assert re.search("step 3 was written by version .* of the code; version another continues", capsys.readouterr().out)
     assert_trees_equal(jax.device_get(whole), jax.device_get(parts), atol=0)
     assert rows_without_times(tmp_path / "parts") == rows_without_times(tmp_path / "whole")
     assert read_json_lines(tmp_path / "parts" / "eval" / "metrics.jsonl") == evaluations
@@ -159,7 +159,7 @@ def test_a_run_leaves_what_it_promises_and_stopping_changes_nothing(data_dir, tm
 
     again = loop.train_and_evaluate(config, tmp_path / "whole")  # nothing is left to do
     assert_trees_equal(jax.device_get(again.params), jax.device_get(whole.params), atol=0)
-    with pytest.raises(ConfigError, match=r"config.seed: 0 there, 1 given.*May change on resuming: data_dir"):
+    with pytest.raises(ConfigError, match=r"config.seed: 0 in the run, 1 given.*May change on resuming: data_dir"):
         loop.train_and_evaluate(tiny_config(data_dir, ema_decay=0.9, seed=1), tmp_path / "whole")
 
 
@@ -201,7 +201,7 @@ def test_going_on_takes_the_same_data_wherever_it_lies_and_keeps_the_lineage(dat
     shutil.rmtree(tmp_path / "moved" / "more_discs")
     shutil.rmtree(tmp_path / "moved" / "train_discs")
     build_discs(tmp_path / "moved", "train_discs", "train_open", count=20, seed=5)
-    with pytest.raises(UserError, match=r"was not trained on .*: train_discs \(built anew\)"):
+    with pytest.raises(UserError, match=r"was trained on other datasets .*: train_discs \(built anew\)"):
         loop.train_and_evaluate(config, tmp_path / "run")
     assert sorted(path.relative_to(tmp_path) for path in (tmp_path / "run").rglob("*")) == left
 
@@ -259,7 +259,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_episodes(data_dir
         ({"kinds": {"synthetic": 1.0}, "image_size": 8}, "config.synthesis.*_scales .* needs a size of"),
         ({"kinds": {"synthetic": 1.0}, "synthesis": {"weights": {"shapes": 0.0}}}, "config.synthesis.weights must not"),
         ({"kinds": {"superpixel": 1.0}, "image_size": 8}, "config.superpixel.cells .* needs a size of 10, not 8"),
-        ({"optimizer": {"name": "adamm"}}, "no such optimizer; is it adam, "),
+        ({"optimizer": {"name": "adamm"}}, "no such optimizer; did you mean adam, "),
         ({"optimizer": {"schedule": "sine"}}, "constant, cosine"),
         ({"optimizer": {"weight_decay": 0.1}}, "does not take"),
         ({"init_from": "nowhere"}, "does not exist"),

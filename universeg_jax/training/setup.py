@@ -1,4 +1,4 @@
-"""Checks a config and prepares everything a training run needs before anything is written."""
+"""Checks a config and prepares a training run, before anything is written."""
 
 import functools
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from universeg_jax.training.validation import Evaluator, make_evaluator
 
 
 def check_config(config: ConfigDict) -> None:
-    """Raises ConfigError naming a field that no run on these devices can have; before anything is computed."""
+    """Raises ConfigError naming a wrong field, before anything is computed."""
     check_fields(config)
     if config.batch_size % (jax.device_count() * config.accumulation):
         raise ConfigError(
@@ -34,7 +34,7 @@ def check_config(config: ConfigDict) -> None:
 
 
 def checked_model(config: ConfigDict) -> nn.Module:
-    """The model. Raises ConfigError where there is none of these fields, or it does not take images of this size."""
+    """Builds the model. Raises ConfigError if its fields are wrong or it does not take images of this size."""
     size = config.image_size
     query, entry = (jax.ShapeDtypeStruct((*lead, size, size, 1), np.float32) for lead in ((1,), (1, 1)))
     try:
@@ -50,7 +50,7 @@ def checked_model(config: ConfigDict) -> nn.Module:
 
 
 class Run(NamedTuple):
-    """All that the loop needs, made and checked before anything is written."""
+    """Everything the loop needs."""
 
     step_fn: Callable[..., Any]
     sampler: EpisodeSampler
@@ -60,12 +60,12 @@ class Run(NamedTuple):
 
 
 def prepare_run(config: ConfigDict) -> Run:
-    """Raises UserError for whatever is wrong with the config or the data."""
+    """Checks config and data and prepares a run. Raises UserError."""
     check_config(config)
     model = checked_model(config)
     optimizer, schedule = make_optimizer(config)
     main = jax.process_index() == 0
-    # Beside made datasets too: some are missing where the making was interrupted.
+    # An interrupted build leaves some of the synthetic datasets; the others are built now.
     if config.make_data and main and set(list_datasets(config.data_dir)) < set(NAMES):
         make_datasets(config.data_dir)
     wait_for_all_hosts("data")
@@ -82,7 +82,7 @@ def prepare_run(config: ConfigDict) -> Run:
         f"{count:,} parameters; {len(sampler.tasks)} tasks of {len(used)} datasets{unused}; "
         f"{jax.device_count()} {jax.devices()[0].device_kind} of {jax.process_count()} host(s)"
     )
-    print(message if main else f"host {jax.process_index()}: the first one tells how it goes")
+    print(message if main else f"host {jax.process_index()}: host 0 prints the progress")
     step = functools.partial(train_step, model=model, optimizer=optimizer, schedule=schedule, config=config)
     return Run(
         step_fn=pmap_step(step),
