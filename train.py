@@ -1,7 +1,7 @@
 """Trains a model: python train.py --config=configs/quickstart.py --workdir=runs/mine [--config.batch_size=8]
 
-On several hosts start it on each with --distributed (TPU pods, Slurm, Open MPI, Kubernetes), or with --coordinator,
---process_count and --process_index; the workdir must be a directory that all of them see. docs/training.md shows how.
+For several hosts, start it on each one with --distributed (TPU pods, Slurm, Open MPI, Kubernetes), or with
+--coordinator, --process_count and --process_index, and a workdir that all of them share. See docs/training.md.
 """
 
 import os
@@ -16,13 +16,13 @@ from universeg_jax.configuration import load_config, unknown_field
 from universeg_jax.errors import UserError
 from universeg_jax.training.loop import train_and_evaluate
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "File[:argument] of the configuration.", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "Directory for checkpoints and logs; a run there is continued.")
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config: FILE.py[:argument].", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints and logs; a run in it is resumed.")
 PROFILE = flags.DEFINE_bool("profile", False, "Write a trace of five steps to <workdir>/profile.")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several hosts, which the cluster's environment names.")
-COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, where nothing names the hosts.")
-COUNT = flags.DEFINE_integer("process_count", None, "How many processes, with --coordinator.")
-INDEX = flags.DEFINE_integer("process_index", None, "Which one this is, from 0, with --coordinator.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several hosts, found from the cluster's environment.")
+COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, without such an environment.")
+COUNT = flags.DEFINE_integer("process_count", None, "Number of processes, with --coordinator.")
+INDEX = flags.DEFINE_integer("process_index", None, "Index of this process, from 0, with --coordinator.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -56,7 +56,7 @@ def unknown_flag(argv: list[str]) -> str | None:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"train.py: unknown arguments {' '.join(argv[1:])}; flags begin with --")
-    logging.set_verbosity(logging.WARNING)  # the libraries tell every save and restore at INFO
+    logging.set_verbosity(logging.WARNING)  # libraries log every save and restore at INFO
     startup.use_compilation_cache()
     if CONFIG.value.deterministic:
         startup.make_deterministic()
@@ -69,8 +69,8 @@ def main(argv: list[str]) -> None:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        print(f"train.py: another host has gone ({error}); start all of them again with the same command", flush=True)
-        os._exit(1)  # an orderly end would wait for the host that is gone
+        print(f"train.py: another host has failed ({error}); start all hosts again with the same command", flush=True)
+        os._exit(1)  # a normal exit would wait for the failed host
 
 
 if __name__ == "__main__":

@@ -213,7 +213,7 @@ def sampling(report: Reporter, repeats: int) -> None:
     micros: dict[int, list[float]] = {count: [] for count in samplers}
     for n in range(4 * repeats):
         for count, sampler in samplers.items():
-            micros[count].append(1e6 * seconds_of(lambda i, s=sampler: s.draw(i), 1000 * n, 1000))
+            micros[count].append(1e6 * seconds_of(lambda i, s=sampler: s.select(i), 1000 * n, 1000))
     medians = {count: float(np.median(values)) for count, values in micros.items()}
     for count, value in medians.items():
         report("draw an episode", value, "us", tasks=count, support_size=SUPPORT)

@@ -83,7 +83,7 @@ def superpixels(size: int, support_size: int, repeats: int) -> None:
     images = synthesise(keys).query_image[..., 0]
 
     def label(key, image):
-        levels = superpixel.whole_levels(image)
+        levels = superpixel.smoothed_levels(image)
         return superpixel.choose_label(key, superpixel.superpixels(key, levels, config), levels, config)
 
     find = over_batch(label)
@@ -98,16 +98,16 @@ def ideas(size: int, count: int, repeats: int) -> None:
     key = jax.random.key(0, impl="threefry2x32")
     image, velocity = jax.random.uniform(key, (count, size, size)), jax.random.normal(key, (count, 2, 8, 8))
     label = (image > 0.5).astype(jnp.float32)
-    flow, half = warp.resize(velocity, size), warp.resize(velocity, size // 2)
+    flow, half = warp.resize_aligned(velocity, size), warp.resize_aligned(velocity, size // 2)
     at = flow * 3 + warp.grid(size)[None]
     sigma = jnp.full(count, 1.5)
 
     def one_gather(image, label, at):
-        return warp.each(lambda *x: warp.sample_image_and_label(*x, nearest=False), image, label, at)
+        return warp.map_each(lambda *x: warp.sample_image_and_label(*x, nearest=False), image, label, at)
 
     def two_gathers(image, label, at):
         read = lambda image, label, at: [warp.sample(x[..., None], at)[..., 0] for x in (image, label)]  # noqa: E731
-        moved, marked = warp.each(read, image, label, at)
+        moved, marked = warp.map_each(read, image, label, at)
         return moved, marked >= 0.5
 
     def direct_blur(x, sigma):

@@ -155,7 +155,7 @@ def test_an_unknown_field_is_answered_with_the_known_ones(name, message):
 def test_a_field_that_changes_an_episode_or_a_score_must_stay_on_resuming(tmp_path, name, value):
     write_config(tiny_config(), tmp_path)
     before = (tmp_path / "config.json").read_text()
-    with pytest.raises(ConfigError, match=rf"config.{name}: .* there, .* given.*May change on resuming: data_dir"):
+    with pytest.raises(ConfigError, match=rf"config.{name}: .* in the run, .* given.*May change on resuming: data_dir"):
         write_config(changed(name, value), tmp_path)
     assert (tmp_path / "config.json").read_text() == before
 

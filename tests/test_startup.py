@@ -56,7 +56,7 @@ def test_two_hosts_do_what_one_does_also_after_one_was_killed(data_dir, tmp_path
     print(f"one killed; {time.time() - killed:.1f} s later the other ended with code {pair[0].returncode}")
     pair[1].communicate()
     assert pair[0].returncode != 0
-    assert "another host has gone" in said or "distributed service" in said
+    assert "another host has failed" in said or "distributed service" in said
     saved = steps_saved(two)[-1]
     assert saved >= 5
 

@@ -176,14 +176,14 @@ def check_resumable(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> 
         allowed += ("num_steps",)  # the schedule does not depend on it, so a longer run begins with the shorter one
     before, after = flatten(old), flatten(new)
     differing = [
-        f"config.{name}: {before.get(name, 'absent')!r} there, {after.get(name, 'absent')!r} given"
+        f"config.{name}: {before.get(name, 'absent')!r} in the run, {after.get(name, 'absent')!r} given"
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name) and name not in allowed
     ]
     if differing:
         raise ConfigError(
             f"{workdir} holds a run with another config ({'; '.join(differing)}); take another --workdir (with "
-            f"--config.init_from={workdir} it begins with these parameters), or set these back. May change on "
+            f"--config.init_from={workdir} it starts from these parameters), or set these back. May change on "
             f"resuming: {', '.join(allowed)}"
         )
 

@@ -1,5 +1,5 @@
-"""What a user can mend: commands show the message alone, without a traceback."""
+"""Errors that a user can fix; commands print the message without a traceback."""
 
 
 class UserError(ValueError):
-    """A wrong file, folder, option or config; the message names the thing, its value and the remedy."""
+    """A wrong file, folder, option or config; the message names it, its value and the remedy."""

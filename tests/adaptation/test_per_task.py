@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from tests.fixtures import build_discs, memory_dataset, tiny_config
 from universeg_jax import cli
@@ -154,14 +153,6 @@ def test_fine_tuning_never_returns_worse_parameters(dataset, start):
 def rows_of(folder):
     with (folder / "cases.csv").open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def test_converted_weights_have_the_published_loss(dataset, start):
-    config = ConfigDict({name: value for name, value in start.config.items() if name != "loss"})
-    (task,) = dataset_tasks(dataset)
-    recipe = Recipe(1, 1, 1e-4, 1, 16)
-    fitted = fit_finetuned(dataset, task, support_pool(task), start._replace(config=config), 2, recipe)
-    assert {"start_score", "best_score"} <= fitted.about.keys()
 
 
 def test_rows_match_those_of_evaluate_and_finished_tasks_are_skipped(data_dir, dataset, tmp_path, start, checkpoint):

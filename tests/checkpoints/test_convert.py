@@ -62,7 +62,7 @@ def test_what_the_release_cannot_compute_is_refused(tmp_path, model):
     config.model.update(model)
     params = init_params(build_model(config.model), 0)
     store.write_params(tmp_path / "ours", params, {"config": to_dict(config), "lineage": {}})
-    with pytest.raises(UserError, match="`universeg export` takes it elsewhere"):
+    with pytest.raises(UserError, match="`universeg export` writes other formats"):
         convert.convert(tmp_path / "ours", tmp_path / "w.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
 
@@ -75,7 +75,7 @@ def test_a_file_that_is_there_stays_and_another_image_size_is_told(tmp_path):
     with pytest.raises(UserError, match="exists already"):
         convert.convert(tmp_path / "ours", tmp_path / "w.safetensors")
     assert (tmp_path / "w.safetensors").read_bytes() == b"the original"
-    assert f"images of {config.image_size} pixels" in convert.convert(tmp_path / "ours", tmp_path / "v.safetensors")
+    assert f"image size of {config.image_size} pixels" in convert.convert(tmp_path / "ours", tmp_path / "v.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_other_data_than_the_run_had_is_named(tmp_path, part, inherits):
     for told, there in changes.items():
         with pytest.raises(UserError) as refused:
             check_same_data(tmp_path, {**own, part: there})
-        assert f"was not {part.replace('_', ' ')} the datasets that are there now: {told};" in str(refused.value)
+        assert f"was {part.replace('_', ' ')} other datasets than data_dir has: {told};" in str(refused.value)
         check_same_data(tmp_path, {**own, part: there}, [p for p in ("trained_on", "selected_on") if p != part])
 
 

@@ -52,7 +52,7 @@ def test_packaged_weights_are_the_checkpoints_own_and_go_by_name(tmp_path, monke
         ({"trained_on": {"r": {"role": "train_research", "licence": "CC0"}}}, r"r \(train_research\)"),
         ({"trained_on": {"t": {"role": "test", "licence": "CC0"}}}, r"t \(test\)"),
         ({"selected_on": {"t": {"role": "test"}}}, "selected on t"),
-        ({"trained_on": {"a": {"role": "train_open", "licence": ""}}}, "licence is not known"),
+        ({"trained_on": {"a": {"role": "train_open", "licence": ""}}}, "unknown licence"),
         (None, "unknown origin"),
     ],
 )

@@ -63,9 +63,9 @@ def test_a_checkpoint_of_another_program_or_shape_is_refused(tmp_path):
     store.write_params(tmp_path / "folder", params, {"config": {}})
     for there in (path, tmp_path / "folder"):
         for wanted, word in (
-            ({"w": np.zeros((2, 4), np.float32)}, r"w: \(2, 3\) there, \(2, 4\) wanted"),
-            ({"v": {"w": params["w"]}}, r"v.w: absent there, \(2, 3\) wanted"),
-            ({**params, "x": np.zeros(1, np.float32)}, r"x: absent there, \(1,\) wanted"),
+            ({"w": np.zeros((2, 4), np.float32)}, r"w: \(2, 3\) in the file, \(2, 4\) wanted"),
+            ({"v": {"w": params["w"]}}, r"v.w: absent in the file, \(2, 3\) wanted"),
+            ({**params, "x": np.zeros(1, np.float32)}, r"x: absent in the file, \(1,\) wanted"),
         ):
             with pytest.raises(CheckpointError, match=rf"{there.name} holds a model of another shape \({word}\)"):
                 store.load_params(there, wanted)

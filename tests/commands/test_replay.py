@@ -1,4 +1,4 @@
-"""`universeg replay`: any episode of a run, alone, is the one that the run was trained on."""
+"""`universeg replay`: any single episode of a run equals the one that the run was trained on."""
 
 import functools
 
@@ -22,7 +22,7 @@ STEP = 2
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """(workdir, config) of a run with a checkpoint that says what it was trained on."""
+    """(workdir, config) of a run with a checkpoint that records its training data."""
     path = tmp_path_factory.mktemp("replay")
     build_discs(path / "data", "discs", "train_open", count=12)
     config = tiny_config(path / "data", batch_size=2, num_steps=3, support_schedule="uniform")
@@ -34,38 +34,38 @@ def run(tmp_path_factory):
     return workdir, config
 
 
-def test_it_draws_what_the_step_was_given(run, tmp_path, monkeypatch, capsys):
+def test_replay_plots_the_episode_of_the_training_step(run, tmp_path, monkeypatch, capsys):
     workdir, config = run
-    drawn = {}
-    monkeypatch.setattr(replay, "plot_rows", lambda rows, path, title: drawn.update({path.name: (rows, title)}))
+    plots = {}
+    monkeypatch.setattr(replay, "plot_rows", lambda rows, path, title: plots.update({path.name: (rows, title)}))
     for k in range(2):
         command = ["replay", f"--workdir={workdir}", f"--step={STEP}", f"--index={k}", f"--out={tmp_path / str(k)}"]
         assert cli.main(command) == 0
     assert capsys.readouterr().out.splitlines() == [str(tmp_path / str(k)) for k in range(2)]
-    sampler = inputs.sampler_of(config, inputs.open_data(config)[0])
+    sampler = inputs.open_sampler(config, inputs.open_data(config)[0])
     batch = next(batches(sampler, batch_size=2, first_step=STEP, last_step=STEP + 1))
     batch = trim_support(batch, *support_size_of(STEP, config))
     trained_on = jax.jit(functools.partial(device_episodes, config=config))(batch)[0]
     count = 1 + int(batch.episode.support_mask[0].sum())
     for k in range(2):
-        (raw, augmented), title = drawn[str(k)]
+        (raw, augmented), title = plots[str(k)]
         assert (raw[0], augmented[0]) == ("raw", "augmented")
         assert title.startswith(f"episode {2 * STEP + k} of seed 0: ")
         for part, expected in zip(augmented[1:], stack_examples(trained_on), strict=True):
             np.testing.assert_allclose(part, expected[k, :count, ..., 0], atol=1e-6)
 
 
-def test_the_picture_holds_every_entry(run, tmp_path):
+def test_the_plot_has_room_for_every_entry(run, tmp_path):
     _, config = run
     config = config.copy_and_resolve_references()
     config.support_schedule, config.support_size = "fixed", 14
-    sampler = inputs.sampler_of(config, inputs.open_data(config)[0])
-    path = replay.draw_episode(sampler, 0, config, tmp_path / "episode.png")
+    sampler = inputs.open_sampler(config, inputs.open_data(config)[0])
+    path = replay.plot_episode(sampler, 0, config, tmp_path / "episode.png")
     width, height = Image.open(path).size
     assert width / height == pytest.approx(replay.PICTURE_COLUMNS / 4, rel=0.05)  # 15 entries in two rows, twice
 
 
-def test_the_config_of_a_run_is_read_as_it_was_given(run, tmp_path):
+def test_the_config_of_a_run_is_read_back(run, tmp_path):
     workdir, config = run
     assert to_dict(read_config(workdir)) == to_dict(config)
 
@@ -73,21 +73,21 @@ def test_the_config_of_a_run_is_read_as_it_was_given(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["--step=3"], "--step 3: this run has those from 0 to 2"),
+        (["--step=3"], "--step 3: use 0 to 2 for this run"),
         (["--step=-1"], "--step -1"),
-        (["--step=0", "--index=2"], "--index 2: this run has those from 0 to 1"),
+        (["--step=0", "--index=2"], "--index 2: use 0 to 1 for this run"),
         (["--step=0", "--data_dir=nowhere"], "no dataset of roles"),
     ],
 )
-def test_an_episode_that_is_not_there_is_refused(run, capsys, arguments, word):
+def test_an_episode_outside_the_run_is_refused(run, capsys, arguments, word):
     assert cli.main(["replay", f"--workdir={run[0]}", *arguments]) == 1
     assert word in capsys.readouterr().err
     assert not list(run[0].glob("*.png"))
 
 
-def test_other_data_than_the_run_had_is_refused(run, tmp_path, capsys):
+def test_data_other_than_the_runs_is_refused(run, tmp_path, capsys):
     build_discs(tmp_path, "discs", "train_open", count=12, seed=1)
     assert cli.main(["replay", f"--workdir={run[0]}", "--step=0", f"--data_dir={tmp_path}"]) == 1
-    assert "was not trained on the datasets that are there now: discs (built anew)" in capsys.readouterr().err
+    assert "was trained on other datasets than data_dir has: discs (built anew)" in capsys.readouterr().err
     assert cli.main(["replay", f"--workdir={tmp_path}", "--step=0"]) == 1
     assert "holds no config.json" in capsys.readouterr().err

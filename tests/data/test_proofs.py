@@ -69,7 +69,7 @@ def check_collection(datasets: list[Dataset], seed: int, support_size: int, dens
     members = [by_name[name] for name in {task.dataset for task in training}]
     sampler = make_sampler(members, training, seed=seed, support_size=support_size)
     for i in range(8):
-        draw = sampler.draw(i)
+        draw = sampler.select(i)
         task = sampler.tasks[draw.task]
         subject = by_name[task.dataset].index.subject
         assert subject[draw.query[0]] not in {subject[row] for row, _ in draw.support}

@@ -11,7 +11,7 @@ from tests.fixtures import build_discs, memory_dataset
 from universeg_jax.data.builder import build
 from universeg_jax.data.dataset import DatasetMeta, open_dataset
 from universeg_jax.data.tasks import FIRST, task_table
-from universeg_jax.episodes.sampler import REAL, SUPERPIXEL, SYNTHETIC, batches, draw_others, make_sampler, task_name
+from universeg_jax.episodes.sampler import REAL, SUPERPIXEL, SYNTHETIC, batches, make_sampler, sample_others, task_name
 from universeg_jax.errors import UserError
 from universeg_jax.readers.cases import Example
 
@@ -35,14 +35,14 @@ def check_no_leak(datasets, seed, support_size, replacement, **how):
     sampler = make_sampler(datasets, tasks, seed=seed, support_size=support_size, replacement=replacement, **how)
     by_name = {d.meta.name: d for d in datasets}
     for i in range(20):
-        draw = sampler.draw(i)
+        draw = sampler.select(i)
         task = sampler.tasks[draw.task]
         subject = by_name[task.dataset].index.subject
         assert subject[draw.query[0]] not in {subject[row] for row, _ in draw.support}
         assert len(draw.support) == support_size
         train = set(task.side(FIRST).rows.tolist())
         assert {row for row, _ in (draw.query, *draw.support)} <= train
-        assert draw == sampler.draw(i)
+        assert draw == sampler.select(i)
         others = [row for row in train if subject[row] != subject[draw.query[0]]]
         if not replacement and support_size <= len(others):
             assert len({row for row, _ in draw.support}) == support_size
@@ -76,7 +76,7 @@ def test_the_query_subject_is_never_in_its_support_on_many_tables(datasets, seed
 
 def test_others_are_drawn_uniformly():
     subjects = np.array([0, 0, 1, 2, 2, 2])
-    chosen = draw_others(np.random.default_rng(0), subjects, 2, 50_000, replacement=True)
+    chosen = sample_others(np.random.default_rng(0), subjects, 2, 50_000, replacement=True)
     counts = np.bincount(chosen, minlength=6)
     assert counts[2] == 0
     np.testing.assert_allclose(counts[[0, 1, 3, 4, 5]] / 50_000, 0.2, atol=4 * np.sqrt(0.16 / 50_000))
@@ -86,7 +86,7 @@ def test_tasks_are_drawn_level_by_level():
     one = memory_dataset("one", subjects=[f"s{i}" for i in range(30)], labels=[1] * 30)
     three = memory_dataset("three", subjects=[f"s{i % 10}" for i in range(30)], labels=[i // 10 + 1 for i in range(30)])
     sampler = make_sampler([one, three], task_table([one, three]), seed=0, support_size=1)
-    names = [sampler.tasks[sampler.draw(i).task].dataset for i in range(4000)]
+    names = [sampler.tasks[sampler.select(i).task].dataset for i in range(4000)]
     assert abs(names.count("one") / 4000 - 0.5) < 4 * np.sqrt(0.25 / 4000)
 
 
@@ -101,7 +101,7 @@ def test_tasks_are_drawn_by_the_weights_that_are_asked_for(how, shares):
     one = memory_dataset("one", subjects=[f"s{i}" for i in range(40)], labels=[1] * 40)
     three = memory_dataset("three", subjects=[f"s{i % 10}" for i in range(30)], labels=[i // 10 + 1 for i in range(30)])
     sampler = make_sampler([one, three], task_table([one, three]), seed=0, support_size=1, **how)
-    drawn = np.bincount([sampler.draw(i).task for i in range(4000)], minlength=4) / 4000
+    drawn = np.bincount([sampler.select(i).task for i in range(4000)], minlength=4) / 4000
     for found, p in zip(drawn, shares, strict=True):
         assert abs(found - p) < 4 * np.sqrt(p * (1 - p) / 4000)
 
@@ -130,11 +130,11 @@ def stripes(tmp_path_factory):
 def test_labels_are_united_as_often_as_asked_and_nothing_else_moves(stripes):
     table, count = task_table([stripes]), 1500
     common = {"seed": 5, "support_size": 2}
-    plain = [make_sampler([stripes], table, **common).draw(i) for i in range(count)]
+    plain = [make_sampler([stripes], table, **common).select(i) for i in range(count)]
     sampler = make_sampler([stripes], table, **common, label_union=0.3, all_labels=0.2)
-    drawn = [sampler.draw(i) for i in range(count)]
+    drawn = [sampler.select(i) for i in range(count)]
     assert [draw._replace(labels=()) for draw in drawn] == plain
-    assert drawn == [pickle.loads(pickle.dumps(sampler)).draw(i) for i in range(count)]
+    assert drawn == [pickle.loads(pickle.dumps(sampler)).select(i) for i in range(count)]
     of_max = [draw for draw in drawn if sampler.tasks[draw.task].slicing == "max"]
     assert of_max
     assert not any(draw.labels for draw in of_max)  # other labels were not looked for on a max-slice
@@ -146,15 +146,15 @@ def test_labels_are_united_as_often_as_asked_and_nothing_else_moves(stripes):
         share = sum(len(draw.labels) == size for draw in drawn) / len(drawn)
         assert abs(share - p) < 4 * np.sqrt(p * (1 - p) / len(drawn))
     certain = make_sampler([stripes], table, **common, label_union=0.7, all_labels=0.1 + 0.2 - 1e-16)
-    assert all(certain.draw(i).labels for i in range(200) if certain.tasks[certain.draw(i).task].slicing == "image")
+    assert all(certain.select(i).labels for i in range(200) if certain.tasks[certain.select(i).task].slicing == "image")
 
 
 def test_a_united_label_covers_what_its_labels_cover(stripes, monkeypatch):
     sampler = make_sampler([stripes], task_table([stripes]), seed=1, support_size=4, label_union=1.0)
-    drawn = [i for i in range(40) if sampler.draw(i).labels]
+    drawn = [i for i in range(40) if sampler.select(i).labels]
     episodes = {}
     for i in drawn:
-        draw, episode = sampler.draw(i), sampler(i).episode
+        draw, episode = sampler.select(i), sampler(i).episode
         episodes[i] = episode
         pairs = [(episode.query_image, episode.query_label)]
         pairs += zip(episode.support_images, episode.support_labels, strict=True)
@@ -163,7 +163,7 @@ def test_a_united_label_covers_what_its_labels_cover(stripes, monkeypatch):
             wanted = [m for m, i in zip(example["masks"], example["labels"], strict=True) if i in draw.labels]
             np.testing.assert_array_equal(label[..., 0], np.any(wanted, axis=0))
             np.testing.assert_array_equal(image[..., 0], example["image"])
-    assert {len(sampler.draw(i).labels) for i in drawn} == {2, 3}
+    assert {len(sampler.select(i).labels) for i in drawn} == {2, 3}
     monkeypatch.setattr("universeg_jax.data.dataset._table", lambda *args: None)  # from the records it is the same
     for i in drawn:
         for array, expected in zip(sampler(i).episode, episodes[i], strict=True):
@@ -210,7 +210,7 @@ def test_workers_hosts_and_resuming_change_nothing(discs):
 
 def test_an_episode_shows_what_was_drawn(discs):
     sampler = make_sampler([discs], task_table([discs]), seed=1, support_size=3)
-    batch, draw = sampler(5), sampler.draw(5)
+    batch, draw = sampler(5), sampler.select(5)
     for (row, position), image, label in zip(
         (draw.query, *draw.support),
         (batch.episode.query_image, *batch.episode.support_images),
@@ -230,7 +230,7 @@ def test_kinds_are_drawn_as_often_as_their_weights_say():
     def kinds_and_draws(**weights):
         sampler = make_sampler([dataset], table, seed=7, support_size=2, **weights)
         kinds = [sampler.kind(i) for i in range(count)]
-        draws = [sampler.draw(i) for i in range(count)]
+        draws = [sampler.select(i) for i in range(count)]
         assert kinds == [draw.kind for draw in draws]
         return np.array(kinds), draws
 
@@ -250,7 +250,7 @@ def test_a_superpixel_episode_brings_one_image_of_the_train_side(discs):
     train = set(table[0].side(FIRST).rows.tolist())
     seen = set()
     for i in range(60):
-        batch, draw = sampler(i), sampler.draw(i)
+        batch, draw = sampler(i), sampler.select(i)
         seen.add(draw.query[0])
         np.testing.assert_array_equal(batch.episode.query_image[..., 0], discs[draw.query[0]]["image"])
         assert not batch.episode.query_label.any()  # what somebody labelled is not looked at

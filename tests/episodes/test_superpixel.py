@@ -47,7 +47,7 @@ def draw(indices, images, config):
 @functools.partial(jit, static_argnums=2)
 def regions_and_labels(indices, images, config):
     def one(x):
-        keys, levels = random.split(random.fold_in(key(), x[0])), superpixel.whole_levels(x[1])
+        keys, levels = random.split(random.fold_in(key(), x[0])), superpixel.smoothed_levels(x[1])
         regions = superpixel.superpixels(keys[0], levels, config)
         return regions, superpixel.choose_label(keys[1], regions, levels, config)
 
@@ -94,9 +94,9 @@ def test_levels_are_a_filter_and_do_not_depend_on_rounding():
     image = np.random.default_rng(0).integers(0, 256, (9, 9))
     kernel = np.outer([1, 2, 1], [1, 2, 1])
     expected = ndimage.convolve(image, kernel, mode="nearest")
-    np.testing.assert_array_equal(superpixel.whole_levels(jnp.asarray(image / 255, jnp.float32)), expected)
+    np.testing.assert_array_equal(superpixel.smoothed_levels(jnp.asarray(image / 255, jnp.float32)), expected)
     ties = (image + np.arange(81).reshape(9, 9) % 64 / 64).astype(np.float32) / 255  # what halving an image gives
-    one, other = (superpixel.whole_levels(jnp.asarray(x)) for x in (ties, np.nextafter(ties, 2)))
+    one, other = (superpixel.smoothed_levels(jnp.asarray(x)) for x in (ties, np.nextafter(ties, 2)))
     np.testing.assert_array_equal(one, other)
 
 

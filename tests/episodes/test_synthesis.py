@@ -113,7 +113,7 @@ def test_families_and_distractors_are_drawn_as_often_as_configured():
     config = synthesis.get_config()
     keys = random.split(key(), DRAWS)
     config.weights = {"shapes": 1.0, "tubes": 2.0, "blobs": 0.0, "nests": 5.0}
-    families = np.asarray(jit(jax.vmap(lambda k: synthesis.draw_family(k, config)))(keys))
+    families = np.asarray(jit(jax.vmap(lambda k: synthesis.sample_family(k, config)))(keys))
     for place, p in enumerate((1 / 8, 2 / 8, 0, 5 / 8)):
         within_4_sigma(families == place, p)
     config.weights = {"shapes": 1.0, "tubes": 0.0, "blobs": 0.0, "nests": 0.0}  # nothing to compile

@@ -31,7 +31,7 @@ def test_no_image_is_there_under_two_names(tmp_path, monkeypatch):
 
 
 def test_the_first_subjects_stay_where_none_is_repeated():
-    images, labels = synthetic_datasets.distinct_subjects(key(), 64, 3)
+    images, labels = synthetic_datasets.sample_subjects(key(), 64, 3)
     episode = synthetic_datasets._draw(key(), 64, 2)
     drawn = stack_examples(jax.device_get(episode))[0][..., 0]
     np.testing.assert_array_equal(images, np.round(255 * drawn))

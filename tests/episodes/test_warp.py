@@ -182,17 +182,17 @@ def test_uniforms_fill_their_bounds_and_end():
 
 
 def test_around_has_its_standard_deviation():
-    low, high = warp.around(0.3)
+    low, high = warp.centred_bounds(0.3)
     values = np.linspace(low, high, 10_001)
     assert values.mean() == pytest.approx(0, abs=1e-9)
     assert values.std() == pytest.approx(0.3, rel=1e-3)
 
 
 def test_whole_draws_every_integer_alike():
-    values = np.asarray(warp.whole(random.uniform(random.key(0), (6000,)), (5, 8)))
+    values = np.asarray(warp.integer(random.uniform(random.key(0), (6000,)), (5, 8)))
     assert set(values) == {5, 6, 7}
     assert np.abs(np.bincount(values)[5:] / 6000 - 1 / 3).max() < 4 * np.sqrt(2 / 9 / 6000)
-    assert warp.whole(jnp.float32(np.nextafter(1, 0, dtype=np.float32)), (0, 1000)) == 999
+    assert warp.integer(jnp.float32(np.nextafter(1, 0, dtype=np.float32)), (0, 1000)) == 999
 
 
 def test_minmax_fills_the_range_and_bears_constants():

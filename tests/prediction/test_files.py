@@ -26,7 +26,7 @@ from universeg_jax.prediction.files import (
     plot_overlay,
     predict_files,
 )
-from universeg_jax.prediction.predictor import Options, Segmenter, make_prediction
+from universeg_jax.prediction.predictor import Options, Predictor, Segmenter, make_prediction
 from universeg_jax.prediction.support import read_support_folder
 from universeg_jax.readers.errors import ImageError
 from universeg_jax.readers.folder import read_folder
@@ -38,8 +38,19 @@ def names(path):
     return sorted(p.name for p in path.iterdir() if p.name not in ("predictions.csv", "predict.json"))
 
 
-def test_the_command_writes_a_mask_for_every_query(checkpoint, tmp_path, capsys):
-    support = write_folder(tmp_path / "support", count=4, ids=(1, 2))
+@pytest.fixture
+def loaded(monkeypatch, predictor):
+    """Commands use the session's predictor, which compiles once."""
+    monkeypatch.setattr(Predictor, "from_checkpoint", lambda path: predictor)
+
+
+@pytest.fixture(scope="module")
+def segmenter(predictor, tmp_path_factory):
+    return predictor.segmenter(read_support_folder(write_folder(tmp_path_factory.mktemp("support"), count=3)))
+
+
+def test_the_command_writes_a_mask_for_every_query(loaded, checkpoint, tmp_path, capsys):
+    support = write_folder(tmp_path / "support", count=3, ids=(1, 2))
     queries = write_folder(tmp_path / "new", count=3, shape=(31, 17)) / "images"
     arguments = ["predict", "--checkpoint", str(checkpoint), "--support", str(support), "--queries", str(queries)]
     out = tmp_path / "masks"
@@ -114,16 +125,14 @@ def test_the_mask_of_a_volume_is_on_its_grid(predictor, tmp_path, seed):
     )
 
 
-def test_images_may_support_volumes(predictor, tmp_path):
-    support = read_support_folder(write_folder(tmp_path / "s", count=3))
+def test_images_may_support_volumes(segmenter, tmp_path):
     queries = write_volumes(tmp_path / "v", radii=(0.6,)) / "images"
-    assert predict_files(predictor.segmenter(support), [queries], tmp_path / "out", axis=0) == 0
+    assert predict_files(segmenter, [queries], tmp_path / "out", axis=0) == 0
     assert read_label_volume(tmp_path / "out" / "case0.nii.gz").shape == (24, 24, 8)
 
 
-def test_a_wrong_folder_is_refused_before_the_first_prediction(predictor, tmp_path, capsys):
+def test_a_wrong_folder_is_refused_before_the_first_prediction(segmenter, tmp_path, capsys):
     folder = write_folder(tmp_path / "s", count=2)
-    segmenter = predictor.segmenter(read_support_folder(folder))
 
     def refused(queries, out, word):
         with pytest.raises(Exception, match=word):
@@ -147,24 +156,23 @@ def table(path):
 
 
 def test_two_processes_do_what_one_does(predictor, tmp_path, capsys):
-    folder = write_folder(tmp_path / "s", count=5, ids=(1, 2))
+    folder = write_folder(tmp_path / "s", count=3, ids=(1, 2))
     segmenter = predictor.segmenter(read_support_folder(folder))
     (folder / "images" / "p9_0.png").write_bytes(b"broken")
     assert predict_files(segmenter, [folder / "images"], tmp_path / "one") == 1
     assert predict_files(segmenter, [folder / "images"], tmp_path / "two", jobs=2) == 1
     assert "p9_0.png" in capsys.readouterr().err
     assert table(tmp_path / "two") == table(tmp_path / "one")
-    assert len(names(tmp_path / "two")) == 5
+    assert len(names(tmp_path / "two")) == 3
     for name in names(tmp_path / "two"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
     with pytest.raises(UserError, match="jobs=0"):
         predict_files(segmenter, [folder / "images"], tmp_path / "two", jobs=0)
 
 
-def test_a_killed_job_resumes_with_what_is_missing(predictor, tmp_path, capsys):
+def test_a_killed_job_resumes_with_what_is_missing(segmenter, tmp_path, capsys):
     """Killed between a mask and its line, and in the middle of a line."""
     folder, out = write_folder(tmp_path / "s", count=4), tmp_path / "out"
-    segmenter = predictor.segmenter(read_support_folder(folder))
     assert predict_files(segmenter, [folder / "images"], out) == 0
     whole_table, before = table(out), {name: (out / name).stat().st_mtime_ns for name in names(out)}
     lines = (out / "predictions.csv").read_bytes().splitlines(keepends=True)
@@ -242,8 +250,7 @@ def test_a_full_disk_stops_the_job_and_leaves_whole_files(predictor, tmp_path, m
     assert names(out) == ["noise.png", "p0_0.png"]
 
 
-def test_a_file_of_5_gb_is_not_read(predictor, tmp_path, capsys):
-    segmenter = predictor.segmenter(read_support_folder(write_folder(tmp_path / "s", count=2)))
+def test_a_file_of_5_gb_is_not_read(segmenter, tmp_path, capsys):
     files = [tmp_path / "a.png", tmp_path / "b.nii", tmp_path / "c.nrrd"]
     for file in files:
         with file.open("wb") as handle:
@@ -262,11 +269,10 @@ def test_one_example_is_enough(predictor, tmp_path):
     assert names(tmp_path / "out") == ["p0_0.png"]
 
 
-def test_a_query_of_another_modality_gives_a_warning_with_its_distance(predictor, tmp_path, capsys):
-    folder = write_folder(tmp_path / "s", count=4)
+def test_a_query_of_another_modality_gives_a_warning_with_its_distance(segmenter, tmp_path, capsys):
+    folder = write_folder(tmp_path / "s", count=1)
     inverted = tmp_path / "other.png"
     Image.fromarray(255 - np.asarray(Image.open(folder / "images" / "p0_0.png"))).save(inverted)
-    segmenter = predictor.segmenter(read_support_folder(folder))
     assert predict_files(segmenter, [inverted, folder / "images" / "p0_0.png"], tmp_path / "out") == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "looks unlike the support" in line]
     assert len(said) == 1
@@ -274,7 +280,7 @@ def test_a_query_of_another_modality_gives_a_warning_with_its_distance(predictor
     assert "intensity distance 0." in said[0]
 
 
-def test_exchanged_images_and_labels_are_refused(checkpoint, tmp_path, capsys):
+def test_exchanged_images_and_labels_are_refused(loaded, checkpoint, tmp_path, capsys):
     folder = write_folder(tmp_path / "s", count=2)
     (folder / "images").rename(folder / "x")
     (folder / "labels").rename(folder / "images")
@@ -314,9 +320,8 @@ def test_a_dicom_series_has_a_dicom_seg_on_its_own_grid(predictor, tmp_path, ove
         assert 0 < mask.sum() < mask.size
 
 
-def test_a_series_that_lacks_what_dicom_seg_needs_is_named(predictor, tmp_path, capsys):
+def test_a_series_that_lacks_what_dicom_seg_needs_is_named(segmenter, tmp_path, capsys):
     pytest.importorskip("highdicom")
-    segmenter = predictor.segmenter(read_support_folder(write_folder(tmp_path / "s", count=2)))
     scan = series(tmp_path / "scan")
     for file in scan.iterdir():
         dataset = pydicom_read(file)
@@ -331,11 +336,11 @@ def pydicom_read(file):
     return pytest.importorskip("pydicom").dcmread(file)
 
 
-def test_dicom_seg_without_its_package_is_refused_first(predictor, tmp_path, monkeypatch):
+def test_dicom_seg_without_its_package_is_refused_first(segmenter, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "highdicom", None)
     folder = write_folder(tmp_path / "s", count=2)
     with pytest.raises(UserError, match=r"universeg_jax\[dicom\]"):
-        predict_files(predictor.segmenter(read_support_folder(folder)), [folder], tmp_path / "out", dicom_seg={})
+        predict_files(segmenter, [folder], tmp_path / "out", dicom_seg={})
     assert not (tmp_path / "out").exists()
 
 
@@ -367,11 +372,10 @@ def test_series_are_distinguished_from_other_folders_and_keep_their_names(tmp_pa
     assert targets == [[tmp_path / "1.2.840.100.nii.gz"], [tmp_path / "1.2.840.101.nii.gz"]]
 
 
-def test_one_dicom_file_is_an_image(predictor, tmp_path):
+def test_one_dicom_file_is_an_image(segmenter, tmp_path):
     pydicom = pytest.importorskip("pydicom")
     scan = series(tmp_path / "scan")
     file = sorted(scan.iterdir())[0].rename(tmp_path / "xray.dcm")
-    segmenter = predictor.segmenter(read_support_folder(write_folder(tmp_path / "s", count=2)))
     assert predict_files(segmenter, [file], tmp_path / "out") == 0
     pixels = pydicom.dcmread(file).pixel_array
     assert np.asarray(Image.open(tmp_path / "out" / "xray.png")).shape == pixels.shape
@@ -401,10 +405,9 @@ def test_overlays_show_the_outline_alone():
 
 
 @pytest.mark.slow
-def test_every_damaged_file_is_named_in_one_line(predictor, tmp_path, capsys):
+def test_every_damaged_file_is_named_in_one_line(segmenter, tmp_path, capsys):
     """1,000 files with random bytes changed, one call: no traceback, no other shape, no input overwritten."""
     source = write_folder(tmp_path / "s", count=2)
-    segmenter = predictor.segmenter(read_support_folder(source))
     rng = np.random.default_rng(0)
     folder = tmp_path / "fuzzed"
     folder.mkdir()
@@ -429,29 +432,28 @@ def test_every_damaged_file_is_named_in_one_line(predictor, tmp_path, capsys):
             assert Image.open(mask).size == Image.open(folder / mask.name).size
 
 
-def test_ctrl_c_leaves_whole_files_and_says_how_to_go_on(checkpoint, tmp_path):
-    support = write_folder(tmp_path / "support", count=2)
-    queries = write_folder(tmp_path / "new", count=100, shape=(700, 700)) / "images"
-    out = tmp_path / "out"
-    # A shell starts background jobs, and so perhaps these tests, with the signal ignored.
-    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    code += "from universeg_jax.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "predict", "--checkpoint", checkpoint]
-    process = subprocess.Popen(
-        [*map(str, command), "--support", support, "--queries", queries, "--out", out],
-        stdout=subprocess.PIPE, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
-    while not (out / "p3_0.png").exists():
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "goes on from there" in said
-    assert all(name.endswith(".png") and not name.startswith(".") for name in names(out))
-    for name in names(out):
-        Image.open(out / name).load()
+def test_ctrl_c_leaves_whole_files_and_names_the_remedy(loaded, checkpoint, tmp_path, monkeypatch, capsys):
+    """A real signal while the third mask is written."""
+    folder, out = write_folder(tmp_path / "s", count=3), tmp_path / "out"
+    arguments = ["predict", "--checkpoint", str(checkpoint), "--support", str(folder)]
+    arguments += ["--queries", str(folder / "images"), "--out", str(out)]
+    save, handler = Image.Image.save, signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def interrupted(image, path, **options):
+        save(image, path, **options)
+        if len(list(out.glob("p*.png"))) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as context:
+        context.setattr(Image.Image, "save", interrupted)
+        assert main(arguments) == 130
+    signal.signal(signal.SIGINT, handler)
+    assert "rerun the same command to resume" in capsys.readouterr().out
+    assert names(out) == ["p0_0.png", "p1_0.png"]
+    assert main(arguments) == 0
+    assert names(out) == ["p0_0.png", "p1_0.png", "p2_0.png"]
 
 
-def test_image_errors_are_those_of_the_readers(predictor, tmp_path):
+def test_image_errors_are_those_of_the_readers(segmenter, tmp_path):
     with pytest.raises(ImageError):
-        predictor.segmenter(read_support_folder(write_folder(tmp_path / "s", count=2)))(tmp_path / "absent.png")
+        segmenter(tmp_path / "absent.png")

@@ -14,9 +14,9 @@ from universeg_jax.prediction.predictor import Options
 from universeg_jax.prediction.support import read_support_folder
 
 
-@pytest.fixture
-def segmenter(predictor, tmp_path):
-    return predictor.segmenter(read_support_folder(write_folder(tmp_path / "support", count=3)))
+@pytest.fixture(scope="module")
+def segmenter(predictor, tmp_path_factory):
+    return predictor.segmenter(read_support_folder(write_folder(tmp_path_factory.mktemp("support"), count=3)))
 
 
 def rows(out):

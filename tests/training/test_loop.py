@@ -30,7 +30,7 @@ from universeg_jax.reports.files import (
     write_json,
 )
 from universeg_jax.training import loop, setup
-from universeg_jax.training.report import write_report
+from universeg_jax.training.report import write_run_report
 from universeg_jax.training.step import TrainState
 
 
@@ -41,14 +41,14 @@ def fake_run(config, step):
         def __call__(self, params, check):
             return {"mean_dice": 0.5, "datasets": {"val_discs": {"dice": 0.5}}}
 
-        def draw(self, *args):
+        def plot(self, *args):
             raise AssertionError("pictures are not asked for")
 
     params = {"w": np.ones(1, np.float32)}
     data = inputs.open_data(config)[0]
     metadata = {"config": to_dict(config), "lineage": {"code_version": "1"}}
     state = TrainState(np.int32(0), params, (), None)
-    return setup.Run(step, inputs.sampler_of(config, data), Fake(), state, metadata)
+    return setup.Run(step, inputs.open_sampler(config, data), Fake(), state, metadata)
 
 
 @jax.jit
@@ -73,7 +73,7 @@ def test_the_loop_keeps_its_order_and_fetches_a_step_once_the_next_is_dispatched
     steps = iter(range(100))
     config = tiny_config(data_dir, num_steps=4, eval_every=3, checkpoint_every=2)
     run = fake_run(config, lambda state, batch: (events.append(f"step {next(steps)}"), cheap_step(state, batch))[1])
-    monkeypatch.setattr(loop, "prepare", lambda config: run)
+    monkeypatch.setattr(loop, "prepare_run", lambda config: run)
     loop.train_and_evaluate(config, tmp_path)
     assert events == [
         *("batch 0", "step 0", "batch 1", "step 1", "log 0"),
@@ -86,14 +86,14 @@ def test_the_loop_keeps_its_order_and_fetches_a_step_once_the_next_is_dispatched
 def test_nothing_moves_between_host_and_device_unasked(data_dir, tmp_path, monkeypatch):
     config = tiny_config(data_dir)
     run = fake_run(config, lambda state, batch: cheap_step(state._replace(step=np.int32(0)), batch))
-    monkeypatch.setattr(loop, "prepare", lambda config: run)
+    monkeypatch.setattr(loop, "prepare_run", lambda config: run)
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
         loop.train_and_evaluate(config, tmp_path)
 
 
 def test_the_start_tells_what_to_expect_and_a_profile_is_written(data_dir, tmp_path, monkeypatch, capsys):
     config = tiny_config(data_dir, num_steps=24, eval_every=100, checkpoint_every=100)
-    monkeypatch.setattr(loop, "prepare", lambda config: fake_run(config, cheap_step))
+    monkeypatch.setattr(loop, "prepare_run", lambda config: fake_run(config, cheap_step))
     loop.train_and_evaluate(config, tmp_path / "long", profile=True)
     said = capsys.readouterr().err
     assert re.search(r"first step after \d+ s; [\d.]+ GB of memory at most", said)
@@ -150,7 +150,7 @@ def test_a_run_leaves_what_it_promises_and_stopping_changes_nothing(data_dir, tm
     assert not read_json_lines(tmp_path / "parts" / "eval" / "metrics.jsonl")
     monkeypatch.setattr(loop, "lineage", lambda *data: {**lineage(*data), "code_version": "another"})
     parts = loop.train_and_evaluate(config, tmp_path / "parts")
-    assert re.search("step 3 was written by the code .*, and is continued by another", capsys.readouterr().out)
+    assert re.search("step 3 was written by version .* of the code; version another continues", capsys.readouterr().out)
     assert_trees_equal(jax.device_get(whole), jax.device_get(parts), atol=0)
     assert rows_without_times(tmp_path / "parts") == rows_without_times(tmp_path / "whole")
     assert read_json_lines(tmp_path / "parts" / "eval" / "metrics.jsonl") == evaluations
@@ -159,7 +159,7 @@ def test_a_run_leaves_what_it_promises_and_stopping_changes_nothing(data_dir, tm
 
     again = loop.train_and_evaluate(config, tmp_path / "whole")  # nothing is left to do
     assert_trees_equal(jax.device_get(again.params), jax.device_get(whole.params), atol=0)
-    with pytest.raises(ConfigError, match=r"config.seed: 0 there, 1 given.*May change on resuming: data_dir"):
+    with pytest.raises(ConfigError, match=r"config.seed: 0 in the run, 1 given.*May change on resuming: data_dir"):
         loop.train_and_evaluate(tiny_config(data_dir, ema_decay=0.9, seed=1), tmp_path / "whole")
 
 
@@ -201,7 +201,7 @@ def test_going_on_takes_the_same_data_wherever_it_lies_and_keeps_the_lineage(dat
     shutil.rmtree(tmp_path / "moved" / "more_discs")
     shutil.rmtree(tmp_path / "moved" / "train_discs")
     build_discs(tmp_path / "moved", "train_discs", "train_open", count=20, seed=5)
-    with pytest.raises(UserError, match=r"was not trained on .*: train_discs \(built anew\)"):
+    with pytest.raises(UserError, match=r"was trained on other datasets .*: train_discs \(built anew\)"):
         loop.train_and_evaluate(config, tmp_path / "run")
     assert sorted(path.relative_to(tmp_path) for path in (tmp_path / "run").rglob("*")) == left
 
@@ -221,7 +221,7 @@ def test_made_data_that_was_interrupted_is_completed_and_real_data_is_left_alone
     monkeypatch.setattr(loop, "make_datasets", lambda path: made.append(str(path)))
     build_discs(tmp_path, "made_00", "train_open")
     for path in (tmp_path, data_dir):
-        setup.prepare(tiny_config(path, make_data=True))
+        setup.prepare_run(tiny_config(path, make_data=True))
     assert made == [str(tmp_path)]
 
 
@@ -259,7 +259,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_episodes(data_dir
         ({"kinds": {"synthetic": 1.0}, "image_size": 8}, "config.synthesis.*_scales .* needs a size of"),
         ({"kinds": {"synthetic": 1.0}, "synthesis": {"weights": {"shapes": 0.0}}}, "config.synthesis.weights must not"),
         ({"kinds": {"superpixel": 1.0}, "image_size": 8}, "config.superpixel.cells .* needs a size of 10, not 8"),
-        ({"optimizer": {"name": "adamm"}}, "no such optimizer; is it adam, "),
+        ({"optimizer": {"name": "adamm"}}, "no such optimizer; did you mean adam, "),
         ({"optimizer": {"schedule": "sine"}}, "constant, cosine"),
         ({"optimizer": {"weight_decay": 0.1}}, "does not take"),
         ({"init_from": "nowhere"}, "does not exist"),
@@ -315,14 +315,14 @@ def test_a_run_of_every_option_resumes_exactly(data_dir, tmp_path):
     assert shown["val/mean_dice"] == shown["val/val_discs"] == shown["val/masks"] == [3, 6]
     assert (tmp_path / "whole" / "eval" / "sheet.png").stat().st_size > 1000
 
-    text = write_report(tmp_path / "whole").read_text()
+    text = write_run_report(tmp_path / "whole").read_text()
     assert "6 of 6" in text
     assert text.count("data:image/png;base64,") == 2  # curves and masks
     assert "train_discs" in text
     assert "<td>config.support_schedule</td><td>log_uniform</td>" in text
     assert "val_discs" in text
     with pytest.raises(UserError, match="holds no run"):
-        write_report(tmp_path)
+        write_run_report(tmp_path)
 
 
 def test_a_torn_last_line_and_later_steps_are_dropped(tmp_path):

@@ -8,7 +8,7 @@ from tests.fixtures import tiny_config
 from universeg_jax.cli import main
 from universeg_jax.configuration import to_dict
 from universeg_jax.errors import UserError
-from universeg_jax.training.report import progress, write_report
+from universeg_jax.training.report import progress, write_run_report
 
 
 def line(step, time):
@@ -44,7 +44,7 @@ def test_scores_are_those_of_the_last_and_of_the_best_evaluation(tmp_path):
         {"step": step, "mean_dice": dice, "datasets": {"lungs": dice}}
         for step, dice in ((10, 0.25), (20, 0.75), (30, 0.5))
     ]
-    page = write_report(write(tmp_path, [line(99, 1.0)], evaluations)).read_text()
+    page = write_run_report(write(tmp_path, [line(99, 1.0)], evaluations)).read_text()
     assert "75.0 at step 20" in page
     assert "expected end" not in page  # it is done
     _, _, rest = page.partition("Dice (%) on the validation datasets")
@@ -63,4 +63,4 @@ def test_what_is_no_run_is_refused(tmp_path, missing):
     write(tmp_path, [line(0, 1.0)])
     (tmp_path / missing).unlink()
     with pytest.raises(UserError, match="holds no run with a step done"):
-        write_report(tmp_path)
+        write_run_report(tmp_path)

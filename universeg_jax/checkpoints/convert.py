@@ -1,7 +1,7 @@
-"""Weights of the released architecture in and out: PyTorch state_dict or safetensors ↔ our checkpoints, bit for bit.
+"""Converts weights of the released architecture: PyTorch state_dict or safetensors ↔ our checkpoints, bit for bit.
 
-Files from others are read by safe loaders only: safetensors, and torch with `weights_only=True`, which runs nothing
-that a pickle asks for. Blocks and widths are read from the shapes.
+Foreign files are read by safe loaders only: safetensors, and torch with `weights_only=True`, which executes no code of
+a pickle. Blocks and widths follow from the shapes.
 """
 
 import pickle
@@ -31,14 +31,14 @@ def release_name(path: tuple[str, ...]) -> str:
     part, number = path[0].rsplit("_", 1)
     if path[1] not in CONVS:
         raise UserError(
-            f"{'.'.join(path)} has no place in the released architecture; `universeg export` takes it elsewhere"
+            f"{'.'.join(path)} has no place in the released architecture; `universeg export` writes other formats"
         )
     return f"{PARTS[part]}.{number}.{CONVS[path[1]]}.{LEAVES[path[2]]}"
 
 
 def check_released(config: ConfigDict) -> None:
-    """Raises UserError for a network that the release cannot compute, though its parameters may have a place there."""
-    elsewhere = "the released architecture has no such thing; `universeg export` takes it elsewhere"
+    """Raises UserError for a model that the released code cannot compute, even if its parameters fit."""
+    remedy = "the released architecture has no such option; `universeg export` writes other formats"
     for field, released in (
         ("name", "universeg"),
         ("cross_activation", "none"),
@@ -47,7 +47,7 @@ def check_released(config: ConfigDict) -> None:
         ("keys", "none"),
     ):
         if (value := config.model.get(field, released)) != released:
-            raise UserError(f"config.model.{field}={value!r}: {elsewhere}")
+            raise UserError(f"config.model.{field}={value!r}: {remedy}")
 
 
 def to_release(params: Any) -> dict[str, np.ndarray]:
@@ -73,9 +73,9 @@ def from_release(state: dict[str, np.ndarray], config: ConfigDict) -> Any:
 
 
 def convert(source: str | Path, out: str | Path) -> str:
-    """Foreign weights → a checkpoint directory; or, if `out` ends in .pt or .safetensors, a checkpoint → such a file.
+    """Foreign weights → a checkpoint folder; or, if `out` ends in .pt or .safetensors, a checkpoint → such a file.
 
-    Raises UserError where a tensor is missing, unknown or of another shape, or the file is not what it says.
+    Raises UserError for a missing, unknown or misshapen tensor, and for a file that its suffix does not describe.
     """
     source, out = Path(source), Path(out)
     if out.exists():
@@ -83,9 +83,11 @@ def convert(source: str | Path, out: str | Path) -> str:
     if out.suffix in (".pt", ".pth", ".safetensors"):
         params, config = store.load(source)
         check_released(config)
-        _write(out, to_release(params))
+        _write_weights(out, to_release(params))
         size = (
-            "" if config.image_size == 128 else f"; it does not say that images of {config.image_size} pixels are seen"
+            ""
+            if config.image_size == 128
+            else f"; the file does not record the image size of {config.image_size} pixels"
         )
         return f"{store.resolve(source)} → {out}, with the released parameter names{size}"
     state = read_weights(source)
@@ -97,7 +99,7 @@ def convert(source: str | Path, out: str | Path) -> str:
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:
-    """Names → float32 arrays of a .safetensors file, or of a torch file, also where they are nested under "model"."""
+    """Reads names → float32 arrays of a .safetensors or torch file, also if nested under "model"."""
     if not path.is_file():
         raise UserError(f"{path} is no file; give a .pt, .pth or .safetensors file, or a checkpoint and such an OUT")
     if path.suffix == ".safetensors":
@@ -134,7 +136,7 @@ def _read_torch(path: Path) -> dict[str, Any]:
 
 
 def config_for(state: dict[str, np.ndarray]) -> ConfigDict:
-    """What a Predictor needs to know: the blocks that these shapes mean, and the release's image size."""
+    """The config of a Predictor: the blocks that these shapes imply, and the release's image size."""
     blocks: dict[str, list[tuple[int, int]]] = {"encoder": [], "decoder": []}
     for name, part in PARTS.items():
         while (cross := state.get(f"{part}.{len(blocks[name])}.{CONVS['cross']}.bias")) is not None:
@@ -152,7 +154,7 @@ def config_for(state: dict[str, np.ndarray]) -> ConfigDict:
     return ConfigDict({"model": model, "image_size": 128})
 
 
-def _write(out: Path, state: dict[str, np.ndarray]) -> None:
+def _write_weights(out: Path, state: dict[str, np.ndarray]) -> None:
     with atomic_write(out) as temporary:
         if out.suffix == ".safetensors":
             safetensors.numpy.save_file(state, temporary)

@@ -1,4 +1,4 @@
-"""What a checkpoint says of its origin, so that weights can be given away only where every licence allows it."""
+"""The origin of a checkpoint, so that weights are given away only if every licence allows it."""
 
 import shutil
 import subprocess
@@ -19,7 +19,7 @@ PARTS = ("trained_on", "selected_on")
 
 
 def lineage(config: ConfigDict, train: Sequence[Dataset], validation: Sequence[Dataset]) -> dict[str, Any]:
-    """What a checkpoint says of its origin: every dataset that it was trained or selected on, and its parents.
+    """The origin of a checkpoint: every dataset it was trained or selected on, and its parents.
 
     Datasets that only a parent was trained or selected on are marked as inherited.
     """
@@ -35,7 +35,7 @@ def lineage(config: ConfigDict, train: Sequence[Dataset], validation: Sequence[D
 
 
 def code_version() -> str:
-    """The version, and the commit where this is a checkout of git: 0.1.0+1a2b3c4d5e6f, with -dirty where it differs."""
+    """The version, with the commit in a git checkout: 0.1.0+1a2b3c4d5e6f, and -dirty after uncommitted changes."""
     root = Path(universeg_jax.__file__).parents[1]
     if not (root / ".git").exists() or not shutil.which("git"):
         return universeg_jax.__version__
@@ -45,10 +45,10 @@ def code_version() -> str:
 
 
 def inherit(path: Path, record: dict[str, Any], fresh: Any) -> tuple[Any, dict[str, Any]]:
-    """Parameters of a checkpoint, and the lineage `record` with all that it was trained or selected on.
+    """Loads the parameters of a checkpoint, and adds what it was trained and selected on to the lineage `record`.
 
-    `fresh` has the shapes that are wanted. Of its parts that are factory.NEUTRAL and that the checkpoint has not, it
-    gives the values too: the model computes what the checkpoint's did until they are trained.
+    `fresh` are parameters of the new model. Its parts in factory.NEUTRAL that the checkpoint lacks keep their fresh
+    values: until they are trained, the new model computes what the checkpoint's model computes.
     """
     added = {name: fresh[name] for name in set(NEUTRAL).intersection(fresh) - store.modules(path)}
     params = store.load_params(path, {name: x for name, x in fresh.items() if name not in added})
@@ -61,21 +61,21 @@ def inherit(path: Path, record: dict[str, Any], fresh: Any) -> tuple[Any, dict[s
 
 
 def resumed(record: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """The lineage `record` of a run that goes on from a checkpoint with metadata `before`.
+    """The lineage `record` of a run that resumes from a checkpoint with metadata `before`.
 
-    Its parents are those it began with, whatever config.init_from leads to now.
+    It keeps its first parents, whatever config.init_from leads to now.
     """
     return {**_joined(before["lineage"], record), "parents": before["lineage"]["parents"]}
 
 
 def _joined(before: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
-    """All that either knows; of one dataset what `record` says."""
+    """Merges two lineages; for a dataset in both, `record` counts."""
     parts = {part: {**before[part], **record[part]} for part in PARTS}
     return {**before, **record, **parts, "synthetic": bool(record["synthetic"] or before.get("synthetic"))}
 
 
 def check_same_data(workdir: Path, record: dict[str, Any], parts: Sequence[str] = PARTS) -> None:
-    """Raises UserError where `record` names other datasets of its own than the workdir's latest checkpoint, if any."""
+    """Raises UserError if `record` names other datasets of its own than the latest checkpoint of the workdir."""
     saved = store.saved(workdir)
     if not saved:
         return
@@ -86,7 +86,7 @@ def check_same_data(workdir: Path, record: dict[str, Any], parts: Sequence[str] 
             for known in (before, record)
         )
         if part == "selected_on" and not then:
-            continue  # nothing was scored that new scores could be compared with
+            continue  # there are no earlier scores to compare with
         changed = [
             f"{name} ({'built anew' if name in then and name in now else 'missing' if name in then else 'new'})"
             for name in sorted(then.keys() | now.keys())
@@ -94,26 +94,26 @@ def check_same_data(workdir: Path, record: dict[str, Any], parts: Sequence[str] 
         ]
         if changed:
             raise UserError(
-                f"{workdir} was not {part.replace('_', ' ')} the datasets that are there now: {', '.join(changed)}; "
+                f"{workdir} was {part.replace('_', ' ')} other datasets than data_dir has: {', '.join(changed)}; "
                 "give the data_dir with the datasets of that run, or take another --workdir"
             )
 
 
 def check_open(record: dict[str, Any]) -> None:
-    """Raises UserError unless all that weights of this lineage saw is open, and `val` alone selected them."""
+    """Raises UserError unless the weights saw open data alone and were selected on `val` alone."""
     if not set(PARTS) <= record.keys() or "unknown_origin" in record:
         origin = record.get("unknown_origin", record)
         raise UserError(f"weights of unknown origin ({origin}) are not packaged; train them by train.py from the start")
     for what, role in (("trained_on", TRAIN_ROLE), ("selected_on", SELECT_ROLE)):
         if wrong := {name: d["role"] for name, d in record[what].items() if d["role"] != role}:
-            names = ", ".join(f"{name} ({found})" for name, found in wrong.items())
-            raise UserError(f"{what.replace('_', ' ')} {names}: weights that are packaged may see {role} alone")
+            names = ", ".join(f"{name} ({other})" for name, other in wrong.items())
+            raise UserError(f"{what.replace('_', ' ')} {names}: packaged weights may see datasets of role {role} alone")
     if unlicensed := [name for name, d in record["trained_on"].items() if not d["licence"]]:
-        raise UserError(f"trained on {', '.join(unlicensed)}, whose licence is not known: write it into meta.json")
+        raise UserError(f"trained on {', '.join(unlicensed)}, of unknown licence; write it into meta.json")
 
 
 def package(checkpoint: str | Path, out: str | Path) -> dict[str, Any]:
-    """Writes the parameters of a checkpoint to one file, with config and lineage, but no path of this machine.
+    """Writes the parameters of a checkpoint to one file, with config and lineage but without local paths.
 
     Raises UserError.
     """
@@ -123,6 +123,6 @@ def package(checkpoint: str | Path, out: str | Path) -> dict[str, Any]:
     metadata = store.read_metadata(path)
     check_open(metadata.get("lineage", {}))
     header = {key: metadata.get(key) for key in ("format", "step", "config", "lineage")}
-    header["config"] |= {"data_dir": "", "init_from": ""}  # the lineage says what they were
+    header["config"] |= {"data_dir": "", "init_from": ""}  # local paths
     packaged.write_file(out, store.load(path)[0], header)
     return packaged.read_header(out)

@@ -1,7 +1,7 @@
-"""Weights in one file: safetensors, whose header holds the config, the lineage and the identity of the parameters.
+"""Weights in one safetensors file, whose header holds the config, the lineage and the hash of the parameters.
 
-Those that come with the project lie in `weights/` and are called by their names, wherever a checkpoint is asked for.
-`lineage.package` makes them.
+The weights of the project are in `weights/`; their names are accepted wherever a checkpoint is. `lineage.package`
+writes such files.
 """
 
 import hashlib
@@ -20,15 +20,15 @@ from universeg_jax.reports.files import atomic_write
 
 FOLDER = Path(__file__).parents[1] / "weights"
 SUFFIX = ".safetensors"
-KEY = "universeg_jax"  # of the header
+KEY = "universeg_jax"  # in the header
 
 
 class CheckpointError(UserError):
-    """A path that is no usable checkpoint; says why and what would be."""
+    """A path that is no usable checkpoint; the message says why and what is."""
 
 
 def packaged() -> dict[str, Path]:
-    """Names and files of the weights that came with the project."""
+    """Names and files of the project's weights."""
     return {file.stem: file for file in sorted(FOLDER.glob("*" + SUFFIX))}
 
 
@@ -51,7 +51,7 @@ def write_file(path: Path, params: Any, header: dict[str, Any]) -> None:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """What `write_file` wrote beside the parameters. Raises CheckpointError."""
+    """Reads the header that `write_file` wrote. Raises CheckpointError."""
     try:
         with safe_open(path, "numpy") as file:
             header = (file.metadata() or {}).get(KEY)
@@ -59,16 +59,16 @@ def read_header(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if header is None:
         raise CheckpointError(
-            f"{path} holds no config; weights of the authors' code come in by `universeg convert {path} FOLDER`"
+            f"{path} holds no config; convert weights of the authors' code by `universeg convert {path} FOLDER`"
         )
     return json.loads(header)
 
 
 def read_file(path: Path) -> Any:
-    """The parameters. Raises CheckpointError where they are not those that the header was written for."""
+    """Reads the parameters. Raises CheckpointError if they do not match the hash in the header."""
     expected = read_header(path)["params_hash"]
     flat = safetensors.numpy.load_file(path)
     params = unflatten_dict({tuple(name.split(".")): x for name, x in flat.items()})
     if params_hash(params) != expected:
-        raise CheckpointError(f"{path} is damaged: its parameters are not those that were packaged")
+        raise CheckpointError(f"{path} is damaged: its parameters do not match their hash")
     return params

@@ -1,9 +1,9 @@
-"""Checkpoints on disk, by Orbax; nothing else in the project knows Orbax.
+"""Checkpoints on disk, written by Orbax; no other module uses Orbax.
 
-A checkpoint is a directory with two parts: `params`, what evaluation and prediction use, and `state`, what training
-resumes from. Its metadata holds the config and the lineage, so that it can be used without anything beside it.
-A workdir keeps its latest two and its best checkpoint in `<workdir>/checkpoints/<step>/`: there is a good one while one
-is replaced. Wherever one is read, a name or file of packaged weights (packaged.py) will do.
+A checkpoint is a folder with two parts: `params` for evaluation and prediction, and `state` for resuming. Its metadata
+holds the config and the lineage, so that it can be used alone. A workdir keeps its latest two and its best checkpoint
+in `<workdir>/checkpoints/<step>/`, so that a good one exists while another is replaced. All readers also take a name or
+file of packaged weights (packaged.py).
 """
 
 import contextlib
@@ -22,15 +22,15 @@ from universeg_jax.model.factory import build_model, param_shapes
 
 METRIC = "mean_dice"
 FORMAT = "universeg_jax checkpoint 1"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what an operating system says of a full disk
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full disk
 
 
 @contextlib.contextmanager
 def open_checkpointer(workdir: str | Path, keep_every: int = 0) -> Iterator[ocp.training.Checkpointer]:
     """Keeps the latest two, the best by METRIC, and every `keep_every`-th step if that is not 0.
 
-    Raises CheckpointError where one could not be written or, inside the `with`, a log beside them, as on a full disk;
-    those written before stay.
+    Raises CheckpointError if a checkpoint, or a log inside the `with`, cannot be written, as on a full disk; earlier
+    checkpoints stay.
     """
     policies = ocp.training.preservation_policies
     keep = [
@@ -44,11 +44,11 @@ def open_checkpointer(workdir: str | Path, keep_every: int = 0) -> Iterator[ocp.
         with ocp.training.Checkpointer(
             directory,
             preservation_policy=policies.AnyPreservationPolicy(keep),
-            cleanup_tmp_directories=True,  # what a kill in the middle of a save left
+            cleanup_tmp_directories=True,  # left by a kill during a save
         ) as checkpointer:
             yield checkpointer
     except (ValueError, OSError) as error:
-        # TensorStore reports what the operating system said as a ValueError.
+        # TensorStore reports errors of the operating system as ValueError.
         if getattr(error, "errno", None) not in FULL and "os_error_code" not in str(error):
             raise
         written = [*saved(workdir)]
@@ -67,10 +67,10 @@ def save(
     metadata: dict[str, Any],
     metrics: dict[str, float] | None,
 ) -> None:
-    """Copies the arrays to the host and returns; the writing goes on in the background.
+    """Copies the arrays to the host and returns; writing continues in the background.
 
-    With several hosts each holds all of it, and Orbax lets the first one write. A checkpoint of the same step, whose
-    evaluation was cut short, is replaced.
+    Each of several hosts holds all arrays, and Orbax lets the first one write. A checkpoint of the same step, whose
+    evaluation was interrupted, is replaced.
     """
     params, state = jax.device_get((params, state))
     checkpointer.save_checkpointables_async(
@@ -84,19 +84,19 @@ def save(
 
 
 def restore_state(checkpointer: ocp.training.Checkpointer, state: Any) -> Any:
-    """The latest state, in host memory and with the shapes of `state`; or `state` where there is no checkpoint yet."""
+    """Loads the latest state into host memory, with the shapes of `state`; returns `state` without a checkpoint."""
     if checkpointer.latest is None:
         return state
     return checkpointer.load_checkpointables(checkpointer.latest.step, {"state": jax.device_get(state)})["state"]
 
 
 def latest_metadata(checkpointer: ocp.training.Checkpointer) -> dict[str, Any] | None:
-    """`read_metadata` of the latest checkpoint, if there is one."""
+    """`read_metadata` of the latest checkpoint, or None."""
     return None if checkpointer.latest is None else read_metadata(checkpointer.latest.path)
 
 
 def write_params(path: str | Path, params: Any, metadata: dict[str, Any]) -> None:
-    """A checkpoint of parameters alone, for prediction: converted or packaged weights."""
+    """Writes a checkpoint of parameters alone, for prediction."""
     ocp.save_checkpointables(
         Path(path).resolve(), {"params": params}, custom_metadata={"format": FORMAT, **metadata}, overwrite=True
     )
@@ -104,12 +104,12 @@ def write_params(path: str | Path, params: Any, metadata: dict[str, Any]) -> Non
 
 def saved(workdir: str | Path) -> dict[int, Path]:
     """The finished checkpoints of a workdir by step, in order."""
-    found = {int(p.name): p for p in (Path(workdir) / "checkpoints").glob("*") if p.name.isdigit()}
-    return dict(sorted(found.items()))
+    steps = {int(p.name): p for p in (Path(workdir) / "checkpoints").glob("*") if p.name.isdigit()}
+    return dict(sorted(steps.items()))
 
 
 def resolve(path: str | Path) -> Path:
-    """The checkpoint that is meant: a path itself, the best (else the latest) of a workdir, or weights by name."""
+    """Finds a checkpoint: a path itself, the best (else the latest) of a workdir, or packaged weights by name."""
     if str(path) in packaged.packaged() and not Path(path).exists():
         return packaged.packaged()[str(path)]
     path = Path(path).resolve()
@@ -118,15 +118,13 @@ def resolve(path: str | Path) -> Path:
     if (path / "checkpoints").is_dir():
         steps = saved(path)
         if not steps:
-            raise CheckpointError(
-                f"{path}/checkpoints is empty: the run has not saved yet; let it reach its first save"
-            )
+            raise CheckpointError(f"{path}/checkpoints is empty: the run has not saved yet; wait for its first save")
         scores = {step: metrics[METRIC] for step, p in steps.items() if (metrics := read_metadata(p)["metrics"])}
         return steps[max(scores, key=lambda step: (scores[step], step)) if scores else max(steps)]
     if not path.exists():
         names = ", ".join(packaged.packaged()) or "none yet"
         raise CheckpointError(
-            f"{path} does not exist; a checkpoint is a workdir of train.py, a directory inside it, or the name of "
+            f"{path} does not exist; a checkpoint is a workdir of train.py, a folder inside it, or the name of "
             f"packaged weights ({names})"
         )
     if not (path / "params").is_dir():
@@ -137,7 +135,7 @@ def resolve(path: str | Path) -> Path:
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """{"config": …, "lineage": …, …} of a resolved checkpoint."""
+    """Reads {"config": …, "lineage": …, …} of a resolved checkpoint."""
     if Path(path).is_file():
         return packaged.read_header(Path(path))
     metadata = ocp.checkpointables_metadata(Path(path).resolve()).custom_metadata or {}
@@ -147,41 +145,41 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
 
 def load_params(path: str | Path, abstract_params: Any) -> Any:
-    """Parameters of a resolved checkpoint in the shapes and shardings of `abstract_params`. Raises CheckpointError."""
+    """Loads parameters of a resolved checkpoint as `abstract_params` (shapes, shardings). Raises CheckpointError."""
     path = Path(path).resolve()
-    there = _tree(path)
-    if (wrong := first_difference(there, abstract_params)) is not None:
+    stored = _tree(path)
+    if (wrong := first_difference(stored, abstract_params)) is not None:
         raise CheckpointError(
             f"{path} holds a model of another shape ({wrong}): give the config.model that "
             f"`universeg checkpoint {path}` shows, or another checkpoint"
         )
-    return there if path.is_file() else ocp.load_checkpointables(path, {"params": abstract_params})["params"]
+    return stored if path.is_file() else ocp.load_checkpointables(path, {"params": abstract_params})["params"]
 
 
 def modules(path: str | Path) -> set[str]:
-    """Names of the model's parts that a resolved checkpoint has parameters of."""
+    """Names of the model's parts for which a resolved checkpoint holds parameters."""
     return set(_tree(Path(path).resolve()))
 
 
 def _tree(path: Path) -> Any:
-    """The parameters of a file, or their shapes where it is a directory."""
+    """The parameters of a file, or their shapes for a directory."""
     return packaged.read_file(path) if path.is_file() else ocp.checkpointables_metadata(path).metadata["params"]
 
 
-def first_difference(there: Any, wanted: Any) -> str | None:
-    """What the first array is, by name, that two trees do not share; None where they have the same shapes."""
+def first_difference(stored: Any, wanted: Any) -> str | None:
+    """Names the first array that two trees do not share; None if all shapes are the same."""
     before, after = (
         {jax.tree_util.keystr(at, simple=True, separator="."): tuple(x.shape) for at, x in leaves}
-        for leaves in map(jax.tree_util.tree_leaves_with_path, (there, wanted))
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (stored, wanted))
     )
     for name in sorted(before.keys() | after.keys()):
         if before.get(name) != after.get(name):
-            return f"{name}: {before.get(name, 'absent')} there, {after.get(name, 'absent')} wanted"
+            return f"{name}: {before.get(name, 'absent')} in the file, {after.get(name, 'absent')} wanted"
     return None
 
 
 def load(path: str | Path) -> tuple[Any, ml_collections.ConfigDict]:
-    """(parameters on one device, config) of whatever `resolve` takes."""
+    """Loads (parameters on one device, config) of anything `resolve` takes."""
     path = resolve(path)
     config = ml_collections.ConfigDict(read_metadata(path)["config"])
     return load_params(path, abstract_params(config)), config

@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from universeg_jax.checkpoints.lineage import check_same_data, lineage
     from universeg_jax.configuration import read_config
-    from universeg_jax.episodes.inputs import open_data, sampler_of
-    from universeg_jax.episodes.replay import draw_episode
+    from universeg_jax.episodes.inputs import open_data, open_sampler
+    from universeg_jax.episodes.replay import plot_episode
 
     workdir = Path(args.workdir)
     config = read_config(workdir)
@@ -37,5 +37,5 @@ def run(args: argparse.Namespace) -> int:
     check_same_data(workdir, lineage(config, train_data, []), ["trained_on"])
     number = args.step * config.batch_size + args.index
     out = Path(args.out) if args.out else workdir / f"episode_{number}.png"
-    print(draw_episode(sampler_of(config, train_data), number, config, out))
+    print(plot_episode(open_sampler(config, train_data), number, config, out))
     return 0

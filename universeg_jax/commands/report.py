@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from universeg_jax.training.report import write_report
+    from universeg_jax.training.report import write_run_report
 
-    print(write_report(Path(args.workdir)))
+    print(write_run_report(Path(args.workdir)))
     return 0

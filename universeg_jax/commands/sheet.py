@@ -19,11 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from universeg_jax.configuration import load_config
-    from universeg_jax.episodes.sheet import draw_sheet
+    from universeg_jax.episodes.sheet import write_sheet
 
     config = load_config(args.config)
     config.data_dir = args.data_dir or config.data_dir
     config.image_size = args.size or config.image_size
-    draw_sheet(args.kind, config, Path(args.out), args.first)
+    write_sheet(args.kind, config, Path(args.out), args.first)
     print(args.out)
     return 0

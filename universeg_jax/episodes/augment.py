@@ -109,7 +109,7 @@ def augment_episode(key: Array, episode: Episode, config: ConfigDict) -> tuple[E
     images, labels, repaired = geometry(keys[0], images, labels, config)
     labels, unedged = label_changes(keys[1], labels, config.task)
     own = random.split(keys[2], len(images))
-    images = warp.each(lambda k, image: intensities(k, image[None], config.in_task)[0], own, images)
+    images = warp.map_each(lambda k, image: intensities(k, image[None], config.in_task)[0], own, images)
     images = intensities(keys[3], images, config.task)
     if config.task.flip_intensities.p:
         images = jnp.where(random.uniform(keys[4]) < config.task.flip_intensities.p, 1 - images, images)
@@ -126,9 +126,9 @@ def geometry(key: Array, images: Array, labels: Array, config: ConfigDict) -> tu
         return images, labels, jnp.int32(0)
     keys = random.split(key, 4)  # the last two are unused; episodes of earlier versions keep their bits
     center = (size - 1) / 2
-    at = move(displacements(keys[0], config.task, size), warp.grid(size) - center)
+    at = moved(displacements(keys[0], config.task, size), warp.grid(size) - center)
     in_task = jax.vmap(lambda k: displacements(k, config.in_task, size))(random.split(keys[1], count))
-    source = warp.each(lambda *displacement: move(displacement, at) + center, *in_task)
+    source = warp.map_each(lambda *displacement: moved(displacement, at) + center, *in_task)
     nearest = config.label_interpolation == "nearest"
     sample = jax.vmap(lambda *one: warp.sample_image_and_label(*one, nearest))
     new_images, new_labels = sample(images, labels, source)
@@ -142,7 +142,7 @@ def proper(labels: Array) -> Array:
     return (labels.min((1, 2)) < 0.5) & (labels.max((1, 2)) > 0.5)
 
 
-def move(displacement: tuple[Array, ...], at: Array) -> Array:
+def moved(displacement: tuple[Array, ...], at: Array) -> Array:
     """Maps coordinates `at` [2, H, W] about the centre to those they read from, by a result of `displacements`.
 
     Multiply-adds instead of a matrix product, because a GPU's matrix units would round coordinates.
@@ -158,23 +158,23 @@ def displacements(key: Array, section: ConfigDict, size: int) -> tuple[Array, ..
     They map output to input coordinates: a scale of 1.1 reads from 1/1.1 of the distance.
     """
     keys = random.split(key)
-    draw = warp.uniforms(keys[0], count=16)
+    uniform = warp.uniforms(keys[0], count=16)
     matrix, offset, elastic = jnp.eye(2), jnp.zeros(2), (jnp.zeros((size, 1)), jnp.zeros((2, 1, 1)))
     if section.affine.p:
-        on = draw() < section.affine.p
-        angle = draw(section.affine.degrees) * (np.pi / 180)
+        on = uniform() < section.affine.p
+        angle = uniform(section.affine.degrees) * (np.pi / 180)
         cos, sin = jnp.cos(angle), jnp.sin(angle)
-        rotation = jnp.stack([jnp.stack([cos, sin]), jnp.stack([-sin, cos])]) / draw(section.affine.scale)
-        shift = [draw(section.affine.translate) * jnp.where(draw() < 0.5, -size, size) for _ in range(2)]
+        rotation = jnp.stack([jnp.stack([cos, sin]), jnp.stack([-sin, cos])]) / uniform(section.affine.scale)
+        shift = [uniform(section.affine.translate) * jnp.where(uniform() < 0.5, -size, size) for _ in range(2)]
         matrix = jnp.where(on, rotation, matrix)
         offset = jnp.where(on, jnp.stack(shift), offset)
     for axis, flip in enumerate(("flip_vertical", "flip_horizontal")):
         if flip in section and section[flip].p:
-            flipped = jnp.where(draw() < section[flip].p, -1.0, 1.0)
+            flipped = jnp.where(uniform() < section[flip].p, -1.0, 1.0)
             matrix = matrix * jnp.where(np.arange(2) == axis, flipped, 1.0)[None]
     if section.elastic.p:
-        alpha = jnp.where(draw() < section.elastic.p, draw(section.elastic.alpha), 0.0)
-        elastic = warp.elastic(keys[1], size, alpha, draw(section.elastic.sigma), section.elastic.sigma)
+        alpha = jnp.where(uniform() < section.elastic.p, uniform(section.elastic.alpha), 0.0)
+        elastic = warp.elastic(keys[1], size, alpha, uniform(section.elastic.sigma), section.elastic.sigma)
     return matrix, offset, *elastic
 
 
@@ -215,25 +215,25 @@ def intensities(key: Array, images: Array, section: ConfigDict) -> Array:
     """
     size = images.shape[-1]
     keys = random.split(key)
-    draw = warp.uniforms(keys[0], count=16)
+    uniform = warp.uniforms(keys[0], count=16)
 
     def when(op, change, images):
-        return lax.cond(draw() < section[op].p, lambda x: jnp.clip(change(x), 0, 1), lambda x: x, images)
+        return lax.cond(uniform() < section[op].p, lambda x: jnp.clip(change(x), 0, 1), lambda x: x, images)
 
     if section.brightness_contrast.p:
-        brightness = draw(section.brightness_contrast.brightness)
-        contrast = draw(section.brightness_contrast.contrast)
+        brightness = uniform(section.brightness_contrast.brightness)
+        contrast = uniform(section.brightness_contrast.contrast)
         images = when("brightness_contrast", lambda x: x * contrast + brightness, images)
     if section.blur.p:
-        sigma = draw(section.blur.sigma) * (size / PUBLISHED_SIZE)
+        sigma = uniform(section.blur.sigma) * (size / PUBLISHED_SIZE)
         radius = int(np.ceil(section.blur.kernel // 2 * size / PUBLISHED_SIZE))
         images = when("blur", lambda x: warp.blur(x, sigma, radius), images)
     if section.noise.p:
-        mean = draw(section.noise.mean)
-        std = draw(section.noise.std) if "std" in section.noise else jnp.sqrt(draw(section.noise.variance))
+        mean = uniform(section.noise.mean)
+        std = uniform(section.noise.std) if "std" in section.noise else jnp.sqrt(uniform(section.noise.variance))
         images = when("noise", lambda x: x + mean + std * random.normal(keys[1], x.shape), images)
     if section.sharpness.p:
-        factor = draw(section.sharpness.factor)
+        factor = uniform(section.sharpness.factor)
         images = when("sharpness", lambda x: smoothed(x) + factor * (x - smoothed(x)), images)
     return images
 

@@ -1,4 +1,4 @@
-"""Opens what a config names: datasets by role, tasks, and the sampler of episodes."""
+"""Opens the datasets, tasks and episode sampler of a config."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from universeg_jax.episodes.sampler import KINDS, EpisodeSampler, make_sampler
 
 
 def open_data(config: ConfigDict) -> tuple[list[Dataset], list[Dataset]]:
-    """(training, validation) datasets of config.data_dir by role. Raises UserError, also where they share a source."""
+    """Opens the (training, validation) datasets of config.data_dir. Raises UserError, also if both share a source."""
     datasets = [open_dataset(config.data_dir, name) for name in list_datasets(config.data_dir)]
     needed = config.kinds.real or config.kinds.superpixel
     train = [d for d in datasets if d.meta.role in tuple(config.train_roles) and needed]
@@ -31,26 +31,26 @@ def open_data(config: ConfigDict) -> tuple[list[Dataset], list[Dataset]]:
 
 
 def open_tasks(config: ConfigDict, datasets: Sequence[Dataset]) -> list[Task]:
-    """The training tasks, unusable ones too, or config.train_tasks of the usable ones, by hash."""
+    """The training tasks, unusable ones included; or config.train_tasks of the usable ones, chosen by hash."""
     tasks = task_table(datasets, config.min_label_density)
-    there = usable(tasks) if datasets else []  # raises with every reason where there are none
-    if config.train_tasks > len(there):
-        raise ConfigError(f"config.train_tasks={config.train_tasks}: there are {len(there)} usable training tasks")
+    good = usable(tasks) if datasets else []  # raises with every reason if there are none
+    if config.train_tasks > len(good):
+        raise ConfigError(f"config.train_tasks={config.train_tasks}: there are {len(good)} usable training tasks")
     if not config.train_tasks:
         return tasks
-    names = sorted((task.name for task in there), key=lambda name: subject_hash("train_tasks", name))
+    names = sorted((task.name for task in good), key=lambda name: subject_hash("train_tasks", name))
     kept = set(names[: config.train_tasks])
-    return [task for task in there if task.name in kept]
+    return [task for task in good if task.name in kept]
 
 
 def kind_shares(config: ConfigDict) -> dict[str, float]:
-    """The probabilities that `make_sampler` takes, from the weights config.kinds."""
+    """Probabilities of `make_sampler` from the weights config.kinds."""
     total = sum(config.kinds[name] for name in KINDS)
     return {name: config.kinds[name] / total for name in ("synthetic", "superpixel")}
 
 
-def sampler_of(config: ConfigDict, train_data: list[Dataset]) -> EpisodeSampler:
-    """The sampler of a run. Raises UserError where nothing can be drawn."""
+def open_sampler(config: ConfigDict, train_data: list[Dataset]) -> EpisodeSampler:
+    """Makes the sampler of a run. Raises UserError if it has no usable task."""
     return make_sampler(
         train_data,
         open_tasks(config, train_data),

@@ -1,4 +1,4 @@
-"""Makes training episodes on the device, real ones from the host or synthetic and superpixel ones; augments all."""
+"""Makes and augments training episodes on the device: real ones from the host, synthetic and superpixel ones."""
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,9 @@ Array = jax.Array
 
 
 def device_episode(index: Array, kind: Array, raw: Episode, config: ConfigDict) -> tuple[Episode, Array]:
-    """One uint8 episode of the host → float32 at the model's size, or one of another kind in its place; then augmented.
+    """Converts a real uint8 episode to float32 at the model's size, or makes one of another kind; then augments it.
 
-    A pure function of (seed, index). Also returns how many labels augmentation had to repair, int32 [].
+    A pure function of (seed, index). Also returns how many labels augmentation repaired, int32 [].
     """
     plain, repaired = plain_episode(index, kind, raw, config)
     episode, more = augment.augment_episode(episode_keys(index, config)[1], plain, config.augment)
@@ -23,13 +23,13 @@ def device_episode(index: Array, kind: Array, raw: Episode, config: ConfigDict) 
 
 
 def episode_keys(index: Array, config: ConfigDict) -> tuple[Array, Array]:
-    """The keys of an episode: of its making, and of its augmentation."""
+    """The two keys of an episode: for making and for augmenting it."""
     make, change = jax.random.split(jax.random.fold_in(jax.random.key(config.seed, impl="threefry2x32"), index))
     return make, change
 
 
 def plain_episode(index: Array, kind: Array, raw: Episode, config: ConfigDict) -> tuple[Episode, Array]:
-    """`device_episode` before its augmentation, and how many labels the views of superpixels had repaired."""
+    """`device_episode` before augmentation, and the number of labels repaired in the views of superpixels."""
     key, support_size = episode_keys(index, config)[0], raw.support_images.shape[0]
 
     def real() -> tuple[Episode, Array]:
@@ -44,31 +44,31 @@ def plain_episode(index: Array, kind: Array, raw: Episode, config: ConfigDict) -
         episode, repaired = superpixel.superpixel_episode(key, image, support_size, config.superpixel)
         return episode._replace(support_mask=raw.support_mask.astype(jnp.float32)), repaired
 
-    # A kind without weight is not compiled.
-    drawn = [name for name in KINDS if config.kinds[name]]
+    # A kind of weight 0 is not compiled.
+    used = [name for name in KINDS if config.kinds[name]]
     makers = {"real": real, "synthetic": synthetic, "superpixel": superpixels}
-    if len(drawn) == 1:
-        return makers[drawn[0]]()
-    place = np.array([drawn.index(name) if name in drawn else 0 for name in KINDS], np.int32)
-    return jax.lax.switch(jnp.asarray(place)[kind], [makers[name] for name in drawn])
+    if len(used) == 1:
+        return makers[used[0]]()
+    place = np.array([used.index(name) if name in used else 0 for name in KINDS], np.int32)
+    return jax.lax.switch(jnp.asarray(place)[kind], [makers[name] for name in used])
 
 
 def device_episodes(batch: Batch, config: ConfigDict) -> tuple[Episode, Array]:
     """`device_episode` of each episode of a batch.
 
-    One at a time on a CPU, so that a kind that was not drawn costs nothing; all at once elsewhere.
+    One at a time on a CPU, where kinds that do not occur then cost nothing; all at once elsewhere.
     """
 
     def one(index: Array, kind: Array, raw: Episode) -> tuple[Episode, Array]:
         return device_episode(index, kind, raw, config)
 
-    return warp.each(one, batch.index, batch.kind, batch.episode)
+    return warp.map_each(one, batch.index, batch.kind, batch.episode)
 
 
 def support_size_of(step: int, config: ConfigDict) -> tuple[int, int]:
-    """(entries that count, entries compiled for) at a step: a pure function of (seed, step), the same on every host.
+    """(support size, array length) at a step: a pure function of (seed, step), the same on every host.
 
-    The second is the next power of two, so that a run compiles few sizes; what is too many is masked.
+    The length is the next power of two, so that a run compiles few sizes; the surplus is masked.
     """
     largest = config.support_size
     if config.support_schedule == "fixed":
@@ -79,7 +79,7 @@ def support_size_of(step: int, config: ConfigDict) -> tuple[int, int]:
 
 
 def trim_support(batch: Batch, size: int, slots: int) -> Batch:
-    """The first `size` support entries in arrays of `slots`."""
+    """Keeps the first `size` support entries in arrays of `slots`."""
     episode = batch.episode
     mask = episode.support_mask[:, :slots] * (np.arange(slots) < size).astype(episode.support_mask.dtype)
     images, labels = episode.support_images[:, :slots], episode.support_labels[:, :slots]

@@ -1,4 +1,4 @@
-"""Draws one episode of a run, before and after its augmentation."""
+"""Plots one episode of a run, before and after augmentation."""
 
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from universeg_jax.episodes.sampler import EpisodeSampler, task_name
 from universeg_jax.reports.figures import plot_rows
 from universeg_jax.startup import jit_for_once
 
-PICTURE_COLUMNS = 13
+COLUMNS = 13
 
 
-def draw_episode(sampler: EpisodeSampler, index: int, config: ConfigDict, path: Path) -> Path:
-    """Draws one episode, the query first: as it was made, and below each part as its augmentation leaves it."""
+def plot_episode(sampler: EpisodeSampler, index: int, config: ConfigDict, path: Path) -> Path:
+    """Plots one episode, the query first: rows as made, each above the same row augmented."""
     batch = jax.tree.map(lambda x: np.asarray(x)[None], sampler(index))
     batch = trim_support(batch, *support_size_of(index // config.batch_size, config))
     one = jax.tree.map(lambda x: x[0], batch)
@@ -29,8 +29,8 @@ def draw_episode(sampler: EpisodeSampler, index: int, config: ConfigDict, path: 
     for title, episode in zip(("raw", "augmented"), jax.device_get(both(*one[:2], one.episode)), strict=True):
         count = 1 + int(episode.support_mask.sum())
         images, labels = (x[:count, ..., 0] for x in stack_examples(episode))
-        columns = min(len(images), PICTURE_COLUMNS)
-        gap = [(0, -len(images) % columns), (0, 0), (0, 0)]  # the last row is filled up with nothing
+        columns = min(len(images), COLUMNS)
+        gap = [(0, -len(images) % columns), (0, 0), (0, 0)]  # pads the last row
         images, labels = np.pad(images, gap, constant_values=np.nan), np.pad(labels, gap)
         parts = (x.reshape(-1, columns, *x.shape[1:]) for x in (images, labels))
         rows.append([(title, *part) for part in zip(*parts, strict=True)])

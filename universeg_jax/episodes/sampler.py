@@ -1,14 +1,14 @@
-"""Episodes for training: episode i of a run is a pure function of (seed, i) and the config.
+"""Training episodes: episode i of a run is a pure function of (seed, i) and the config.
 
-A task is drawn level by level, uniformly: slicing → dataset → subset → modality → axis → label (Butoi et al., 2023,
-section 4); or each task alike. Then a query, then the support from the other subjects of
-the train side, with replacement as published.
+A task is sampled uniformly at each level: slicing → dataset → subset → modality → axis → label (Butoi et al., 2023,
+section 4), or uniformly among all tasks. The query is sampled next, then the support, from other subjects of the train
+side, with replacement as published.
 
-An episode's label may be the union of its task's label and others of the same images: of some, or of every one. Only
-mid-slices and pictures are asked for those: on a max-slice no other labels were looked for.
+The label of an episode may be the union of its task's label and other labels of the same images. That applies to
+mid-slices and images only: a max-slice is chosen for one label and lacks masks of the others.
 
-Nothing depends on what was drawn before, on the number of hosts, or on who reads: any episode can be replayed alone,
-and resuming a run needs only its step.
+Nothing depends on earlier episodes, on the number of hosts or on the reader: each episode can be replayed alone, and a
+resumed run needs only its step.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,35 +30,35 @@ LEVELS = ("slicing", "dataset", "subset", "modality", "axis", "label")
 
 
 class Batch(NamedTuple):
-    """What the host hands to the training step; fields of `episode` are uint8.
+    """Episodes as the host hands them to the training step; the arrays of `episode` are uint8.
 
-    They are zeros for synthetic episodes, and but for the query's image for superpixel episodes.
+    Synthetic episodes are zeros; superpixel episodes are zeros except for the query image.
     """
 
-    index: np.ndarray  # uint32 [B], global episode index: the step's key for all that is drawn on the device
+    index: np.ndarray  # uint32 [B], global episode index: the key of everything sampled on the device
     kind: np.ndarray  # uint8 [B], position in KINDS
-    task: np.ndarray  # int32 [B], position in the sampler's tasks, of superpixels the image's; -1 for synthetic
+    task: np.ndarray  # int32 [B], position in the sampler's tasks; -1 for synthetic
     episode: Episode
 
 
-class Draw(NamedTuple):
-    """Which examples an episode is made of."""
+class Selection(NamedTuple):
+    """The examples of one episode."""
 
     kind: int
     task: int
     query: tuple[int, int]  # (row of the dataset, position among its masks; -1 for none of them)
     support: list[tuple[int, int]]
-    labels: tuple[int, ...] = ()  # whose union is the label; () = the task's alone
+    labels: tuple[int, ...] = ()  # the label is their union; () = the task's label alone
 
 
 @dataclass(frozen=True)
 class EpisodeSampler:
-    """sampler(i) → Batch of one, without batch axis. Picklable, cheap to call: O(S) whatever the number of tasks."""
+    """sampler(i) → Batch of one episode, without batch axis. Picklable; a call costs O(S) for any number of tasks."""
 
     datasets: dict[str, Dataset]
     tasks: Sequence[Task]
     pools: Sequence[TaskSide]
-    tree: tuple  # of task numbers: each branch of a node is as likely as the others
+    tree: tuple  # nested, of task numbers; the branches of a node are equally likely
     companions: dict[tuple, tuple[int, ...]]  # labels of each family of tasks
     seed: int
     support_size: int
@@ -74,66 +74,66 @@ class EpisodeSampler:
         return self._kind(np.random.default_rng([self.seed, index]))
 
     def _kind(self, rng: np.random.Generator) -> int:
-        draw = rng.random()
-        if draw < self.synthetic:
+        u = rng.random()
+        if u < self.synthetic:
             return SYNTHETIC
-        # Rounded, so that two probabilities that make 1 leave nothing to the third kind.
-        return SUPERPIXEL if draw < round(self.synthetic + self.superpixel, 9) else REAL
+        # Rounded, so that two probabilities that sum to 1 leave nothing to the third kind.
+        return SUPERPIXEL if u < round(self.synthetic + self.superpixel, 9) else REAL
 
-    def draw(self, index: int) -> Draw:
+    def select(self, index: int) -> Selection:
         rng = np.random.default_rng([self.seed, index])
         kind = self._kind(rng)
         if kind == SYNTHETIC:
-            return Draw(SYNTHETIC, -1, (0, 0), [])
-        node = self._task(rng)
-        pool = self.pools[node]
+            return Selection(SYNTHETIC, -1, (0, 0), [])
+        task = self._task(rng)
+        pool = self.pools[task]
         query = int(rng.integers(len(pool)))
         if kind == SUPERPIXEL:
-            return Draw(SUPERPIXEL, node, (int(pool.rows[query]), -1), [])
-        chosen = draw_others(rng, pool.subjects, query, self.support_size, self.replacement)
-        pick = [(int(pool.rows[i]), int(pool.positions[i])) for i in (query, *chosen)]
-        return Draw(REAL, node, pick[0], pick[1:], self._labels(rng, self.tasks[node]))
+            return Selection(SUPERPIXEL, task, (int(pool.rows[query]), -1), [])
+        support = sample_others(rng, pool.subjects, query, self.support_size, self.replacement)
+        examples = [(int(pool.rows[i]), int(pool.positions[i])) for i in (query, *support)]
+        return Selection(REAL, task, examples[0], examples[1:], self._labels(rng, self.tasks[task]))
 
     def _task(self, rng: np.random.Generator) -> int:
-        node = self.tree
+        node: tuple | int = self.tree
         while isinstance(node, tuple):
             node = node[rng.integers(len(node))]
         return node
 
     def _labels(self, rng: np.random.Generator, task: Task) -> tuple[int, ...]:
-        """The last thing drawn, so that it moves nothing else of an episode."""
+        """Samples the labels to unite. Called last, so that a union changes nothing else of an episode."""
         family = self.companions.get(family_of(task), ())
         if len(family) < 2:
             return ()
-        draw = rng.random()
-        if draw < self.all_labels:
+        u = rng.random()
+        if u < self.all_labels:
             return family
-        if draw >= round(self.all_labels + self.label_union, 9):
+        if u >= round(self.all_labels + self.label_union, 9):
             return ()
         others = [label for label in family if label != task.label]
         chosen = rng.choice(others, size=rng.integers(1, len(family)), replace=False)
         return tuple(sorted({task.label, *chosen.tolist()}))
 
     def __call__(self, index: int) -> Batch:
-        draw = self.draw(index)
-        if draw.kind == REAL:
-            rows, positions = np.array([draw.query, *draw.support]).T
-            dataset = self.datasets[self.tasks[draw.task].dataset]
-            pixels = dataset.gather_union(rows, draw.labels) if draw.labels else dataset.gather(rows, positions)
+        selection = self.select(index)
+        shape = (self.support_size + 1, self.size, self.size, 1)
+        images, labels = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+        if selection.kind != SYNTHETIC:
+            dataset = self.datasets[self.tasks[selection.task].dataset]
+        if selection.kind == REAL:
+            rows, positions = np.array([selection.query, *selection.support]).T
+            union = selection.labels
+            pixels = dataset.gather_union(rows, union) if union else dataset.gather(rows, positions)
             images, labels = (x[..., None] for x in pixels)
-        else:  # the device makes them, or what is missing beside one picture
-            shape = (self.support_size + 1, self.size, self.size, 1)
-            images, labels = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
-            if draw.kind == SUPERPIXEL:
-                dataset = self.datasets[self.tasks[draw.task].dataset]
-                images[0, ..., 0] = dataset.gather(np.array([draw.query[0]]), np.zeros(1, np.int64))[0][0]
-        return Batch(np.uint32(index), np.uint8(draw.kind), np.int32(draw.task), split_query(images, labels))
+        elif selection.kind == SUPERPIXEL:  # the device makes the labels and the support
+            images[0, ..., 0] = dataset.gather(np.array([selection.query[0]]), np.zeros(1, np.int64))[0][0]
+        return Batch(np.uint32(index), np.uint8(selection.kind), np.int32(selection.task), split_query(images, labels))
 
 
-def draw_others(
+def sample_others(
     rng: np.random.Generator, subjects: np.ndarray, query: int, count: int, replacement: bool
 ) -> np.ndarray:
-    """`count` positions in `subjects` (sorted) whose subject is not the query's; with replacement if too few."""
+    """Samples `count` positions in `subjects` (sorted) of other subjects than the query's; repeats if too few."""
     start, stop = (np.searchsorted(subjects, subjects[query], side) for side in ("left", "right"))
     others = len(subjects) - (stop - start)
     if replacement or count > others:
@@ -144,19 +144,19 @@ def draw_others(
 
 
 def family_of(task: Task) -> tuple:
-    """What tasks share that differ in nothing but the label: their labels are drawn on the same images."""
+    """Key of the tasks that differ in their label alone: their labels lie on the same images."""
     return task.dataset, task.subset, task.modality, task.axis, task.slicing
 
 
 def task_name(sampler: EpisodeSampler, index: int) -> str:
-    """What an episode is made of, such as "acdc/MR/axis2/mid/label1+3"."""
-    draw = sampler.draw(index)
-    if draw.kind == SYNTHETIC:
+    """Names the task of an episode, such as "acdc/MR/axis2/mid/label1+3"."""
+    selection = sampler.select(index)
+    if selection.kind == SYNTHETIC:
         return "synthetic"
-    task = sampler.tasks[draw.task]
-    if draw.kind == SUPERPIXEL:
+    task = sampler.tasks[selection.task]
+    if selection.kind == SUPERPIXEL:
         return f"superpixels of {task.name}"
-    return task.name + "".join(f"+{label}" for label in draw.labels if label != task.label)
+    return task.name + "".join(f"+{label}" for label in selection.labels if label != task.label)
 
 
 def make_sampler(
@@ -213,7 +213,7 @@ def make_sampler(
 
 
 def _companions(tasks: Sequence[Task]) -> dict[tuple, tuple[int, ...]]:
-    """family → labels of its tasks, where there are several."""
+    """family → labels of its tasks, for families of several."""
     families: dict[tuple, list[int]] = {}
     for task in tasks:
         if task.slicing != "max":
@@ -222,7 +222,7 @@ def _companions(tasks: Sequence[Task]) -> dict[tuple, tuple[int, ...]]:
 
 
 def _tree(tasks: Sequence[Task], members: Sequence[int], levels: Sequence[str]) -> tuple | int:
-    """Nested tuples, one level a field of the task; the leaves are task numbers."""
+    """Nested tuples, one level per field of the task; the leaves are task numbers."""
     if not levels:
         (only,) = members
         return only
@@ -253,6 +253,6 @@ def batches(
 
 
 def stack(episodes: Sequence[Batch]) -> Batch:
-    """Along a new first axis."""
+    """Stacks episodes along a new first axis."""
     numbers = (np.stack([each[k] for each in episodes]) for k in range(3))
     return Batch(*numbers, Episode(*map(np.stack, zip(*(each.episode for each in episodes), strict=True))))

@@ -1,4 +1,4 @@
-"""Contact sheets: what makes tasks and what augments them, to be looked at. A label must follow its image."""
+"""Contact sheets of synthetic and superpixel tasks and of augmentation, to check that labels follow their images."""
 
 import functools
 from pathlib import Path
@@ -24,7 +24,7 @@ TASKS, SUBJECTS = 12, 8
 LEVELS = ("in_task", "task")
 
 
-class Row(NamedTuple):
+class SheetRow(NamedTuple):
     """One row of a sheet: images in [0, 1] and labels, both [n, H, W]."""
 
     title: str
@@ -32,11 +32,11 @@ class Row(NamedTuple):
     labels: np.ndarray
 
 
-def draw_sheet(kind: str, config: ConfigDict, path: Path, first: int = 0) -> None:
-    """Writes the sheet `kind` of SHEETS as a picture. `first`: index of the first episode that is drawn.
+def write_sheet(kind: str, config: ConfigDict, path: Path, first: int = 0) -> None:
+    """Writes the sheet `kind` of SHEETS as an image. `first`: index of the first episode.
 
-    synthetic, superpixel: twelve tasks of eight subjects before augmentation. augment: an operation a row, with its
-    ranges in `config`, on one image, which stands first: of the training data, or synthetic where there is none.
+    synthetic, superpixel: twelve tasks of eight subjects before augmentation. augment: one operation per row, with its
+    ranges in `config`, applied to the image in the first column; it is from the training data, or synthetic without.
     """
     config = ConfigDict(config).unlock()
     config.support_size = SUBJECTS - 1
@@ -44,13 +44,13 @@ def draw_sheet(kind: str, config: ConfigDict, path: Path, first: int = 0) -> Non
     plot_rows(rows, path)
 
 
-def task_rows(kind: str, config: ConfigDict, first: int = 0) -> list[Row]:
-    """TASKS rows of 1 + config.support_size subjects. Raises UserError as training does, for config and data."""
+def task_rows(kind: str, config: ConfigDict, first: int = 0) -> list[SheetRow]:
+    """TASKS rows of 1 + config.support_size subjects. Raises UserError for config and data as training does."""
     config = ConfigDict(config)
     config.kinds = ConfigDict({name: float(name == kind) for name in KINDS})
     check_fields(config)
     datasets, _ = inputs.open_data(config)
-    sampler = inputs.sampler_of(config, datasets)
+    sampler = inputs.open_sampler(config, datasets)
     make = jit_for_once(functools.partial(plain_episode, config=config))
     rows = []
     for index in range(first, first + TASKS):
@@ -59,7 +59,7 @@ def task_rows(kind: str, config: ConfigDict, first: int = 0) -> list[Row]:
         episode, _ = jax.device_get(make(batch.index, batch.kind, batch.episode))
         made_of = task_name(sampler, index).split("/")[0].replace(" of ", "\n")  # without the label's name
         title = f"{index}: {made_of}"
-        rows.append(Row(title, *stacked(episode)))
+        rows.append(SheetRow(title, *stacked(episode)))
     return rows
 
 
@@ -69,8 +69,8 @@ def stacked(episode: Episode) -> tuple[np.ndarray, np.ndarray]:
     return images[..., 0], labels[..., 0]
 
 
-def augment_rows(config: ConfigDict, first: int = 0) -> list[Row]:
-    """A row an operation of a level, then each level and both as configured: the image itself, SUBJECTS - 1 draws."""
+def augment_rows(config: ConfigDict, first: int = 0) -> list[SheetRow]:
+    """One row per operation of a level, then each level and both: the image, and SUBJECTS - 1 augmented versions."""
     image, label = example(config, first)
     one = Episode(image, label, image[None], label[None], np.ones(1, np.float32))
     rows = []
@@ -78,23 +78,25 @@ def augment_rows(config: ConfigDict, first: int = 0) -> list[Row]:
         draw = jit_for_once(jax.vmap(lambda index, changed=changed: augmented(index, one, config.seed, changed)))
         drawn = jax.device_get(draw(jnp.arange(first, first + SUBJECTS - 1)))
         rows.append(
-            Row(title, *(np.concatenate([x[None], xs])[..., 0] for x, xs in zip((image, label), drawn, strict=True)))
+            SheetRow(
+                title, *(np.concatenate([x[None], xs])[..., 0] for x, xs in zip((image, label), drawn, strict=True))
+            )
         )
     return rows
 
 
 def augmented(index: jax.Array, episode: Episode, seed: int, config: ConfigDict) -> tuple[jax.Array, jax.Array]:
-    """The query's image and label [H, W, 1] of draw `index`."""
+    """Augmented image and label [H, W, 1] of the query, number `index`."""
     key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), index)
     changed, _ = augment.augment_episode(key, episode, config)
     return changed.query_image, changed.query_label
 
 
 def settings(config: ConfigDict) -> list[tuple[str, ConfigDict]]:
-    """(title, config.augment) of the rows of the sheet: one operation at a time is certain, all others off."""
+    """(title, config.augment) of each row: first with one operation of probability 1 and all others off."""
 
     def only(*kept: str) -> ConfigDict:
-        """The operations `kept`, "level" or "level.op", as configured; the others off."""
+        """Keeps the operations `kept`, "level" or "level.op", as configured; the others are off."""
         new = config.copy_and_resolve_references()
         for level in LEVELS:
             for op, section in new[level].items():
@@ -112,7 +114,7 @@ def settings(config: ConfigDict) -> list[tuple[str, ConfigDict]]:
 
 
 def example(config: ConfigDict, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image and label [H, W, 1] to augment: a query of the training data, or a synthetic one where there is none."""
+    """Image and label [H, W, 1] to augment: a query of the training data, or a synthetic one without data."""
     if not list_datasets(config.data_dir):
         row = task_rows("synthetic", config, index)[0]
         return row.images[0][..., None], row.labels[0][..., None]

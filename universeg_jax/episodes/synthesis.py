@@ -1,32 +1,32 @@
-"""Synthetic segmentation tasks, drawn on the device (UniverSeg section 4 and its appendix on synthetic tasks).
+"""Synthetic segmentation tasks, made on the device (UniverSeg section 4 and its appendix on synthetic tasks).
 
-`synthetic_episode(key, size, support_size, config)` is a pure function of a threefry2x32 key, so tasks never end and
-any of them can be drawn again alone. A task is drawn once; each of its 1 + support_size subjects then differs.
+`synthetic_episode(key, size, support_size, config)` is a pure function of a threefry2x32 key: tasks never run out, and
+each can be made again alone. A task is sampled once; its 1 + support_size subjects then differ.
 
 The published family, "shapes":
-1. Label map of the task: one multi-scale smooth-noise channel per label, each warped by a smooth displacement of its
-   own, then the arg max.
-2. Intensities: per label two bounds, m ~ U(0, 1) and m + N(0, s) clipped; each subject draws its mean between them.
+1. Label map of the task: one multi-scale smooth-noise channel per label, each warped by its own smooth displacement,
+   then the arg max.
+2. Intensities: per label two bounds, m ~ U(0, 1) and m + N(0, s) clipped; each subject's mean lies between them.
 3. Each subject: the label map warped (nearest) by the flow of a stationary velocity field at half resolution; pixels
    N(mean, std); background sometimes 0; Gaussian blur; times exp(smooth bias field); min-max; gamma exp(N(0, .25)).
 Labels under 0.1 % of the area become background. The foreground is one label, or a random union of labels.
 
-Beyond the paper, families that lay a structure over a quieter label map (chosen by `config.weights`):
-* "tubes": trees of vessels, which start in one point or run side by side, branch, taper and end; a task shares
-  calibre, contrast and style, each subject has its own tree.
+Families beyond the paper put a structure over a quieter label map (`config.weights` chooses):
+* "tubes": trees of vessels that start in one point or run side by side, branch, taper and end. A task shares calibre,
+  contrast and style; each subject has its own tree.
 * "blobs": many ellipses, with or without a nucleus, in new places in every subject.
-* "nests": few large ellipses with another inside, in about the same place (ventricle in myocardium, cell and nucleus).
-A second structure may distract below the first. Options of any family, drawn per task: texture in some labels, borders
-that fade or shine, and a field of view outside which the image is black and has no label.
+* "nests": few large ellipses with another inside, in about the same place (ventricle in myocardium, nucleus in cell).
+A second structure below the first may distract. Options of any family, sampled per task: texture in some labels,
+borders that fade or shine, and a field of view outside which the image is black and unlabelled.
 
-Lengths are published for 256 pixels. Those in pixels are scaled with `size`, those that are cells of a noise grid keep
-the number of cells, so that tasks look alike at every size.
+Lengths are published for 256 pixels. Lengths in pixels scale with `size`; cells of noise grids keep their number, so
+that tasks look alike at every size.
 
-An empty foreground. In shapes the foreground is drawn among labels, background excluded, that cover at least
-`min_foreground` of what is seen in two thirds of the subjects; if there is none, it is the label that does so in most,
-and the background only if there is no other label. Then, for every family, subjects whose foreground covers less than
-`min_foreground` are left out: the query is the first that remains and the supports are the others in order, repeated
-if some are missing (the paper draws supports with replacement).
+Empty foregrounds: in shapes the foreground is sampled among the labels, background excluded, that cover at least
+`min_foreground` of the field of view in two thirds of the subjects. Without such a label it is the one that does so in
+most subjects, and the background only if there is no other label. In every family, subjects whose foreground covers
+less than `min_foreground` are left out: the query is the first of the others and the supports follow in order, repeated
+if there are too few (the paper samples supports with replacement).
 """
 
 import jax
@@ -39,14 +39,14 @@ from universeg_jax.configuration import noise_nodes
 from universeg_jax.episode import Episode, split_query
 from universeg_jax.episodes import warp
 from universeg_jax.episodes.render import field_of_view, most_labels, render
-from universeg_jax.episodes.structures import FAMILIES, PUBLISHED_SIZE, structures
+from universeg_jax.episodes.structures import FAMILIES, PUBLISHED_SIZE, section_configs, structures
 from universeg_jax.errors import UserError
 
 Array = jax.Array
 
 
 def get_config() -> ConfigDict:
-    """The published ranges, and ours for what is beyond the paper. Pixels (px) are of 256."""
+    """The published ranges, and our own for additions. Pixels (px) are of 256."""
     config = ConfigDict()
     config.weights = ConfigDict({"shapes": 0.4, "tubes": 0.2, "blobs": 0.2, "nests": 0.2})  # of families, any sum
     # The published family.
@@ -71,7 +71,7 @@ def get_config() -> ConfigDict:
     config.union = 0.2  # probability that it is a union of labels; the paper: 0
     config.union_share = (0.1, 0.5)  # probability of each further label to be in the union
     config.max_foreground = 0.75  # of the image; a larger union is one label again
-    config.min_foreground = 0.002  # of the image; smaller foregrounds are avoided, see above
+    config.min_foreground = 0.002  # of the image; smaller foregrounds are avoided
     # Under a structure: a quieter label map, so that the structure stands out.
     config.quiet_labels = (1, 7)  # labels, the upper bound excluded
     config.quiet_contrast = (0.0, 0.4)  # share of the published spread of means
@@ -83,41 +83,8 @@ def get_config() -> ConfigDict:
     config.plain_contrast = 0.3  # intensity; below it, pixel noise and texture weaken with the contrast
     config.contrast_std = 0.15  # of its log, between subjects
     config.distractor = 0.4  # probability of a second structure below the first
-    config.tubes = ConfigDict(
-        {
-            "radius": (1.5, 5.0),  # px; of the trunk
-            "taper": (0.6, 0.95),  # radius after a branching over radius before
-            "levels": (2, 6),  # of branching, the upper bound excluded; at most 5
-            "spread": (0.08, 0.35),  # of the size; how far branches part
-            "wiggle": (0.01, 0.06),  # of the size
-            "radial": 0.5,  # probability that a tree starts in one point and not at a side
-        }
-    )
-    config.blobs = ConfigDict(
-        {
-            "count": (6, 48),  # ellipses, the upper bound excluded
-            "radius": (5.0, 20.0),  # px; mean of a task
-            "radius_std": 0.2,  # of its log, within a subject
-            "elongation": (1.0, 2.0),  # longer over shorter radius
-            "nested": 0.3,  # probability that they have an inside
-            "inner": (0.3, 0.7),  # radius of the inside over that of the outside
-            "coverage": 0.35,  # of the image, at most, by all of them
-            "redraw": 1.0,  # share of the position that is new in every subject
-        }
-    )
-    config.nests = ConfigDict(
-        {
-            "count": (1, 4),  # ellipses, the upper bound excluded
-            "radius": (20.0, 70.0),  # px; mean of a task
-            "radius_std": 0.15,  # of its log, within a subject
-            "elongation": (1.0, 1.8),  # longer over shorter radius
-            "nested": 1.0,  # probability that they have an inside
-            "inner": (0.3, 0.85),  # radius of the inside over that of the outside
-            "coverage": 0.35,  # of the image, at most, by all of them
-            "redraw": 0.15,  # share of the position that is new in every subject
-        }
-    )
-    # Options of any family, drawn per task.
+    config.update(section_configs())
+    # Options of any family, sampled per task.
     config.texture = 0.3  # probability of texture
     config.texture_cell = (4.0, 24.0)  # px per cell, or half a period of stripes
     config.texture_std = (0.05, 0.3)  # intensity
@@ -129,7 +96,7 @@ def get_config() -> ConfigDict:
 
 
 def synthetic_episode(key: Array, size: int, support_size: int, config: ConfigDict) -> Episode:
-    """One episode without batch axis: query_image [H, W, 1], support_images [S, H, W, 1], …, support_mask [S] ones.
+    """Makes an episode without batch axis: query_image [H, W, 1], support_images [S, H, W, 1], …, support_mask [S] 1s.
 
     float32; images in [0, 1], labels in {0, 1}; H = W = size. Call `configuration.check_fields` first.
     """
@@ -137,7 +104,7 @@ def synthetic_episode(key: Array, size: int, support_size: int, config: ConfigDi
         raise UserError(f"config.support_size must be at least 1, got {support_size}")
     count = support_size + 1
     keys = random.split(key, 7)
-    family = draw_family(keys[0], config)
+    family = sample_family(keys[0], config)
     quiet = family > 0
     base = label_map(keys[1], size, quiet, config)
     flow = subject_flows(keys[2], count, size, quiet, config)
@@ -154,14 +121,14 @@ def synthetic_episode(key: Array, size: int, support_size: int, config: ConfigDi
     return split_query(images, foreground)
 
 
-def draw_family(key: Array, config: ConfigDict) -> Array:
-    """The index in FAMILIES, by `config.weights`."""
+def sample_family(key: Array, config: ConfigDict) -> Array:
+    """Samples an index of FAMILIES by `config.weights`."""
     weights = jnp.asarray([config.weights.get(name, 0) for name in FAMILIES], jnp.float32)
     return random.categorical(key, jnp.log(weights))
 
 
 def usable_first(usable: Array) -> Array:
-    """Subjects [n] in order: the query first, then the supports, from those of `usable` [n] if there are any."""
+    """Orders subjects [n]: the query first, then the supports, all from `usable` [n] (bool) if it has any."""
     order = jnp.argsort(~usable, stable=True)
     total = usable.sum()
     place = np.arange(len(usable))
@@ -170,7 +137,7 @@ def usable_first(usable: Array) -> Array:
 
 
 def _noise(key: Array, shape: tuple[int, ...], bound: Array, scales: tuple[int, ...], size: int) -> Array:
-    """Multi-scale noise [*shape, size, size], the standard deviation of each scale ~ U(0, bound)."""
+    """Samples multi-scale noise [*shape, size, size]; the standard deviation of each scale is ~ U(0, bound)."""
     keys, nodes = random.split(key), noise_nodes(scales)
     std = random.uniform(keys[0], (*shape, len(scales))) * bound
     noise = random.normal(keys[1], (*shape, sum(n * n for n in nodes)))
@@ -178,34 +145,34 @@ def _noise(key: Array, shape: tuple[int, ...], bound: Array, scales: tuple[int, 
 
 
 def label_map(key: Array, size: int, quiet: Array, config: ConfigDict) -> Array:
-    """Label map [size, size] of a task, int32. Channels are drawn at half size: their cells are 16 px or more."""
+    """Samples the label map [size, size] (int32) of a task, from half-size channels: their cells are 16 px or more."""
     keys = random.split(key, 3)
-    draw = warp.uniforms(keys[0], count=4)
+    per_task = warp.uniforms(keys[0], count=4)
     half, most = size // 2, most_labels(config)
-    channels = _noise(keys[1], (most,), draw(config.shapes_std), config.shapes_scales, half)
-    bound = draw(config.shapes_warp_std) * (half / PUBLISHED_SIZE)
+    channels = _noise(keys[1], (most,), per_task(config.shapes_std), config.shapes_scales, half)
+    bound = per_task(config.shapes_warp_std) * (half / PUBLISHED_SIZE)
     moves = _noise(keys[2], (most, 2), bound, config.shapes_warp_scales, half)
     channels = jax.vmap(warp.sample)(channels[..., None], moves + warp.grid(half)[None])[..., 0]
-    labels = jnp.where(quiet, warp.whole(draw(), config.quiet_labels), warp.whole(draw(), config.labels))
+    labels = jnp.where(quiet, warp.integer(per_task(), config.quiet_labels), warp.integer(per_task(), config.labels))
     counts = (np.arange(most) < labels)[:, None, None]
-    return jnp.where(counts, warp.resize(channels, size), -jnp.inf).argmax(0).astype(jnp.int32)
+    return jnp.where(counts, warp.resize_aligned(channels, size), -jnp.inf).argmax(0).astype(jnp.int32)
 
 
 def subject_flows(key: Array, count: int, size: int, quiet: Array, config: ConfigDict) -> Array:
-    """Displacements [count, 2, size, size] in pixels: each subject's flow, integrated at half size."""
+    """Samples each subject's displacement [count, 2, size, size] in pixels: its flow, integrated at half size."""
     keys = random.split(key)
-    draw = warp.uniforms(keys[0], count=2)
+    per_task = warp.uniforms(keys[0], count=2)
     half = size // 2
-    bound = draw(config.warp_std) * jnp.where(quiet, draw(config.quiet_warp), 1.0) * (half / PUBLISHED_SIZE)
+    bound = per_task(config.warp_std) * jnp.where(quiet, per_task(config.quiet_warp), 1.0) * (half / PUBLISHED_SIZE)
     velocity = _noise(keys[1], (count, 2), bound, config.warp_scales, half)
     return warp.resize_displacement(warp.integrate(velocity, config.squarings), size)
 
 
 def drop_small(labels: Array, view: Array, config: ConfigDict) -> tuple[Array, Array]:
-    """labels [n, H, W] with those of a subject under `min_label_area` turned into background, and their areas [n, L].
+    """Turns labels [n, H, W] under `min_label_area` of a subject into background; also returns their areas [n, L].
 
-    An area is the share of the image that a label covers inside `view` [n, H, W]; that of the background does not
-    count what it gained.
+    An area is the share of the image that a label covers inside `view` [n, H, W]. The background's area excludes the
+    labels turned into it.
     """
     seen = jnp.where(view, labels, -1)
     areas = lax.map(lambda label: (seen == label).mean((1, 2), dtype=jnp.float32), jnp.arange(most_labels(config))).T
@@ -215,20 +182,21 @@ def drop_small(labels: Array, view: Array, config: ConfigDict) -> tuple[Array, A
 
 
 def foreground_tables(key: Array, areas: Array, codes: Array, config: ConfigDict) -> tuple[Array, Array]:
-    """Which labels [L] and which codes [CODES] (bool) are foreground, given areas [n, L] and codes [n, H, W].
+    """Samples the labels [L] and codes [CODES] (bool) that are foreground, given areas [n, L] and codes [n, H, W].
 
-    In shapes one label or a union, by the rule in the module's docstring; with a structure all of it or, where both
-    cover enough, only its inside or its ring.
+    Shapes: one label or a union, by the rule in the module's docstring. Structures: all of it or, if both are large
+    enough, only its inside or its ring.
     """
     keys = random.split(key)
     most = areas.shape[1]
-    draw, each = warp.uniforms(keys[0], count=3), warp.uniforms(keys[1], (most,), 2)
+    per_task, per_label = warp.uniforms(keys[0], count=3), warp.uniforms(keys[1], (most,), 2)
     present = (areas >= config.min_foreground).mean(0)
     present = jnp.where(present[1:].max() > 0, present * (np.arange(most) > 0), present)
     good = present >= jnp.minimum(2 / 3, present.max())
-    one = np.arange(most) == jnp.where(good, each(), -1).argmax()
-    union = one | (good & (each() < draw(config.union_share)))
+    one = np.arange(most) == jnp.where(good, per_label(), -1).argmax()
+    union = one | (good & (per_label() < per_task(config.union_share)))
     fits = (areas.mean(0) * union).sum() <= config.max_foreground
     parts = jnp.asarray([[0, 1, 1, 0, 0], [0, 0, 1, 0, 0], [0, 1, 0, 0, 0]], bool)
     both = jnp.stack([(codes == code).mean() for code in (1, 2)]).min() >= 2 * config.min_foreground
-    return jnp.where((draw() < config.union) & fits, union, one), parts[jnp.where(both, warp.whole(draw(), (0, 3)), 0)]
+    of_label = jnp.where((per_task() < config.union) & fits, union, one)
+    return of_label, parts[jnp.where(both, warp.integer(per_task(), (0, 3)), 0)]

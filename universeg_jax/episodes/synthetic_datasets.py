@@ -1,7 +1,7 @@
-"""Datasets made by synthesis.py, so that everything can be tried before any data is at hand.
+"""Synthetic datasets, for a first try without data.
 
-Each is one synthetic task on disk, with as many subjects as a small study, built as real ones are. They are toys: what
-they say about segmentation of real images is little.
+Each is one synthetic task on disk with as many subjects as a small study, built like a real dataset. Scores on them say
+little about real images.
 """
 
 import functools
@@ -20,13 +20,13 @@ from universeg_jax.readers.cases import Example
 FAMILIES = 12
 SUBJECTS = 40
 ROLES = {FAMILIES - 3: "val", FAMILIES - 2: "test", FAMILIES - 1: "test"}  # the others: train_open
-MADE = tuple(f"made_{family:02d}" for family in range(FAMILIES))
+NAMES = tuple(f"made_{family:02d}" for family in range(FAMILIES))
 
 
 def make_datasets(data_dir: str | Path, size: int = 128, seed: int = 0) -> list[str]:
-    """Builds those of the twelve that are missing in `data_dir`; returns all their names."""
+    """Builds the missing ones of twelve datasets in `data_dir`; returns the names of all."""
     built = list_datasets(data_dir)
-    for family, name in enumerate(tqdm(MADE, desc="make", unit="dataset")):
+    for family, name in enumerate(tqdm(NAMES, desc="make", unit="dataset")):
         if name in built:
             continue
         key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), family)
@@ -39,7 +39,7 @@ def make_datasets(data_dir: str | Path, size: int = 128, seed: int = 0) -> list[
                 name=f"{subject:02d}",
                 modality="synthetic",
             )
-            for subject, (image, label) in enumerate(zip(*distinct_subjects(key, size, SUBJECTS), strict=True))
+            for subject, (image, label) in enumerate(zip(*sample_subjects(key, size, SUBJECTS), strict=True))
         ]
         meta = DatasetMeta(
             name=name,
@@ -50,29 +50,31 @@ def make_datasets(data_dir: str | Path, size: int = 128, seed: int = 0) -> list[
             licence="CC0 1.0",
             citation="made by universeg_jax",
         )
-        build(meta, examples, _itself, data_dir)
-    return [*MADE]
+        build(meta, examples, _unchanged, data_dir)
+    return [*NAMES]
 
 
-def distinct_subjects(key: jax.Array, size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(images, labels), uint8 [count, size, size], of a synthetic task, no image twice.
+def sample_subjects(key: jax.Array, size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Samples (images, labels), uint8 [count, size, size], of a synthetic task without duplicate images.
 
-    A task repeats subjects where few show its label; then it is drawn with twice as many, until enough differ.
+    A task repeats subjects if few show its label; it is then sampled with twice as many until enough differ.
     """
-    drawn = count
+    sampled = count
     while True:
-        images, labels = (x[..., 0] for x in stack_examples(jax.device_get(_draw(key, size, drawn - 1))))
+        images, labels = (
+            x[..., 0] for x in stack_examples(jax.device_get(_synthetic_subjects(key, size, sampled - 1)))
+        )
         images = np.round(255 * images).astype(np.uint8)
-        first = np.sort(np.unique(images.reshape(drawn, -1), axis=0, return_index=True)[1])[:count]
+        first = np.sort(np.unique(images.reshape(sampled, -1), axis=0, return_index=True)[1])[:count]
         if len(first) == count:
             return images[first], labels[first].astype(np.uint8)
-        drawn *= 2
+        sampled *= 2
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _draw(key: jax.Array, size: int, support_size: int) -> Episode:
+def _synthetic_subjects(key: jax.Array, size: int, support_size: int) -> Episode:
     return synthesis.synthetic_episode(key, size, support_size, synthesis.get_config())
 
 
-def _itself(example: Example) -> list[Example]:
+def _unchanged(example: Example) -> list[Example]:
     return [example]

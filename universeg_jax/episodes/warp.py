@@ -1,10 +1,10 @@
-"""Displacements, gathers, blurs and smooth noise that synthesis and augmentation share.
+"""Displacements, gathers, blurs and smooth noise for synthesis and augmentation.
 
 Conventions: a displacement or a coordinate array is [..., 2, H, W], row first, in pixels; pixel centres are integers.
 All functions compute in float32 and are pure, so they work under jit, vmap and `lax.map`.
 
-What makes them fast on a CPU: one gather serves image, label and all four neighbours; smooth fields are drawn on coarse
-grids and brought to full size by two small matrix products; a blur is two products with a banded matrix.
+Fast on a CPU: one gather serves image, label and all four neighbours; smooth fields are sampled on coarse grids and
+upsampled by two small matrix products; a blur is two products with a banded matrix.
 """
 
 from collections.abc import Callable
@@ -39,36 +39,36 @@ def separable(rows: Array | np.ndarray, x: Array, columns: Array | np.ndarray | 
     return jnp.einsum("xw,...yw->...yx" if columns.ndim == 2 else "...xw,...yw->...yx", columns, x, precision="highest")
 
 
-def resize(x: Array, size: int) -> Array:
+def resize_aligned(x: Array, size: int) -> Array:
     """Linear resize of [..., h, h] to [..., size, size] with aligned corners."""
     return separable(linear_matrix(size, x.shape[-1]), x)
 
 
 def resize_displacement(displacement: Array, size: int) -> Array:
-    """`resize` of a displacement, its values rescaled to pixels of the new size."""
-    return resize(displacement, size) * ((size - 1) / max(displacement.shape[-1] - 1, 1))
+    """`resize_aligned` of a displacement, its values rescaled to pixels of the new size."""
+    return resize_aligned(displacement, size) * ((size - 1) / max(displacement.shape[-1] - 1, 1))
 
 
 def uniforms(key: Array, shape: tuple[int, ...] = (), count: int = 32) -> Callable[..., Array]:
-    """A function that returns array after array of `shape`, uniform between the bounds it is given, at most `count`.
+    """Returns a function that gives a new uniform array of `shape` between given bounds at each of `count` calls.
 
-    They come from one draw of random bits: every further `random.uniform` would add to the time of compilation.
+    All come from one call of `random.uniform`: each further call would add to the time of compilation.
     """
     values = iter(list(random.uniform(key, (count, *shape))))
 
-    def draw(bounds: tuple[float, float] = (0.0, 1.0)) -> Array:
+    def uniform(bounds: tuple[float, float] = (0.0, 1.0)) -> Array:
         return bounds[0] + (bounds[1] - bounds[0]) * next(values)
 
-    return draw
+    return uniform
 
 
-def around(std: float) -> tuple[float, float]:
-    """Bounds of the uniform distribution with mean 0 and this standard deviation."""
+def centred_bounds(std: float) -> tuple[float, float]:
+    """Gives the bounds of the uniform distribution with mean 0 and this standard deviation."""
     return -np.sqrt(3) * std, np.sqrt(3) * std
 
 
-def whole(uniform: Array, bounds: tuple[int, int]) -> Array:
-    """The integer (int32) in bounds, the upper one excluded, of `uniform` in [0, 1)."""
+def integer(uniform: Array, bounds: tuple[int, int]) -> Array:
+    """Maps `uniform` in [0, 1) to an integer (int32) in bounds, the upper one excluded."""
     return jnp.minimum(bounds[0] + (uniform * (bounds[1] - bounds[0])).astype(jnp.int32), bounds[1] - 1)
 
 
@@ -78,7 +78,7 @@ def multiscale_noise(noise: Array, std: Array, nodes: tuple[int, ...], size: int
     parts = jnp.split(noise, np.cumsum(np.square(nodes))[:-1], axis=-1)
     for k, (part, count) in enumerate(zip(parts, nodes, strict=True)):
         values = part.reshape((*std.shape[:-1], count, count)) * jnp.expand_dims(std[..., k], (-1, -2))
-        total = total + resize(values, size)
+        total = total + resize_aligned(values, size)
     return total
 
 
@@ -108,12 +108,12 @@ def blur(x: Array, sigma: Array, radius: int | None = None) -> Array:
 def corners(table: Array, coordinates: Array) -> tuple[list[Array], Array, Array]:
     """Values [h, w, C] of table [H, W, C] at the four pixels around each coordinate, and the remainders y, x [h, w, 1].
 
-    Coordinates outside are moved to the border. Order: upper left, upper right, lower left, lower right. The four
-    are put side by side first, so that a pixel costs one gather of a short row: on a CPU 2-3 times as fast as four.
+    Coordinates outside are moved to the border. Order: upper left, upper right, lower left, lower right. The four are
+    concatenated first, so that a pixel costs one gather of a short row: on a CPU 2-3 times as fast as four gathers.
     """
     height, width, channels = table.shape
     at = [jnp.clip(coordinates[axis], 0, last) for axis, last in enumerate((height - 1, width - 1))]
-    # The last pixel is reached as the pixel before it with remainder 1, so that all four corners exist.
+    # The last pixel is the pixel before it with remainder 1, so that all four corners exist.
     whole = [jnp.minimum(jnp.floor(at[axis]), last) for axis, last in enumerate((height - 2, width - 2))]
     index = whole[0].astype(jnp.int32) * (width - 1) + whole[1].astype(jnp.int32)
     rows = jnp.concatenate([table[:-1, :-1], table[:-1, 1:], table[1:, :-1], table[1:, 1:]], axis=-1)
@@ -122,7 +122,7 @@ def corners(table: Array, coordinates: Array) -> tuple[list[Array], Array, Array
 
 
 def bilinear(values: list[Array], y: Array, x: Array) -> Array:
-    """The value between four `corners`."""
+    """Interpolates between the four values of `corners`."""
     upper, lower = (values[i] * (1 - x) + values[i + 1] * x for i in (0, 2))
     return upper * (1 - y) + lower * y
 
@@ -135,8 +135,8 @@ def sample(table: Array, coordinates: Array) -> Array:
 def sample_image_and_label(image: Array, label: Array, coordinates: Array, nearest: bool) -> tuple[Array, Array]:
     """Image and label at coordinates [2, h, w] from one gather; 0 outside. image [H, W] in [0, 1], label [H, W] 0 or 1.
 
-    The image is bilinear, the label that of the nearest pixel, or bilinear and then 1 from 0.5 on. Both travel as one
-    number, image or -1 - image, which costs 1e-7 of the image and halves the gather.
+    The image is bilinear; the label is that of the nearest pixel, or bilinear and thresholded at 0.5. Both are packed
+    into one number, image or -1 - image, which costs a precision of 1e-7 and halves the gather.
     """
     both = jnp.where(label >= 0.5, -1 - image, image)
     values, y, x = corners(jnp.pad(both, 1)[..., None], coordinates + 1)
@@ -160,7 +160,7 @@ def sample_nearest(table: Array, coordinates: Array) -> Array:
 def integrate(velocity: Array, steps: int) -> Array:
     """Displacement [n, 2, H, W] of the unit-time flow of stationary velocity fields, by scaling and `steps` squarings.
 
-    A loop, because unrolled XLA fuses the gathers into each other, which on a CPU took twelve times as long.
+    The loop keeps XLA from fusing the gathers of unrolled steps, which took twelve times as long on a CPU.
     """
     identity = grid(velocity.shape[-1])[None]
 
@@ -172,13 +172,13 @@ def integrate(velocity: Array, steps: int) -> Array:
 
 
 def elastic(key: Array, size: int, alpha: Array, sigma: Array, bounds: tuple[float, float]) -> tuple[Array, Array]:
-    """A displacement in pixels, `separable(kernel, coefficients)` of what this returns: [size, m] and [2, m, m].
+    """Samples a displacement in pixels as kernel [size, m] and coefficients [2, m, m] of `separable`.
 
-    It is uniform noise in [-1, 1] per pixel, blurred by σ, which lies in `bounds`, times α·size/2. Published α and σ
-    are for 128 pixels, with coordinates that run from -1 to 1; σ is scaled with the size here. The standard deviation
-    is α/(2√(3π)σ)·size/2: 2.8 pixels of 128 for α = 2, σ = 7.5. White noise blurred by σ of several pixels is a
-    Gaussian field, so it is drawn as normal noise on nodes the smallest σ apart, which changes its covariance by less
-    than 1e-3, with 4σ of nodes outside the borders, so that it is stationary.
+    The published displacement is uniform noise in [-1, 1] per pixel, blurred by σ (in `bounds`), times α·size/2. α and
+    σ are for 128 pixels, with coordinates from -1 to 1; σ is scaled with the size here. The standard deviation is
+    α/(2√(3π)σ)·size/2: 2.8 pixels of 128 for α = 2, σ = 7.5. White noise blurred by σ of several pixels is a Gaussian
+    field, so this samples normal noise on nodes the smallest σ apart, which changes its covariance by less than 1e-3,
+    with 4σ of nodes outside the borders, which make it stationary.
     """
     low, high = (bound * size / 128 for bound in bounds)
     spacing = low
@@ -192,11 +192,11 @@ def elastic(key: Array, size: int, alpha: Array, sigma: Array, bounds: tuple[flo
     return kernel, random.normal(key, (2, len(nodes), len(nodes))) * strength
 
 
-def each(function: Callable, *xs: Array) -> Any:
-    """vmap of function over arrays [n, ...], or a loop on a CPU.
+def map_each(function: Callable, *xs: Array) -> Any:
+    """Maps function over arrays [n, ...]: by vmap on an accelerator, in a loop on a CPU.
 
-    A loop skips what `lax.cond` does not take, and ends XLA's fusion, which otherwise computes a value again in every
-    gather and reduction that uses it. An accelerator does better with all at once.
+    The loop skips branches that `lax.cond` does not take, and limits XLA's fusion, which otherwise computes a value
+    again in every gather and reduction that uses it.
     """
     return lax.platform_dependent(
         *xs, cpu=lambda *xs: lax.map(lambda x: function(*x), xs), default=lambda *xs: jax.vmap(function)(*xs)
@@ -204,6 +204,6 @@ def each(function: Callable, *xs: Array) -> Any:
 
 
 def minmax(x: Array) -> Array:
-    """x scaled to [0, 1] over its last two axes; zeros where it is constant."""
+    """Scales x to [0, 1] over its last two axes; constant x becomes 0."""
     low, high = x.min((-2, -1), keepdims=True), x.max((-2, -1), keepdims=True)
     return jnp.clip((x - low) / jnp.maximum(high - low, 1e-6), 0, 1)

@@ -1,4 +1,4 @@
-"""What a run says while it goes on: metrics.jsonl, the progress line, and TensorBoard where it is asked for."""
+"""Logs of a run: metrics.jsonl, the progress line, optional TensorBoard files and traces."""
 
 import resource
 import sys
@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from universeg_jax.reports.files import JsonLines
 
-ESTIMATE = 20  # steps from which the expected end is told
+ESTIMATE = 20  # steps after which the expected end is printed
 WARM, TRACED = 10, 5  # steps before a trace, and in it
 
 
 class NotFinite(FloatingPointError):
-    """A loss, gradient or parameter that is not finite; `episodes` are the global indices that it may come from."""
+    """A loss, gradient or parameter that is not finite; `episodes` are the global indices that may have caused it."""
 
     def __init__(self, step: int, values: dict[str, float], episodes: list[int]):
         super().__init__(
@@ -32,9 +32,9 @@ class NotFinite(FloatingPointError):
 
 
 class StepLog:
-    """Metrics of step t-1 are fetched once step t is dispatched: the device never waits for the log.
+    """Fetches the metrics of step t-1 once step t is dispatched, so that the device never waits for the log.
 
-    A host other than the first keeps the checks and writes nothing.
+    Hosts other than the first check the metrics and write nothing.
     """
 
     def __init__(self, workdir: Path, config: ConfigDict, first_step: int):
@@ -44,7 +44,7 @@ class StepLog:
         self.progress = tqdm(
             total=config.num_steps,
             initial=first_step,
-            desc="compile",  # which the first step begins with
+            desc="compile",  # at the start of the first step
             unit="step",
             mininterval=1.0,
             disable=not self.writes,
@@ -60,7 +60,7 @@ class StepLog:
         self.progress.update()
 
     def flush(self) -> None:
-        """Writes what is pending; raises NotFinite where it is not a number."""
+        """Writes the pending metrics. Raises NotFinite."""
         if self.pending is None:
             return
         (step, sums, waited), self.pending = self.pending, None
@@ -79,7 +79,7 @@ class StepLog:
             self.lines.write({"step": step, **values, **seconds})
             if self.board:
                 for name, value in values.items():
-                    self.board.add_scalar(f"train/{name}", value, step + 1)  # by steps done, as evaluations are
+                    self.board.add_scalar(f"train/{name}", value, step + 1)  # by steps done, as for evaluations
         if step == self.first_step and self.writes:
             tqdm.write(f"first step after {passed:.0f} s; {peak_memory()}", file=sys.stderr)
             self.first_done = passed
@@ -89,7 +89,7 @@ class StepLog:
             tqdm.write(f"expected end {stamp}, evaluations not counted", file=sys.stderr)
 
     def evaluated(self, step: int, summary: dict[str, Any], sheet: Path | None) -> None:
-        """Held-out Dice and masks for TensorBoard."""
+        """Writes held-out Dice and masks to TensorBoard."""
         if self.board:
             self.board.add_scalar("val/mean_dice", summary["mean_dice"], step)
             for name, dataset in summary["datasets"].items():
@@ -106,13 +106,13 @@ class StepLog:
 
 
 class Profile:
-    """A trace of five steps, once ten were dispatched: open it with TensorBoard or Perfetto."""
+    """A trace of five steps after the first ten; open it with TensorBoard or Perfetto."""
 
     def __init__(self, directory: Path):
-        self.directory, self.running, self.traced, self.told = directory, False, 0, False
+        self.directory, self.running, self.traced, self.reported = directory, False, 0, False
 
     def after(self, dispatched: int) -> None:
-        """Called after each step, with how many this process has dispatched."""
+        """Counts a step; `dispatched` is the number of steps of this process."""
         if self.running:
             self.traced += 1
         if dispatched == WARM:
@@ -122,20 +122,20 @@ class Profile:
             self.close()
 
     def close(self) -> None:
-        """Ends a trace that is going on; says how many steps it holds, or that there is none."""
+        """Ends a running trace and prints how many steps it holds, or that there is none."""
         if self.running:
             jax.profiler.stop_trace()
-        if not self.told:
+        if not self.reported:
             steps = f"{self.traced} step{'s' if self.traced > 1 else ''}"
             few = f"no trace: it needs {WARM + 1} steps or more"
             tqdm.write(f"trace of {steps} in {self.directory}" if self.traced else few, file=sys.stderr)
-        self.running, self.told = False, True
+        self.running, self.reported = False, True
 
 
 def _tensorboard(workdir: Path, first_step: int) -> Any:
-    from tensorboardX import SummaryWriter  # slow to import, and only where it is asked for
+    from tensorboardX import SummaryWriter  # slow to import
 
-    # What a killed run wrote after its last checkpoint is hidden; the evaluation at that checkpoint is not.
+    # Hides what a killed run wrote after its last checkpoint, but not the evaluation at that checkpoint.
     return SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
 

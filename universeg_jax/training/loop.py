@@ -1,8 +1,8 @@
 """The training loop: one function that reads top to bottom.
 
-The order of the loop is law: evaluate → checkpoint → next batch → step → log. A checkpoint at step t holds the
-parameters that were evaluated at t, and everything logged before t is on disk when it is written: a run that is
-killed and started again ends in the same bytes as one that never stopped.
+The order must not change: evaluate → checkpoint → next batch → step → log. A checkpoint at step t holds the parameters
+evaluated at t, and everything logged before t is on disk when the checkpoint is written. So a run that is killed and
+started again ends in the same bytes as one that never stopped.
 """
 
 import contextlib
@@ -18,24 +18,24 @@ from universeg_jax.checkpoints import store
 from universeg_jax.checkpoints.lineage import check_same_data, resumed
 from universeg_jax.configuration import write_config
 from universeg_jax.episodes.on_device import support_size_of, trim_support
-from universeg_jax.episodes.replay import draw_episode
+from universeg_jax.episodes.replay import plot_episode
 from universeg_jax.episodes.sampler import Batch, batches, task_name
 from universeg_jax.reports.files import lock
 from universeg_jax.startup import Interrupted, when_to_stop
 from universeg_jax.training.log import NotFinite, Profile, StepLog
-from universeg_jax.training.setup import Run, prepare
+from universeg_jax.training.setup import Run, prepare_run
 from universeg_jax.training.step import TrainState, evaluated_params, local_shardings, shard_batch
 from universeg_jax.training.validation import ValidationLog
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path, profile: bool = False) -> TrainState:
-    """Trains to config.num_steps, from the latest checkpoint of the workdir if there is one; returns the last state.
+    """Trains to config.num_steps, from the latest checkpoint of the workdir if any; returns the last state.
 
-    With several hosts each of them calls it, with one workdir that they share. `profile` writes a trace of five steps.
+    With several hosts, each calls it with the same shared workdir. `profile` writes a trace of five steps.
     """
-    run, workdir = prepare(config), Path(workdir)
+    run, workdir = prepare_run(config), Path(workdir)
     check_same_data(workdir, run.metadata["lineage"])
-    main = jax.process_index() == 0  # the first host alone writes, besides each one's share of a checkpoint
+    main = jax.process_index() == 0  # only the first host writes logs and config
     with (
         lock(workdir if main else None),
         store.open_checkpointer(workdir, config.keep_every) as checkpointer,
@@ -52,17 +52,17 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, profile: bool = 
 def train(
     run: Run, config: ConfigDict, workdir: Path, checkpointer: Any, stopping: tuple[Any, Any], profile: bool = False
 ) -> TrainState:
-    """The loop. `stopping`: see startup.when_to_stop."""
+    """Runs the loop. `stopping`: see startup.when_to_stop."""
     replicated, split = local_shardings()
-    # The workdir's latest checkpoint comes before config.init_from, which comes before a random start.
+    # The latest checkpoint of the workdir takes precedence over config.init_from, and that over random parameters.
     state = jax.device_put(store.restore_state(checkpointer, run.state), replicated)
     first_step = int(jax.device_get(state.step))
     stream = open_stream(run, config, first_step)
     log = StepLog(workdir, config, first_step)
     before = store.latest_metadata(checkpointer)
-    tell_of_other_code(before, run)
+    report_code_change(before, run)
     metadata = {**run.metadata, "lineage": resumed(run.metadata["lineage"], before)} if before else run.metadata
-    # A SIGTERM during an evaluation leaves a checkpoint without a score: the resumed run evaluates it first.
+    # A SIGTERM during an evaluation leaves a checkpoint without a score; the resumed run evaluates it first.
     scored = before is not None and before["metrics"] is not None
     validation = ValidationLog(workdir, config, first_step + 1 if scored else first_step)
     trace = Profile(workdir / "profile") if profile else None
@@ -75,12 +75,12 @@ def train(
     def should_save(step: int) -> bool:
         return step > first_step and (step % config.checkpoint_every == 0 or step == config.num_steps or stopped)
 
-    with jax.transfer_guard("disallow"), log.progress:  # which is closed before an error is told
+    with jax.transfer_guard("disallow"), log.progress:  # closes the progress line before an error is printed
         for step in range(first_step, config.num_steps + 1):
             stopped, scores = must_stop(step), None
             if should_evaluate(step):
                 log.flush()
-                scores = evaluate(run, config, step, evaluated_params(state), check_signal, validation, log)
+                scores = validate(run, config, step, evaluated_params(state), check_signal, validation, log)
                 stopped = stopped or scores is None
             if scores or should_save(step):
                 log.flush()
@@ -108,7 +108,7 @@ def train(
 
 
 def open_stream(run: Run, config: ConfigDict, first_step: int) -> Iterator[Batch]:
-    """This host's share of the batch of each step from `first_step` on."""
+    """Reads this host's share of the batch of each step from `first_step` on."""
     return batches(
         run.sampler,
         batch_size=config.batch_size,
@@ -120,7 +120,7 @@ def open_stream(run: Run, config: ConfigDict, first_step: int) -> Iterator[Batch
     )
 
 
-def evaluate(
+def validate(
     run: Run,
     config: ConfigDict,
     step: int,
@@ -129,31 +129,31 @@ def evaluate(
     validation: ValidationLog,
     log: StepLog,
 ) -> dict[str, float] | None:
-    """Evaluates, logs and draws; returns the metrics that choose the best checkpoint, or None after a SIGTERM."""
+    """Evaluates, logs and plots; returns the metrics that choose the best checkpoint, or None after a SIGTERM."""
     sheet = validation.directory / "sheet.png" if config.eval.pictures else None
     with jax.transfer_guard("allow"), contextlib.suppress(Interrupted):
         summary = run.evaluate(params, check_signal)
         scores = validation.write(step, summary)
         if sheet and jax.process_index() == 0:
-            run.evaluate.draw(params, config.eval.pictures, sheet)
+            run.evaluate.plot(params, config.eval.pictures, sheet)
         log.evaluated(step, summary, sheet)
         return scores
     return None
 
 
-def tell_of_other_code(before: dict[str, Any] | None, run: Run) -> None:
-    """Says so where a run is continued by another version of the code: then its numbers may be others."""
+def report_code_change(before: dict[str, Any] | None, run: Run) -> None:
+    """Prints a line if another version of the code continues the run, since its numbers may differ."""
     if before and jax.process_index() == 0:
         old, new = (record["lineage"]["code_version"] for record in (before, run.metadata))
         if old != new:
-            print(f"step {before['step']} was written by the code {old}, and is continued by {new}")
+            print(f"step {before['step']} was written by version {old} of the code; version {new} continues")
 
 
 def explain(error: NotFinite, run: Run, config: ConfigDict, workdir: Path) -> NotFinite:
-    """The error with the tasks of the episodes it may come from, and a picture of the first beside the logs."""
+    """Adds the tasks of the suspected episodes to the error, and plots the first one beside the logs."""
     names = {task_name(run.sampler, i) for i in error.episodes}
     path = workdir / f"episode_{error.episodes[0]}.png"
     if jax.process_index() == 0:
-        draw_episode(run.sampler, error.episodes[0], config, path)
-    error.args = (f"{error.args[0]}. Tasks: {', '.join(sorted(names))}; the first is drawn in {path}",)
+        plot_episode(run.sampler, error.episodes[0], config, path)
+    error.args = (f"{error.args[0]}. Tasks: {', '.join(sorted(names))}; {path} shows the first",)
     return error

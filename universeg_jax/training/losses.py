@@ -15,7 +15,7 @@ AXES = (1, 2, 3)
 def soft_dice(logits: Array, labels: Array, squared: bool = True, epsilon: float = 1e-7) -> Array:
     """1 - (2 Σpy + ε) / (Σp² + Σy² + ε) with p = sigmoid(logits) (Milletari et al., 2016); plain sums if not `squared`.
 
-    In [0, 1]. An empty truth gives 1 unless nothing at all is predicted, then 0.
+    In [0, 1]. For an empty label it is 1, or 0 if the prediction is empty too.
     """
     p, y = jax.nn.sigmoid(logits.astype(jnp.float32)), labels.astype(jnp.float32)
     sizes = jnp.sum(p * p + y * y if squared else p + y, AXES)
@@ -44,7 +44,7 @@ TERMS = {  # weight in config.loss → the term
 
 
 def total(logits: Array, labels: Array, config: Any) -> Array:
-    """The weighted sum that `config.loss` asks for; terms of weight 0, or without one, are not computed."""
+    """The weighted sum of `config.loss`; terms of weight 0, or without one, are not computed."""
     loss = jnp.zeros(logits.shape[0], jnp.float32)
     for name, term in TERMS.items():
         if config.get(name):

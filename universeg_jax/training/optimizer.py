@@ -1,4 +1,4 @@
-"""The optimizer and its learning rate, by name from config.optimizer."""
+"""The optimizer and the learning rate schedule of config.optimizer."""
 
 import difflib
 import functools
@@ -10,8 +10,6 @@ import optax.contrib
 from ml_collections import ConfigDict
 
 from universeg_jax.configuration import ConfigError
-
-SCHEDULES = ("constant", "cosine", "wsd")
 
 
 def make_schedule(config: ConfigDict) -> optax.Schedule:
@@ -25,13 +23,13 @@ def make_schedule(config: ConfigDict) -> optax.Schedule:
     elif c.schedule == "wsd":
         if not 0 < c.decay_steps <= rest:
             raise ConfigError(
-                f"config.optimizer.decay_steps={c.decay_steps}: the last steps of schedule wsd, 1 to {rest} "
-                "(num_steps - warmup_steps), are needed"
+                f"config.optimizer.decay_steps={c.decay_steps}: 1 to {rest} (num_steps - warmup_steps) is needed, the "
+                "length of the last part of schedule wsd"
             )
         decay = optax.linear_schedule(c.learning_rate, 0.0, c.decay_steps)
         schedule = optax.join_schedules([optax.constant_schedule(c.learning_rate), decay], [rest - c.decay_steps])
     else:
-        raise ConfigError(f"config.optimizer.schedule={c.schedule!r}: choose one of {', '.join(SCHEDULES)}")
+        raise ConfigError(f"config.optimizer.schedule={c.schedule!r}: one of constant, cosine, wsd is needed")
     if c.warmup_steps:
         warmup = optax.linear_schedule(c.learning_rate / c.warmup_steps, c.learning_rate, c.warmup_steps)
         schedule = optax.join_schedules([warmup, schedule], [c.warmup_steps])
@@ -39,11 +37,11 @@ def make_schedule(config: ConfigDict) -> optax.Schedule:
 
 
 def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Any optimizer of optax that takes learning_rate, or muon, after clipping by the global norm; and its schedule."""
+    """Muon or any optimizer of optax that takes learning_rate, after clipping by the global norm; and its schedule."""
     c, schedule = config.optimizer, make_schedule(config)
     if c.name != "muon" and not hasattr(optax, c.name):
         near = ", ".join(difflib.get_close_matches(c.name, dir(optax))) or "adam, adamw, sgd or muon"
-        raise ConfigError(f"config.optimizer.name={c.name!r}: optax has no such optimizer; is it {near}?")
+        raise ConfigError(f"config.optimizer.name={c.name!r}: optax has no such optimizer; did you mean {near}?")
     decay = {"weight_decay": c.weight_decay, "mask": _kernels} if c.weight_decay else {}
     try:
         optimizer = (muon if c.name == "muon" else getattr(optax, c.name))(learning_rate=schedule, **decay)
@@ -55,9 +53,9 @@ def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, op
 
 
 def muon(learning_rate: optax.Schedule, weight_decay: float = 0.0, mask: Any = None) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) for kernels, as matrices of [k k C, F]; Adam for biases, norms and the output.
+    """Muon (Jordan et al. 2024) for kernels, as matrices [k k C, F]; Adam for biases, norms and the output.
 
-    Steps are scaled to the size of Adam's (Liu et al. 2025, arXiv 2502.16982), so that one learning rate serves both.
+    Updates are scaled to the size of Adam's (Liu et al. 2025, arXiv 2502.16982), so that one learning rate serves both.
     """
 
     def as_matrices(params: Any) -> Any:
@@ -67,7 +65,7 @@ def muon(learning_rate: optax.Schedule, weight_decay: float = 0.0, mask: Any = N
     scaled = functools.partial(optax.contrib.muon, muon_weight_dimension_numbers=as_matrices, consistent_rms=0.2)
     if not weight_decay:
         return scaled(learning_rate)
-    # optax's own weight_decay is that of the matrices alone. A rate of -1 leaves a direction as it is.
+    # optax's own weight_decay applies to the matrices alone. A learning rate of -1 leaves an update unchanged.
     decay = optax.add_decayed_weights(weight_decay, mask)
     return optax.chain(scaled(-1.0), decay, optax.scale_by_learning_rate(learning_rate))
 

@@ -1,4 +1,4 @@
-"""One static HTML page of a run, finished or going on: how far it is, its curves, scores, masks and config."""
+"""A static HTML page of a finished or running training: progress, curves, scores, masks and config."""
 
 import html
 import itertools
@@ -16,8 +16,8 @@ from universeg_jax.reports.html import image, table, write_page
 from universeg_jax.reports.markdown import percent
 
 
-def write_report(workdir: Path) -> Path:
-    """Writes <workdir>/report.html and returns its path. Raises UserError where no run is."""
+def write_run_report(workdir: Path) -> Path:
+    """Writes <workdir>/report.html and returns its path. Raises UserError if there is no run."""
     lines = read_json_lines(workdir / "metrics.jsonl")
     if not (workdir / "config.json").exists() or not lines:
         raise UserError(f"{workdir} holds no run with a step done; give the --workdir of train.py")
@@ -41,11 +41,11 @@ def write_report(workdir: Path) -> Path:
 
 
 def progress(lines: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]], config: dict) -> list[list[Any]]:
-    """How far, how fast, until when."""
+    """Rows of progress, speed and expected end."""
     done, total = lines[-1]["step"] + 1, config["num_steps"]
     recent = lines[-200:]
     starts = [i for i, (a, b) in enumerate(itertools.pairwise(recent), 1) if b["time"] < a["time"]]
-    recent = recent[starts[-1] if starts else 0 :]  # `time` starts anew when a run resumes
+    recent = recent[starts[-1] if starts else 0 :]  # `time` restarts when a run resumes
     seconds = (recent[-1]["time"] - recent[0]["time"]) / max(1, recent[-1]["step"] - recent[0]["step"])
     waited = sum(row["seconds_waiting"] for row in recent) / max(1e-9, seconds * len(recent))
     rows = [
@@ -76,7 +76,7 @@ def scores(evaluations: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def datasets(workdir: Path) -> list[list[Any]]:
-    """What the latest checkpoint says that it was trained and selected on."""
+    """The datasets that the latest checkpoint was trained and selected on."""
     try:
         record = store.read_metadata(store.resolve(workdir)).get("lineage", {})
     except store.CheckpointError as error:

@@ -1,4 +1,4 @@
-"""Checks a config and prepares everything a training run needs before anything is written."""
+"""Checks a config and prepares a training run, before anything is written."""
 
 import functools
 from collections.abc import Callable
@@ -13,9 +13,9 @@ from universeg_jax.checkpoints import store
 from universeg_jax.checkpoints.lineage import inherit, lineage
 from universeg_jax.configuration import ConfigError, check_fields, to_dict
 from universeg_jax.data.dataset import list_datasets
-from universeg_jax.episodes.inputs import open_data, sampler_of
+from universeg_jax.episodes.inputs import open_data, open_sampler
 from universeg_jax.episodes.sampler import EpisodeSampler
-from universeg_jax.episodes.synthetic_datasets import MADE, make_datasets
+from universeg_jax.episodes.synthetic_datasets import NAMES, make_datasets
 from universeg_jax.model.factory import build_model, init_params, param_shapes
 from universeg_jax.startup import wait_for_all_hosts
 from universeg_jax.training.optimizer import make_optimizer
@@ -24,7 +24,7 @@ from universeg_jax.training.validation import Evaluator, make_evaluator
 
 
 def check_config(config: ConfigDict) -> None:
-    """Raises ConfigError naming a field that no run on these devices can have; before anything is computed."""
+    """Raises ConfigError naming a wrong field, before anything is computed."""
     check_fields(config)
     if config.batch_size % (jax.device_count() * config.accumulation):
         raise ConfigError(
@@ -34,7 +34,7 @@ def check_config(config: ConfigDict) -> None:
 
 
 def checked_model(config: ConfigDict) -> nn.Module:
-    """The model. Raises ConfigError where there is none of these fields, or it does not take images of this size."""
+    """Builds the model. Raises ConfigError if its fields are wrong or it does not take images of this size."""
     size = config.image_size
     query, entry = (jax.ShapeDtypeStruct((*lead, size, size, 1), np.float32) for lead in ((1,), (1, 1)))
     try:
@@ -50,7 +50,7 @@ def checked_model(config: ConfigDict) -> nn.Module:
 
 
 class Run(NamedTuple):
-    """All that the loop needs, made and checked before anything is written."""
+    """Everything the loop needs."""
 
     step_fn: Callable[..., Any]
     sampler: EpisodeSampler
@@ -59,18 +59,18 @@ class Run(NamedTuple):
     metadata: dict[str, Any]  # of its checkpoints
 
 
-def prepare(config: ConfigDict) -> Run:
-    """Raises UserError for whatever is wrong with the config or the data."""
+def prepare_run(config: ConfigDict) -> Run:
+    """Checks config and data and prepares a run. Raises UserError."""
     check_config(config)
     model = checked_model(config)
     optimizer, schedule = make_optimizer(config)
     main = jax.process_index() == 0
-    # Beside made datasets too: some are missing where the making was interrupted.
-    if config.make_data and main and set(list_datasets(config.data_dir)) < set(MADE):
+    # An interrupted build leaves some of the synthetic datasets; the others are built now.
+    if config.make_data and main and set(list_datasets(config.data_dir)) < set(NAMES):
         make_datasets(config.data_dir)
     wait_for_all_hosts("data")
     train_data, validation_data = open_data(config)
-    sampler = sampler_of(config, train_data)
+    sampler = open_sampler(config, train_data)
     record = lineage(config, train_data, validation_data)
     params = init_params(model, config.seed)
     if config.init_from:
@@ -82,7 +82,7 @@ def prepare(config: ConfigDict) -> Run:
         f"{count:,} parameters; {len(sampler.tasks)} tasks of {len(used)} datasets{unused}; "
         f"{jax.device_count()} {jax.devices()[0].device_kind} of {jax.process_count()} host(s)"
     )
-    print(message if main else f"host {jax.process_index()}: the first one tells how it goes")
+    print(message if main else f"host {jax.process_index()}: host 0 prints the progress")
     step = functools.partial(train_step, model=model, optimizer=optimizer, schedule=schedule, config=config)
     return Run(
         step_fn=pmap_step(step),

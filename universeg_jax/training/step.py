@@ -1,4 +1,4 @@
-"""The training step: a pure function of the state and a batch of uint8 episodes, pmapped at one place."""
+"""The training step: a pure function of the state and a batch of uint8 episodes, pmapped in one place."""
 
 import functools
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Array = jax.Array
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes."""
+    """Everything a step changes."""
 
     step: Array  # int32 [], steps done
     params: Any
@@ -31,12 +31,12 @@ class TrainState(NamedTuple):
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:
-    copy = jax.tree.map(jnp.copy, params) if ema else None  # its own buffers: the state is donated
+    copy = jax.tree.map(jnp.copy, params) if ema else None  # separate buffers, since the state is donated
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), copy)
 
 
 def evaluated_params(state: TrainState) -> Any:
-    """The parameters that are evaluated and used for prediction."""
+    """The parameters for evaluation and prediction."""
     return state.params if state.ema is None else state.ema
 
 
@@ -48,9 +48,9 @@ def loss_and_dice(params: Any, episode: Episode, model: UniverSeg, config: Confi
 
 
 def accumulated_gradient(function: Callable[..., Any], params: Any, episodes: Any, parts: int) -> Any:
-    """(gradient of the mean loss, (losses [B], dice [B])), for `parts` parts of the batch one after another.
+    """(gradient of the mean loss, (losses [B], dice [B])), computed for `parts` parts of the batch in turn.
 
-    `function` of the parameters and a part of `episodes`, whose arrays are [B, ...], gives both.
+    `function` maps the parameters and a part of `episodes` (arrays [B, ...]) to losses and dice.
     """
 
     def loss_fn(params: Any, part: Any) -> tuple[Array, tuple[Array, Array]]:
@@ -80,9 +80,9 @@ def train_step(
     config: ConfigDict,
     axis_name: str | None = "batch",
 ) -> tuple[TrainState, dict[str, Any]]:
-    """One step on this device's share of the batch. Pure.
+    """Takes one step on this device's share of the batch. Pure.
 
-    Metrics are (sum, count) over all devices, besides "episodes" and "losses" [B]: the global indices and each loss.
+    Metrics are (sum, count) over all devices, except "episodes" and "losses" [B]: the global indices and their losses.
     """
     episodes, repaired = device_episodes(batch, config)
     scores = functools.partial(loss_and_dice, model=model, config=config)
@@ -106,7 +106,7 @@ def train_step(
 
 
 def pmap_step(step: Callable[..., Any]) -> Callable[..., Any]:
-    """The one place where devices enter: state replicated, batch [devices, B / devices, ...]."""
+    """Maps the step over all devices: state replicated, batch [devices, B / devices, ...]."""
     return jax.pmap(step, axis_name="batch", in_axes=(None, 0), out_axes=None, donate_argnums=0)
 
 

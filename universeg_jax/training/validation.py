@@ -1,4 +1,4 @@
-"""Scores of parameters on the validation datasets while a training goes on; they choose its best checkpoint."""
+"""Scores on the validation datasets during training; they choose the best checkpoint."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from universeg_jax.reports.files import JsonLines, write_json
 
 
 class Evaluator(NamedTuple):
-    """Scores of parameters on the validation datasets."""
+    """Scores parameters on the validation datasets."""
 
     datasets: Sequence[Dataset]
     tasks: Sequence[Task]
@@ -27,14 +27,14 @@ class Evaluator(NamedTuple):
     method: Method
 
     def __call__(self, params: Any, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        """The summary of all cases; `check` is called between batches and may raise."""
+        """Returns the summary of all cases; `check` is called between batches and may raise."""
         params = jax.device_put(jax.device_get(params), jax.local_devices()[0])
         methods = {"model": (self.method, params)}
         rows = runner.evaluate(methods, self.datasets, self.tasks, self.settings, progress=False, check=check)
         return runner.summarize(rows, "model", self.settings.support_sizes[0], self.settings.ensembles[0])
 
-    def draw(self, params: Any, count: int, path: Path) -> None:
-        """One case of each of the first `count` datasets: its support, its truth and the mask."""
+    def plot(self, params: Any, count: int, path: Path) -> None:
+        """Plots one case of each of the first `count` datasets: its support, label and predicted mask."""
         params = jax.device_put(jax.device_get(params), jax.local_devices()[0])
         scored = {task.dataset for task in self.tasks}
         shown = [dataset for dataset in self.datasets if dataset.meta.name in scored][:count]
@@ -60,15 +60,15 @@ def make_evaluator(config: ConfigDict, datasets: Sequence[Dataset], model: Unive
 
 
 class ValidationLog:
-    """eval/metrics.jsonl, a line an evaluation, and eval/summary.json, the latest one; written by the first host."""
+    """Writes eval/metrics.jsonl, one line per evaluation, and eval/summary.json of the latest; first host only."""
 
     def __init__(self, workdir: Path, config: ConfigDict, first: int):
-        """`first`: the first step that may be evaluated now; lines from there on are dropped."""
+        """`first`: the first step this process may evaluate; older lines from there on are dropped."""
         self.directory, self.role = workdir / "eval", config.val_role
         self.lines = JsonLines(self.directory / "metrics.jsonl", first) if jax.process_index() == 0 else None
 
     def write(self, step: int, summary: dict[str, Any]) -> dict[str, float]:
-        """The metrics that the checkpoint of this step is chosen by."""
+        """Returns the metrics that choose the best checkpoint."""
         scores = {store.METRIC: summary["mean_dice"]}
         if self.lines:
             by_dataset = {name: d["dice"] for name, d in summary["datasets"].items()}
