@@ -32,7 +32,8 @@ from universeg_jax.checkpoints import store
 from universeg_jax.configuration import to_dict
 from universeg_jax.model.factory import build_model, init_params
 from universeg_jax.prediction.files import predict_file
-from universeg_jax.prediction.predictor import Options, Predictor, Segmenter
+from universeg_jax.prediction.options import Options
+from universeg_jax.prediction.predictor import Predictor, Segmenter
 from universeg_jax.prediction.support import read_support_folder
 from universeg_jax.startup import use_compilation_cache
 

@@ -18,7 +18,8 @@ from universeg_jax.data.dataset import DatasetMeta
 from universeg_jax.data.tasks import SECOND, split_subjects
 from universeg_jax.episode import OFFICIAL_SIZE
 from universeg_jax.evaluation.metrics import dice_on_host
-from universeg_jax.prediction.predictor import Options, Predictor
+from universeg_jax.prediction.options import Options
+from universeg_jax.prediction.predictor import Predictor
 from universeg_jax.readers.folder import read_folder, read_support
 from universeg_jax.readers.preprocess import preprocess_mask, restore
 

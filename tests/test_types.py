@@ -14,7 +14,7 @@ USE = """
     from universeg_jax.evaluation.cases import Settings
     from universeg_jax.export.jax_export import load_exported
     from universeg_jax.model.universeg import UniverSeg
-    from universeg_jax.prediction.predictor import Prediction
+    from universeg_jax.prediction.result import Prediction
     from universeg_jax.training.loop import train_and_evaluate
 
     predictor: Predictor = Predictor.from_pretrained("small")

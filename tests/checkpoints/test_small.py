@@ -10,7 +10,8 @@ from tests.fixtures import disc
 from universeg_jax.checkpoints import packaged, store
 from universeg_jax.checkpoints.lineage import check_open
 from universeg_jax.prediction.check import dice_scores
-from universeg_jax.prediction.predictor import Options, Predictor
+from universeg_jax.prediction.options import Options
+from universeg_jax.prediction.predictor import Predictor
 from universeg_jax.prediction.support import make_support
 
 DICE = {"small": 0.973}  # on `made_task`; a change of more than 0.01 is a change of what the weights do

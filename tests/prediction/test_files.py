@@ -26,7 +26,8 @@ from universeg_jax.prediction.files import (
     plot_overlay,
     predict_files,
 )
-from universeg_jax.prediction.predictor import Options, Predictor, Segmenter, make_prediction
+from universeg_jax.prediction.options import Options
+from universeg_jax.prediction.predictor import Predictor, Segmenter, make_prediction
 from universeg_jax.prediction.support import read_support_folder
 from universeg_jax.readers.errors import ImageError
 from universeg_jax.readers.folder import read_folder

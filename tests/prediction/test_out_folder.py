@@ -10,7 +10,7 @@ from PIL import Image
 from tests.fixtures import write_folder
 from universeg_jax.errors import UserError
 from universeg_jax.prediction.files import predict_files
-from universeg_jax.prediction.predictor import Options
+from universeg_jax.prediction.options import Options
 from universeg_jax.prediction.support import read_support_folder
 
 

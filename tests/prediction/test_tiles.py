@@ -8,7 +8,7 @@ from tests.fixtures import disc, write_folder
 from tests.prediction.test_support import write_volumes
 from universeg_jax.cli import main
 from universeg_jax.errors import UserError
-from universeg_jax.prediction.predictor import Options
+from universeg_jax.prediction.options import Options
 from universeg_jax.prediction.support import make_support, read_support_folder
 from universeg_jax.prediction.tiles import (
     MIN_PROBABILITY,

@@ -18,7 +18,8 @@ import numpy as np
 from universeg_jax.annotation import session as sessions
 from universeg_jax.annotation.session import Session
 from universeg_jax.errors import UserError
-from universeg_jax.prediction.predictor import Prediction, Predictor
+from universeg_jax.prediction.predictor import Predictor
+from universeg_jax.prediction.result import Prediction
 from universeg_jax.readers.file_names import IMAGE_EXTENSIONS
 from universeg_jax.reports.overlay import COLOURS
 

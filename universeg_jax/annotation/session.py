@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from universeg_jax.errors import UserError
-from universeg_jax.prediction.predictor import Prediction, Predictor
+from universeg_jax.prediction.predictor import Predictor
+from universeg_jax.prediction.result import Prediction
 from universeg_jax.readers.errors import ImageError
 from universeg_jax.readers.images import read_image, read_label
 from universeg_jax.reports.overlay import COLOURS, outline, to_display

@@ -66,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
             "each with its own --out"
         )
     from universeg_jax.prediction.files import predict_files
-    from universeg_jax.prediction.predictor import Options, Predictor
+    from universeg_jax.prediction.options import Options
+    from universeg_jax.prediction.predictor import Predictor
     from universeg_jax.prediction.support import read_support_folder
     from universeg_jax.readers.folder import read_folder
 

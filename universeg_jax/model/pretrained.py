@@ -82,7 +82,7 @@ def network(x: Array, held: dict[str, Array]) -> dict[int, Array]:
         kernel = kernel.sum(2, keepdims=True)
     x = jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     x = relu6(x + held["stem.bias"][None, None, None])
-    found = {}
+    found: dict[int, Array] = {}
     for i, block in enumerate(BLOCKS):
         part = {name: held[f"{i}.{name}"] for name in PARTS if f"{i}.{name}" in held}
         y = x
@@ -114,7 +114,7 @@ def depthwise(x: Array, kernel: Array, stride: int) -> Array:
     out = [-(-side // stride) for side in sides]
     missing = [(n - 1) * stride + size - side for n, side in zip(out, sides, strict=True)]
     x = jnp.pad(x, [(0, 0), *((max(n, 0) // 2, max(n, 0) - max(n, 0) // 2) for n in missing), (0, 0)])
-    total = 0.0
+    total = jnp.zeros((), x.dtype)
     for i in range(size):
         for j in range(size):
             rows, columns = (slice(at, at + (n - 1) * stride + 1, stride) for at, n in zip((i, j), out, strict=True))

@@ -26,7 +26,8 @@ from universeg_jax.prediction.out_folder import (
     query_id,
     remove_rows,
 )
-from universeg_jax.prediction.predictor import Prediction, Segmenter
+from universeg_jax.prediction.predictor import Segmenter
+from universeg_jax.prediction.result import Prediction
 from universeg_jax.prediction.workers import in_processes
 from universeg_jax.readers.dicom import read_dicom_image
 from universeg_jax.readers.errors import ImageError

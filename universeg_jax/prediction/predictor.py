@@ -8,7 +8,7 @@ prediction.mask  # label ids, at the query's own size
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,10 +23,11 @@ from universeg_jax.episode import FLIPS, OFFICIAL_SIZE, resize
 from universeg_jax.errors import UserError
 from universeg_jax.model.factory import build_model
 from universeg_jax.model.recognition import Keys
+from universeg_jax.prediction.options import Options
 from universeg_jax.prediction.prepared import PreparedKeys
-from universeg_jax.prediction.support import CHOICES, ImageLike, Support, as_grey, make_support, select_examples
+from universeg_jax.prediction.result import Prediction
+from universeg_jax.prediction.support import ImageLike, Support, as_grey, make_support, select_examples
 from universeg_jax.prediction.tiles import (
-    MAX_MAGNIFICATION,
     MIN_PROBABILITY,
     cut_tiles,
     downsample,
@@ -44,66 +45,6 @@ from universeg_jax.startup import use_compilation_cache
 
 Array = jax.Array | np.ndarray
 BATCH_SIZE = 8  # slices per forward pass
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The segmentation of one query at the query's own size: [H, W] for an image, [X, Y, Z] for a volume.
-
-    - `mask`: label ids, 0 is background; uint8, or uint16 or int32 where an id needs it. With the option `overlap`
-      and L > 1 labels: uint8 0/1 [L, ...], one mask per label.
-    - `probabilities`: float32 in [0, 1]; [L, ...] for L > 1 labels.
-    - `uncertainty`: float32 in [0, 1], the entropy of the probabilities in bits, clipped at one bit.
-    - `labels`: the L label ids, in the order of the first axis.
-    - `warnings`: reasons to distrust the mask; () if there are none.
-    - `seen`: float32 [N, 128, 128] in [0, 1], the network's input: the preprocessed image (N = 1) or slices.
-    """
-
-    mask: np.ndarray
-    probabilities: np.ndarray
-    uncertainty: np.ndarray
-    labels: tuple[int, ...]
-    warnings: tuple[str, ...] = ()
-    seen: np.ndarray | None = None
-
-    def of(self, label: int) -> tuple[np.ndarray, np.ndarray]:
-        """One label's mask, bool [...], and probabilities, float32 [...]. Raises UserError for an unknown label."""
-        if label not in self.labels:
-            raise UserError(
-                f"label {label} is not in this prediction; its labels are {', '.join(map(str, self.labels))}"
-            )
-        i = self.labels.index(label)
-        probabilities = self.probabilities if len(self.labels) == 1 else self.probabilities[i]
-        return (self.mask[i] > 0 if self.mask.ndim > probabilities.ndim else self.mask == label), probabilities
-
-    def confidence(self, label: int) -> float:
-        """The Dice score that the model expects for a label, 2 Σ p m / (Σ p + Σ m); 0 if the mask is empty."""
-        mask, p = self.of(label)
-        return float(2 * p[mask].sum() / (p.sum() + mask.sum())) if mask.any() else 0.0
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to predict from a support set. Raises UserError for a value out of range."""
-
-    support_size: int = 64  # examples per forward pass
-    ensemble: int = 1  # support samples to average, if the support set holds more than `support_size` examples
-    choose: str = "nearest"  # how to select examples: "nearest" | "random" | "diverse"
-    flips: bool = False  # average over the four flips of query and support; four times the work
-    overlap: bool = False  # threshold each label at 0.5 by itself, so that labels may overlap
-    seed: int = 0  # of the support samples
-    smooth: float = 0.0  # standard deviation, mm, of a Gaussian across the slices of a volume; 0: none
-    tiles: int = 0  # magnification of a second pass over overlapping tiles, 2 to 16, for images only; 0: none
-
-    def __post_init__(self) -> None:
-        if self.tiles and not 2 <= self.tiles <= MAX_MAGNIFICATION:
-            raise UserError(f"tiles={self.tiles}: use 0 for none, or a magnification from 2 to {MAX_MAGNIFICATION}")
-        if not 0 <= self.smooth < np.inf:
-            raise UserError(f"smooth={self.smooth}: use millimetres, 0 or more")
-        if self.support_size < 1 or self.ensemble < 1:
-            raise UserError(f"support_size={self.support_size}, ensemble={self.ensemble}: both must be at least 1")
-        if self.choose not in CHOICES:
-            raise UserError(f"choose={self.choose!r}: use one of {', '.join(CHOICES)}")
 
 
 class Predictor:

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import jax
 from ml_collections import ConfigDict
 
-from universeg_jax.prediction.predictor import Options, Predictor, Segmenter
+from universeg_jax.prediction.options import Options
+from universeg_jax.prediction.predictor import Predictor, Segmenter
 from universeg_jax.prediction.support import Support
 from universeg_jax.startup import use_compilation_cache
 
