@@ -7,13 +7,14 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.figure import Figure
 
 from universeg_jax.errors import UserError
+
+if TYPE_CHECKING:  # a third of a second to import, and no step of a training draws
+    from matplotlib.figure import Figure
 
 
 class JsonLines:
@@ -98,8 +99,10 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, np.ndarray]:
+def figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple["Figure", np.ndarray]:
     """A matplotlib figure without pyplot's global state, and its axes [rows, columns]."""
+    from matplotlib.figure import Figure
+
     fig = Figure(figsize=(width, height), layout="constrained")
     return fig, fig.subplots(rows, columns, squeeze=False)
 
@@ -110,8 +113,10 @@ def plot_curves(workdir: Path, path: Path) -> None:
     save_figure(curves_figure(train, held_out), path)
 
 
-def curves_figure(train: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]]) -> Figure:
+def curves_figure(train: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]]) -> "Figure":
     """Lines of metrics.jsonl and of eval/metrics.jsonl."""
+    from matplotlib import colormaps
+
     fig, ((left, right),) = figure(11, 4, columns=2)
     steps, loss = [row["step"] for row in train], np.array([row["loss"] for row in train])
     window = max(1, len(loss) // 25)
@@ -147,7 +152,7 @@ def plot_sheet(cases: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     save_figure(sheet_figure(cases, title), path)
 
 
-def sheet_figure(cases: Sequence[dict[str, Any]], title: str) -> Figure:
+def sheet_figure(cases: Sequence[dict[str, Any]], title: str) -> "Figure":
     """One row a case: four support entries with their label's outline, the query, its truth, the prediction.
 
     A case is {"support_images" [S, H, W], "support_labels", "query_image" [H, W], "query_label", "probabilities",
@@ -195,12 +200,12 @@ def _picture(
     axes.set(xticks=[], yticks=[])
 
 
-def png_of(fig: Figure) -> bytes:
+def png_of(fig: "Figure") -> bytes:
     file = io.BytesIO()
     fig.savefig(file, format="png", dpi=110)
     return file.getvalue()
 
 
-def save_figure(fig: Figure, path: Path) -> None:
+def save_figure(fig: "Figure", path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, dpi=110)

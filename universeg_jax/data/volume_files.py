@@ -8,7 +8,6 @@ a .mhd may name the one file of voxels that lies beside it.
 from dataclasses import replace
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from universeg_jax.data.dicom import DICOM, read_dicom
@@ -72,6 +71,8 @@ def write_like(path: str | Path, data: np.ndarray, source: str | Path, volume: V
     NIfTI keeps the source's header but for the type; NRRD and MetaImage keep place and direction; a mask for any
     other source is NIfTI with its affine. `path` must end accordingly: see `mask_extension`.
     """
+    import nibabel as nib
+
     source, data = Path(source), replace(volume, data=data).file_data()
     kind = extension(source)
     if kind in ITK:
@@ -132,6 +133,8 @@ def _pick(path: Path, count: int, channel: int | None) -> int:
 
 
 def _read_nifti(path: Path, channel: int | None) -> Volume:
+    import nibabel as nib
+
     image = nib.load(path)
     shape = tuple(image.shape)
     check_size(path, shape)

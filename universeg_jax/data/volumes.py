@@ -10,7 +10,6 @@ cube's side (`slice_image`, `slice_mask`): the blur is within the plane, and no 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
@@ -52,10 +51,14 @@ class Volume:
 
     def file_data(self) -> np.ndarray:
         """`data` in the axes of the file it came from."""
+        import nibabel as nib  # slow to import, and training needs no reader
+
         return nib.apply_orientation(self.data, nib.orientations.ornt_transform(_CANONICAL, self.axes))
 
     def file_affine(self) -> np.ndarray:
         """The affine of `file_data()`."""
+        import nibabel as nib
+
         turn = nib.orientations.ornt_transform(_CANONICAL, self.axes)
         return self.affine @ nib.orientations.inv_ornt_aff(turn, self.shape)
 
@@ -79,6 +82,8 @@ def make_affine(matrix: np.ndarray, origin: np.ndarray) -> np.ndarray:
 
 def make_volume(data: np.ndarray, affine: np.ndarray, name: str = "") -> Volume:
     """A volume from the array [I, J, K] and affine [4, 4] of a file, in any orientation. Raises ImageError."""
+    import nibabel as nib
+
     if data.ndim != 3 or 0 in data.shape:
         raise ImageError(name, "is no volume of three axes", f"its shape is {data.shape}")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
