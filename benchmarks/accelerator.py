@@ -43,6 +43,7 @@ class Run:
     def __init__(self, args: argparse.Namespace):
         self.args, self.started = args, time.time()
         self.until = self.started + 60 * args.minutes
+        self.last_words: dict[int, str] = {}  # of processes
         args.out.mkdir(parents=True, exist_ok=True)
 
     def line(self, **row: Any) -> None:
@@ -63,15 +64,17 @@ class Run:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, cwd=root, start_new_session=True
         )
-        thread = threading.Thread(target=self._tell, args=(process.stdout,), daemon=True)
+        thread = threading.Thread(target=self._tell, args=(process.pid, process.stdout), daemon=True)
         thread.start()
         return process, thread
 
-    def _tell(self, output: IO[bytes]) -> None:
+    def _tell(self, number: int, output: IO[bytes]) -> None:
         with (self.args.out / LOG).open("ab", buffering=0) as log:
             for line in output:
                 if log.tell() < FILE_MB * 1e6 - 1e6:
                     log.write(line)
+                if line.strip():
+                    self.last_words[number] = line.decode(errors="replace").strip()[:300]
                 if line.startswith(b"{"):
                     sys.stdout.write(line.decode())
                     sys.stdout.flush()
@@ -84,7 +87,10 @@ class Run:
         process, thread = self.start(f"benchmarks.accelerator_{name}", env, *flags, f"--until={until}")
         ended = wait(process, until)
         thread.join(5)
-        self.line(of=name, status=process.returncode, seconds=round(time.time() - began, 1), ended=ended)
+        row = {"status": process.returncode, "seconds": round(time.time() - began, 1), "ended": ended}
+        self.line(
+            of=name, **row, **({} if process.returncode == 0 else {"last_words": self.last_words.get(process.pid)})
+        )
 
 
 def wait(process: subprocess.Popen, until: float) -> str:
@@ -150,7 +156,9 @@ def measure(run: Run, manifest: dict[str, Any], site: Path) -> None:
     for name in args.stages:
         if unpacking and name != "parity":
             wait(unpacking[0], run.until)
-            run.line(unpacked=unpacking[0].returncode == 0, seconds=round(time.time() - began, 1))
+            unpacking[1].join(5)
+            row = {"seconds": round(time.time() - began, 1), "status": unpacking[0].returncode}
+            run.line(of="datasets", **row, last_words=run.last_words.get(unpacking[0].pid))
             unpacking = None
         run.stage(name, env, flags)
     pack_cache(run, site / "cache")

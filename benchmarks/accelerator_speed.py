@@ -112,6 +112,7 @@ def rate(gflop: float, seconds: float) -> dict[str, float]:
 def run(stage: Stage, sizes: Sizes) -> list[tuple[Case, dict[str, Any]]]:
     """Measures case by case; each has its line before the next one begins."""
     done: list[tuple[Case, dict[str, Any]]] = []
+    skipped: list[Case] = []
     there = accelerator_torch.versions()["torch"] != "missing"
     last = dict.fromkeys(GUESS, 1.0) if stage.args.tiny else dict(GUESS)
 
@@ -127,9 +128,13 @@ def run(stage: Stage, sizes: Sizes) -> list[tuple[Case, dict[str, Any]]]:
         if case.by != "jax" and not there:
             continue
         began = stage.left()
-        if row := stage.part(str(case), MARGIN * last[case.by], one, case):
+        if began < MARGIN * last[case.by]:
+            skipped.append(case)
+        elif row := stage.part(str(case), 0, one, case):
             done.append((case, row))
             last[case.by] = began - stage.left()
+    if skipped:
+        stage.line(no_time_for=[" ".join(map(str, case)) for case in skipped])
     return done
 
 

@@ -35,12 +35,14 @@ ROLES = ("train_open", "val")
 PYTHON = "3.12"
 PLATFORMS = [f"manylinux_2_{n}_x86_64" for n in (28, 27, 24, 17)] + ["manylinux2014_x86_64"]
 MISSING = (
-    "array-record", "grain", "immutabledict", "importlib-resources", "ml-collections", "portpicker", "promise",
-    "tensorboardX", "tensorflow-datasets", "tensorflow-metadata", "toml",
+    "array-record", "dm-tree", "grain", "immutabledict", "importlib-resources", "ml-collections", "portpicker",
+    "promise", "tensorboardX", "tensorflow-datasets", "tensorflow-metadata", "termcolor", "toml",
 )  # fmt: skip
 BOUNDED = ("etils", "flax", "optax", "orbax-checkpoint")  # there already, perhaps in a version that we do not take
 SOURCE_ONLY = ("promise",)  # published without a wheel, and pure Python
-SLIM = {"tensorflow-datasets": ("core", "proto", "rlds")}  # packages inside that are kept: not its 500 datasets
+SLIM = {
+    "tensorflow-datasets": ("core", "proto", "rlds", "url_checksums")
+}  # packages inside that are kept: not its 500 datasets
 
 
 def pins() -> dict[str, str]:
