@@ -87,10 +87,9 @@ class Run:
         process, thread = self.start(f"benchmarks.accelerator_{name}", env, *flags, f"--until={until}")
         ended = wait(process, until)
         thread.join(5)
-        row = {"status": process.returncode, "seconds": round(time.time() - began, 1), "ended": ended}
-        self.line(
-            of=name, **row, **({} if process.returncode == 0 else {"last_words": self.last_words.get(process.pid)})
-        )
+        words = {} if process.returncode == 0 else {"last_words": self.last_words.get(process.pid)}
+        seconds = round(time.time() - began, 1)
+        self.line(of=name, status=process.returncode, seconds=seconds, ended=ended, **words)
 
 
 def wait(process: subprocess.Popen, until: float) -> str:

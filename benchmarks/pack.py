@@ -40,9 +40,8 @@ MISSING = (
 )  # fmt: skip
 BOUNDED = ("etils", "flax", "optax", "orbax-checkpoint")  # there already, perhaps in a version that we do not take
 SOURCE_ONLY = ("promise",)  # published without a wheel, and pure Python
-SLIM = {
-    "tensorflow-datasets": ("core", "proto", "rlds", "url_checksums")
-}  # packages inside that are kept: not its 500 datasets
+# Packages inside a wheel that are kept, beside its single modules: not the 500 datasets of TFDS.
+SLIM = {"tensorflow-datasets": ("core", "proto", "rlds", "url_checksums")}
 
 
 def pins() -> dict[str, str]:
