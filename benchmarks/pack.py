@@ -74,10 +74,10 @@ def fetch_wheels(folder: Path, names: Iterable[str]) -> dict[str, str]:
     target += ["--only-binary=:all:", f"--python-version={PYTHON}", "--implementation=cp"]
     wanted = {canonicalize_name(name): name for name in names}
     exact = {key: f"{name}=={versions[key]}" for key, name in wanted.items()}
-    pip("download", *target, f"--dest={folder}", *(exact[key] for key in wanted if key not in SOURCE_ONLY))
-    for key in SOURCE_ONLY:
-        if key in wanted:
-            pip("wheel", f"--wheel-dir={folder}", exact[key])
+    if published := [exact[key] for key in wanted if key not in SOURCE_ONLY]:
+        pip("download", *target, f"--dest={folder}", *published)
+    for key in wanted.keys() & set(SOURCE_ONLY):
+        pip("wheel", f"--wheel-dir={folder}", exact[key])
     found = {canonicalize_name(path.name.split("-")[0]): path for path in sorted(folder.glob("*.whl"))}
     for key, packages in SLIM.items():
         if key in found:
