@@ -11,8 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from universeg_jax.step import local_shardings, shard_batch
 SIZES = ((64, 16), (16, 64))  # (support size, batch): as many images a step
 SKIP = 3  # steps at the start of a loop that fill the queue
 LOOP_SECONDS, BARE_SECONDS, MOST_STEPS = 8.0, 2.0, 1000
-COMPILES = 20.0  # seconds for a program, until one was measured
+CALLS = 5  # of the bare step between two looks at the clock
 
 
 def make_config(stage: Stage, support: int, batch: int, plain: bool = False) -> ConfigDict:
@@ -49,23 +49,37 @@ def make_config(stage: Stage, support: int, batch: int, plain: bool = False) -> 
     return config
 
 
-def bare_seconds(run: training.Run, config: ConfigDict, seconds: float) -> tuple[float, float]:
-    """(seconds of a step on one batch over and over, seconds until the first was done, which compiles it)."""
-    replicated, split = local_shardings()
-    state = jax.device_put(jax.tree.map(jnp.copy, run.state), replicated)  # a step takes its state away
-    batch = shard_batch(stack([run.sampler(i) for i in range(config.batch_size)]), split)
-    started = time.perf_counter()
-    state, sums = run.step_fn(state, batch)
-    jax.block_until_ready(sums)
-    first = time.perf_counter() - started
-    times: list[float] = []
-    while not times or sum(times) < seconds:
+class Bench:
+    """A training and its step, compiled by its first call, with one batch to call it on."""
+
+    def __init__(self, stage: Stage, support: int, batch: int, plain: bool = False):
+        self.config = make_config(stage, support, batch, plain)
+        self.sizes = {"support": support, "batch": batch}
+        self.seconds = BARE_SECONDS * (0.1 if stage.args.tiny else 1.0)
+        self.run = training.prepare(self.config)
+        replicated, split = local_shardings()
+        self.state = jax.device_put(jax.tree.map(jnp.copy, self.run.state), replicated)  # a step takes its state away
+        self.batch = shard_batch(stack([self.run.sampler(i) for i in range(batch)]), split)
+
+    def first(self) -> "Bench":
         started = time.perf_counter()
-        for _ in range(5):
-            state, sums = run.step_fn(state, batch)
-        jax.block_until_ready((state, sums))
-        times.append(time.perf_counter() - started)
-    return float(np.median(times)) / 5, first
+        self.calls(1)
+        self.first_seconds = time.perf_counter() - started
+        return self
+
+    def calls(self, count: int) -> None:
+        for _ in range(count):
+            self.state, sums = self.run.step_fn(self.state, self.batch)
+        jax.block_until_ready((self.state, sums))
+
+    def bare(self) -> float:
+        """Seconds of a step, over and over on one batch."""
+        times: list[float] = []
+        while not times or sum(times) < self.seconds:
+            started = time.perf_counter()
+            self.calls(CALLS)
+            times.append(time.perf_counter() - started)
+        return float(np.median(times)) / CALLS
 
 
 def loop(run: training.Run, config: ConfigDict, steps: int) -> dict[str, float]:
@@ -79,57 +93,52 @@ def loop(run: training.Run, config: ConfigDict, steps: int) -> dict[str, float]:
     return {"steps": steps, "seconds": passed / (len(rows) - 1 - SKIP), "waiting": waited / passed}
 
 
-def measure(stage: Stage, support: int, batch: int) -> dict[str, Any]:
-    """The bare step and the loop around it."""
-    config = make_config(stage, support, batch)
-    run = training.prepare(config)
-    scale = 0.1 if stage.args.tiny else 1.0
-    bare, first = bare_seconds(run, config, BARE_SECONDS * scale)
-    sizes = {"support": support, "batch": batch}
-    stage.line(part="bare", **sizes, step_seconds=bare, episodes_per_second=batch / bare, first_step_seconds=first)
+def measure(stage: Stage, bench: Bench) -> float:
+    """The bare step, whose seconds are returned, and the loop around it."""
+    bare, batch, scale = bench.bare(), bench.config.batch_size, 0.1 if stage.args.tiny else 1.0
+    row = {"step_seconds": bare, "episodes_per_second": batch / bare, "first_step_seconds": bench.first_seconds}
+    stage.line(part="bare", **bench.sizes, **row)
     steps = int(np.clip(min(LOOP_SECONDS * scale, 0.7 * stage.left()) / bare, 2 * SKIP + 4, MOST_STEPS))
-    found = loop(run, config, steps)
+    found = loop(bench.run, bench.config, steps)
     rates = {"episodes_per_second": batch / found["seconds"], "share_of_bare": bare / found["seconds"]}
-    stage.line(part="loop", **sizes, step_seconds=found["seconds"], **rates, waiting=found["waiting"], steps=steps)
-    return {"bare": bare, "first": first}
+    row = {"step_seconds": found["seconds"], **rates, "waiting": found["waiting"], "steps": steps}
+    stage.line(part="loop", **bench.sizes, **row)
+    return bare
 
 
-def measure_plain(stage: Stage, support: int, batch: int, bare: float) -> None:
+def measure_plain(stage: Stage, bench: Bench, bare: float) -> None:
     """What of a step is synthesis and augmentation."""
-    config = make_config(stage, support, batch, plain=True)
-    seconds, first = bare_seconds(training.prepare(config), config, BARE_SECONDS * (0.1 if stage.args.tiny else 1.0))
-    row = {"support": support, "batch": batch, "step_seconds": seconds, "first_step_seconds": first}
-    stage.line(part="plain", **row, synthesis_and_augmentation_share=1 - seconds / bare)
+    seconds = bench.bare()
+    row = {"step_seconds": seconds, "first_step_seconds": bench.first_seconds}
+    stage.line(part="plain", **bench.sizes, **row, synthesis_and_augmentation_share=1 - seconds / bare)
 
 
-def trace(stage: Stage, support: int, batch: int) -> None:
-    """Three steps in a trace, by the cache of what `measure` has compiled."""
-    config = make_config(stage, support, batch)
-    run = training.prepare(config)
-    replicated, split = local_shardings()
-    data = shard_batch(stack([run.sampler(i) for i in range(batch)]), split)
-    state, sums = run.step_fn(jax.device_put(run.state, replicated), data)
-    jax.block_until_ready(sums)
+def trace(stage: Stage, bench: Bench) -> None:
     with profiled(stage):
-        for _ in range(3):
-            state, sums = run.step_fn(state, data)
-        jax.block_until_ready(sums)
+        bench.calls(3)
 
 
-def deterministic(stage: Stage, bare: float) -> None:
+def start_deterministic(stage: Stage) -> subprocess.Popen:
+    """A process with the flag, which compiles beside this one and then waits to be told the bare step's seconds."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
-    command = [sys.executable, "-m", "benchmarks.accelerator_loop", f"--part={bare}", f"--until={stage.until}"]
+    command = [sys.executable, "-m", "benchmarks.accelerator_loop", "--part=deterministic", f"--until={stage.until}"]
     command += [f"--{name}={getattr(stage.args, name)}" for name in ("kit", "data_dir", "out")]
     command += ["--tiny"] if stage.args.tiny else []
-    subprocess.run(command, env={**os.environ, "XLA_FLAGS": flags}, check=True, timeout=max(stage.left(), 1))
+    return subprocess.Popen(command, env={**os.environ, "XLA_FLAGS": flags}, stdin=subprocess.PIPE, text=True)
+
+
+def deterministic(stage: Stage, child: subprocess.Popen, bare: float) -> None:
+    child.communicate(f"{bare}\n", timeout=max(stage.left(), 1))
+    if child.returncode:
+        raise RuntimeError(f"its process ended with status {child.returncode}")
 
 
 def deterministic_part(stage: Stage, support: int, batch: int) -> None:
-    """In a process with the flag; --part is the seconds of the bare step without it."""
-    config = make_config(stage, support, batch)
-    seconds, first = bare_seconds(training.prepare(config), config, BARE_SECONDS * (0.1 if stage.args.tiny else 1.0))
-    row = {"support": support, "batch": batch, "step_seconds": seconds, "first_step_seconds": first}
-    stage.line(part="deterministic", **row, times_the_bare_step=seconds / float(stage.args.part))
+    bench = Bench(stage, support, batch).first()
+    bare = float(sys.stdin.readline())
+    seconds = bench.bare()
+    row = {"step_seconds": seconds, "first_step_seconds": bench.first_seconds}
+    stage.line(part="deterministic", **bench.sizes, **row, times_the_bare_step=seconds / bare)
 
 
 def main() -> None:
@@ -139,14 +148,24 @@ def main() -> None:
         stage.part("deterministic", 0, deterministic_part, stage, *sizes[0])
         sys.exit(min(stage.failed, 1))
     stage.line(**about_device(), cores=os.cpu_count())
-    needed = COMPILES
-    if found := stage.part("loop", 5, measure, stage, *sizes[0]):
-        needed = found["first"] + 5
-        stage.part("plain", needed / 2, measure_plain, stage, *sizes[0], found["bare"])
-        stage.part("deterministic", needed + 5, deterministic, stage, found["bare"])
-        if stage.args.profile:
-            stage.part("profile", 10, trace, stage, *sizes[0])
-    stage.part("loop of the smaller support", needed, measure, stage, *sizes[1])
+    child = start_deterministic(stage)
+    # Compiled side by side and before anything is timed; what is tiny is compiled in the order of what matters.
+    with ThreadPoolExecutor(1 if stage.args.tiny else 3) as pool:
+        full, plain, small = (
+            pool.submit(stage.part, name, 5, lambda *x: Bench(stage, *x).first(), *of)
+            for name, of in (("full", sizes[0]), ("plain", (*sizes[0], True)), ("small", sizes[1]))
+        )
+    stage.line(compiled=[name for name, x in (("full", full), ("plain", plain), ("small", small)) if x.result()])
+    bare = stage.part("loop", 2, measure, stage, full.result()) if full.result() else None
+    if bare and plain.result():
+        stage.part("plain", 2, measure_plain, stage, plain.result(), bare)
+    if small.result():
+        stage.part("loop of the smaller support", 5, measure, stage, small.result())
+    if bare:
+        stage.part("deterministic", 2, deterministic, stage, child, bare)
+    if bare and stage.args.profile:
+        stage.part("profile", 5, trace, stage, full.result())
+    child.kill()
     stage.end()
 
 

@@ -76,8 +76,11 @@ def environment(site: Path, cache: Path) -> dict[str, str]:
     """For the stages: this checkout and the wheels first, and what is compiled kept for the stages that follow."""
     root = str(Path(__file__).parents[1])
     paths = [root, str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    platforms = platforms if not platforms or "cpu" in platforms else f"{platforms},cpu"  # parity needs both
     return {
         **os.environ,
+        "JAX_PLATFORMS": platforms,
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
         "JAX_COMPILATION_CACHE_DIR": str(cache),

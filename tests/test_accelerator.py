@@ -96,7 +96,7 @@ def test_a_function_is_compiled_once_and_counted(tmp_path):
     stage = stage_of(tmp_path)
     compiled, about = stage.compile("square", lambda x: x @ x, jnp.ones((8, 8)))
     assert float(compiled(jnp.ones((8, 8)))[0, 0]) == 8
-    assert about["gflop"] == round(2 * 8**3 / 1e9, 3)
+    assert about["compile_seconds"] > 0
     assert stage.programs >= 1
     assert stage.compile_seconds > 0
     with pytest.raises(AssertionError, match="twice"):

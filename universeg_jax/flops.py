@@ -50,11 +50,12 @@ def forward_flops(model: UniverSeg, size: int, support_size: int) -> tuple[int, 
 
 def counted_flops(model: nn.Module, size: int, support_size: int) -> int:
     """Of any model's forward pass for one query with its support, as the compiler counts what it is given."""
-    query = jax.ShapeDtypeStruct((1, size, size, 1), "float32")
-    support = jax.ShapeDtypeStruct((1, support_size, size, size, 1), "float32")
+    on_cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])  # others refuse to count
     whole = model.clone(support_chunk=0)  # a loop's body would count once
-    params = param_shapes(whole)
-    return int(jax.jit(whole.apply).lower({"params": params}, query, support, support).cost_analysis()["flops"])
+    query, support = (1, size, size, 1), (1, support_size, size, size, 1)
+    inputs = ({"params": param_shapes(whole)}, *(jax.ShapeDtypeStruct(x, "float32") for x in (query, support, support)))
+    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_cpu), inputs)
+    return int(jax.jit(whole.apply).lower(*placed).cost_analysis()["flops"])
 
 
 def training_flops(model: nn.Module, config: ConfigDict) -> int:
