@@ -8,7 +8,6 @@ a .mhd may name the one file of voxels beside it.
 from dataclasses import replace
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from universeg_jax.readers import checks
@@ -71,6 +70,8 @@ def write_like(path: str | Path, data: np.ndarray, source: str | Path, volume: V
     NIfTI keeps the source's header except its data type; NRRD and MetaImage keep origin, spacing and direction; a mask
     for any other source is NIfTI with its affine. `path` must end with `mask_extension(source)`.
     """
+    import nibabel as nib
+
     source, data = Path(source), replace(volume, data=data).file_data()
     kind = extension(source)
     if kind in ITK_EXTENSIONS:
@@ -133,6 +134,8 @@ def _pick(path: Path, count: int, channel: int | None) -> int:
 
 
 def _read_nifti(path: Path, channel: int | None) -> Volume:
+    import nibabel as nib
+
     image = nib.load(path)
     if not isinstance(image, nib.spatialimages.SpatialImage):
         raise ImageError(path, "is no volume of three axes", type(image).__name__)

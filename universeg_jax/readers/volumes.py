@@ -8,7 +8,6 @@ and remembers the axes of its file, so that a mask goes back to exactly that gri
 
 from dataclasses import dataclass, replace
 
-import nibabel as nib
 import numpy as np
 
 from universeg_jax.readers.checks import check_voxels
@@ -56,10 +55,14 @@ class Volume:
 
     def file_data(self) -> np.ndarray:
         """`data` in the axes of the file it came from."""
+        import nibabel as nib  # slow to import, and training reads no files
+
         return nib.apply_orientation(self.data, nib.orientations.ornt_transform(_CANONICAL, self.axes))
 
     def file_affine(self) -> np.ndarray:
         """The affine of `file_data()`."""
+        import nibabel as nib
+
         turn = nib.orientations.ornt_transform(_CANONICAL, self.axes)
         return self.affine @ nib.orientations.inv_ornt_aff(turn, self.shape)
 
@@ -73,6 +76,8 @@ def make_affine(matrix: np.ndarray, origin: np.ndarray) -> np.ndarray:
 
 def make_volume(data: np.ndarray, affine: np.ndarray, name: str = "") -> Volume:
     """Makes a volume of the array [I, J, K] and affine [4, 4] of a file, in any orientation. Raises ImageError."""
+    import nibabel as nib
+
     if data.ndim != 3 or 0 in data.shape:
         raise ImageError(name, "is no volume of three axes", f"its shape is {data.shape}")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:

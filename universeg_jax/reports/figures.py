@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.figure import Figure
 
 from universeg_jax.reports.files import read_json_lines
 
+if TYPE_CHECKING:  # matplotlib takes a third of a second to import, and no training step plots
+    from matplotlib.figure import Figure
 
-def figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, np.ndarray]:
+
+def figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple["Figure", np.ndarray]:
     """A figure of width x height inches and its axes [rows, columns]."""
+    from matplotlib.figure import Figure
+
     fig = Figure(figsize=(width, height), layout="constrained")
     return fig, fig.subplots(rows, columns, squeeze=False)
 
@@ -24,8 +27,10 @@ def plot_curves(workdir: Path, path: Path) -> None:
     save_figure(curves_figure(train, validation), path)
 
 
-def curves_figure(train: Sequence[dict[str, Any]], validation: Sequence[dict[str, Any]]) -> Figure:
+def curves_figure(train: Sequence[dict[str, Any]], validation: Sequence[dict[str, Any]]) -> "Figure":
     """Plots the lines of metrics.jsonl and of eval/metrics.jsonl."""
+    from matplotlib import colormaps
+
     fig, ((left, right),) = figure(11, 4, columns=2)
     steps, loss = [row["step"] for row in train], np.array([row["loss"] for row in train])
     window = max(1, len(loss) // 25)
@@ -61,7 +66,7 @@ def plot_sheet(cases: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     save_figure(sheet_figure(cases, title), path)
 
 
-def sheet_figure(cases: Sequence[dict[str, Any]], title: str) -> Figure:
+def sheet_figure(cases: Sequence[dict[str, Any]], title: str) -> "Figure":
     """One row per case: up to four support images with their labels, the query, its truth, the prediction.
 
     A case is {"support_images" [S, H, W], "support_labels", "query_image" [H, W], "query_label", "probabilities",
@@ -107,13 +112,13 @@ def _show(axes: Any, image: np.ndarray, mask: np.ndarray | None, colour: str, ti
     axes.set(xticks=[], yticks=[])
 
 
-def png_of(fig: Figure) -> bytes:
+def png_of(fig: "Figure") -> bytes:
     """The figure as PNG."""
     file = io.BytesIO()
     fig.savefig(file, format="png", dpi=110)
     return file.getvalue()
 
 
-def save_figure(fig: Figure, path: Path) -> None:
+def save_figure(fig: "Figure", path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, dpi=110)
