@@ -92,7 +92,8 @@ def pack_dataset(directory: str, data_dir: str, name: str) -> bytes:
     """A built dataset as the xz of an npz; `directory` is where it lies."""
     import numpy as np
 
-    from universeg_jax.data.dataset import Example, open_dataset
+    from universeg_jax.data.dataset import open_dataset
+    from universeg_jax.readers.cases import Example
 
     dataset = open_dataset(data_dir, name)
     records = [dataset[row] for row in range(len(dataset))]
@@ -118,7 +119,8 @@ def unpack_dataset(path: Path, data_dir: Path) -> str:
     import numpy as np
 
     from universeg_jax.data.builder import build
-    from universeg_jax.data.dataset import DatasetMeta, Example, open_dataset
+    from universeg_jax.data.dataset import DatasetMeta, open_dataset
+    from universeg_jax.readers.cases import Example
 
     arrays = dict(np.load(io.BytesIO(lzma.decompress(path.read_bytes()))))
     meta = json.loads(str(arrays.pop("meta")))

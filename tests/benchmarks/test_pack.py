@@ -46,7 +46,7 @@ def test_manifest_knows_every_file_and_the_checkpoint(packed, checkpoint):
     assert kit.read_manifest(out) == json.loads(json.dumps(manifest))
     params, config = store.load(out / kit.CHECKPOINT)
     assert config.to_dict() == store.load(checkpoint)[1].to_dict()
-    assert manifest["checkpoint"]["params_hash"] == pack.weights.params_hash(params)
+    assert manifest["checkpoint"]["params_hash"] == pack.packaged.params_hash(params)
 
 
 def test_a_damaged_or_missing_file_is_named(packed, tmp_path):

@@ -21,7 +21,7 @@ from universeg_jax.configs import accelerator as recipe
 from universeg_jax.prediction.predictor import Predictor
 from universeg_jax.training.optimizer import make_optimizer, make_schedule
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def stage_of(tmp_path, seconds=60.0):
