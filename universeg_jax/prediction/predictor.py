@@ -82,7 +82,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Options:
-    """How to predict from a support set. Raises UserError for a value out of range."""
+    """Options of prediction from a support set. Raises UserError for a value out of range."""
 
     support_size: int = 64  # examples per forward pass
     ensemble: int = 1  # support samples to average, if the support set holds more than `support_size` examples
