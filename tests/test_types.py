@@ -37,10 +37,15 @@ WRONG = """
 """
 
 
-def test_the_public_interface_is_typed(tmp_path):
+def test_the_public_interface_is_typed(tmp_path, pytestconfig):
     file = tmp_path / "use.py"
     file.write_text(textwrap.dedent(USE) + textwrap.dedent(WRONG))
-    options = ("--strict", "--ignore-missing-imports", "--follow-imports=silent", f"--cache-dir={tmp_path / 'cache'}")
+    options = (
+        "--strict",
+        "--ignore-missing-imports",
+        "--follow-imports=silent",
+        f"--cache-dir={pytestconfig.cache.mkdir('mypy')}",
+    )
     output, failure, _ = api.run([*options, str(file)])
     assert not failure
     first_wrong = 1 + len(textwrap.dedent(USE).splitlines()) + 1

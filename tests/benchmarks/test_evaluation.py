@@ -7,6 +7,8 @@ import pytest
 from benchmarks import evaluation
 from tests.fixtures import build_discs
 
+pytestmark = pytest.mark.slow
+
 TINY = ["--support_size=2", "--ensemble=2", "--max_cases=2", "--batch_size=2", "--features=2", "--rounds=1"]
 
 

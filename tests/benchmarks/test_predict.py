@@ -5,6 +5,8 @@ import pytest
 from benchmarks import predict
 from universeg_jax.reports.files import read_json_lines
 
+pytestmark = pytest.mark.slow
+
 TINY = ["--features=4,4", "--image_size=16", "--support=3", "--repeats=1", "--volume=9,8,5", "--queries=3"]
 
 
@@ -22,7 +24,6 @@ def test_a_failed_process_is_an_error(tmp_path):
         predict.command(tmp_path, "query.png", "out", 3)
 
 
-@pytest.mark.slow
 def test_new_processes_are_timed(tmp_path):
     predict.main([*TINY, "--parts=start,volume", f"--out={tmp_path / 'a.jsonl'}"])
     start, volume = read_json_lines(tmp_path / "a.jsonl")

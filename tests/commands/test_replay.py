@@ -55,14 +55,23 @@ def test_replay_plots_the_episode_of_the_training_step(run, tmp_path, monkeypatc
             np.testing.assert_allclose(part, expected[k, :count, ..., 0], atol=1e-6)
 
 
-def test_the_plot_has_room_for_every_entry(run, tmp_path):
+def test_the_plot_holds_every_entry_over_several_rows(run, tmp_path, monkeypatch):
     _, config = run
     config = config.copy_and_resolve_references()
     config.support_schedule, config.support_size = "fixed", 14
     sampler = inputs.open_sampler(config, inputs.open_data(config)[0])
+    rows = []
+    plot_rows = replay.plot_rows
+    monkeypatch.setattr(replay, "plot_rows", lambda given, *rest: (rows.extend(given), plot_rows(given, *rest)))
     path = replay.plot_episode(sampler, 0, config, tmp_path / "episode.png")
-    width, height = Image.open(path).size
-    assert width / height == pytest.approx(replay.PICTURE_COLUMNS / 4, rel=0.05)  # 15 entries in two rows, twice
+    assert [row[0] for row in rows] == ["raw", "augmented"] * 2
+    for title in ("raw", "augmented"):
+        images = np.concatenate([images for name, images, _ in rows if name == title])
+        shown = ~np.isnan(images).any((1, 2))
+        assert len(images) == 2 * replay.COLUMNS
+        assert shown[:15].all()  # the query and 14 support entries
+        assert not shown[15:].any()
+    assert np.asarray(Image.open(path)).std() > 5
 
 
 def test_the_config_of_a_run_is_read_back(run, tmp_path):

@@ -41,38 +41,47 @@ def exported(checkpoint):
     return out
 
 
-@pytest.mark.parametrize(("batch", "support_size"), [(1, 1), (1, 7), (3, 2)])
-def test_the_export_equals_the_model_for_any_number_of_queries_and_entries(checkpoint, exported, batch, support_size):
+@pytest.fixture(scope="module")
+def predictor(checkpoint):
+    return Predictor.from_checkpoint(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def model(exported):
+    return load_exported(exported)
+
+
+@pytest.mark.parametrize(("batch", "support_size"), [(1, 7), (3, 2)])
+def test_the_export_equals_the_model_for_any_number_of_queries_and_entries(predictor, model, batch, support_size):
     rng = np.random.default_rng(0)
     query = rng.random((batch, 16, 16, 1), np.float32)
     images = rng.random((batch, support_size, 16, 16, 1), np.float32)
     inputs = (query, images, (images > 0.5).astype(np.float32))
     mask = np.ones((batch, support_size), np.float32)
     mask[:, 1:2] = 0  # with one entry nothing is left
-    predictor, model = Predictor.from_checkpoint(checkpoint), load_exported(exported)
     np.testing.assert_allclose(model(*inputs), predictor.logits(*inputs), atol=1e-5, rtol=0)
     np.testing.assert_allclose(model(*inputs, mask), predictor.logits(*inputs, mask), atol=1e-5, rtol=0)
 
 
-def test_the_metadata_describes_the_model(exported):
-    meta = load_exported(exported).meta
+def test_the_metadata_describes_the_model(exported, model):
+    meta = model.meta
     assert (meta["image_size"], meta["lineage"]) == (16, LINEAGE)
-    assert load_exported(exported).exported.platforms == ("cpu", "cuda", "tpu")
+    assert model.exported.platforms == ("cpu", "cuda", "tpu")
     with zipfile.ZipFile(exported) as archive:
         assert json.loads(archive.read("meta.json")) == meta
 
 
 @pytest.mark.parametrize("shape", [(20, 33), (150, 300), (128, 128)])
-def test_images_of_any_size_get_the_probabilities_of_the_predictor(checkpoint, exported, shape):
+def test_images_of_any_size_get_the_probabilities_of_the_predictor(predictor, model, shape):
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 4000, (30, 40)), rng.integers(0, 255, shape)]
     labels = [(image > 128).astype(np.uint8) for image in images]
     query = rng.random(shape)
-    expected = Predictor.from_checkpoint(checkpoint).segment(query, images, labels).probabilities
-    np.testing.assert_allclose(load_exported(exported).segment(query, images, labels), expected, atol=1e-5)
+    expected = predictor.segment(query, images, labels).probabilities
+    np.testing.assert_allclose(model.segment(query, images, labels), expected, atol=1e-5)
 
 
-def test_the_file_runs_alone(checkpoint, exported, tmp_path):
+def test_the_file_runs_alone(predictor, exported, tmp_path):
     folder = write_folder(tmp_path / "data", count=4)
     arrays = {
         part: [np.asarray(Image.open(f)) for f in sorted((folder / part).iterdir())] for part in ("images", "labels")
@@ -91,14 +100,12 @@ def test_the_file_runs_alone(checkpoint, exported, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     mask = np.load(tmp_path / "out.npy")
-    expected = Predictor.from_checkpoint(checkpoint).segment(
-        arrays["images"][3], arrays["images"][:3], arrays["labels"][:3]
-    )
+    expected = predictor.segment(arrays["images"][3], arrays["images"][:3], arrays["labels"][:3])
     np.testing.assert_array_equal(mask, expected.mask)
     assert "of 600 pixels" in done.stdout
 
 
-def test_the_documented_lines_run(checkpoint, exported, tmp_path):
+def test_the_documented_lines_run(predictor, exported, tmp_path):
     rng = np.random.default_rng(0)
     arrays = {"query": rng.random((20, 30)), "images": rng.random((3, 24, 40))}
     arrays["labels"] = (arrays["images"] > 0.5).astype(np.uint8)
@@ -111,7 +118,7 @@ def test_the_documented_lines_run(checkpoint, exported, tmp_path):
     lines += '\nnp.save("probabilities.npy", probabilities)\n'
     done = subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    expected = Predictor.from_checkpoint(checkpoint).segment(arrays["query"], arrays["images"], arrays["labels"])
+    expected = predictor.segment(arrays["query"], arrays["images"], arrays["labels"])
     np.testing.assert_allclose(np.load(tmp_path / "probabilities.npy"), expected.probabilities, atol=1e-5)
 
 
@@ -123,7 +130,7 @@ def test_the_runner_imports_jax_and_numpy_alone(exported):
     assert third_party == {"jax", "numpy"}
 
 
-def test_existing_foreign_and_damaged_files_are_refused(checkpoint, exported, tmp_path, capsys):
+def test_existing_foreign_and_damaged_files_are_refused(checkpoint, exported, model, tmp_path, capsys):
     before = exported.read_bytes()
     assert main(["export", "--checkpoint", str(checkpoint), "--out", str(exported)]) == 1
     assert "exists already" in capsys.readouterr().err
@@ -137,4 +144,4 @@ def test_existing_foreign_and_damaged_files_are_refused(checkpoint, exported, tm
     with pytest.raises(UserError, match="is damaged"):
         load_exported(tmp_path / "damaged.zip")
     with pytest.raises(ValueError, match="support 0"):
-        load_exported(exported).segment(np.eye(4), [np.eye(4)], [np.eye(5)])
+        model.segment(np.eye(4), [np.eye(4)], [np.eye(5)])

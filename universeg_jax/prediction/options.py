@@ -11,7 +11,7 @@ from universeg_jax.prediction.tiles import MAX_MAGNIFICATION
 
 @dataclass(frozen=True)
 class Options:
-    """How to predict from a support set. Raises UserError for a value out of range."""
+    """Options of prediction from a support set. Raises UserError for a value out of range."""
 
     support_size: int = 64  # examples per forward pass
     ensemble: int = 1  # support samples to average, if the support set holds more than `support_size` examples
