@@ -9,7 +9,6 @@ time over ours for the same sizes. What matters most comes first; what there is 
 import functools
 import itertools
 import os
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -107,9 +106,11 @@ def episode_gflop(kind: str, support: int, sizes: Sizes) -> float:
 
 
 def compile_all(stage: Stage, wanted: list[Case], sizes: Sizes) -> dict[Case, Future]:
-    """Compiles our programs side by side and before anything is timed: one after another they would take minutes."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return {c: pool.submit(stage.compile, str(c), program(c, sizes), *shapes_of(c, sizes)) for c in wanted}
+    """Compiles our programs side by side, before anything is timed: one after another they would take minutes."""
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    found = {c: pool.submit(stage.compile, str(c), program(c, sizes), *shapes_of(c, sizes)) for c in wanted}
+    stage.wait_for(found.values())
+    return found
 
 
 def measure_jax(compiled: Any, about: dict[str, Any], case: Case, sizes: Sizes) -> dict[str, Any]:
@@ -148,7 +149,6 @@ def run(stage: Stage, sizes: Sizes) -> list[tuple[Case, dict[str, Any]]]:
     there = accelerator_torch.versions()["torch"] != "missing"
     wanted = [case for case in cases(sizes) if there or case.by == "jax"]
     programs = compile_all(stage, [case for case in wanted if case.by == "jax"], sizes)
-    stage.line(compiled=len(programs), seconds=round(time.time() - stage.started, 1))
     last: dict[tuple[str, str], float] = {}
 
     def one(case: Case) -> dict[str, Any]:

@@ -1,15 +1,17 @@
-"""Our XLA path on a CPU against ONNX Runtime and OpenVINO, which run the file that `universeg export --out m.onnx` makes.
+"""Our XLA path on a CPU against ONNX Runtime and OpenVINO, which run what `universeg export --out m.onnx` writes.
 
     python -m benchmarks.runtimes --checkpoint small --out results.jsonl
     python -m benchmarks.runtimes --support 1,16 --seconds 20       # the released architecture, at random
 
-One JSON line a candidate: medians over rounds in which every candidate runs in turn, one query at a time; `ratio` is our
-median over the candidate's: above 1 it is faster than we are. `apart` is the largest difference of its logits from
-ours. Needs the extra `onnx` and jax2onnx as docs/export.md installs it; OpenVINO (Apache-2.0) is measured where it is
-installed, in bfloat16 too where the processor has instructions for it.
+One JSON line a candidate: medians over rounds in which every candidate runs in turn, one query at a time; `ratio` is
+our median over the candidate's: above 1 it is faster than we are; `ratio_of_fastest` is that of the fastest rounds, for
+a machine that others use too. `apart` is the largest difference of its logits from ours. Needs the extra `onnx` and
+jax2onnx as docs/export.md installs it; OpenVINO (Apache-2.0) is measured where it is installed, in bfloat16 too where
+the processor has instructions for it.
 """
 
 import argparse
+import importlib
 import importlib.util
 import os
 import platform
@@ -101,7 +103,7 @@ def processor() -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
     flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
     wide = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
-    return {"machine": platform.machine(), "cores": os.cpu_count(), "instructions": wide}
+    return {"machine": platform.machine(), "cores": len(os.sched_getaffinity(0)), "instructions": wide}
 
 
 def versions() -> dict[str, str]:
