@@ -128,13 +128,18 @@ def test_differences_are_relative_to_the_largest_entry():
     assert accelerator_parity.apart({"a": np.zeros(2)}, {"a": np.zeros(2)}) == 0.0
 
 
-def test_boxes_shrink_with_the_minutes_and_train_has_the_rest(tmp_path):
+def test_boxes_shrink_with_the_minutes_and_what_is_left_goes_on(tmp_path):
     for minutes, share in ((9, 1.0), (4.5, 0.5), (18, 1.0)):
-        run = accelerator.Run(argparse.Namespace(minutes=minutes, tiny=False, out=tmp_path))
-        for stage, seconds in accelerator.BOXES.items():
-            assert run.box(stage) - time.time() == pytest.approx(share * seconds, abs=0.5)
+        args = argparse.Namespace(minutes=minutes, tiny=False, out=tmp_path, stages=list(accelerator.STAGES))
+        run, boxes = accelerator.Run(args), accelerator.BOXES
+        for stage, seconds in zip(("parity", "speed", "loop"), (60, 210, 270), strict=True):
+            assert run.box(stage) - run.measuring == pytest.approx(share * seconds, abs=0.5)
+        run.measuring -= 1000  # what came before took longer than its box
+        assert run.box("loop") - time.time() == pytest.approx(share * boxes["loop"], abs=0.5)
         assert run.box("train") == run.until - accelerator.LAST
-    assert sum(accelerator.BOXES.values()) <= 0.6 * 60 * accelerator.FULL_MINUTES
+        run.until = time.time() + 10
+        assert run.box("speed") - time.time() == pytest.approx(10 - accelerator.LAST, abs=0.5)
+    assert sum(boxes.values()) <= 0.5 * 60 * accelerator.FULL_MINUTES
 
 
 def test_a_stage_that_does_not_end_is_ended():
