@@ -27,7 +27,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from benchmarks.accelerator_stage import DETERMINISTIC, LIGHT, Stage, about_device, shrink, start, without
+from benchmarks.accelerator_stage import DETERMINISTIC, LIGHT, Stage, about_device, drawn_params, shrink, start, without
 from benchmarks.kit import CHECKPOINT
 from configs import accelerator
 from universeg_jax import checkpoints, losses
@@ -35,7 +35,7 @@ from universeg_jax.convert import config_for, from_release
 from universeg_jax.data.episodes import Batch
 from universeg_jax.episode import Episode
 from universeg_jax.large_support import sharded_logits
-from universeg_jax.networks import build_model, init_params
+from universeg_jax.networks import build_model
 from universeg_jax.optimizer import make_optimizer
 from universeg_jax.step import init_state, train_step
 
@@ -164,7 +164,7 @@ def step_and_inputs() -> tuple[Any, Any]:
         )
         return new.params, sums["loss"][0]
 
-    state = init_state(init_params(model, 0), optimizer, False)
+    state = init_state(drawn_params(model), optimizer, False)
     return step, jax.device_get((state, batch))
 
 

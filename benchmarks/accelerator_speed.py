@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import accelerator_torch
-from benchmarks.accelerator_stage import Stage, about_device, profiled, seconds_of, start
+from benchmarks.accelerator_stage import Stage, about_device, drawn_params, profiled, seconds_of, start
 from universeg_jax.flops import forward_flops
 from universeg_jax.losses import soft_dice
-from universeg_jax.networks import build_model, init_params, param_shapes
+from universeg_jax.networks import build_model, param_shapes
 
 PEAK_TFLOPS = {"H100": 989, "H200": 989}  # dense bfloat16 of the SXM modules, from the vendor's data sheet
 GUESS = {"jax": 2.0, "torch eager": 3.0, "torch compile": 25.0}  # seconds of a case, until one like it was measured
@@ -114,7 +114,7 @@ def compile_all(stage: Stage, wanted: list[Case], sizes: Sizes) -> dict[Case, Fu
 
 
 def measure_jax(compiled: Any, about: dict[str, Any], case: Case, sizes: Sizes) -> dict[str, Any]:
-    params = init_params(build_model({"encoder_blocks": sizes.blocks}), 0)
+    params = jax.device_put(drawn_params(build_model({"encoder_blocks": sizes.blocks})))
     *arrays, label = (jnp.asarray(x) for x in inputs_of(case, sizes.image))
     seconds = seconds_of(lambda: compiled(params, label, *arrays))
     gflop = case.batch * episode_gflop(case.kind, case.support, sizes)
@@ -176,7 +176,7 @@ def profile(stage: Stage, sizes: Sizes) -> None:
     """A trace of some gradient steps at the middle batch; the program comes from the cache."""
     case = Case("jax", "gradient", sizes.supports[0], sizes.batches[-1], "bfloat16")
     compiled = jax.jit(program(case, sizes)).lower(*shapes_of(case, sizes)).compile()
-    params = init_params(build_model({"encoder_blocks": sizes.blocks}), 0)
+    params = jax.device_put(drawn_params(build_model({"encoder_blocks": sizes.blocks})))
     *arrays, label = (jnp.asarray(x) for x in inputs_of(case, sizes.image))
     jax.block_until_ready(compiled(params, label, *arrays))
     with profiled(stage):

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks.lines import write_line
+from universeg_jax.networks import param_shapes
 
 RESULTS, FILE_MB = "results.jsonl", 16
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -120,6 +122,17 @@ def shrink(config: ConfigDict) -> ConfigDict:
     config.superpixel.cells = (3, 6)
     without(config, [name for level in ("task", "in_task") for name in config.augment[level] if name not in LIGHT])
     return config
+
+
+def drawn_params(model: Any) -> Any:
+    """Parameters as large as usual ones, from the host: what initialises them would have to be compiled."""
+    rng = np.random.default_rng(0)
+
+    def draw(x: Any) -> np.ndarray:
+        scale = np.sqrt(2 / np.prod(x.shape[:-1])) if len(x.shape) > 1 else 0.1
+        return (scale * rng.standard_normal(x.shape)).astype(np.float32)
+
+    return jax.tree.map(draw, param_shapes(model))
 
 
 def without(config: ConfigDict, names: list[str]) -> None:
