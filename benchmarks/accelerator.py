@@ -43,6 +43,7 @@ class Run:
     def __init__(self, args: argparse.Namespace):
         self.args, self.started = args, time.time()
         self.until = self.started + 60 * args.minutes
+        self.measuring = self.started  # when the first stage began
         self.last_words: dict[int, str] = {}  # of processes
         args.out.mkdir(parents=True, exist_ok=True)
 
@@ -50,12 +51,13 @@ class Run:
         write_line({"stage": "run", "at": round(time.time() - self.started, 1), **row}, self.args.out / RESULTS)
 
     def box(self, stage: str) -> float:
-        """When a stage must end, in seconds since the epoch."""
-        end = self.until - LAST
+        """When a stage must end, in seconds since the epoch: it may use what the stages before it have left."""
+        end, share = self.until - LAST, min(1.0, self.args.minutes / FULL_MINUTES)
         if stage == "train":
             return end
-        box = (TINY_BOXES if self.args.tiny else BOXES)[stage]
-        return min(end, time.time() + box * min(1.0, self.args.minutes / FULL_MINUTES))
+        boxes = {name: share * box for name, box in (TINY_BOXES if self.args.tiny else BOXES).items()}
+        before = self.args.stages[: self.args.stages.index(stage) + 1]
+        return min(end, max(time.time() + boxes[stage], self.measuring + sum(boxes[name] for name in before)))
 
     def start(self, module: str, env: dict[str, str], *flags: str) -> tuple[subprocess.Popen, threading.Thread]:
         """A process whose output goes to the log, and its lines to the console too."""
@@ -147,7 +149,7 @@ def measure(run: Run, manifest: dict[str, Any], site: Path) -> None:
     data_dir = args.data_dir or site / "data"
     flags = [f"--kit={args.kit}", f"--out={args.out}", f"--data_dir={data_dir}"]
     flags += [f"--{name}" for name in ("tiny", "profile") if getattr(args, name)]
-    unpacking = None
+    unpacking, run.measuring = None, time.time()
     if not args.data_dir and {"loop", "train"} & set(args.stages):
         # Beside parity, where nothing is timed.
         began = time.time()

@@ -150,18 +150,15 @@ def main() -> None:
         sys.exit(min(stage.failed, 1))
     stage.line(**about_device(), cores=os.cpu_count())
     child = start_deterministic(stage)
-    # Compiled side by side and before anything is timed; what is tiny is compiled in the order of what matters.
-    with ThreadPoolExecutor(1 if stage.args.tiny else 3) as pool:
-        full, plain, small = (
-            pool.submit(stage.part, name, 5, lambda *x: Bench(stage, *x).first(), *of)
-            for name, of in (("full", sizes[0]), ("plain", (*sizes[0], True)), ("small", sizes[1]))
-        )
-    stage.line(compiled=[name for name, x in (("full", full), ("plain", plain), ("small", small)) if x.result()])
-    bare = stage.part("loop", 2, measure, stage, full.result()) if full.result() else None
-    if bare and plain.result():
-        stage.part("plain", 2, measure_plain, stage, plain.result(), bare)
-    if small.result():
-        stage.part("loop of the smaller support", 5, measure, stage, small.result())
+    pool = ThreadPoolExecutor(1 if stage.args.tiny else 3)
+    full, plain, small = (
+        pool.submit(lambda *x: Bench(stage, *x).first(), *of) for of in (sizes[0], (*sizes[0], True), sizes[1])
+    )
+    stage.wait_for((full, plain, small))
+    bare = stage.part("loop", 2, lambda: measure(stage, full.result(timeout=stage.left())))
+    if bare:
+        stage.part("plain", 2, lambda: measure_plain(stage, plain.result(timeout=stage.left()), bare))
+    stage.part("loop of the smaller support", 5, lambda: measure(stage, small.result(timeout=stage.left())))
     if bare:
         stage.part("deterministic", 2, deterministic, stage, child, bare)
     if bare and stage.args.profile:

@@ -27,14 +27,14 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from benchmarks.accelerator_stage import DETERMINISTIC, LIGHT, Stage, about_device, shrink, start, without
+from benchmarks.accelerator_stage import DETERMINISTIC, LIGHT, Stage, about_device, drawn_params, shrink, start, without
 from benchmarks.kit import CHECKPOINT
 from universeg_jax.checkpoints import store
 from universeg_jax.checkpoints.convert import config_for, from_release
 from universeg_jax.configs import accelerator
 from universeg_jax.episode import Episode
 from universeg_jax.episodes.sampler import Batch
-from universeg_jax.model.factory import build_model, init_params
+from universeg_jax.model.factory import build_model
 from universeg_jax.model.large_support import sharded_logits
 from universeg_jax.training import losses
 from universeg_jax.training.optimizer import make_optimizer
@@ -165,7 +165,7 @@ def step_and_inputs() -> tuple[Any, Any]:
         )
         return new.params, sums["loss"][0]
 
-    state = init_state(init_params(model, 0), optimizer, False)
+    state = init_state(drawn_params(model), optimizer, False)
     return step, jax.device_get((state, batch))
 
 

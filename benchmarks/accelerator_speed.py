@@ -9,7 +9,6 @@ time over ours for the same sizes. What matters most comes first; what there is 
 import functools
 import itertools
 import os
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -19,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import accelerator_torch
-from benchmarks.accelerator_stage import Stage, about_device, profiled, seconds_of, start
-from universeg_jax.model.factory import build_model, init_params, param_shapes
+from benchmarks.accelerator_stage import Stage, about_device, drawn_params, profiled, seconds_of, start
+from universeg_jax.model.factory import build_model, param_shapes
 from universeg_jax.training.losses import soft_dice
 
 PEAK_TFLOPS = {"H100": 989, "H200": 989}  # dense bfloat16 of the SXM modules, from the vendor's data sheet
@@ -118,13 +117,15 @@ def definition_gflop(support: int, sizes: Sizes) -> float:
 
 
 def compile_all(stage: Stage, wanted: list[Case], sizes: Sizes) -> dict[Case, Future]:
-    """Compiles our programs side by side and before anything is timed: one after another they would take minutes."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return {c: pool.submit(stage.compile, str(c), program(c, sizes), *shapes_of(c, sizes)) for c in wanted}
+    """Compiles our programs side by side, before anything is timed: one after another they would take minutes."""
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    found = {c: pool.submit(stage.compile, str(c), program(c, sizes), *shapes_of(c, sizes)) for c in wanted}
+    stage.wait_for(found.values())
+    return found
 
 
 def measure_jax(compiled: Any, about: dict[str, Any], case: Case, sizes: Sizes) -> dict[str, Any]:
-    params = init_params(build_model({"encoder_blocks": sizes.blocks}), 0)
+    params = jax.device_put(drawn_params(build_model({"encoder_blocks": sizes.blocks})))
     *arrays, label = (jnp.asarray(x) for x in inputs_of(case, sizes.image))
     seconds = seconds_of(lambda: compiled(params, label, *arrays))
     gflop = case.batch * episode_gflop(case.kind, case.support, sizes)
@@ -158,12 +159,11 @@ def run(stage: Stage, sizes: Sizes) -> list[tuple[Case, dict[str, Any]]]:
     there = accelerator_torch.versions()["torch"] != "missing"
     wanted = [case for case in cases(sizes) if there or case.by == "jax"]
     programs = compile_all(stage, [case for case in wanted if case.by == "jax"], sizes)
-    stage.line(compiled=len(programs), seconds=round(time.time() - stage.started, 1))
     last: dict[tuple[str, str], float] = {}
 
     def one(case: Case) -> dict[str, Any]:
         ours = case.by == "jax"
-        found = measure_jax(*programs[case].result(), case, sizes) if ours else measure_torch(case, sizes)
+        found = measure_jax(*programs[case].result(stage.left()), case, sizes) if ours else measure_torch(case, sizes)
         others = {c.by: row["seconds"] for c, row in done if c.same_work(case)}
         mine = found["seconds"] if ours else others.pop("jax", None)
         others = others if ours else {case.by: found["seconds"]}
@@ -186,7 +186,7 @@ def profile(stage: Stage, sizes: Sizes) -> None:
     """A trace of some gradient steps at the middle batch; the program comes from the cache."""
     case = Case("jax", "gradient", sizes.supports[0], sizes.batches[-1], "bfloat16")
     compiled = jax.jit(program(case, sizes)).lower(*shapes_of(case, sizes)).compile()
-    params = init_params(build_model({"encoder_blocks": sizes.blocks}), 0)
+    params = jax.device_put(drawn_params(build_model({"encoder_blocks": sizes.blocks})))
     *arrays, label = (jnp.asarray(x) for x in inputs_of(case, sizes.image))
     jax.block_until_ready(compiled(params, label, *arrays))
     with profiled(stage):

@@ -5,25 +5,30 @@ import ctypes
 import functools
 import gzip
 import json
+import os
 import signal
 import statistics
 import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
+from universeg_jax.networks import param_shapes
 
 from benchmarks.lines import write_line
 
 RESULTS, FILE_MB = "results.jsonl", 16
 COMPILED = "/jax/core/compile/backend_compile_duration"
 LIGHT = ("noise", "flip_intensities")  # augmentation that compiles in a second
+COMPILING = 0.5  # share of a box that may pass before measuring begins beside compilation
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
@@ -76,10 +81,18 @@ class Stage:
             self.line(failed=name, error=f"{type(error).__name__}: {str(error)[:600]}")
             return None
 
+    def wait_for(self, programs: Iterable[Future]) -> None:
+        """Waits until all are compiled, or for half of the time that is left; the line says which.
+
+        What is timed after the latter is timed beside compilation, which may disturb it.
+        """
+        began, (done, pending) = time.time(), wait(programs, COMPILING * self.left())
+        self.line(compiled=len(done), still_compiling=len(pending), seconds=round(time.time() - began, 1))
+
     def end(self) -> None:
         """The line that says what was compiled; exits with status 1 where a part failed."""
         self.line(programs_compiled=self.programs, compile_seconds=round(self.compile_seconds, 1), failed=self.failed)
-        sys.exit(min(self.failed, 1))
+        os._exit(min(self.failed, 1))  # not held up by what is compiled still
 
 
 def start(name: str, doc: str, parts: bool = False) -> Stage:
@@ -111,6 +124,17 @@ def shrink(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def drawn_params(model: Any) -> Any:
+    """Parameters as large as usual ones, from the host: what initialises them would have to be compiled."""
+    rng = np.random.default_rng(0)
+
+    def draw(x: Any) -> np.ndarray:
+        scale = np.sqrt(2 / np.prod(x.shape[:-1])) if len(x.shape) > 1 else 0.1
+        return (scale * rng.standard_normal(x.shape)).astype(np.float32)
+
+    return jax.tree.map(draw, param_shapes(model))
+
+
 def without(config: ConfigDict, names: list[str]) -> None:
     """Turns these operations of augmentation off."""
     for level in ("task", "in_task"):
@@ -120,22 +144,22 @@ def without(config: ConfigDict, names: list[str]) -> None:
 
 
 def seconds_of(
-    run: Callable[[], Any], wait: Callable[[Any], Any] = jax.block_until_ready, seconds: float = 0.6, rounds: int = 5
+    run: Callable[[], Any], ready: Callable[[Any], Any] = jax.block_until_ready, seconds: float = 0.6, rounds: int = 5
 ) -> tuple[float, float, float]:
     """(median, least, most) seconds of a call, over rounds of so many calls that one takes a share of `seconds`.
 
-    `run` dispatches and returns what `wait` takes; within a round nothing waits, as in a loop of training.
+    `run` dispatches and returns what `ready` takes; within a round nothing waits, as in a loop of training.
     """
-    wait(run())
+    ready(run())
     started = time.perf_counter()
-    wait(run())
+    ready(run())
     calls = max(1, int(seconds / rounds / max(time.perf_counter() - started, 1e-6)))
     times = []
     for _ in range(rounds):
         started = time.perf_counter()
         for _ in range(calls):
             last = run()
-        wait(last)
+        ready(last)
         times.append((time.perf_counter() - started) / calls)
     return statistics.median(times), min(times), max(times)
 

@@ -215,9 +215,9 @@ def train(stage: Stage, run: Training, reserve: float) -> Any:
         progress.add(step, sums)
         if step == WARM:
             jax.block_until_ready(sums)
-            began = time.time()  # what came before was compilation
+            began = saved = time.time()  # what came before was compilation
         last = bool(stopped) or stage.left() < reserve or step == end
-        due = last or time.time() - saved > SAVE_SECONDS
+        due = last or (step > WARM and time.time() - saved > SAVE_SECONDS)
         if step == WARM + MEASURED or (due and step > WARM):
             jax.block_until_ready(sums)
             seconds = (time.time() - began) / (step - WARM)

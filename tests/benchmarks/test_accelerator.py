@@ -76,15 +76,16 @@ def test_steps_fit_the_seconds_that_are_left():
     assert accelerator_train.fit_steps(10, seconds_left=-3, step_seconds=0.5) == 11
 
 
-def test_a_part_runs_only_with_time_for_it_and_its_failure_is_told(tmp_path):
+def test_a_part_runs_only_with_time_for_it_and_its_failure_is_told(tmp_path, monkeypatch):
     stage = stage_of(tmp_path, seconds=10)
     assert stage.part("fits", 5, lambda x: x + 1, 1) == 2
     assert stage.part("does not", 11, lambda: 1 / 0) is None
     assert stage.failed == 0
     assert stage.part("fails", 1, lambda: 1 / 0) is None
-    with pytest.raises(SystemExit) as ended:
-        stage.end()
-    assert ended.value.code == 1
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    stage.end()
+    assert ended == [1]
     skipped, failed, end = rows_of(tmp_path)
     assert skipped["skipped"] == "does not"
     assert failed["failed"] == "fails"
@@ -127,13 +128,18 @@ def test_differences_are_relative_to_the_largest_entry():
     assert accelerator_parity.apart({"a": np.zeros(2)}, {"a": np.zeros(2)}) == 0.0
 
 
-def test_boxes_shrink_with_the_minutes_and_train_has_the_rest(tmp_path):
+def test_boxes_shrink_with_the_minutes_and_what_is_left_goes_on(tmp_path):
     for minutes, share in ((9, 1.0), (4.5, 0.5), (18, 1.0)):
-        run = accelerator.Run(argparse.Namespace(minutes=minutes, tiny=False, out=tmp_path))
-        for stage, seconds in accelerator.BOXES.items():
-            assert run.box(stage) - time.time() == pytest.approx(share * seconds, abs=0.5)
+        args = argparse.Namespace(minutes=minutes, tiny=False, out=tmp_path, stages=list(accelerator.STAGES))
+        run, boxes = accelerator.Run(args), accelerator.BOXES
+        for stage, seconds in zip(("parity", "speed", "loop"), (60, 210, 270), strict=True):
+            assert run.box(stage) - run.measuring == pytest.approx(share * seconds, abs=0.5)
+        run.measuring -= 1000  # what came before took longer than its box
+        assert run.box("loop") - time.time() == pytest.approx(share * boxes["loop"], abs=0.5)
         assert run.box("train") == run.until - accelerator.LAST
-    assert sum(accelerator.BOXES.values()) <= 0.5 * 60 * accelerator.FULL_MINUTES
+        run.until = time.time() + 10
+        assert run.box("speed") - time.time() == pytest.approx(10 - accelerator.LAST, abs=0.5)
+    assert sum(boxes.values()) <= 0.5 * 60 * accelerator.FULL_MINUTES
 
 
 def test_a_stage_that_does_not_end_is_ended():
