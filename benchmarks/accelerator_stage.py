@@ -21,9 +21,9 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from universeg_jax.networks import param_shapes
 
 from benchmarks.lines import write_line
+from universeg_jax.model.factory import param_shapes
 
 RESULTS, FILE_MB = "results.jsonl", 16
 COMPILED = "/jax/core/compile/backend_compile_duration"

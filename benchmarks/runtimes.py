@@ -23,12 +23,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from universeg_jax.export_onnx import _require_packages, convert, example_inputs
-from universeg_jax.networks import build_model, init_params
-from universeg_jax.predictor import Predictor
 
 from benchmarks.lines import write_line
-from configs import default
+from universeg_jax.configs import default
+from universeg_jax.export.onnx_export import _require_packages, convert, example_inputs
+from universeg_jax.model.factory import build_model, init_params
+from universeg_jax.prediction.predictor import Predictor
 
 Run = Callable[[], np.ndarray]
 FEWEST = 5  # rounds
