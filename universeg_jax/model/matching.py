@@ -56,7 +56,7 @@ class CellMatching(nn.Module):
         self.stem, self.first, self.second = Layer(8, half), Layer(half, full), Layer(full, full)
         self.context = [Layer(full, full), Layer(full, full)]
         self.key = Conv(full, self.heads * KEY, 1.0, size=1)
-        spread = np.linspace(*np.log(LOCALITIES), self.heads)
+        spread = np.linspace(np.log(LOCALITIES[0]), np.log(LOCALITIES[1]), self.heads)
         self.locality = self.param("log_locality", lambda _: jnp.asarray(spread, jnp.float32))
         self.temperature = self.param("log_temperature", lambda _: jnp.full(self.heads, np.log(TEMPERATURE)))
 
@@ -140,18 +140,18 @@ def comparer(keys: Array, temperature: Array, locality: Array) -> Callable[[Arra
     """
     batch, rows, columns, heads, width = keys.shape
     at = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1)
-    at = at / max(rows, columns)  # [rows, columns, 2], where the longer side of the image is 1
+    positions = at / max(rows, columns)  # [rows, columns, 2], where the longer side of the image is 1
     temperature, locality = temperature[:, None, None], locality[:, None, None]
 
-    def flat(keys: Array, *more: Array) -> Array:
+    def flat(keys: Array, *more: Array | np.ndarray) -> Array:
         """[B, ..., heads, D] and numbers of a cell [heads or 1, cells, n] → [B, heads, all cells, D + 4]."""
         keys = jnp.moveaxis(keys.reshape((batch, -1, more[0].shape[1], heads, width)), 3, 1)
         shape = keys.shape[:-1]
-        more = [jnp.broadcast_to(jnp.asarray(x, keys.dtype)[None, :, None], (*shape, x.shape[-1])) for x in more]
-        return jnp.concatenate([keys, *more], -1).reshape((batch, heads, -1, width + 4))
+        numbers = [jnp.broadcast_to(jnp.asarray(x, keys.dtype)[None, :, None], (*shape, x.shape[-1])) for x in more]
+        return jnp.concatenate([keys, *numbers], -1).reshape((batch, heads, -1, width + 4))
 
     def places(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        x = at[::step, ::step].reshape((1, -1, 2))
+        x = positions[::step, ::step].reshape((1, -1, 2))
         return x, np.square(x).sum(-1, keepdims=True), np.ones((1, x.shape[1], 1))
 
     # The exponent as one product: τ cosine - τ - λ |a - b|² = (τ q)·k + (2 λ a)·b - (τ + λ |a|²) - λ |b|²

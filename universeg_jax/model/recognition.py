@@ -110,7 +110,7 @@ class Recognition(nn.Module):
 
 
 def _spread(_: Any, shape: tuple[int]) -> Array:
-    return jnp.asarray(np.linspace(*np.log(LOCALITIES), *shape), jnp.float32)
+    return jnp.asarray(np.linspace(np.log(LOCALITIES[0]), np.log(LOCALITIES[1]), shape[0]), jnp.float32)
 
 
 def _guess(sums: Array, shape: tuple[int, ...]) -> Array:

@@ -206,8 +206,8 @@ class UniverSeg(nn.Module):
         if self.form == "plain" or self.is_initializing():  # the definition touches every parameter
             u_BHWC = self.plain(u_BHWC, v_BSHWC, weights_BS, query_keys, support_keys)
         else:
-            chunks = chunked((v_BSHWC, weights_BS, support_keys), self.support_chunk)
-            u_BHWC = fast.forward(self, u_BHWC, *chunks[:2], query_keys=query_keys, support_keys=chunks[2])
+            entries, weights, key_chunks = chunked((v_BSHWC, weights_BS, support_keys), self.support_chunk)
+            u_BHWC = fast.forward(self, u_BHWC, entries, weights, map_sum, query_keys, key_chunks)
         return self.out(u_BHWC.astype(jnp.promote_types(jnp.float32, dtype)))
 
     def keys_of(self, images: Array, support: bool = False) -> Keys:
