@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
     if DISTRIBUTED.value or COORDINATOR.value:
         startup.join_hosts(COORDINATOR.value, COUNT.value, INDEX.value)
     try:
-        train_and_evaluate(CONFIG.value, WORKDIR.value, PROFILE.value)
+        train_and_evaluate(CONFIG.value, str(WORKDIR.value), PROFILE.value)
     except (UserError, FloatingPointError, OSError) as error:
         sys.exit(f"train.py: {error}")
     except jax.errors.JaxRuntimeError as error:

@@ -10,16 +10,18 @@ Expected of the published size, held-out Dice: senet 50.1, panet 41.8, alpnet 47
 53 datasets; nobody has trained these configs to the end with the data at hand yet.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from universeg_jax.configs import default, small
 
-PAPER = {
+PAPER: dict[str, dict[str, Any]] = {
     "senet": {"encoder_blocks": (64, 64, 64, 64)},
     "panet": {"encoder_blocks": ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))},
     "alpnet": {"encoder_blocks": ((64, 3), (128, 4), (256, 23), (512, 3))},
 }
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "senet": {"encoder_blocks": (64, 64, 64, 64), "norm": "layer"},
     "panet": {"encoder_blocks": ((16, 2), (32, 2), (64, 3), (128, 3), (128, 3)), "stride": 4, "norm": "layer"},
     "alpnet": {"encoder_blocks": ((16, 2), (32, 4), (64, 5), (96, 2)), "stride": 4, "embedding": 128},

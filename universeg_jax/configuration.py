@@ -171,7 +171,7 @@ def without_retired(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def check_resumable(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> None:
     """Raises ConfigError naming every field that differs and is not in RESUMABLE."""
-    allowed = RESUMABLE
+    allowed: tuple[str, ...] = RESUMABLE
     if old["optimizer"]["schedule"] == new["optimizer"]["schedule"] == "constant":
         allowed += ("num_steps",)  # the schedule does not depend on it, so a longer run begins with the shorter one
     before, after = flatten(old), flatten(new)

@@ -25,7 +25,7 @@ def use_compilation_cache() -> None:
 
     JAX_COMPILATION_CACHE_DIR chooses another folder; JAX_ENABLE_COMPILATION_CACHE=0 disables the cache.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         jax.config.update("jax_compilation_cache_dir", str(Path(CACHE).expanduser()))
 
 

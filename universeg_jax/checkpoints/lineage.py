@@ -122,7 +122,7 @@ def package(checkpoint: str | Path, out: str | Path) -> dict[str, Any]:
         raise UserError(f"{out}: the name of packaged weights ends in {packaged.SUFFIX}")
     metadata = store.read_metadata(path)
     check_open(metadata.get("lineage", {}))
-    header = {key: metadata.get(key) for key in ("format", "step", "config", "lineage")}
+    header: dict[str, Any] = {key: metadata.get(key) for key in ("format", "step", "config", "lineage")}
     header["config"] |= {"data_dir": "", "init_from": ""}  # local paths
     packaged.write_file(out, store.load(path)[0], header)
     return packaged.read_header(out)

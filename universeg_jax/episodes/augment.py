@@ -23,6 +23,8 @@ them: the border of a rotated image looks like a border that exists. Reflection 
 Lengths in pixels are published for 128 pixels and scaled with the size.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,7 +132,7 @@ def geometry(key: Array, images: Array, labels: Array, config: ConfigDict) -> tu
     in_task = jax.vmap(lambda k: displacements(k, config.in_task, size))(random.split(keys[1], count))
     source = warp.map_each(lambda *displacement: moved(displacement, at) + center, *in_task)
     nearest = config.label_interpolation == "nearest"
-    sample = jax.vmap(lambda *one: warp.sample_image_and_label(*one, nearest))
+    sample = jax.vmap(functools.partial(warp.sample_image_and_label, nearest=nearest))
     new_images, new_labels = sample(images, labels, source)
     bad = proper(labels) & ~proper(new_labels)
     repaired = bad[:, None, None]
@@ -142,7 +144,7 @@ def proper(labels: Array) -> Array:
     return (labels.min((1, 2)) < 0.5) & (labels.max((1, 2)) > 0.5)
 
 
-def moved(displacement: tuple[Array, ...], at: Array) -> Array:
+def moved(displacement: tuple[Array, ...], at: Array | np.ndarray) -> Array:
     """Maps coordinates `at` [2, H, W] about the centre to those they read from, by a result of `displacements`.
 
     Multiply-adds instead of a matrix product, because a GPU's matrix units would round coordinates.
@@ -242,5 +244,5 @@ def smoothed(x: Array) -> Array:
     """Filters x [n, H, W] by (1 1 1; 1 5 1; 1 1 1) / 13 with a repeated border: the result of sharpness 0."""
     size = x.shape[-1]
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1)), mode="edge")
-    rows = sum(padded[:, i : i + size] for i in range(3))
-    return (sum(rows[:, :, i : i + size] for i in range(3)) + 4 * x) / 13
+    rows = padded[:, :size] + padded[:, 1:-1] + padded[:, 2:]
+    return (rows[:, :, :size] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * x) / 13

@@ -40,7 +40,7 @@ def plain_episode(index: Array, kind: Array, raw: Episode, config: ConfigDict) -
         return episode._replace(support_mask=raw.support_mask.astype(jnp.float32)), jnp.int32(0)
 
     def superpixels() -> tuple[Episode, Array]:
-        image = to_device_floats(raw, config.image_size).query_image[..., 0]
+        image = jnp.asarray(to_device_floats(raw, config.image_size).query_image)[..., 0]
         episode, repaired = superpixel.superpixel_episode(key, image, support_size, config.superpixel)
         return episode._replace(support_mask=raw.support_mask.astype(jnp.float32)), repaired
 

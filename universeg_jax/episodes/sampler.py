@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     Synthetic episodes are zeros; superpixel episodes are zeros except for the query image.
     """
 
-    index: np.ndarray  # uint32 [B], global episode index: the key of everything sampled on the device
+    index: np.ndarray  # type: ignore[assignment]  # uint32 [B], global episode index: the key of everything sampled on the device
     kind: np.ndarray  # uint8 [B], position in KINDS
     task: np.ndarray  # int32 [B], position in the sampler's tasks; -1 for synthetic
     episode: Episode
@@ -58,7 +58,7 @@ class EpisodeSampler:
     datasets: dict[str, Dataset]
     tasks: Sequence[Task]
     pools: Sequence[TaskSide]
-    tree: tuple  # nested, of task numbers; the branches of a node are equally likely
+    tree: tuple | int  # nested, of task numbers; the branches of a node are equally likely
     companions: dict[tuple, tuple[int, ...]]  # labels of each family of tasks
     seed: int
     support_size: int
@@ -127,7 +127,8 @@ class EpisodeSampler:
             images, labels = (x[..., None] for x in pixels)
         elif selection.kind == SUPERPIXEL:  # the device makes the labels and the support
             images[0, ..., 0] = dataset.gather(np.array([selection.query[0]]), np.zeros(1, np.int64))[0][0]
-        return Batch(np.uint32(index), np.uint8(selection.kind), np.int32(selection.task), split_query(images, labels))
+        numbers = np.array(index, np.uint32), np.array(selection.kind, np.uint8), np.array(selection.task, np.int32)
+        return Batch(*numbers, split_query(images, labels))
 
 
 def sample_others(
@@ -188,7 +189,8 @@ def make_sampler(
     sizes = {dataset.meta.name: dataset.meta.size for dataset in datasets}
     if len(set(sizes.values())) > 1:
         raise UserError(f"datasets were built at different sizes: {sizes}; build them again with one --size")
-    if not sizes and (synthetic < 1 or size is None):
+    size = next(iter(sizes.values()), size)
+    if size is None or (not sizes and synthetic < 1):
         raise UserError("no training dataset and episodes that are not synthetic: set data_dir, or kinds.real to 0")
     companions = _companions(tasks) if label_union or all_labels else {}
     tasks = [task for task in tasks if not task.unusable]
@@ -203,7 +205,7 @@ def make_sampler(
         companions=companions,
         seed=seed,
         support_size=support_size,
-        size=next(iter(sizes.values())) if sizes else size,
+        size=size,
         replacement=replacement,
         synthetic=synthetic,
         superpixel=superpixel,
@@ -254,5 +256,5 @@ def batches(
 
 def stack(episodes: Sequence[Batch]) -> Batch:
     """Stacks episodes along a new first axis."""
-    numbers = (np.stack([each[k] for each in episodes]) for k in range(3))
-    return Batch(*numbers, Episode(*map(np.stack, zip(*(each.episode for each in episodes), strict=True))))
+    index, kind, task = (np.stack([batch[k] for batch in episodes]) for k in range(3))
+    return Batch(index, kind, task, Episode(*map(np.stack, zip(*(batch.episode for batch in episodes), strict=True))))

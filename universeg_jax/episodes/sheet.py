@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from universeg_jax.configuration import check_fields
 from universeg_jax.data.dataset import list_datasets
 from universeg_jax.data.tasks import task_table, usable
-from universeg_jax.episode import Episode, stack_examples, to_device_floats
+from universeg_jax.episode import Array, Episode, stack_examples, to_device_floats
 from universeg_jax.episodes import augment, inputs
 from universeg_jax.episodes.on_device import plain_episode
 from universeg_jax.episodes.sampler import KINDS, SUPERPIXEL, SYNTHETIC, make_sampler, task_name
@@ -65,8 +65,8 @@ def task_rows(kind: str, config: ConfigDict, first: int = 0) -> list[SheetRow]:
 
 def stacked(episode: Episode) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels [1 + S, H, W], the query first."""
-    images, labels = stack_examples(jax.device_get(episode))
-    return images[..., 0], labels[..., 0]
+    images, labels = (np.asarray(x)[..., 0] for x in stack_examples(episode))
+    return images, labels
 
 
 def augment_rows(config: ConfigDict, first: int = 0) -> list[SheetRow]:
@@ -75,17 +75,17 @@ def augment_rows(config: ConfigDict, first: int = 0) -> list[SheetRow]:
     one = Episode(image, label, image[None], label[None], np.ones(1, np.float32))
     rows = []
     for title, changed in settings(config.augment):
-        draw = jit_for_once(jax.vmap(lambda index, changed=changed: augmented(index, one, config.seed, changed)))
-        drawn = jax.device_get(draw(jnp.arange(first, first + SUBJECTS - 1)))
+        augment_all = jit_for_once(jax.vmap(lambda index, changed=changed: augmented(index, one, config.seed, changed)))
+        columns = jax.device_get(augment_all(jnp.arange(first, first + SUBJECTS - 1)))
         rows.append(
             SheetRow(
-                title, *(np.concatenate([x[None], xs])[..., 0] for x, xs in zip((image, label), drawn, strict=True))
+                title, *(np.concatenate([x[None], xs])[..., 0] for x, xs in zip((image, label), columns, strict=True))
             )
         )
     return rows
 
 
-def augmented(index: jax.Array, episode: Episode, seed: int, config: ConfigDict) -> tuple[jax.Array, jax.Array]:
+def augmented(index: jax.Array, episode: Episode, seed: int, config: ConfigDict) -> tuple[Array, Array]:
     """Augmented image and label [H, W, 1] of the query, number `index`."""
     key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), index)
     changed, _ = augment.augment_episode(key, episode, config)

@@ -188,10 +188,10 @@ def frame_of_curves(path: Array, width: Array, ends: Array, radial: Array) -> Ar
     spacing = jnp.where(radial, 2 * np.pi * t, reach) / columns
     width = jnp.maximum(width, jnp.maximum(0.5, 0.55 * spacing))  # at least the resolution of frame and image
     width = jnp.where(t < ends, width, -1e3)
-    slope = jnp.gradient(path, reach / (rows - 1), axis=2) * scale
+    slope = jnp.asarray(jnp.gradient(path, reach / (rows - 1), axis=2)) * scale
     upright = jnp.broadcast_to(scale, path.shape) / jnp.sqrt(1 + jnp.square(slope))
-    across = np.linspace(-1, 1, columns, dtype=np.float32)
-    across = jnp.where(radial, across * np.pi, across * (reach / 2) / (rows / 4))
+    column = np.linspace(-1, 1, columns, dtype=np.float32)
+    across = jnp.where(radial, column * np.pi, column * (reach / 2) / (rows / 4))
 
     def nearest(leaf, best):
         def at(values):

@@ -61,9 +61,8 @@ def sample_subjects(key: jax.Array, size: int, count: int) -> tuple[np.ndarray, 
     """
     sampled = count
     while True:
-        images, labels = (
-            x[..., 0] for x in stack_examples(jax.device_get(_synthetic_subjects(key, size, sampled - 1)))
-        )
+        episode = _synthetic_subjects(key, size, sampled - 1)
+        images, labels = (np.asarray(x)[..., 0] for x in stack_examples(episode))
         images = np.round(255 * images).astype(np.uint8)
         first = np.sort(np.unique(images.reshape(sampled, -1), axis=0, return_index=True)[1])[:count]
         if len(first) == count:

@@ -162,7 +162,7 @@ def integrate(velocity: Array, steps: int) -> Array:
 
     The loop keeps XLA from fusing the gathers of unrolled steps, which took twelve times as long on a CPU.
     """
-    identity = grid(velocity.shape[-1])[None]
+    identity = jnp.asarray(grid(velocity.shape[-1]))[None]
 
     def square(_, displacement):
         at = identity + jnp.moveaxis(displacement, -1, 1)
@@ -192,7 +192,7 @@ def elastic(key: Array, size: int, alpha: Array, sigma: Array, bounds: tuple[flo
     return kernel, random.normal(key, (2, len(nodes), len(nodes))) * strength
 
 
-def map_each(function: Callable, *xs: Array) -> Any:
+def map_each(function: Callable[..., Any], *xs: Any) -> Any:
     """Maps function over arrays [n, ...]: by vmap on an accelerator, in a loop on a CPU.
 
     The loop skips branches that `lax.cond` does not take, and limits XLA's fusion, which otherwise computes a value

@@ -74,7 +74,7 @@ class StepLog:
         rate = (self.progress.format_dict["rate"] or 0.0) * self.config.batch_size
         shown = {"loss": f"{values['loss']:.3f}", "dice": f"{values['dice']:.3f}", "episodes/s": f"{rate:.3g}"}
         self.progress.set_postfix(shown, waiting=f"{self.waited / passed:.0%}", refresh=False)
-        if self.writes and step % self.config.log_every == 0:
+        if self.lines and step % self.config.log_every == 0:
             seconds = {"seconds_waiting": round(waited, 6), "time": round(passed, 3)}
             self.lines.write({"step": step, **values, **seconds})
             if self.board:

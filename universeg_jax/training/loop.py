@@ -25,7 +25,7 @@ from universeg_jax.startup import Interrupted, when_to_stop
 from universeg_jax.training.log import NotFinite, Profile, StepLog
 from universeg_jax.training.setup import Run, prepare_run
 from universeg_jax.training.step import TrainState, evaluated_params, local_shardings, shard_batch
-from universeg_jax.training.validation import ValidationLog
+from universeg_jax.training.validation import Evaluator, ValidationLog
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path, profile: bool = False) -> TrainState:
@@ -70,7 +70,7 @@ def train(
 
     def should_evaluate(step: int) -> bool:
         due = step > 0 and (step % config.eval_every == 0 or step == config.num_steps)
-        return run.evaluate is not None and due and not (step == first_step and scored)
+        return due and not (step == first_step and scored)
 
     def should_save(step: int) -> bool:
         return step > first_step and (step % config.checkpoint_every == 0 or step == config.num_steps or stopped)
@@ -78,9 +78,9 @@ def train(
     with jax.transfer_guard("disallow"), log.progress:  # closes the progress line before an error is printed
         for step in range(first_step, config.num_steps + 1):
             stopped, scores = must_stop(step), None
-            if should_evaluate(step):
+            if run.evaluate and should_evaluate(step):
                 log.flush()
-                scores = validate(run, config, step, evaluated_params(state), check_signal, validation, log)
+                scores = validate(run.evaluate, config, step, evaluated_params(state), check_signal, validation, log)
                 stopped = stopped or scores is None
             if scores or should_save(step):
                 log.flush()
@@ -121,7 +121,7 @@ def open_stream(run: Run, config: ConfigDict, first_step: int) -> Iterator[Batch
 
 
 def validate(
-    run: Run,
+    evaluator: Evaluator,
     config: ConfigDict,
     step: int,
     params: Any,
@@ -132,10 +132,10 @@ def validate(
     """Evaluates, logs and plots; returns the metrics that choose the best checkpoint, or None after a SIGTERM."""
     sheet = validation.directory / "sheet.png" if config.eval.pictures else None
     with jax.transfer_guard("allow"), contextlib.suppress(Interrupted):
-        summary = run.evaluate(params, check_signal)
+        summary = evaluator(params, check_signal)
         scores = validation.write(step, summary)
         if sheet and jax.process_index() == 0:
-            run.evaluate.plot(params, config.eval.pictures, sheet)
+            evaluator.plot(params, config.eval.pictures, sheet)
         log.evaluated(step, summary, sheet)
         return scores
     return None

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,6 @@ from universeg_jax.episode import Episode
 from universeg_jax.episodes.on_device import device_episodes
 from universeg_jax.episodes.sampler import Batch
 from universeg_jax.evaluation import metrics
-from universeg_jax.model.universeg import UniverSeg
 from universeg_jax.training import losses
 
 Array = jax.Array
@@ -40,9 +40,9 @@ def evaluated_params(state: TrainState) -> Any:
     return state.params if state.ema is None else state.ema
 
 
-def loss_and_dice(params: Any, episode: Episode, model: UniverSeg, config: ConfigDict) -> tuple[Array, Array]:
+def loss_and_dice(params: Any, episode: Episode, model: nn.Module, config: ConfigDict) -> tuple[Array, Array]:
     """Loss and hard Dice [B] of each episode."""
-    logits = model.apply({"params": params}, episode.query_image, *episode[2:])
+    logits: Any = model.apply({"params": params}, episode.query_image, *episode[2:])
     each = losses.total(logits, episode.query_label, config.loss)
     return each, metrics.dice_score(logits[..., 0] >= 0, episode.query_label[..., 0])
 
@@ -74,7 +74,7 @@ def train_step(
     state: TrainState,
     batch: Batch,
     *,
-    model: UniverSeg,
+    model: nn.Module,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     config: ConfigDict,

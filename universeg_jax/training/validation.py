@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
@@ -13,7 +14,6 @@ from universeg_jax.data.tasks import Task, task_table, usable
 from universeg_jax.evaluation import runner
 from universeg_jax.evaluation.cases import Settings
 from universeg_jax.evaluation.scoring import Method, model_method
-from universeg_jax.model.universeg import UniverSeg
 from universeg_jax.reports.figures import plot_sheet
 from universeg_jax.reports.files import JsonLines, write_json
 
@@ -46,7 +46,7 @@ class Evaluator(NamedTuple):
         plot_sheet(cases, f"support size {self.settings.support_sizes[0]}", path)
 
 
-def make_evaluator(config: ConfigDict, datasets: Sequence[Dataset], model: UniverSeg) -> Evaluator | None:
+def make_evaluator(config: ConfigDict, datasets: Sequence[Dataset], model: nn.Module) -> Evaluator | None:
     settings = Settings(
         support_sizes=(config.eval.support_size,),
         ensembles=(config.eval.ensemble,),
