@@ -127,11 +127,12 @@ class Predictor:
         return cast(jax.Array, self.model.apply({"params": params}, *inputs))
 
     def _keys_of(self, params: Any, images: Array, support: bool) -> Keys:
-        """Pretrained keys of query images [1, H, W, 1] or support images [1, N, H, W, 1], without that first axis."""
-        return tuple(k[0] for k in self.model.apply({"params": params}, images, support, method="keys_of"))
+        """Pretrained keys of query images [1, H, W, 1] or support images [1, N, H, W, 1], without the first axis."""
+        keys = cast(Keys, self.model.apply({"params": params}, images, support, method="keys_of"))
+        return tuple(k[0] for k in keys)
 
     def prepared_keys(self, images: Array, flips: bool) -> list[PreparedKeys]:
-        """Of support images [N, H, W, 1] at the model's size, for each flip; none where the model has no keys."""
+        """Keys of support images [N, H, W, 1] at the model's size, one entry per flip; [] if the model has no keys."""
         turned = [flip_axes(flip) for flip in (FLIPS if flips else FLIPS[:1])] if self.has_keys else []
         compute = functools.partial(self._support_keys, self.params)
         return [PreparedKeys(compute, jnp.flip(images, axes) if axes else images) for axes in turned]
