@@ -11,15 +11,16 @@ help:  ## list the targets
 quickstart: $(VENV)/.installed  ## trains and evaluates a small model in runs/quickstart; DATA=FOLDER for real folders, FRESH=1 to start over
 	$(RUN) -m universeg_jax.commands.quickstart --workdir=runs/quickstart $(if $(DATA),--data=$(DATA)) $(if $(FRESH),--fresh)
 
-# mypy joins both test targets, after ruff format, when the five errors in model/matching.py are mended: $(VENV)/bin/mypy
-test: $(VENV)/.installed  ## ruff and every test that is not slow
+test: $(VENV)/.installed  ## ruff, mypy and every test that is not slow
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 	$(RUN) -m pytest
 
 test-all: $(VENV)/.installed  ## the same with the slow tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 	$(RUN) -m pytest -m "not shared"
 
 coverage: $(VENV)/.installed  ## the tests of `make test` with the floors for lines and branches
