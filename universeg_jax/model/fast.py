@@ -10,8 +10,9 @@
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -28,14 +29,11 @@ from universeg_jax.model.layers import (
     weighted_sum,
 )
 
-if TYPE_CHECKING:
-    from universeg_jax.model.universeg import CrossBlock, UniverSeg
-
 Keep = Callable[[Array], tuple[Any, Any]]  # v' of a chunk → (what to average over entries, what to store)
 
 
 def forward(
-    model: "UniverSeg",
+    model: nn.Module,
     u: Array,
     entries: Any,
     weights: Any,
@@ -85,7 +83,7 @@ def forward(
 
 
 def cross_block(
-    block: "CrossBlock",
+    block: nn.Module,
     u: Array,
     entries: Any,
     weights: Any,
@@ -124,12 +122,12 @@ def cross_block(
     return query_from_mean(block, u, join(mean)) if linear else block.query_out(u, mean), averaged, stored
 
 
-def split_kernel(block: "CrossBlock") -> list[Array]:
+def split_kernel(block: nn.Module) -> list[Array]:
     """The cross kernel's halves for the query and for the support."""
     return jnp.split(block.cross.kernel, [block.query_in], axis=2)
 
 
-def query_from_mean(block: "CrossBlock", u: Array, mean: Array) -> Array:
+def query_from_mean(block: nn.Module, u: Array, mean: Array) -> Array:
     """u' of a linear CrossConv from mean_i v_i [B, H, W, C]."""
     kernel_q, kernel_s = split_kernel(block)
     return block.query_out(u, conv(u, kernel_q, block.cross.bias) + conv(mean, kernel_s))
