@@ -10,7 +10,7 @@ acquired planes, across the longest voxel side (axial for most scans). A TIFF ha
 used. IN_PLANE stands for the acquired planes whatever their direction.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,6 +50,9 @@ from universeg_jax.readers.volumes import (
     to_spacing,
 )
 
+LabelMap = np.ndarray | dict[int, np.ndarray]  # int32 ids; or the bool mask of each id, where classes overlap
+OVERLAP = 0.02  # share of the smaller of two classes from which they overlap
+
 
 @dataclass(frozen=True)
 class Example:
@@ -76,6 +79,7 @@ class Case:
     name: str
     size: int
     ids: tuple[int, ...] = ()  # allowed in a label file without classes; () = any
+    ids_in: str = "meta.json"  # the file that names them
     modality: str = ""
     subset: str = ""
     volume: bool = False
@@ -102,14 +106,50 @@ def make_examples(case: Case) -> list[Example]:
     return _examples_of_volume(case) if case.volume else _examples_of_image(case)
 
 
-def read_pair(case: Case) -> tuple[np.ndarray, np.ndarray]:
-    """Reads (image float32 [H, W], label map int32 [H, W]) of an image; the higher id wins where classes overlap."""
+def read_pair(case: Case) -> tuple[np.ndarray, LabelMap]:
+    """Reads (image float32 [H, W], its labels by `label_map`)."""
     check_complete(case)
     image = _read_image(case)
-    label = np.zeros(image.shape, np.int32)
-    for i, mask in _image_masks(case, image):
+    return image, label_map(image.shape, lambda: _image_masks(case, image))
+
+
+def label_map(shape: tuple[int, ...], masks: Callable[[], Iterator[tuple[int, np.ndarray]]]) -> LabelMap:
+    """int32 ids of `shape` where the classes (id, bool mask) do not overlap; else the mask of each id.
+
+    Where two classes share less than OVERLAP of the smaller one, as polygons do along their edges, the higher id wins.
+    """
+    label = np.zeros(shape, np.int32)
+    for i, mask in masks():
+        others = label[mask]
+        if others.any():
+            for other, shared in zip(*np.unique(others[others > 0], return_counts=True), strict=True):
+                if shared > OVERLAP * min(len(others), (label == other).sum()):
+                    return dict(masks())
         label[mask] = i
-    return image, label
+    return label
+
+
+def ids_of(label: LabelMap) -> set[int]:
+    """The ids of a label map, without 0."""
+    return set(label) if isinstance(label, dict) else set(np.unique(label).tolist()) - {0}
+
+
+def mask_of(label: LabelMap, i: int, shape: tuple[int, ...]) -> np.ndarray:
+    """The bool mask of id `i` in a label map of `shape`."""
+    return label.get(i, np.zeros(shape, bool)) if isinstance(label, dict) else label == i
+
+
+def read_volume_pair(case: Case) -> tuple[Volume, LabelMap]:
+    """Reads (volume, its labels [X, Y, Z] on its grid by `label_map`)."""
+    check_inside(case)
+    image = read_volume(case.image, case.channel)
+
+    def masks() -> Iterator[tuple[int, np.ndarray]]:
+        return class_masks(
+            case.labels, case.ids, lambda file: read_label_on(case, file, image, image.shape), case.ids_in
+        )
+
+    return image, label_map(image.shape, masks)
 
 
 def check_complete(case: Case) -> None:
@@ -150,7 +190,7 @@ def _read_image(case: Case) -> np.ndarray:
 
 def _image_masks(case: Case, image: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     height, width = image.shape
-    return class_masks(case.labels, case.ids, lambda file: _read_image_label(file, (height, width)))
+    return class_masks(case.labels, case.ids, lambda file: _read_image_label(file, (height, width)), case.ids_in)
 
 
 def _read_image_label(file: LabelFile, shape: tuple[int, int]) -> np.ndarray:
@@ -171,7 +211,8 @@ def _examples_of_volume(case: Case) -> list[Example]:
     check_voxels(image.name, shape, "1 mm")
     axes = {axis: slice_axis(image) if axis == IN_PLANE else axis for axis in wanted_axes(case, image)}
     slices: dict[tuple[int, str, int], dict[int, np.ndarray]] = {}  # (axis, slicing, index) → masks
-    for i, mask in class_masks(case.labels, case.ids, lambda file: read_label_on(case, file, image, shape)):
+    masks = class_masks(case.labels, case.ids, lambda file: read_label_on(case, file, image, shape), case.ids_in)
+    for i, mask in masks:
         for axis, across in axes.items():
             indices = {"mid": middle_slice(mask, across), "max": largest_slice(mask, across)}
             if mask.shape[across] == 1:

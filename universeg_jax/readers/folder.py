@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from universeg_jax.readers.cases import Case, check_inside, may_be_case, read_pair
+from universeg_jax.readers.cases import Case, LabelMap, check_inside, ids_of, mask_of, may_be_case, read_pair
 from universeg_jax.readers.errors import FolderError, ImageError
 from universeg_jax.readers.file_names import IMAGE_EXTENSIONS, READABLE_EXTENSIONS, extension, natural_order, stem
 from universeg_jax.readers.images import read_label
@@ -72,10 +72,11 @@ def read_folder(path: str | Path, size: int = 128) -> Folder[Case]:
 
 def read_support(
     path: str | Path, label: int | None = None, unusable: dict[str, str] | None = None
-) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
+) -> tuple[list[np.ndarray], list[LabelMap], list[str]]:
     """Reads a support folder: (images float32 [H, W], label maps int32 [H, W], names).
 
-    With `label` the label maps hold that id alone, as 1. Raises FolderError, also where `label` never occurs, and
+    Where classes of an image overlap, its label map is a dict of the bool mask of each id. With `label` the label maps
+    hold that id alone, as 1. Raises FolderError, also where `label` never occurs, and
     ImageError for a file that cannot be used, unless `unusable` is given: then it gets the case's name and the reason.
     """
     folder = read_folder(path)
@@ -85,10 +86,10 @@ def read_support(
     pairs = read_each(folder.cases, read_pair, unusable)
     names, images, labels = list(pairs), [image for image, _ in pairs.values()], [ids for _, ids in pairs.values()]
     if label is not None:
-        occurring = sorted({int(i) for ids in labels for i in np.unique(ids)} - {0})
+        occurring = sorted(set().union(*map(ids_of, labels)))
         if label not in occurring:
             raise FolderError(f"{path}: label {label} never occurs; the ids there are {occurring}")
-        labels = [(ids == label).astype(np.int32) for ids in labels]
+        labels = [mask_of(ids, label, image.shape).astype(np.int32) for ids, image in zip(labels, images, strict=True)]
     return images, labels, names
 
 

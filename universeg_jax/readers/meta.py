@@ -13,6 +13,7 @@ All fields may be left out:
 """
 
 import csv
+import io
 import json
 import re
 from collections.abc import Callable
@@ -69,14 +70,19 @@ def read_meta(path: Path) -> Meta:
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """Reads a JSON object in UTF-8. Raises FolderError."""
+    """Reads a JSON object in UTF-8, or in UTF-16 with a byte order mark. Raises FolderError."""
     try:
-        contents = json.loads(file.read_text(encoding="utf-8"))
+        contents = json.loads(decode_text(file.read_bytes()))
     except (ValueError, RecursionError) as error:
         raise FolderError(f"{file} is not JSON in UTF-8: {error}") from error
     if not isinstance(contents, dict):
         raise FolderError(f'{file}: must be an object, such as {{"labels": {{"1": "liver"}}}}')
     return contents
+
+
+def decode_text(data: bytes) -> str:
+    """Text as editors save it: UTF-8, with or without a byte order mark, or UTF-16 with one. Raises ValueError."""
+    return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
 
 
 def subject_rule(path: Path, meta: Meta, default: Callable[[str], str]) -> Callable[[str], str]:
@@ -110,8 +116,7 @@ def _subject_table(path: Path, name: str) -> dict[str, str]:
     if not file.resolve().is_relative_to(path.resolve()):
         raise FolderError(f'{path / "meta.json"}: "subjects" is {name!r}; the table must lie in the folder')
     try:
-        with file.open(newline="", encoding="utf-8-sig") as opened:
-            rows = list(csv.DictReader(opened))
+        rows = list(csv.DictReader(io.StringIO(decode_text(file.read_bytes()), newline="")))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FolderError(f"{file}: cannot be read as the table of subjects: {error}") from error
     if not rows or not {"case", "subject"} <= rows[0].keys():
