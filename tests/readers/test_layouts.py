@@ -223,7 +223,7 @@ REGIONS = {"background": 0, "core": [2], "whole": [1, 2]}
 def test_regions_in_any_order_are_whole_in_build_and_in_support(tmp_path):
     for labels, whole, core in ((REGIONS, 2, 1), ({"whole": ["1", "2"], "core": "2"}, 1, 2)):
         folder = nnunet(tmp_path / str(whole), channels=("CT",), labels=labels)
-        _, label = block_volume((10, 12, 8), (1, 2))
+        _, _label = block_volume((10, 12, 8), (1, 2))
         case = read_folder(folder, 16).cases[0]
         masks = read_volume_pair(case)[1]
         np.testing.assert_array_equal(masks[whole], nib.load(case.labels[0].path).get_fdata() > 0)

@@ -21,8 +21,7 @@ from universeg_jax.data.source import Source, read_source
 from universeg_jax.data.tfds_import import TfdsCase, make_tfds_examples
 from universeg_jax.readers.cases import Case, Example, make_examples
 from universeg_jax.readers.folder import read_folder
-from universeg_jax.readers.meta import decode_text
-from universeg_jax.readers.meta import Folder
+from universeg_jax.readers.meta import Folder, decode_text
 from universeg_jax.readers.volume_files import voxels_of
 from universeg_jax.reports.markdown import markdown_table
 

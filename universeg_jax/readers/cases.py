@@ -18,10 +18,10 @@ import numpy as np
 
 from universeg_jax.readers.checks import check_voxels
 from universeg_jax.readers.dicom import read_dicom_image, read_label_stack
+from universeg_jax.readers.dicom_files import is_dicom_file
 from universeg_jax.readers.errors import ImageError
 from universeg_jax.readers.file_names import (
     CONTOUR_EXTENSION,
-    DICOM_EXTENSIONS,
     READABLE_EXTENSIONS,
     TIFF_EXTENSIONS,
     extension,
@@ -36,6 +36,7 @@ from universeg_jax.readers.preprocess import (
     quantize,
     window_of_modality,
 )
+from universeg_jax.readers.segments import on_grid_of
 from universeg_jax.readers.slices import largest_slice, middle_slice, plane, slice_image, slice_mask
 from universeg_jax.readers.volume_files import is_volume, read_label_volume, read_volume
 from universeg_jax.readers.volumes import (
@@ -97,7 +98,7 @@ def may_be_case(path: Path) -> bool:
     """Judges by the name whether a file or folder is read as an image or volume."""
     if path.is_dir():
         return is_volume(path)
-    return extension(path) in READABLE_EXTENSIONS
+    return extension(path) in READABLE_EXTENSIONS or is_dicom_file(path)
 
 
 def make_examples(case: Case) -> list[Example]:
@@ -178,12 +179,12 @@ def _examples_of_image(case: Case) -> list[Example]:
     masks = {i: preprocess_mask(mask, case.size) for i, mask in _image_masks(case, image)}
     window = case.window
     if window == "auto":  # of single images only DICOM has physical units
-        window = window_of_modality(case.modality) if extension(case.image) in DICOM_EXTENSIONS else "none"
+        window = window_of_modality(case.modality) if is_dicom_file(case.image) else "none"
     return [_example(case, preprocess_image(apply_window(image, window), case.size, scale=False), masks)]
 
 
 def _read_image(case: Case) -> np.ndarray:
-    if extension(case.image) in DICOM_EXTENSIONS:
+    if is_dicom_file(case.image):
         return check_image(read_dicom_image(case.image), case.image)
     return read_image(case.image)
 
@@ -245,7 +246,7 @@ def read_label_on(case: Case, file: LabelFile, image: Volume, shape: Shape) -> n
     if Path(file.path).is_dir() and Path(case.image).is_dir() and not is_volume(file.path):
         label = read_label_stack(file.path, case.image)
     else:
-        label = read_label_volume(file.path)
+        label = on_grid_of(read_label_volume(file.path), image)
     check_same_grid(image, label)
     return on_grid(label, shape).data
 

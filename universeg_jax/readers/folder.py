@@ -15,9 +15,11 @@ from typing import TypeVar
 import numpy as np
 
 from universeg_jax.readers.cases import Case, LabelMap, check_inside, ids_of, mask_of, may_be_case, read_pair
+from universeg_jax.readers.dicom_files import nested_series, sorted_files
 from universeg_jax.readers.errors import FolderError, ImageError
 from universeg_jax.readers.file_names import IMAGE_EXTENSIONS, READABLE_EXTENSIONS, extension, natural_order, stem
 from universeg_jax.readers.images import read_label
+from universeg_jax.readers.label_names import snap_names, with_segment_names
 from universeg_jax.readers.labels import LabelFile
 from universeg_jax.readers.layouts import is_dataset_json, read_dataset_json
 from universeg_jax.readers.meta import Folder, read_meta, subject_rule
@@ -59,15 +61,26 @@ def read_folder(path: str | Path, size: int = 128) -> Folder[Case]:
         )
         for name in natural_order(faults)
     )
+    cases, names = with_segment_names(cases, meta.labels)
+    snap, snap_file = snap_names(path)
+    names = meta.labels | names or names_of_ids(snap, path, cases)
     return Folder(
         cases,
-        labels=meta.labels or {i: f"label {i}" for i in _occurring_ids(path, cases)},
+        labels=names,
         modality=meta.modality,
         licence=meta.licence,
         citation=meta.citation,
         subjects_identifiable=meta.subjects_identifiable,
-        ignored=tuple(f"{part}/{name}" for part in ("images", "labels") for name in _other_files(path / part)),
+        ignored=(
+            *(f"{part}/{name}" for part in ("images", "labels") for name in _other_files(path / part)),
+            *_strangers(path, images),
+        ),
     )
+
+
+def names_of_ids(names: dict[int, str], path: Path, cases: Iterable[Case]) -> dict[int, str]:
+    """Id → name of the ids that occur in the label files; "label 3" for one that `names` does not have."""
+    return {i: names.get(i, f"label {i}") for i in _occurring_ids(path, cases)}
 
 
 def read_support(
@@ -126,6 +139,12 @@ def _other_files(path: Path) -> list[str]:
     return natural_order(name for name in names if not may_be_case(path / name) and path / name not in voxels)
 
 
+def _strangers(path: Path, images: dict[str, list[Path]]) -> list[str]:
+    """Files among the slices of DICOM series that are no slices."""
+    series = [each for files in images.values() for each in files if each.is_dir()]
+    return [str((each / name).relative_to(path)) for each in series for name in sorted_files(each)[1]]
+
+
 def _fault(images: list[Path], labels: list[Path], name: str) -> tuple[str, str]:
     """(problem, detail) of a case; ("", "") where it has one image and one label."""
     if not labels:
@@ -144,8 +163,13 @@ def _files(path: Path) -> dict[str, list[Path]]:
         raise FolderError(f"{path} is missing; a folder needs images/ and labels/ with the same file names")
     files: dict[str, list[Path]] = {}
     for name in natural_order(each.name for each in path.iterdir() if not each.name.startswith(".")):
-        if may_be_case(path / name):
-            files.setdefault(stem(name) if (path / name).is_file() else name, []).append(path / name)
+        if (path / name).is_dir():
+            for series in nested_series(path / name):
+                inner = series.relative_to(path / name).parts
+                is_only = len(nested_series(path / name)) == 1
+                files.setdefault(name if is_only else "_".join((name, *inner)), []).append(series)
+        elif may_be_case(path / name):
+            files.setdefault(stem(name), []).append(path / name)
     if not files:
         others = f"; there are only {', '.join(_other_files(path)[:3])}" if _other_files(path) else ""
         raise FolderError(f"{path} holds no images ({', '.join(READABLE_EXTENSIONS)}){others}")

@@ -59,7 +59,8 @@ def class_masks(
     """Yields (id, bool mask) for each class that occurs in the files, ids ascending; one mask is in memory at a time.
 
     `read` returns the values of a label file. Files without `classes` may hold only `known_ids`, or any ids where
-    `known_ids`, which the file `named_in` lists, is empty. Raises ImageError for a value without a class, FolderError for an unknown id.
+    `known_ids`, which the file `named_in` lists, is empty. Raises ImageError for a value without a class, FolderError
+    for an unknown id.
     """
     values_of = functools.lru_cache(1)(functools.partial(_read_known, known_ids, read, named_in))
     sources: dict[int, list[tuple[LabelFile, tuple[int, ...]]]] = {}
