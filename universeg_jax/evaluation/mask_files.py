@@ -6,6 +6,7 @@ compare them with one another, not with Dice at 128x128.
 """
 
 import hashlib
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,9 +96,10 @@ def find_masks(folder: Path) -> dict[str, Path]:
     volumes = [f for f in files if extension(f) in VOLUME_EXTENSIONS or is_seg(f)]
     found: dict[str, Path] = {}
     for file in (*list_images(folder), *volumes):
-        if stem(file) in found:
-            raise UserError(f"{found[stem(file)]} and {file} have the same name; keep one of them")
-        found[stem(file)] = file
+        name = unicodedata.normalize("NFC", stem(file))  # macOS writes ü as u and ¨
+        if name in found:
+            raise UserError(f"{found[name]} and {file} have the same name; keep one of them")
+        found[name] = file
     if not found:
         raise UserError(f"{folder} holds no masks: neither images nor {', '.join(VOLUME_EXTENSIONS)} nor DICOM-SEG")
     return {name: found[name] for name in natural_order(found)}

@@ -40,6 +40,7 @@ from universeg_jax.readers.file_names import (
     stem,
 )
 from universeg_jax.readers.images import check_image, read_image
+from universeg_jax.readers.ome_zarr import is_ome_zarr
 from universeg_jax.readers.slices import plane
 from universeg_jax.readers.volume_files import is_dicom, is_volume, mask_extension, read_volume, write_like
 from universeg_jax.readers.volumes import Volume, slice_axis
@@ -60,7 +61,7 @@ def find_queries(queries: Iterable[str | Path]) -> list[Path]:
         if not path.exists():
             raise UserError(f"{path} does not exist")
         found = [path] if path.is_file() or _is_series(path) else _in_folder(path)
-        for series in (each for each in found if each.is_dir()):
+        for series in (each for each in found if each.is_dir() and not is_ome_zarr(each)):
             _name_skipped(series, sorted_files(series)[1], "not a DICOM image")
         files += found
     if not files:
@@ -75,7 +76,9 @@ def _in_folder(path: Path) -> list[Path]:
     found: list[Path] = []
     for name in natural_order(entries):
         entry = entries[name]
-        if entry.is_dir():
+        if is_ome_zarr(entry):
+            found.append(entry)
+        elif entry.is_dir():
             found += nested_series(entry)
         elif (extension(entry) in SUPPORTED or is_dicom_file(entry)) and name.upper() != "DICOMDIR":
             found.append(entry)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from universeg_jax.readers.checks import check_voxels
+from universeg_jax.readers.colours import ids_of_colours
 from universeg_jax.readers.dicom import read_dicom_image, read_label_stack
 from universeg_jax.readers.dicom_files import is_dicom_file
 from universeg_jax.readers.errors import ImageError
@@ -26,8 +27,9 @@ from universeg_jax.readers.file_names import (
     TIFF_EXTENSIONS,
     extension,
 )
-from universeg_jax.readers.images import check_image, read_contour, read_image, read_label
+from universeg_jax.readers.images import check_image, read_colours, read_contour, read_image, read_label
 from universeg_jax.readers.labels import LabelFile, class_masks
+from universeg_jax.readers.polygons import draw
 from universeg_jax.readers.preprocess import (
     Window,
     apply_window,
@@ -198,7 +200,13 @@ def _read_image_label(file: LabelFile, shape: tuple[int, int]) -> np.ndarray:
     """Reads int32 [H, W] values of the image's shape."""
     if extension(file.path) == CONTOUR_EXTENSION:
         return read_contour(file.path, shape)
-    label = read_label(file.path)
+    if file.part is not None:
+        return draw(file.path, *file.part, shape)
+    if file.colours:
+        table = {i: (red, green, blue) for i, red, green, blue in file.colours}
+        label = ids_of_colours(read_colours(file.path), table, file.path)
+    else:
+        label = read_label(file.path)
     if label.shape != shape:
         sizes = ["x".join(map(str, each[::-1])) for each in (shape, label.shape)]
         detail = f"the image is {sizes[0]}, the label {sizes[1]} (width x height)"

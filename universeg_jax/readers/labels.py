@@ -19,12 +19,15 @@ class LabelFile:
     """A label file and the classes in it.
 
     `classes` are (id, values of the file that mean this id); no values mean everything but 0. Without `classes` the
-    values are the ids. `ignored` are values without a class, such as a border.
+    values are the ids. `ignored` are values without a class, such as a border. `part` selects (image, class) in a file
+    of polygons, and `colours` are (id, red, green, blue) of a mask in colours.
     """
 
     path: str
     classes: tuple[tuple[int, tuple[int, ...]], ...] = ()
     ignored: tuple[int, ...] = ()
+    part: tuple[str, str] | None = None
+    colours: tuple[tuple[int, int, int, int], ...] = ()
 
 
 def check_label(label: np.ndarray, path: Any) -> np.ndarray:

@@ -7,6 +7,7 @@ All fields may be left out:
     subjects_identifiable   false: every case is its own subject, and reports say so
     subjects                how a case's name gives its subject: a pattern with one group, "^(patient[0-9]+)", or
                             the name of a CSV file in the folder with the columns case and subject
+    colours                 {"1": [255, 0, 0]}: labels are images in these colours, black is background
     axes                    of volumes, a list of "sagittal", "coronal", "axial", "in-plane" (the acquired planes)
     window                  "ct", "mr", "none" or [low, high] for volumes and DICOM files; without it chosen by the
                             modality
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from universeg_jax.readers.colours import Colour, parse_colours
 from universeg_jax.readers.errors import FolderError
 from universeg_jax.readers.preprocess import WINDOWS, Window
 from universeg_jax.readers.volumes import AXIS_NAMES
@@ -40,6 +42,7 @@ class Meta:
     subjects: str
     axes: tuple[int, ...]
     window: Window
+    colours: dict[int, Colour]
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Folder(Generic[AnyCase]):
     citation: str
     subjects_identifiable: bool
     ignored: tuple[str, ...]  # files that are not read, such as "images/notes.txt"
+    taken: str = ""  # what the labels were taken for, where they are no label files of ids
 
 
 def read_meta(path: Path) -> Meta:
@@ -61,7 +65,7 @@ def read_meta(path: Path) -> Meta:
     contents = read_json_object(file) if file.exists() else {}
     fields = {}
     for name, (default, parse, remedy) in FIELDS.items():
-        value = contents.get(name, default)
+        value = contents.get(name, contents.get("colors", default) if name == "colours" else default)
         try:
             fields[name] = parse(value)
         except (ValueError, TypeError, KeyError, OverflowError) as error:
@@ -180,5 +184,6 @@ FIELDS: dict[str, tuple[Any, Callable[[Any], Any], str]] = {
     "subjects_identifiable": (True, _boolean, "write true or false"),
     "subjects": ("", _text, "write a text"),
     "axes": ([], _axes, f"write a list of {', '.join(AXIS_NAMES)}"),
+    "colours": ({}, parse_colours, 'map ids to colours, such as {"1": [255, 0, 0], "2": "#00ff00"}, each once'),
     "window": ("auto", _window, f"write one of {', '.join(WINDOWS)} or [low, high]"),
 }

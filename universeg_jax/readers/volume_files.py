@@ -24,6 +24,7 @@ from universeg_jax.readers.file_names import (
     extension,
 )
 from universeg_jax.readers.labels import check_ids
+from universeg_jax.readers.ome_zarr import is_ome_zarr, read_ome_zarr
 from universeg_jax.readers.preprocess import to_grey
 from universeg_jax.readers.segments import read_seg
 from universeg_jax.readers.volumes import LPS_TO_RAS, Volume, make_affine, make_volume
@@ -34,14 +35,14 @@ MAX_GZIP_RATIO = 2000  # gzip reaches 1032 to 1
 
 def is_dicom(path: str | Path) -> bool:
     """True for a DICOM series (a folder) and for one DICOM file."""
-    return Path(path).is_dir() or is_dicom_file(path)
+    return (Path(path).is_dir() and not is_ome_zarr(path)) or is_dicom_file(path)
 
 
 def is_volume(path: str | Path) -> bool:
     """True for paths that are read as volumes: NIfTI, NRRD, MetaImage, multi-page TIFF, DICOM series and frames."""
     path = Path(path)
     if path.is_dir():
-        return is_series(path)
+        return is_ome_zarr(path) or is_series(path)
     if is_dicom_file(path):
         return is_multiframe(path)
     return extension(path) in VOLUME_EXTENSIONS or (extension(path) in TIFF_EXTENSIONS and _tiff_pages(path) > 1)
@@ -107,6 +108,8 @@ def mask_extension(source: str | Path) -> str:
 def _read(path: Path, channel: int | None) -> Volume:
     kind = extension(path)
     with as_image_errors(path):
+        if is_ome_zarr(path):
+            return read_ome_zarr(path, channel)
         if is_dicom(path):
             return read_seg(path) if is_seg(path) else read_dicom(path)
         checks.check_bytes(path)
