@@ -42,8 +42,10 @@ def parse(argv: list[str]) -> list[str]:
 
 def unknown_flag(argv: list[str]) -> str | None:
     """Names a --config.FIELD that the config does not have, since ml_collections gives only its last word."""
-    specs = [flag.removeprefix("--config=") for flag in argv if flag.startswith("--config=")]
-    names = [flag.removeprefix("--config.").partition("=")[0] for flag in argv if flag.startswith("--config.")]
+    given = [f"--{flag.lstrip('-')}" if flag.startswith("-") else flag for flag in argv]
+    specs = [flag.removeprefix("--config=") for flag in given if flag.startswith("--config=")]
+    specs += [value for flag, value in zip(given, given[1:], strict=False) if flag == "--config"]
+    names = [flag.removeprefix("--config.").partition("=")[0] for flag in given if flag.startswith("--config.")]
     if not specs:
         return None
     try:

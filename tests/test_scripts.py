@@ -85,3 +85,10 @@ def test_ablate_and_sheet_find_their_configs_from_any_folder(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     assert cli.main(["ablate", "--sweep=colour", "--workdir=out"]) == 1
     assert capsys.readouterr().err.startswith("universeg ablate: --sweep=colour: must be one of support_size")
+
+
+@pytest.mark.parametrize("config", [["--config=configs/default.py"], ["--config", "configs/default.py"]])
+@pytest.mark.parametrize("dashes", ["-", "--"])
+def test_a_flag_of_an_unknown_field_is_named_with_its_section(config, dashes):
+    said = train.unknown_flag(["train.py", *config, f"{dashes}config.optimizer.lr=0.1"])
+    assert said.startswith("config.optimizer has no field 'lr'. Its fields are")

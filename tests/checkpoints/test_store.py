@@ -71,6 +71,19 @@ def test_a_checkpoint_of_another_program_or_shape_is_refused(tmp_path):
                 store.load_params(there, wanted)
 
 
+def test_a_damaged_checkpoint_is_named_with_the_one_before_it(tmp_path):
+    """Its metadata cut short, or lost."""
+    save_some(tmp_path, {1: 0.5, 2: 0.7})
+    newest = tmp_path / "checkpoints" / "2"
+    files = [file for file in newest.rglob("*") if file.is_file() and b"universeg_jax checkpoint" in file.read_bytes()]
+    assert files
+    for contents in ("{", "{}", None):
+        for file in files:
+            file.write_text(contents) if contents else file.unlink()
+        with pytest.raises(CheckpointError, match=r"2 is damaged.*; delete this folder: the run .* from step 1"):
+            store.read_metadata(newest)
+
+
 def test_a_workdir_without_a_checkpoint_says_so(tmp_path):
     save_some(tmp_path, {})
     with pytest.raises(CheckpointError, match="has not saved yet"):

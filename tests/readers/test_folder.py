@@ -218,3 +218,20 @@ def test_real_folders_are_read():
         found = Counter(i for case in folder.cases for example in make_examples(case) for i in example.labels)
         labels = (np.asarray(Image.open(file)) for file in sorted((path / "labels").iterdir()))
         assert found == Counter(int(i) for label in labels for i in np.unique(label) if i), path.name
+
+
+def test_accents_match_in_both_spellings(tmp_path):
+    """macOS writes ü as two characters."""
+    folder = write_folder(tmp_path, count=1)
+    for part, name in (("images", "Mu\u0308ller_1.png"), ("labels", "M\u00fcller_1.png")):
+        (folder / part / "p0_0.png").rename(folder / part / name)
+    assert [(case.name, case.fault) for case in read_folder(folder).cases] == [("M\u00fcller_1", ("", ""))]
+
+
+def test_an_unreadable_label_is_not_called_empty(tmp_path):
+    folder = write_folder(tmp_path, count=1)
+    (folder / "labels" / "p0_0.png").write_bytes(b"damaged")
+    with pytest.raises(FolderError) as caught:
+        read_folder(folder)
+    assert "p0_0.png: cannot be read" in str(caught.value)
+    assert "mark what is to be segmented" not in str(caught.value)

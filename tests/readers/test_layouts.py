@@ -6,12 +6,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from tests.fixtures import block_volume, write_folder, write_nifti
 from universeg_jax.cli import main
 from universeg_jax.data.dataset import open_dataset, read_report
 from universeg_jax.data.tasks import task_table
-from universeg_jax.readers.cases import make_examples
+from universeg_jax.prediction.support import read_support_folder
+from universeg_jax.readers.cases import make_examples, read_pair, read_volume_pair
 from universeg_jax.readers.errors import FolderError, ImageError
 from universeg_jax.readers.folder import read_folder
 
@@ -112,7 +114,7 @@ def test_an_id_that_dataset_json_lacks_is_added_by_meta_json(tmp_path, make):
     spec["labels"] = {"background": 0, "organ": 1}
     (folder / "dataset.json").write_text(json.dumps(spec))
     with pytest.raises(
-        FolderError, match=r'ids \[2\] are not in meta.json, which names \[1\]; add them to its "labels"'
+        FolderError, match=r'ids \[2\] are not in dataset.json, which names \[1\]; add them to its "labels"'
     ):
         make_examples(read_folder(folder, 16).cases[0])
     (folder / "meta.json").write_text('{"labels": {"2": "tumour"}}')
@@ -143,6 +145,7 @@ def test_images_in_the_nnunet_layout(tmp_path):
         ({"channel_names": {"1": "CT"}}, "must be {.0.: .CT."),
         ({"labels": []}, "it is None"),
         ({"labels": {"organ": "one"}}, "label 'organ' is 'one'; ids are whole numbers"),
+        ({"labels": {"organ": 1, "tumour": 1}}, "two labels have one id"),
         ({"labels": {"organ": []}}, "label 'organ' is .."),
         ({"training": [{"image": "a"}]}, "must list"),
         (
@@ -173,6 +176,8 @@ def test_an_incomplete_or_duplicated_case_costs_only_itself(tmp_path):
         (decathlon, {"imagesTr/BRATS_001.nii.gz": None, "labelsTr/BRATS_003.nii.gz": None}),
     ):
         folder = make(tmp_path / make.__name__)
+        spec = json.loads((folder / "dataset.json").read_text())
+        (folder / "dataset.json").write_text(json.dumps(spec | {"file_ending": ""}))  # else .nii.gz is preferred
         for name, data in damage.items():
             (folder / name).unlink() if data is None else write_nifti(folder / name, data)
         arguments = ["--name", make.__name__, "--data_dir", str(tmp_path / "data"), "--size", "16"]
@@ -210,3 +215,111 @@ def test_the_spacing_file_beside_a_tiff_volume_is_no_label(tmp_path):
     assert all(case.volume for case in folder.cases)
     assert len(make_examples(folder.cases[0])) > 0
     assert "labelsTr/c0.json" in folder.ignored
+
+
+REGIONS = {"background": 0, "core": [2], "whole": [1, 2]}
+
+
+def test_regions_in_any_order_are_whole_in_build_and_in_support(tmp_path):
+    for labels, whole, core in ((REGIONS, 2, 1), ({"whole": ["1", "2"], "core": "2"}, 1, 2)):
+        folder = nnunet(tmp_path / str(whole), channels=("CT",), labels=labels)
+        _, _label = block_volume((10, 12, 8), (1, 2))
+        case = read_folder(folder, 16).cases[0]
+        masks = read_volume_pair(case)[1]
+        np.testing.assert_array_equal(masks[whole], nib.load(case.labels[0].path).get_fdata() > 0)
+        np.testing.assert_array_equal(masks[core], nib.load(case.labels[0].path).get_fdata() == 2)
+        support = read_support_folder(folder)
+        assert support.overlapping
+        assert (support.masks[support.labels.index(whole)] >= support.masks[support.labels.index(core)]).all()
+        assert read_support_folder(folder, label=whole).masks.sum() == support.masks[support.labels.index(whole)].sum()
+
+
+def test_regions_of_images_overlap_in_a_support_set(tmp_path):
+    source = write_folder(tmp_path / "images", count=3, ids=(1, 2))
+    raw = colour_folder(tmp_path, source, {"0": "x"}, REGIONS)
+    support = read_support_folder(raw)
+    core, whole = support.masks
+    assert support.overlapping
+    assert core.sum() > 0
+    assert (whole >= core).all()
+    assert whole.sum() > 1.5 * core.sum()
+
+
+def colour_folder(tmp_path, source, channels, labels):
+    raw = tmp_path / "raw"
+    (raw / "imagesTr").mkdir(parents=True)
+    (source / "labels").rename(raw / "labelsTr")
+    for file in (source / "images").iterdir():
+        Image.open(file).convert("RGB").save(raw / "imagesTr" / f"{file.stem}_0000.png")
+    (raw / "dataset.json").write_text(json.dumps({"channel_names": channels, "labels": labels}))
+    return raw
+
+
+def test_the_order_of_regions_gives_their_ids(tmp_path):
+    folder = nnunet(tmp_path, channels=("CT",), labels=REGIONS)
+    spec = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(spec | {"regions_class_order": [7, 4]}))
+    assert read_folder(folder).labels == {7: "core", 4: "whole"}
+    assert read_folder(folder).cases[0].labels[0].classes == ((7, (2,)), (4, (1, 2)))
+    for order in ([1], [0, 1], [1, 1], ["a", "b"]):
+        (folder / "dataset.json").write_text(json.dumps(spec | {"regions_class_order": order}))
+        with pytest.raises(FolderError, match='"regions_class_order" must give each region an id'):
+            read_folder(folder)
+
+
+def test_one_colour_file_stands_for_all_channels(tmp_path):
+    source = write_folder(tmp_path / "images", count=3)
+    raw = colour_folder(tmp_path, source, {"0": "R", "1": "G", "2": "B"}, {"background": 0, "x": 1})
+    cases = read_folder(raw, 16).cases
+    assert [(case.name, case.modality, case.channel, case.fault) for case in cases] == [
+        (f"p{i}_0", "R, G, B", None, ("", "")) for i in range(3)
+    ]
+    image, label = read_pair(cases[0])
+    grey = np.asarray(Image.open(raw / "imagesTr" / "p0_0_0000.png"))[..., 0]  # red = green = blue
+    np.testing.assert_allclose(image, grey, rtol=1e-5)
+    np.testing.assert_array_equal(label, np.asarray(Image.open(raw / "labelsTr" / "p0_0.png")))
+    for file in (raw / "imagesTr").iterdir():  # grey: one channel of three
+        Image.open(file).convert("L").save(file)
+    with pytest.raises(FolderError, match="has no image .add imagesTr/p0_0_0001.png"):
+        read_folder(raw)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ({"0": "background", "1": "organ", "2": "tumour"}, {1: "organ", 2: "tumour"}),  # version 1
+        ({"background": "0", "organ": "1", "tumour": ["2"]}, {1: "organ", 2: "tumour"}),
+        ({"background": 0, "organ": [1], "tumour": 2.0}, {1: "organ", 2: "tumour"}),
+        ({"0": 0, "7": 1, "8": 2}, {1: "7", 2: "8"}),  # version 2, with numbers as names
+        (["background", "organ", "tumour"], {1: "organ", 2: "tumour"}),
+        ({"background": 0, "organ": 1, "ignore": 2}, {1: "organ"}),
+        ({"0": "background", "1": "organ", "2": "ignore"}, {1: "organ"}),
+    ],
+)
+def test_ids_as_people_write_them(tmp_path, labels, names):
+    folder = nnunet(tmp_path, channels=("CT",), labels=labels)
+    read = read_folder(folder, 16)
+    assert read.labels == names
+    assert {i for example in make_examples(read.cases[0]) for i in example.labels} == set(names)
+
+
+def test_a_version_1_dataset_json_with_byte_order_mark(tmp_path):
+    folder = nnunet(tmp_path, channels=("CT",))
+    spec = {"modality": ["CT"], "labels": {"0": "background", "1": "organ", "2": "tumour"}, "numTraining": 3}
+    for encoding in ("utf-8-sig", "utf-16"):
+        (folder / "dataset.json").write_text(json.dumps(spec), encoding=encoding)
+        (folder / "meta.json").write_text('{"modality": "Thörax"}', encoding=encoding)
+        read = read_folder(folder)
+        assert (read.labels, read.cases[0].modality) == ({1: "organ", 2: "tumour"}, "Thörax CT")
+
+
+def test_the_file_ending_chooses_among_files_of_one_name(tmp_path):
+    folder = nnunet(tmp_path, channels=("CT",))
+    Image.new("L", (4, 4)).save(folder / "labelsTr" / "liver_1.png")  # a preview
+    read = read_folder(folder)
+    assert [case.fault for case in read.cases] == [("", "")] * 3
+    assert read.ignored == ("labelsTr/liver_1.png",)
+    spec = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(spec | {"file_ending": ".b2nd"}))
+    with pytest.raises(FolderError, match='"file_ending" is .*b2nd.*; read are .png'):
+        read_folder(folder)

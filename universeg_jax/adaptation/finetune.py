@@ -158,6 +158,8 @@ def scores_text(about: dict[str, Any], out: str | Path) -> str:
             f"on {about['scored']} masks of the training itself, as {about['subjects']} subjects are too few to hold "
             "one out: it prevents harm, but is no estimate for new images"
         )
+        if about["subjects"] == 1:  # names such as img_000 have one part before the last _
+            where += '; a subject is the name before the last _, or what "subjects" in meta.json says'
     lines = [f"leave-one-out Dice {before:.1f} before, {after:.1f} after, {where}"]
     if about["best_step"]:
         lines.append(f"the parameters of step {about['best_step']} are in {out}")

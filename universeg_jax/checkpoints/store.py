@@ -138,10 +138,24 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     """Reads {"config": …, "lineage": …, …} of a resolved checkpoint."""
     if Path(path).is_file():
         return packaged.read_header(Path(path))
-    metadata = ocp.checkpointables_metadata(Path(path).resolve()).custom_metadata or {}
+    path = Path(path).resolve()
+    try:
+        metadata = ocp.checkpointables_metadata(path).custom_metadata or {}
+    except (ValueError, KeyError, OSError, RuntimeError) as error:  # a file of it is cut short or lost
+        raise CheckpointError(f"{path} is damaged ({' '.join(str(error).split())[:120]}); {_remedy(path)}") from error
+    if not metadata and path.name.isdigit() and path.parent.name == "checkpoints":
+        raise CheckpointError(f"{path} is damaged: it has lost its metadata; {_remedy(path)}")
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} was written by another program; give a workdir of train.py")
     return metadata
+
+
+def _remedy(path: Path) -> str:
+    """What to do about a damaged checkpoint of a workdir."""
+    others = [step for step in saved(path.parent.parent) if str(step) != path.name]
+    if not others:
+        return "no other checkpoint is beside it; start the run again in another workdir"
+    return f"delete this folder: the run then goes on from step {others[-1]}"
 
 
 def load_params(path: str | Path, abstract_params: Any) -> Any:

@@ -77,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
     )
     support = read_support_folder(args.support, args.label, axis, args.tiles)
     segmenter = Predictor.from_checkpoint(args.checkpoint).segmenter(support, options)
+    if support.overlapping and not args.overlap:
+        print(f"{args.support}: its labels overlap, so each label is predicted by itself, into a mask of its own")
     names = read_folder(args.support).labels if args.dicom_seg else None
     try:
         return predict_files(segmenter, args.queries, args.out, axis, args.overlay, args.overwrite, args.jobs, names)

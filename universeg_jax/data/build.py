@@ -21,7 +21,7 @@ from universeg_jax.data.source import Source, read_source
 from universeg_jax.data.tfds_import import TfdsCase, make_tfds_examples
 from universeg_jax.readers.cases import Case, Example, make_examples
 from universeg_jax.readers.folder import read_folder
-from universeg_jax.readers.meta import Folder
+from universeg_jax.readers.meta import Folder, decode_text
 from universeg_jax.readers.volume_files import voxels_of
 from universeg_jax.reports.markdown import markdown_table
 
@@ -105,7 +105,7 @@ def read_collection(path: Path, roles: list[str]) -> list[tuple[Path, Target]]:
     if not file.exists():
         raise BuildError(f'{file} is missing; it gives roles: {{"roles": {{"train_open": ["name", …], "val": […]}}}}')
     try:
-        splits = json.loads(file.read_text(encoding="utf-8"))
+        splits = json.loads(decode_text(file.read_bytes()))
         names_of = {role: [str(name) for name in names] for role, names in splits["roles"].items()}
         groups = [[str(name) for name in group] for group in splits.get("source_groups", [])]
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -6,6 +6,7 @@ compare them with one another, not with Dice at 128x128.
 """
 
 import hashlib
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from universeg_jax.evaluation import report
 from universeg_jax.evaluation.metrics import METRICS, overlap_on_host
 from universeg_jax.evaluation.summary import CaseRow, open_results, summarize
 from universeg_jax.evaluation.surfaces import surface_scores
+from universeg_jax.readers.dicom_files import is_seg
 from universeg_jax.readers.file_names import TIFF_EXTENSIONS, VOLUME_EXTENSIONS, extension, natural_order, stem
 from universeg_jax.readers.folder import list_images
 from universeg_jax.readers.images import read_label
+from universeg_jax.readers.segments import on_grid_of
 from universeg_jax.readers.volume_files import is_volume, read_label_volume
 from universeg_jax.readers.volumes import check_same_grid
 from universeg_jax.reports.files import write_csv, write_json
@@ -89,14 +92,16 @@ def find_masks(folder: Path) -> dict[str, Path]:
     """The images and volumes of a folder by name without the extension, in natural order. Raises UserError."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
-    volumes = [f for f in folder.iterdir() if extension(f) in VOLUME_EXTENSIONS and not f.name.startswith(".")]
+    files = [f for f in folder.iterdir() if f.is_file() and not f.name.startswith(".")]
+    volumes = [f for f in files if extension(f) in VOLUME_EXTENSIONS or is_seg(f)]
     found: dict[str, Path] = {}
     for file in (*list_images(folder), *volumes):
-        if stem(file) in found:
-            raise UserError(f"{found[stem(file)]} and {file} have the same name; keep one of them")
-        found[stem(file)] = file
+        name = unicodedata.normalize("NFC", stem(file))  # macOS writes ü as u and ¨
+        if name in found:
+            raise UserError(f"{found[name]} and {file} have the same name; keep one of them")
+        found[name] = file
     if not found:
-        raise UserError(f"{folder} holds no masks: neither images nor {', '.join(VOLUME_EXTENSIONS)}")
+        raise UserError(f"{folder} holds no masks: neither images nor {', '.join(VOLUME_EXTENSIONS)} nor DICOM-SEG")
     return {name: found[name] for name in natural_order(found)}
 
 
@@ -126,7 +131,8 @@ def read_mask_pair(prediction: Path, truth: Path) -> tuple[np.ndarray, np.ndarra
             f"{prediction} and {truth}: one is a volume and the other an image; give two images or two volumes"
         )
     if is_volume(truth):
-        masks = read_label_volume(prediction), read_label_volume(truth)
+        truth_volume = read_label_volume(truth)
+        masks = on_grid_of(read_label_volume(prediction), truth_volume), truth_volume
         check_same_grid(masks[1], masks[0])
         # The pages of a TIFF have no spacing.
         return masks[0].data, masks[1].data, masks[1].spacing, "pixels" if extension(truth) in TIFF_EXTENSIONS else "mm"

@@ -11,9 +11,10 @@ import universeg_jax
 from universeg_jax.errors import UserError
 from universeg_jax.readers.dicom import dicom_slices
 from universeg_jax.readers.errors import ImageError
+from universeg_jax.readers.segments import OUR_SCHEME
 from universeg_jax.readers.volumes import Volume
 
-SCHEME = "99UNIVERSEG"  # "99" marks private codes, because the support folder defines its label ids
+SCHEME = OUR_SCHEME  # "99" marks private codes, because the support folder defines its label ids
 
 
 def require_highdicom() -> Any:

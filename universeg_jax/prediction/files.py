@@ -5,7 +5,7 @@ several jobs, only the first process writes predictions.csv.
 """
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from universeg_jax.prediction.predictor import Segmenter
 from universeg_jax.prediction.result import Prediction
 from universeg_jax.prediction.workers import in_processes
 from universeg_jax.readers.dicom import read_dicom_image
+from universeg_jax.readers.dicom_files import is_dicom_file, nested_series, sorted_files
 from universeg_jax.readers.errors import ImageError
 from universeg_jax.readers.file_names import (
     DICOM_EXTENSIONS,
@@ -40,6 +41,7 @@ from universeg_jax.readers.file_names import (
     stem,
 )
 from universeg_jax.readers.images import check_image, read_image
+from universeg_jax.readers.ome_zarr import is_ome_zarr
 from universeg_jax.readers.slices import plane
 from universeg_jax.readers.volume_files import is_dicom, is_volume, mask_extension, read_volume, write_like
 from universeg_jax.readers.volumes import Volume, slice_axis
@@ -51,20 +53,18 @@ Rows = list[dict[str, Any]]  # of predictions.csv
 
 
 def find_queries(queries: Iterable[str | Path]) -> list[Path]:
-    """Lists files, and the images and volumes in folders; a folder of DICOM files is one volume. Raises UserError."""
+    """Lists files, and the images and volumes in folders; a folder of one DICOM series is one volume.
+
+    DICOM series are found at any depth. Files that are passed over are named on stderr. Raises UserError.
+    """
     files: list[Path] = []
     for path in map(Path, queries):
         if not path.exists():
             raise UserError(f"{path} does not exist")
-        if not path.is_dir() or _is_series(path):
-            files.append(path)
-            continue
-        entries = [f for f in path.iterdir() if not f.name.startswith(".")]
-        readable = {f.name: f for f in entries if (_is_series(f) if f.is_dir() else extension(f) in SUPPORTED)}
-        files += [readable[name] for name in natural_order(readable)]
-        if others := natural_order(f.name for f in entries if f.is_file() and f.name not in readable):
-            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-            print(f"{path}: skipped {', '.join(others[:3])}{more}: not a supported format", file=sys.stderr)
+        found = [path] if path.is_file() or _is_series(path) else _in_folder(path)
+        for series in (each for each in found if each.is_dir() and not is_ome_zarr(each)):
+            _name_skipped(series, sorted_files(series)[1], "not a DICOM image")
+        files += found
     if not files:
         raise UserError(
             f"no images or volumes ({', '.join(SUPPORTED)}, DICOM folders) in {', '.join(map(str, queries))}"
@@ -72,27 +72,66 @@ def find_queries(queries: Iterable[str | Path]) -> list[Path]:
     return files
 
 
+def _in_folder(path: Path) -> list[Path]:
+    entries = {f.name: f for f in path.iterdir() if not f.name.startswith(".")}
+    found: list[Path] = []
+    for name in natural_order(entries):
+        entry = entries[name]
+        if is_ome_zarr(entry):
+            found.append(entry)
+        elif entry.is_dir():
+            found += nested_series(entry)
+        elif (extension(entry) in SUPPORTED or is_dicom_file(entry)) and name.upper() != "DICOMDIR":
+            found.append(entry)
+    others = natural_order(name for name, entry in entries.items() if entry.is_file() and entry not in found)
+    _name_skipped(path, others, "not a supported format")
+    return found
+
+
+def _name_skipped(path: Path, names: Sequence[str], why: str) -> None:
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        print(f"{path}: skipped {', '.join(names[:3])}{more}: {why}", file=sys.stderr)
+
+
 def _is_series(path: Path) -> bool:
     """Distinguishes a DICOM series from a folder of queries that includes single DICOM images."""
     return is_volume(path) and not any(extension(f) in (*IMAGE_EXTENSIONS, *VOLUME_EXTENSIONS) for f in path.iterdir())
 
 
-def mask_files(query: Path, out: Path, labels: Sequence[int], overlap: bool, dicom_seg: bool = False) -> list[Path]:
-    """The masks to write for a query: one file, or one per label if labels may overlap. A DICOM-SEG holds them all."""
+def mask_files(
+    query: Path,
+    out: Path,
+    labels: Sequence[int],
+    overlap: bool,
+    dicom_seg: bool = False,
+    queries: Collection[Path] = (),
+) -> list[Path]:
+    """The masks to write for a query: one file, or one per label if labels may overlap. A DICOM-SEG holds them all.
+
+    Of two series in `queries` with the same folder name, the names have their parents' too.
+    """
+    name = _name(query, [each for each in queries if each.is_dir()])
     volume = is_volume(query)
     if volume and dicom_seg and is_dicom(query):
-        return [out / f"{_name(query)}.dcm"]
+        return [out / f"{name}.dcm"]
     kind = mask_extension(query) if volume else ".png"
-    names = [f"{_name(query)}_{label}" for label in labels] if overlap and len(labels) > 1 else [_name(query)]
-    return [out / (name + kind) for name in names]
+    names = [f"{name}_{label}" for label in labels] if overlap and len(labels) > 1 else [name]
+    return [out / (each + kind) for each in names]
 
 
-def overlay_file(query: Path, out: Path) -> Path:
-    return out / f"{_name(query)}_overlay.png"
+def overlay_file(query: Path, out: Path, queries: Collection[Path] = ()) -> Path:
+    return out / f"{_name(query, [each for each in queries if each.is_dir()])}_overlay.png"
 
 
-def _name(query: Path) -> str:
-    return query.name if query.is_dir() else stem(query)  # the whole name of a series such as "1.2.840"
+def _name(query: Path, series: Collection[Path] = ()) -> str:
+    """The whole name of a series such as "1.2.840", with its parents' where another of `series` has the same name."""
+    if not query.is_dir():
+        return stem(query)
+    others, parts = [each for each in series if each != query], 1
+    while parts < len(query.parts) and any(each.parts[-parts:] == query.parts[-parts:] for each in others):
+        parts += 1
+    return "_".join(query.parts[-parts:])
 
 
 def predict_files(
@@ -118,8 +157,9 @@ def predict_files(
         require_highdicom()
     out, files = Path(out), find_queries(queries)
     labels, overlap = segmenter.support.labels, segmenter.options.overlap
-    masks = {file: mask_files(file, out, labels, overlap, dicom_seg is not None) for file in files}
-    outputs = {file: [*masks[file], *([overlay_file(file, out)] if overlay else [])] for file in files}
+    masks = {file: mask_files(file, out, labels, overlap, dicom_seg is not None, files) for file in files}
+    overlays = {file: overlay_file(file, out, files) if overlay else None for file in files}
+    outputs = {file: [*masks[file], *([overlays[file]] if overlays[file] else [])] for file in files}
     check_outputs(outputs)
     recorded = open_out(out, segmenter, axis, outputs, overwrite)
     todo = [
@@ -130,7 +170,7 @@ def predict_files(
         or escape_name(masks[file][-1].name) not in recorded
     ]
     remove_rows(out, {escape_name(mask.name) for file in todo for mask in masks[file]})
-    work = [(file, masks[file], axis, overlay, dicom_seg) for file in todo]
+    work = [(file, masks[file], axis, overlays[file], dicom_seg) for file in todo]
     unreadable = _predict_all(segmenter, work, out, jobs)
     print(
         f"{out}: {len(todo) - unreadable} masks written"
@@ -176,7 +216,7 @@ def predict_file(
     file: Path,
     masks: Sequence[Path],
     axis: int | None,
-    overlay: bool,
+    overlay: Path | None,
     dicom_seg: Mapping[int, str] | None = None,
 ) -> Rows:
     """Segments one file, writes its masks and returns rows for predictions.csv, one per label. Raises ImageError."""
@@ -194,7 +234,7 @@ def predict_file(
     else:
         _write_masks(masks, prediction, file, query)
     if overlay:
-        with atomic_write(overlay_file(file, masks[0].parent)) as temporary:
+        with atomic_write(overlay) as temporary:
             plot_overlay(query, prediction, axis).save(temporary, format="PNG")
     rows = []
     for i, label in enumerate(prediction.labels):

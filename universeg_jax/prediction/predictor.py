@@ -203,6 +203,7 @@ class Segmenter:
     """
 
     def __init__(self, predictor: Predictor, support: Support, options: Options) -> None:
+        options = replace(options, overlap=options.overlap or support.overlapping)
         self.predictor, self.support, self.options = predictor, support, options
         tile_support = support.tile_support
         if options.tiles != (tile_support.magnification if tile_support else 0):

@@ -17,13 +17,12 @@ from PIL import Image
 from universeg_jax.episode import OFFICIAL_SIZE
 from universeg_jax.errors import UserError
 from universeg_jax.prediction.tiles import MIN_RETAINED_DICE, cut_tiles, min_max_tiles, retained_dice, tile_positions
-from universeg_jax.readers.cases import Case, check_inside, read_label_on
+from universeg_jax.readers.cases import Case, LabelMap, ids_of, mask_of, read_volume_pair
 from universeg_jax.readers.folder import read_each, read_folder, read_support
 from universeg_jax.readers.images import read_image, read_label
-from universeg_jax.readers.labels import check_label, class_masks
+from universeg_jax.readers.labels import check_label
 from universeg_jax.readers.preprocess import Window, preprocess_image, preprocess_mask, to_grey
 from universeg_jax.readers.slices import mask_slices, volume_slices
-from universeg_jax.readers.volume_files import read_volume
 from universeg_jax.readers.volumes import IN_PLANE, Volume, slice_axis
 
 ImageLike = npt.ArrayLike | Image.Image | Path  # a string is a file name
@@ -47,6 +46,7 @@ class Support:
     axis: int | None = None  # along which volumes are sliced, queries too; None for images
     window: Window = "auto"  # of the intensities of volumes, queries too
     tile_support: "TileSupport | None" = None  # for the second pass
+    overlapping: bool = False  # classes overlap in a label, so they are predicted independently of one another
 
     def __len__(self) -> int:
         return len(self.images)
@@ -84,13 +84,14 @@ class TileSupport:
 
 def make_support(
     images: Sequence[ImageLike] | np.ndarray,
-    labels: Sequence[ImageLike] | np.ndarray,
+    labels: Sequence[ImageLike | LabelMap] | np.ndarray,
     names: Sequence[str] = (),
     subjects: Sequence[str] = (),
     tiles: int = 0,
 ) -> Support:
     """Preprocesses images [H, W] or [H, W, 3] of any size, or files, with label maps [H, W] of ids, 0 = background.
 
+    A label may also be a dict of the bool mask of each id, where classes overlap; `Support.overlapping` is then True.
     `tiles`: the magnification of a second pass, as in `Options.tiles`; 0 for none. Raises UserError, and ImageError
     for a file or label that cannot be used.
     """
@@ -98,23 +99,23 @@ def make_support(
         raise UserError(f"{len(images)} support images and {len(labels)} labels: give one label for each image")
     names = tuple(names) or tuple(f"support {i}" for i in range(len(images)))
     greys = [as_grey(image) for image in images]
-    maps = [
-        read_label(label) if isinstance(label, str | Path) else check_label(np.asarray(label), name)
-        for name, label in zip(names, labels, strict=True)
-    ]
+    maps = [_as_label(label, name) for name, label in zip(names, labels, strict=True)]
     for name, grey, label in zip(names, greys, maps, strict=True):
-        if grey.shape != label.shape:
-            raise UserError(f"{name}: the image is {grey.shape}, its label {label.shape}; make them equal")
-        check_not_exchanged(name, grey, label)
-    ids = sorted({int(value) for label in maps for value in np.unique(label)} - {0})
+        for each in label.values() if isinstance(label, dict) else (label,):
+            if grey.shape != each.shape:
+                raise UserError(f"{name}: the image is {grey.shape}, its label {each.shape}; make them equal")
+            check_not_exchanged(name, grey, each)
+    ids = sorted(set().union(*map(ids_of, maps)))
     if not ids:
         raise UserError("every support label is empty: mark the structure with ids above 0 in at least one")
+    pairs = list(zip(maps, greys, strict=True))
     support = Support(
         np.stack([preprocess_image(grey, OFFICIAL_SIZE) for grey in greys]),
-        np.stack([[preprocess_mask(label == i, OFFICIAL_SIZE) for label in maps] for i in ids]),
+        np.stack([[preprocess_mask(mask_of(label, i, g.shape), OFFICIAL_SIZE) for label, g in pairs] for i in ids]),
         tuple(ids),
         names,
         tuple(subjects) or names,
+        overlapping=any(isinstance(label, dict) for label in maps),
     )
     if tiles:
         return replace(support, tile_support=_make_tile_support(support, greys, maps, tiles))
@@ -125,8 +126,14 @@ def make_support(
     return support
 
 
+def _as_label(label: ImageLike | LabelMap, name: str) -> LabelMap:
+    if isinstance(label, dict):
+        return label
+    return read_label(label) if isinstance(label, str | Path) else check_label(np.asarray(label), name)
+
+
 def _make_tile_support(
-    support: Support, greys: Sequence[np.ndarray], maps: Sequence[np.ndarray], times: int
+    support: Support, greys: Sequence[np.ndarray], maps: Sequence[LabelMap], times: int
 ) -> TileSupport:
     size = OFFICIAL_SIZE * times
     # Image by image: all of them at full size would take times² the memory of the tiles that are kept.
@@ -134,7 +141,7 @@ def _make_tile_support(
     for grey, label, name, subject, coarse in zip(
         greys, maps, support.names, support.subjects, support.masks.swapaxes(0, 1), strict=True
     ):
-        fine = np.stack([preprocess_mask(label == i, size) for i in support.labels])
+        fine = np.stack([preprocess_mask(mask_of(label, i, grey.shape), size) for i in support.labels])
         mask_tiles = cut_tiles(fine, times)  # [L, T, 128, 128]
         rows = np.flatnonzero(mask_tiles.any((0, 2, 3)))
         images.append(min_max_tiles(cut_tiles(preprocess_image(grey, size), times)[rows]))
@@ -197,7 +204,9 @@ def _read_volumes(
 ) -> Support:
     def read_slices(case: Case) -> Support:
         nonlocal axis
-        image, ids = _read_volume_and_label(case)
+        image, ids = read_volume_pair(case)
+        if not isinstance(ids, dict):
+            check_not_exchanged(case.name, image.data, ids)
         if axis is None:
             axis = case.axes[0] if len(case.axes) == 1 and case.axes[0] != IN_PLANE else slice_axis(image)
         return _select_slices(case, image, ids, axis)
@@ -218,6 +227,7 @@ def _read_volumes(
         np.concatenate([cast(np.ndarray, volume.positions) for volume in volumes]),
         axis,
         cases[0].window,
+        overlapping=any(volume.overlapping for volume in volumes),
     )
 
 
@@ -236,22 +246,15 @@ def _with_label(support: Support, label: int) -> Support:
     return replace(support, labels=(label,), tile_support=tiles)
 
 
-def _read_volume_and_label(case: Case) -> tuple[Volume, Volume]:
-    check_inside(case)
-    image = read_volume(case.image, case.channel)
-    ids = np.zeros(image.shape, np.int32)
-    for i, mask in class_masks(case.labels, case.ids, lambda file: read_label_on(case, file, image, image.shape)):
-        ids[mask] = i
-    check_not_exchanged(case.name, image.data, ids)
-    return image, replace(image, data=ids)
-
-
-def _select_slices(case: Case, image: Volume, label: Volume, axis: int) -> Support:
+def _select_slices(case: Case, image: Volume, label: LabelMap, axis: int) -> Support:
     """Up to SLICES_PER_VOLUME slices of a volume, with the ids that occur in the volume."""
     slices, positions, origin = volume_slices(image, OFFICIAL_SIZE, axis, case.window)
     rows = np.unique(np.linspace(0, len(slices) - 1, min(len(slices), SLICES_PER_VOLUME)).round().astype(int))
-    ids = tuple(int(i) for i in np.unique(label.data) if i)
-    masks = [mask_slices(label, OFFICIAL_SIZE, origin, i)[rows] for i in ids]
+    ids = tuple(sorted(ids_of(label)))
+    masks = []
+    for i in ids:
+        mask = replace(image, data=mask_of(label, i, image.shape).astype(np.uint8))
+        masks.append(mask_slices(mask, OFFICIAL_SIZE, origin, 1)[rows])
     return Support(
         slices[rows],
         np.stack(masks) if ids else np.zeros((0, *slices[rows].shape), np.uint8),
@@ -259,6 +262,7 @@ def _select_slices(case: Case, image: Volume, label: Volume, axis: int) -> Suppo
         tuple(f"{case.name}{SLICE}{row}" for row in rows),
         (case.subject,) * len(rows),
         positions[rows],
+        overlapping=isinstance(label, dict),
     )
 
 

@@ -10,24 +10,26 @@ acquired planes, across the longest voxel side (axial for most scans). A TIFF ha
 used. IN_PLANE stands for the acquired planes whatever their direction.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from universeg_jax.readers.checks import check_voxels
+from universeg_jax.readers.colours import ids_of_colours
 from universeg_jax.readers.dicom import read_dicom_image, read_label_stack
+from universeg_jax.readers.dicom_files import is_dicom_file
 from universeg_jax.readers.errors import ImageError
 from universeg_jax.readers.file_names import (
     CONTOUR_EXTENSION,
-    DICOM_EXTENSIONS,
     READABLE_EXTENSIONS,
     TIFF_EXTENSIONS,
     extension,
 )
-from universeg_jax.readers.images import check_image, read_contour, read_image, read_label
+from universeg_jax.readers.images import check_image, read_colours, read_contour, read_image, read_label
 from universeg_jax.readers.labels import LabelFile, class_masks
+from universeg_jax.readers.polygons import draw
 from universeg_jax.readers.preprocess import (
     Window,
     apply_window,
@@ -36,6 +38,7 @@ from universeg_jax.readers.preprocess import (
     quantize,
     window_of_modality,
 )
+from universeg_jax.readers.segments import on_grid_of
 from universeg_jax.readers.slices import largest_slice, middle_slice, plane, slice_image, slice_mask
 from universeg_jax.readers.volume_files import is_volume, read_label_volume, read_volume
 from universeg_jax.readers.volumes import (
@@ -49,6 +52,9 @@ from universeg_jax.readers.volumes import (
     slice_axis,
     to_spacing,
 )
+
+LabelMap = np.ndarray | dict[int, np.ndarray]  # int32 ids; or the bool mask of each id, where classes overlap
+OVERLAP = 0.02  # share of the smaller of two classes from which they overlap
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ class Case:
     name: str
     size: int
     ids: tuple[int, ...] = ()  # allowed in a label file without classes; () = any
+    ids_in: str = "meta.json"  # the file that names them
     modality: str = ""
     subset: str = ""
     volume: bool = False
@@ -93,7 +100,7 @@ def may_be_case(path: Path) -> bool:
     """Judges by the name whether a file or folder is read as an image or volume."""
     if path.is_dir():
         return is_volume(path)
-    return extension(path) in READABLE_EXTENSIONS
+    return extension(path) in READABLE_EXTENSIONS or is_dicom_file(path)
 
 
 def make_examples(case: Case) -> list[Example]:
@@ -102,14 +109,50 @@ def make_examples(case: Case) -> list[Example]:
     return _examples_of_volume(case) if case.volume else _examples_of_image(case)
 
 
-def read_pair(case: Case) -> tuple[np.ndarray, np.ndarray]:
-    """Reads (image float32 [H, W], label map int32 [H, W]) of an image; the higher id wins where classes overlap."""
+def read_pair(case: Case) -> tuple[np.ndarray, LabelMap]:
+    """Reads (image float32 [H, W], its labels by `label_map`)."""
     check_complete(case)
     image = _read_image(case)
-    label = np.zeros(image.shape, np.int32)
-    for i, mask in _image_masks(case, image):
+    return image, label_map(image.shape, lambda: _image_masks(case, image))
+
+
+def label_map(shape: tuple[int, ...], masks: Callable[[], Iterator[tuple[int, np.ndarray]]]) -> LabelMap:
+    """int32 ids of `shape` where the classes (id, bool mask) do not overlap; else the mask of each id.
+
+    Where two classes share less than OVERLAP of the smaller one, as polygons do along their edges, the higher id wins.
+    """
+    label = np.zeros(shape, np.int32)
+    for i, mask in masks():
+        others = label[mask]
+        if others.any():
+            for other, shared in zip(*np.unique(others[others > 0], return_counts=True), strict=True):
+                if shared > OVERLAP * min(len(others), (label == other).sum()):
+                    return dict(masks())
         label[mask] = i
-    return image, label
+    return label
+
+
+def ids_of(label: LabelMap) -> set[int]:
+    """The ids of a label map, without 0."""
+    return set(label) if isinstance(label, dict) else set(np.unique(label).tolist()) - {0}
+
+
+def mask_of(label: LabelMap, i: int, shape: tuple[int, ...]) -> np.ndarray:
+    """The bool mask of id `i` in a label map of `shape`."""
+    return label.get(i, np.zeros(shape, bool)) if isinstance(label, dict) else label == i
+
+
+def read_volume_pair(case: Case) -> tuple[Volume, LabelMap]:
+    """Reads (volume, its labels [X, Y, Z] on its grid by `label_map`)."""
+    check_inside(case)
+    image = read_volume(case.image, case.channel)
+
+    def masks() -> Iterator[tuple[int, np.ndarray]]:
+        return class_masks(
+            case.labels, case.ids, lambda file: read_label_on(case, file, image, image.shape), case.ids_in
+        )
+
+    return image, label_map(image.shape, masks)
 
 
 def check_complete(case: Case) -> None:
@@ -138,26 +181,32 @@ def _examples_of_image(case: Case) -> list[Example]:
     masks = {i: preprocess_mask(mask, case.size) for i, mask in _image_masks(case, image)}
     window = case.window
     if window == "auto":  # of single images only DICOM has physical units
-        window = window_of_modality(case.modality) if extension(case.image) in DICOM_EXTENSIONS else "none"
+        window = window_of_modality(case.modality) if is_dicom_file(case.image) else "none"
     return [_example(case, preprocess_image(apply_window(image, window), case.size, scale=False), masks)]
 
 
 def _read_image(case: Case) -> np.ndarray:
-    if extension(case.image) in DICOM_EXTENSIONS:
+    if is_dicom_file(case.image):
         return check_image(read_dicom_image(case.image), case.image)
     return read_image(case.image)
 
 
 def _image_masks(case: Case, image: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     height, width = image.shape
-    return class_masks(case.labels, case.ids, lambda file: _read_image_label(file, (height, width)))
+    return class_masks(case.labels, case.ids, lambda file: _read_image_label(file, (height, width)), case.ids_in)
 
 
 def _read_image_label(file: LabelFile, shape: tuple[int, int]) -> np.ndarray:
     """Reads int32 [H, W] values of the image's shape."""
     if extension(file.path) == CONTOUR_EXTENSION:
         return read_contour(file.path, shape)
-    label = read_label(file.path)
+    if file.part is not None:
+        return draw(file.path, *file.part, shape)
+    if file.colours:
+        table = {i: (red, green, blue) for i, red, green, blue in file.colours}
+        label = ids_of_colours(read_colours(file.path), table, file.path)
+    else:
+        label = read_label(file.path)
     if label.shape != shape:
         sizes = ["x".join(map(str, each[::-1])) for each in (shape, label.shape)]
         detail = f"the image is {sizes[0]}, the label {sizes[1]} (width x height)"
@@ -171,7 +220,8 @@ def _examples_of_volume(case: Case) -> list[Example]:
     check_voxels(image.name, shape, "1 mm")
     axes = {axis: slice_axis(image) if axis == IN_PLANE else axis for axis in wanted_axes(case, image)}
     slices: dict[tuple[int, str, int], dict[int, np.ndarray]] = {}  # (axis, slicing, index) → masks
-    for i, mask in class_masks(case.labels, case.ids, lambda file: read_label_on(case, file, image, shape)):
+    masks = class_masks(case.labels, case.ids, lambda file: read_label_on(case, file, image, shape), case.ids_in)
+    for i, mask in masks:
         for axis, across in axes.items():
             indices = {"mid": middle_slice(mask, across), "max": largest_slice(mask, across)}
             if mask.shape[across] == 1:
@@ -204,7 +254,7 @@ def read_label_on(case: Case, file: LabelFile, image: Volume, shape: Shape) -> n
     if Path(file.path).is_dir() and Path(case.image).is_dir() and not is_volume(file.path):
         label = read_label_stack(file.path, case.image)
     else:
-        label = read_label_volume(file.path)
+        label = on_grid_of(read_label_volume(file.path), image)
     check_same_grid(image, label)
     return on_grid(label, shape).data
 

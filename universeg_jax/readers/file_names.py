@@ -29,6 +29,7 @@ def extension(path: str | Path) -> str:
 
 
 def stem(path: str | Path) -> str:
-    """A file's name without its extension."""
+    """A file's name without its extension; of Slicer's a.seg.nrrd it is "a", as of the image."""
     name = Path(path).name
-    return name[: len(name) - len(extension(name))]
+    end = ".seg.nrrd" if name.lower().endswith(".seg.nrrd") else extension(name)
+    return name[: len(name) - len(end)]

@@ -14,13 +14,17 @@ from typing import TypeVar
 
 import numpy as np
 
-from universeg_jax.readers.cases import Case, check_inside, may_be_case, read_pair
+from universeg_jax.readers.cases import Case, LabelMap, check_inside, ids_of, mask_of, may_be_case, read_pair
+from universeg_jax.readers.dicom_files import nested_series, sorted_files
 from universeg_jax.readers.errors import FolderError, ImageError
 from universeg_jax.readers.file_names import IMAGE_EXTENSIONS, READABLE_EXTENSIONS, extension, natural_order, stem
 from universeg_jax.readers.images import read_label
+from universeg_jax.readers.label_formats import FoundLabels, composed, find_labels
+from universeg_jax.readers.label_names import snap_names, with_segment_names
 from universeg_jax.readers.labels import LabelFile
 from universeg_jax.readers.layouts import is_dataset_json, read_dataset_json
-from universeg_jax.readers.meta import Folder, read_meta, subject_rule
+from universeg_jax.readers.meta import Folder, Meta, read_meta, subject_rule
+from universeg_jax.readers.ome_zarr import is_ome_zarr, zarr_stem
 from universeg_jax.readers.volume_files import is_volume, read_label_volume, voxels_of
 
 T = TypeVar("T")
@@ -35,21 +39,25 @@ def read_folder(path: str | Path, size: int = 128) -> Folder[Case]:
     path = Path(path)
     if is_dataset_json(path):
         return read_dataset_json(path, size)
-    images, labels = _files(path / "images"), _files(path / "labels")
+    meta, images = read_meta(path), _files(path / "images")
+    found = find_labels(path, images, meta.labels)
+    labels = {n: [Path(files[0].path)] for n, files in found.files.items()} if found else _files(path / "labels")
+    colours = tuple((i, *colour) for i, colour in meta.colours.items())
     faults = {name: _fault(images.get(name, []), labels.get(name, []), name) for name in images | labels}
     if not images.keys() & labels.keys():
         name = next(iter(images))
         raise FolderError(f"{images[name][0]}: {' ('.join(faults[name])}); no image of this folder has one")
-    meta = read_meta(path)
     subject = subject_rule(path, meta, lambda name: name.rpartition("_")[0] or name)
     cases = tuple(
         Case(
             image=str((images.get(name) or labels[name])[0]),
-            labels=tuple(LabelFile(str(file)) for file in labels.get(name, ())),
+            labels=found.files.get(name, ())
+            if found
+            else tuple(LabelFile(str(file), colours=colours) for file in labels.get(name, ())),
             subject=name if faults[name][0] else subject(name),
             name=name,
             size=size,
-            ids=tuple(meta.labels),
+            ids=() if colours else tuple(meta.labels),
             modality=meta.modality,
             volume=is_volume((images.get(name) or labels[name])[0]),
             axes=meta.axes,
@@ -59,23 +67,47 @@ def read_folder(path: str | Path, size: int = 128) -> Folder[Case]:
         )
         for name in natural_order(faults)
     )
+    cases, names, taken = _label_names(path, cases, meta, found)
     return Folder(
         cases,
-        labels=meta.labels or {i: f"label {i}" for i in _occurring_ids(path, cases)},
+        labels=names,
+        taken=taken,
         modality=meta.modality,
         licence=meta.licence,
         citation=meta.citation,
         subjects_identifiable=meta.subjects_identifiable,
-        ignored=tuple(f"{part}/{name}" for part in ("images", "labels") for name in _other_files(path / part)),
+        ignored=(
+            *(f"{part}/{name}" for part in ("images", "labels") for name in _other_files(path / part)),
+            *_strangers(path, images),
+        ),
     )
+
+
+def _label_names(
+    path: Path, cases: tuple[Case, ...], meta: Meta, found: FoundLabels | None
+) -> tuple[tuple[Case, ...], dict[int, str], str]:
+    """(cases, id → name, what the labels were taken for) by meta.json, the label files and the ids that occur."""
+    if found:
+        return cases, meta.labels | found.names, found.taken
+    if meta.colours:
+        return cases, {i: meta.labels.get(i, f"label {i}") for i in meta.colours if i}, "colours of meta.json"
+    cases, names = with_segment_names(cases, meta.labels)
+    if names:
+        return cases, meta.labels | names, "ids with the names of the segments in the label files"
+    if meta.labels:
+        return cases, meta.labels, ""
+    snap, file = snap_names(path)
+    taken = f"ids with the names of {file}" if snap else ""
+    return cases, {i: snap.get(i, f"label {i}") for i in _occurring_ids(path, cases)}, taken
 
 
 def read_support(
     path: str | Path, label: int | None = None, unusable: dict[str, str] | None = None
-) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
+) -> tuple[list[np.ndarray], list[LabelMap], list[str]]:
     """Reads a support folder: (images float32 [H, W], label maps int32 [H, W], names).
 
-    With `label` the label maps hold that id alone, as 1. Raises FolderError, also where `label` never occurs, and
+    Where classes of an image overlap, its label map is a dict of the bool mask of each id. With `label` the label maps
+    hold that id alone, as 1. Raises FolderError, also where `label` never occurs, and
     ImageError for a file that cannot be used, unless `unusable` is given: then it gets the case's name and the reason.
     """
     folder = read_folder(path)
@@ -85,10 +117,10 @@ def read_support(
     pairs = read_each(folder.cases, read_pair, unusable)
     names, images, labels = list(pairs), [image for image, _ in pairs.values()], [ids for _, ids in pairs.values()]
     if label is not None:
-        occurring = sorted({int(i) for ids in labels for i in np.unique(ids)} - {0})
+        occurring = sorted(set().union(*map(ids_of, labels)))
         if label not in occurring:
             raise FolderError(f"{path}: label {label} never occurs; the ids there are {occurring}")
-        labels = [(ids == label).astype(np.int32) for ids in labels]
+        labels = [mask_of(ids, label, image.shape).astype(np.int32) for ids, image in zip(labels, images, strict=True)]
     return images, labels, names
 
 
@@ -125,6 +157,12 @@ def _other_files(path: Path) -> list[str]:
     return natural_order(name for name in names if not may_be_case(path / name) and path / name not in voxels)
 
 
+def _strangers(path: Path, images: dict[str, list[Path]]) -> list[str]:
+    """Files among the slices of DICOM series that are no slices."""
+    series = [each for files in images.values() for each in files if each.is_dir() and not is_ome_zarr(each)]
+    return [str((each / name).relative_to(path)) for each in series for name in sorted_files(each)[1]]
+
+
 def _fault(images: list[Path], labels: list[Path], name: str) -> tuple[str, str]:
     """(problem, detail) of a case; ("", "") where it has one image and one label."""
     if not labels:
@@ -143,8 +181,15 @@ def _files(path: Path) -> dict[str, list[Path]]:
         raise FolderError(f"{path} is missing; a folder needs images/ and labels/ with the same file names")
     files: dict[str, list[Path]] = {}
     for name in natural_order(each.name for each in path.iterdir() if not each.name.startswith(".")):
-        if may_be_case(path / name):
-            files.setdefault(stem(name) if (path / name).is_file() else name, []).append(path / name)
+        if is_ome_zarr(path / name):
+            files.setdefault(composed(zarr_stem(name)), []).append(path / name)
+        elif (path / name).is_dir():
+            for series in nested_series(path / name):
+                inner = series.relative_to(path / name).parts
+                is_only = len(nested_series(path / name)) == 1
+                files.setdefault(composed(name if is_only else "_".join((name, *inner))), []).append(series)
+        elif may_be_case(path / name):
+            files.setdefault(composed(stem(name)), []).append(path / name)
     if not files:
         others = f"; there are only {', '.join(_other_files(path)[:3])}" if _other_files(path) else ""
         raise FolderError(f"{path} holds no images ({', '.join(READABLE_EXTENSIONS)}){others}")
@@ -163,6 +208,6 @@ def _occurring_ids(path: Path, cases: Iterable[Case]) -> list[int]:
         except ImageError as error:
             problems.append(str(error))  # the build meets the error again, then drops and counts the case
     if not ids - {0}:
-        problem = problems[0] if problems else "every label is empty"
-        raise FolderError(f"{path}/labels: {problem}; mark what is to be segmented with ids above 0")
+        empty = f"{path}/labels: every label is empty; mark what is to be segmented with ids above 0"
+        raise FolderError(problems[0] if problems else empty)
     return sorted(ids - {0})

@@ -46,6 +46,18 @@ def read_label(path: str | Path) -> np.ndarray:
     return check_label(_decode(Path(path), is_label=True), path)
 
 
+def read_colours(path: str | Path) -> np.ndarray:
+    """Reads the colours of a label as uint8 [H, W, 3]; a palette gives its colours. Raises ImageError."""
+    path = Path(path)
+    with as_image_errors(path):
+        checks.check_bytes(path)
+        with Image.open(path, formats=FORMATS) as image:
+            checks.check_pixels(path, *image.size)
+            if image.format in ("JPEG", "MPO"):
+                raise ImageError(path, "a label in JPEG", "its compression changes colours; save it as PNG")
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
 def read_contour(path: str | Path, shape: tuple[int, int]) -> np.ndarray:
     """Reads a closed line as a filled int32 0/1 [H, W]; each line of the text file is a point "x y" in pixels."""
     path = Path(path)

@@ -19,12 +19,15 @@ class LabelFile:
     """A label file and the classes in it.
 
     `classes` are (id, values of the file that mean this id); no values mean everything but 0. Without `classes` the
-    values are the ids. `ignored` are values without a class, such as a border.
+    values are the ids. `ignored` are values without a class, such as a border. `part` selects (image, class) in a file
+    of polygons, and `colours` are (id, red, green, blue) of a mask in colours.
     """
 
     path: str
     classes: tuple[tuple[int, tuple[int, ...]], ...] = ()
     ignored: tuple[int, ...] = ()
+    part: tuple[str, str] | None = None
+    colours: tuple[tuple[int, int, int, int], ...] = ()
 
 
 def check_label(label: np.ndarray, path: Any) -> np.ndarray:
@@ -51,14 +54,18 @@ def check_ids(values: np.ndarray, path: Any) -> np.ndarray:
 
 
 def class_masks(
-    files: Sequence[LabelFile], known_ids: Sequence[int], read: Callable[[LabelFile], np.ndarray]
+    files: Sequence[LabelFile],
+    known_ids: Sequence[int],
+    read: Callable[[LabelFile], np.ndarray],
+    named_in: str = "meta.json",
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (id, bool mask) for each class that occurs in the files, ids ascending; one mask is in memory at a time.
 
     `read` returns the values of a label file. Files without `classes` may hold only `known_ids`, or any ids where
-    `known_ids` is empty. Raises ImageError for a value without a class, FolderError for an unknown id.
+    `known_ids`, which the file `named_in` lists, is empty. Raises ImageError for a value without a class, FolderError
+    for an unknown id.
     """
-    values_of = functools.lru_cache(1)(functools.partial(_read_known, known_ids, read))
+    values_of = functools.lru_cache(1)(functools.partial(_read_known, known_ids, read, named_in))
     sources: dict[int, list[tuple[LabelFile, tuple[int, ...]]]] = {}
     for file in files:
         for i, values in file.classes or [(i, (i,)) for i in _values(values_of(file))]:
@@ -82,7 +89,9 @@ def _mask(label: np.ndarray, values: tuple[int, ...]) -> np.ndarray:
     return np.isin(label, values) if values else label != 0
 
 
-def _read_known(known_ids: Sequence[int], read: Callable[[LabelFile], np.ndarray], file: LabelFile) -> np.ndarray:
+def _read_known(
+    known_ids: Sequence[int], read: Callable[[LabelFile], np.ndarray], named_in: str, file: LabelFile
+) -> np.ndarray:
     label = read(file)
     occurring = _values(label)
     if file.classes:
@@ -91,7 +100,7 @@ def _read_known(known_ids: Sequence[int], read: Callable[[LabelFile], np.ndarray
             raise ImageError(file.path, "holds values that mean no class", f"{sorted(occurring - known)[:9]}")
     elif known_ids and occurring - set(known_ids):
         raise FolderError(
-            f"{file.path}: ids {sorted(occurring - set(known_ids))} are not in meta.json, which names "
+            f"{file.path}: ids {sorted(occurring - set(known_ids))} are not in {named_in}, which names "
             f'{sorted(known_ids)}; add them to its "labels" or correct the file'
         )
     return label

@@ -7,12 +7,14 @@ All fields may be left out:
     subjects_identifiable   false: every case is its own subject, and reports say so
     subjects                how a case's name gives its subject: a pattern with one group, "^(patient[0-9]+)", or
                             the name of a CSV file in the folder with the columns case and subject
+    colours                 {"1": [255, 0, 0]}: labels are images in these colours, black is background
     axes                    of volumes, a list of "sagittal", "coronal", "axial", "in-plane" (the acquired planes)
     window                  "ct", "mr", "none" or [low, high] for volumes and DICOM files; without it chosen by the
                             modality
 """
 
 import csv
+import io
 import json
 import re
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from universeg_jax.readers.colours import Colour, parse_colours
 from universeg_jax.readers.errors import FolderError
 from universeg_jax.readers.preprocess import WINDOWS, Window
 from universeg_jax.readers.volumes import AXIS_NAMES
@@ -39,6 +42,7 @@ class Meta:
     subjects: str
     axes: tuple[int, ...]
     window: Window
+    colours: dict[int, Colour]
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Folder(Generic[AnyCase]):
     citation: str
     subjects_identifiable: bool
     ignored: tuple[str, ...]  # files that are not read, such as "images/notes.txt"
+    taken: str = ""  # what the labels were taken for, where they are no label files of ids
 
 
 def read_meta(path: Path) -> Meta:
@@ -60,7 +65,7 @@ def read_meta(path: Path) -> Meta:
     contents = read_json_object(file) if file.exists() else {}
     fields = {}
     for name, (default, parse, remedy) in FIELDS.items():
-        value = contents.get(name, default)
+        value = contents.get(name, contents.get("colors", default) if name == "colours" else default)
         try:
             fields[name] = parse(value)
         except (ValueError, TypeError, KeyError, OverflowError) as error:
@@ -69,14 +74,19 @@ def read_meta(path: Path) -> Meta:
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """Reads a JSON object in UTF-8. Raises FolderError."""
+    """Reads a JSON object in UTF-8, or in UTF-16 with a byte order mark. Raises FolderError."""
     try:
-        contents = json.loads(file.read_text(encoding="utf-8"))
+        contents = json.loads(decode_text(file.read_bytes()))
     except (ValueError, RecursionError) as error:
         raise FolderError(f"{file} is not JSON in UTF-8: {error}") from error
     if not isinstance(contents, dict):
         raise FolderError(f'{file}: must be an object, such as {{"labels": {{"1": "liver"}}}}')
     return contents
+
+
+def decode_text(data: bytes) -> str:
+    """Text as editors save it: UTF-8, with or without a byte order mark, or UTF-16 with one. Raises ValueError."""
+    return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
 
 
 def subject_rule(path: Path, meta: Meta, default: Callable[[str], str]) -> Callable[[str], str]:
@@ -110,8 +120,7 @@ def _subject_table(path: Path, name: str) -> dict[str, str]:
     if not file.resolve().is_relative_to(path.resolve()):
         raise FolderError(f'{path / "meta.json"}: "subjects" is {name!r}; the table must lie in the folder')
     try:
-        with file.open(newline="", encoding="utf-8-sig") as opened:
-            rows = list(csv.DictReader(opened))
+        rows = list(csv.DictReader(io.StringIO(decode_text(file.read_bytes()), newline="")))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FolderError(f"{file}: cannot be read as the table of subjects: {error}") from error
     if not rows or not {"case", "subject"} <= rows[0].keys():
@@ -175,5 +184,6 @@ FIELDS: dict[str, tuple[Any, Callable[[Any], Any], str]] = {
     "subjects_identifiable": (True, _boolean, "write true or false"),
     "subjects": ("", _text, "write a text"),
     "axes": ([], _axes, f"write a list of {', '.join(AXIS_NAMES)}"),
+    "colours": ({}, parse_colours, 'map ids to colours, such as {"1": [255, 0, 0], "2": "#00ff00"}, each once'),
     "window": ("auto", _window, f"write one of {', '.join(WINDOWS)} or [low, high]"),
 }

@@ -12,6 +12,7 @@ import numpy as np
 
 from universeg_jax.readers import checks
 from universeg_jax.readers.dicom import read_dicom
+from universeg_jax.readers.dicom_files import is_dicom_file, is_multiframe, is_seg, is_series
 from universeg_jax.readers.errors import ImageError, as_image_errors
 from universeg_jax.readers.file_names import (
     DICOM_EXTENSIONS,
@@ -22,7 +23,9 @@ from universeg_jax.readers.file_names import (
     extension,
 )
 from universeg_jax.readers.labels import check_ids
+from universeg_jax.readers.ome_zarr import is_ome_zarr, read_ome_zarr
 from universeg_jax.readers.preprocess import to_grey
+from universeg_jax.readers.segments import read_seg
 from universeg_jax.readers.volumes import LPS_TO_RAS, Volume, make_affine, make_volume
 
 HEADER_BYTES = 1 << 16  # enough for the text header of an ITK format
@@ -31,21 +34,17 @@ MAX_GZIP_RATIO = 2000  # gzip reaches 1032 to 1
 
 def is_dicom(path: str | Path) -> bool:
     """True for a DICOM series (a folder) and for one DICOM file."""
-    return Path(path).is_dir() or extension(path) in DICOM_EXTENSIONS
+    return (Path(path).is_dir() and not is_ome_zarr(path)) or is_dicom_file(path)
 
 
 def is_volume(path: str | Path) -> bool:
-    """True for paths that are read as volumes: NIfTI, NRRD, MetaImage, multi-page TIFF, a folder of DICOM files."""
+    """True for paths that are read as volumes: NIfTI, NRRD, MetaImage, multi-page TIFF, DICOM series and frames."""
     path = Path(path)
     if path.is_dir():
-        return any(_may_be_dicom(file) for file in path.iterdir())
+        return is_ome_zarr(path) or is_series(path)
+    if is_dicom_file(path):
+        return is_multiframe(path)
     return extension(path) in VOLUME_EXTENSIONS or (extension(path) in TIFF_EXTENSIONS and _tiff_pages(path) > 1)
-
-
-def _may_be_dicom(path: Path) -> bool:
-    """Judges by the name: *.dcm, IM0001, or the end of a UID such as CT.1.2.840.7."""
-    kind = path.suffix.lower()
-    return (kind in (*DICOM_EXTENSIONS, "") or kind[1:].isdigit()) and not path.name.startswith(".") and path.is_file()
 
 
 def read_volume(path: str | Path, channel: int | None = None) -> Volume:
@@ -110,8 +109,10 @@ def mask_extension(source: str | Path) -> str:
 def _read(path: Path, channel: int | None) -> Volume:
     kind = extension(path)
     with as_image_errors(path):
-        if path.is_dir() or kind in DICOM_EXTENSIONS:
-            return read_dicom(path)
+        if is_ome_zarr(path):
+            return read_ome_zarr(path, channel)
+        if is_dicom(path):
+            return read_seg(path) if is_seg(path) else read_dicom(path)
         checks.check_bytes(path)
         if kind in NIFTI_EXTENSIONS:
             return _read_nifti(path, channel)
