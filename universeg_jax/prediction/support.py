@@ -19,14 +19,16 @@ from universeg_jax.errors import UserError
 from universeg_jax.prediction.tiles import MIN_RETAINED_DICE, cut_tiles, min_max_tiles, retained_dice, tile_positions
 from universeg_jax.readers.cases import Case, check_inside, read_label_on
 from universeg_jax.readers.folder import read_each, read_folder, read_support
-from universeg_jax.readers.images import read_image, read_label
+from universeg_jax.readers.images import Source, check_image, is_drawn_on_raw, read_image, read_label
+from universeg_jax.readers.label_values import MIXED_NOTE, one_class
 from universeg_jax.readers.labels import check_label, class_masks
-from universeg_jax.readers.preprocess import Window, preprocess_image, preprocess_mask, to_grey
+from universeg_jax.readers.notes import collect, note
+from universeg_jax.readers.preprocess import Window, preprocess_image, preprocess_mask
 from universeg_jax.readers.slices import mask_slices, volume_slices
 from universeg_jax.readers.volume_files import read_volume
 from universeg_jax.readers.volumes import IN_PLANE, Volume, slice_axis
 
-ImageLike = npt.ArrayLike | Image.Image | Path  # a string is a file name
+ImageLike = npt.ArrayLike | Image.Image | Path  # a string is a file name, bytes are the contents of a file
 CHOICES = ("nearest", "random", "diverse")
 SLICES_PER_VOLUME = 32  # of each labelled volume, evenly spaced
 MAX_PLAUSIBLE_IDS = 20  # in one label; with more, image and label may be exchanged
@@ -47,6 +49,9 @@ class Support:
     axis: int | None = None  # along which volumes are sliced, queries too; None for images
     window: Window = "auto"  # of the intensities of volumes, queries too
     tile_support: "TileSupport | None" = None  # for the second pass
+    sizes: tuple[tuple[int, ...], ...] = ()  # of each example's image [H, W] or volume [X, Y, Z]
+    pixels: tuple[int, ...] = ()  # L; labelled pixels or voxels of all images or volumes
+    notes: tuple[str, ...] = ()  # how files were understood that can be understood in two ways
 
     def __len__(self) -> int:
         return len(self.images)
@@ -61,6 +66,7 @@ class Support:
             subjects=tuple(self.subjects[i] for i in rows),
             positions=None if self.positions is None else self.positions[rows],
             tile_support=None,
+            sizes=tuple(self.sizes[i] for i in rows) if self.sizes else (),
         )
 
     def digest(self) -> str:
@@ -97,11 +103,8 @@ def make_support(
     if len(images) == 0 or len(images) != len(labels):
         raise UserError(f"{len(images)} support images and {len(labels)} labels: give one label for each image")
     names = tuple(names) or tuple(f"support {i}" for i in range(len(images)))
-    greys = [as_grey(image) for image in images]
-    maps = [
-        read_label(label) if isinstance(label, str | Path) else check_label(np.asarray(label), name)
-        for name, label in zip(names, labels, strict=True)
-    ]
+    with collect() as notes:
+        greys, maps = _read_pairs(images, labels, names)
     for name, grey, label in zip(names, greys, maps, strict=True):
         if grey.shape != label.shape:
             raise UserError(f"{name}: the image is {grey.shape}, its label {label.shape}; make them equal")
@@ -115,6 +118,9 @@ def make_support(
         tuple(ids),
         names,
         tuple(subjects) or names,
+        sizes=tuple(grey.shape for grey in greys),
+        pixels=tuple(sum(int((label == i).sum()) for label in maps) for i in ids),
+        notes=notes.lines(),
     )
     if tiles:
         return replace(support, tile_support=_make_tile_support(support, greys, maps, tiles))
@@ -123,6 +129,22 @@ def make_support(
             f"every label is too small or thin for {OFFICIAL_SIZE}x{OFFICIAL_SIZE} pixels: use --tiles 2 (tiles=2)"
         )
     return support
+
+
+def _read_pairs(
+    images: Sequence[ImageLike] | np.ndarray, labels: Sequence[ImageLike] | np.ndarray, names: Sequence[str]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """(grey images, label maps of ids) of files, opened images and arrays, which pass the same checks."""
+    greys, maps = [], []
+    for name, image, label in zip(names, images, labels, strict=True):
+        raw = isinstance(image, Source) and isinstance(label, Source) and is_drawn_on_raw(image, label, name)
+        greys.append(as_grey(image, name, upright=not raw))
+        is_file = isinstance(label, Source)
+        maps.append(read_label(label, name) if is_file else check_label(np.asarray(label), name))
+    if values := one_class([set(np.unique(label).tolist()) - {0} for label in maps]):
+        note("labels", MIXED_NOTE)
+        maps = [np.isin(label, values).astype(np.int32) for label in maps]
+    return greys, maps
 
 
 def _make_tile_support(
@@ -172,15 +194,31 @@ def read_support_folder(
     axis: int | None = None,
     tiles: int = 0,
     unusable: dict[str, str] | None = None,
+    window: Window | None = None,
 ) -> Support:
     """Reads a folder with images/ and labels/ (readers/folder.py), of images or of volumes, which become slices.
 
     `label`: use this id alone. `axis`: slice volumes along it; default: across the acquired planes of the first one.
-    `tiles` as in `make_support`. Raises UserError, for an unusable case too unless `unusable` is given, which then
+    `tiles` as in `make_support`. `window` of volumes: instead of the folder's own. Raises UserError, for an unusable case too unless `unusable` is given, which then
     receives the case's name and the reason.
     """
+    with collect() as notes:
+        support = _read_support_folder(Path(path), label, axis, tiles, unusable, window)
+    return replace(support, notes=notes.lines())
+
+
+def _read_support_folder(
+    path: Path,
+    label: int | None,
+    axis: int | None,
+    tiles: int,
+    unusable: dict[str, str] | None,
+    window: Window | None,
+) -> Support:
     cases = read_folder(path).cases
     if not any(case.volume for case in cases):
+        if window is not None:
+            raise UserError(f"{path} holds images, and a window is for volumes: leave out --window")
         images, labels, names = read_support(path, label, unusable)
         subjects = {case.name: case.subject for case in cases}
         support = make_support(images, labels, names, [subjects[name] for name in names], tiles)
@@ -189,7 +227,9 @@ def read_support_folder(
         raise UserError(f"{path} holds volumes, and tiles are for images: leave out --tiles")
     if images_among := [case.image for case in cases if not case.volume]:
         raise UserError(f"{images_among[0]} is an image among volumes: keep one kind in a support folder")
-    return _read_volumes(Path(path), cases, label, axis, unusable)
+    if window is not None:
+        cases = tuple(replace(case, window=window) for case in cases)
+    return _read_volumes(path, cases, label, axis, unusable)
 
 
 def _read_volumes(
@@ -218,6 +258,8 @@ def _read_volumes(
         np.concatenate([cast(np.ndarray, volume.positions) for volume in volumes]),
         axis,
         cases[0].window,
+        sizes=tuple(size for volume in volumes for size in volume.sizes),
+        pixels=tuple(sum(dict(zip(v.labels, v.pixels, strict=True)).get(i, 0) for v in volumes) for i in ids),
     )
 
 
@@ -259,6 +301,8 @@ def _select_slices(case: Case, image: Volume, label: Volume, axis: int) -> Suppo
         tuple(f"{case.name}{SLICE}{row}" for row in rows),
         (case.subject,) * len(rows),
         positions[rows],
+        sizes=(image.shape,) * len(rows),
+        pixels=tuple(int((label.data == i).sum()) for i in ids),
     )
 
 
@@ -267,13 +311,14 @@ def case_names(support: Support) -> list[str]:
     return [name.partition(SLICE)[0] for name in support.names]
 
 
-def as_grey(image: ImageLike) -> np.ndarray:
-    """Grey values, float32 [H, W], of a file, a PIL image or an array [H, W] or [H, W, 3]."""
-    if isinstance(image, str | Path):
-        return read_image(image)
-    if isinstance(image, Image.Image) and image.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
-        image = image.convert("RGB")
-    return to_grey(np.asarray(image))
+def as_grey(image: ImageLike, name: str = "an image", upright: bool = True) -> np.ndarray:
+    """Grey values, float32 [H, W], of a file, its bytes, a PIL image or an array [H, W] or [H, W, 3].
+
+    All pass the same checks, and errors name the file or `name`. `upright`: apply an EXIF orientation.
+    """
+    if isinstance(image, Source):
+        return read_image(image, name, upright)
+    return check_image(np.asarray(image), name)
 
 
 def thumbnails(images: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ Medical Segmentation Decathlon are recognised (layouts.py).
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,12 +19,20 @@ from universeg_jax.readers.cases import Case, check_inside, may_be_case, read_pa
 from universeg_jax.readers.errors import FolderError, ImageError
 from universeg_jax.readers.file_names import IMAGE_EXTENSIONS, READABLE_EXTENSIONS, extension, natural_order, stem
 from universeg_jax.readers.images import read_label
+from universeg_jax.readers.label_values import MIXED_NOTE, one_class
 from universeg_jax.readers.labels import LabelFile
 from universeg_jax.readers.layouts import is_dataset_json, read_dataset_json
 from universeg_jax.readers.meta import Folder, read_meta, subject_rule
+from universeg_jax.readers.notes import Notes, collect, note
 from universeg_jax.readers.volume_files import is_volume, read_label_volume, voxels_of
 
 T = TypeVar("T")
+OBJECTS = ((1, ()),)  # every value above 0 is class 1
+MANY_IDS = 20  # from which on ids without names probably number objects
+INSTANCES_NOTE = (
+    "{} ids without names: each is taken for a class of its own; if they number objects, such as cells, write "
+    '"instances": true into meta.json and they become one class'
+)
 
 
 def read_folder(path: str | Path, size: int = 128) -> Folder[Case]:
@@ -45,11 +54,11 @@ def read_folder(path: str | Path, size: int = 128) -> Folder[Case]:
     cases = tuple(
         Case(
             image=str((images.get(name) or labels[name])[0]),
-            labels=tuple(LabelFile(str(file)) for file in labels.get(name, ())),
+            labels=tuple(LabelFile(str(file), OBJECTS if meta.instances else ()) for file in labels.get(name, ())),
             subject=name if faults[name][0] else subject(name),
             name=name,
             size=size,
-            ids=tuple(meta.labels),
+            ids=() if meta.instances else tuple(meta.labels),
             modality=meta.modality,
             volume=is_volume((images.get(name) or labels[name])[0]),
             axes=meta.axes,
@@ -59,14 +68,21 @@ def read_folder(path: str | Path, size: int = 128) -> Folder[Case]:
         )
         for name in natural_order(faults)
     )
+    names, notes = meta.labels, Notes()
+    if meta.instances:
+        names = {1: meta.labels.get(1, "object")}
+    elif not names:
+        cases, names, notes = _find_ids(path, cases)
     return Folder(
         cases,
-        labels=meta.labels or {i: f"label {i}" for i in _occurring_ids(path, cases)},
+        labels=names,
         modality=meta.modality,
         licence=meta.licence,
         citation=meta.citation,
         subjects_identifiable=meta.subjects_identifiable,
         ignored=tuple(f"{part}/{name}" for part in ("images", "labels") for name in _other_files(path / part)),
+        notes=notes,
+        named=bool(meta.labels) or meta.instances,
     )
 
 
@@ -151,18 +167,36 @@ def _files(path: Path) -> dict[str, list[Path]]:
     return files
 
 
-def _occurring_ids(path: Path, cases: Iterable[Case]) -> list[int]:
-    ids: set[int] = set()
+def _find_ids(path: Path, cases: tuple[Case, ...]) -> tuple[tuple[Case, ...], dict[int, str], Notes]:
+    """(cases, id → name, notes) by the ids that occur in the label files, all of which are read."""
+    with collect() as notes:
+        occurring = _occurring_ids(path, cases)
+        if values := one_class(occurring):
+            note(path / "labels", MIXED_NOTE)
+            classes = ((1, values),)
+            cases = tuple(
+                replace(case, labels=tuple(replace(file, classes=classes) for file in case.labels)) for case in cases
+            )
+            return cases, {1: "label 1"}, notes
+        ids = sorted(set().union(*occurring))
+        if len(ids) >= MANY_IDS:
+            note(path / "labels", INSTANCES_NOTE.format(len(ids)))
+    return cases, {i: f"label {i}" for i in ids}, notes
+
+
+def _occurring_ids(path: Path, cases: Iterable[Case]) -> list[set[int]]:
+    """The ids above 0 of each label file that can be read. Raises FolderError where there are none."""
+    occurring: list[set[int]] = []
     problems = []
     for case in cases:
         try:
             check_inside(case)
             for file in case.labels:
                 label = read_label_volume(file.path).data if case.volume else read_label(file.path)
-                ids.update(np.unique(label).tolist())
+                occurring.append(set(np.unique(label).tolist()) - {0})
         except ImageError as error:
             problems.append(str(error))  # the build meets the error again, then drops and counts the case
-    if not ids - {0}:
+    if not any(occurring):
         problem = problems[0] if problems else "every label is empty"
         raise FolderError(f"{path}/labels: {problem}; mark what is to be segmented with ids above 0")
-    return sorted(ids - {0})
+    return occurring

@@ -8,6 +8,7 @@ All fields may be left out:
     subjects                how a case's name gives its subject: a pattern with one group, "^(patient[0-9]+)", or
                             the name of a CSV file in the folder with the columns case and subject
     axes                    of volumes, a list of "sagittal", "coronal", "axial", "in-plane" (the acquired planes)
+    instances               true: labels number objects of one class, such as cells, and every value above 0 is id 1
     window                  "ct", "mr", "none" or [low, high] for volumes and DICOM files; without it chosen by the
                             modality
 """
@@ -16,11 +17,12 @@ import csv
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from universeg_jax.readers.errors import FolderError
+from universeg_jax.readers.notes import Notes
 from universeg_jax.readers.preprocess import WINDOWS, Window
 from universeg_jax.readers.volumes import AXIS_NAMES
 
@@ -39,6 +41,7 @@ class Meta:
     subjects: str
     axes: tuple[int, ...]
     window: Window
+    instances: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Folder(Generic[AnyCase]):
     citation: str
     subjects_identifiable: bool
     ignored: tuple[str, ...]  # files that are not read, such as "images/notes.txt"
+    notes: Notes = field(default_factory=Notes)  # how the labels were understood, where they can be understood in two ways
+    named: bool = True  # False where the ids were found in the files and have no names
 
 
 def read_meta(path: Path) -> Meta:
@@ -175,5 +180,6 @@ FIELDS: dict[str, tuple[Any, Callable[[Any], Any], str]] = {
     "subjects_identifiable": (True, _boolean, "write true or false"),
     "subjects": ("", _text, "write a text"),
     "axes": ([], _axes, f"write a list of {', '.join(AXIS_NAMES)}"),
+    "instances": (False, _boolean, "write true or false"),
     "window": ("auto", _window, f"write one of {', '.join(WINDOWS)} or [low, high]"),
 }
