@@ -155,7 +155,9 @@ def build_contents(
     report = read_report(options.data_dir, target.name)
     if report and report.input_digest == digest and not options.overwrite:
         return report, False
-    report = build(meta, contents.cases, make, options.data_dir, _workers(options), digest, contents.ignored, contents.notes)
+    report = build(
+        meta, contents.cases, make, options.data_dir, _workers(options), digest, contents.ignored, contents.notes
+    )
     return report, True
 
 

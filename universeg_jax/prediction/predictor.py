@@ -22,7 +22,8 @@ from universeg_jax.checkpoints import store
 from universeg_jax.episode import FLIPS, OFFICIAL_SIZE, resize
 from universeg_jax.errors import UserError
 from universeg_jax.model.factory import build_model
-from universeg_jax.prediction.support import CHOICES, ImageLike, Support, as_grey, make_support, select_examples
+from universeg_jax.prediction.selection import CHOICES, select_examples
+from universeg_jax.prediction.support import ImageLike, Support, as_grey, make_support
 from universeg_jax.prediction.tiles import (
     MAX_MAGNIFICATION,
     MIN_PROBABILITY,
@@ -35,6 +36,7 @@ from universeg_jax.prediction.tiles import (
 )
 from universeg_jax.prediction.warnings import SupportStatistics, find_warnings, support_statistics
 from universeg_jax.readers.errors import ImageError
+from universeg_jax.readers.notes import warn
 from universeg_jax.readers.preprocess import preprocess_image, restore
 from universeg_jax.readers.slices import from_slices, smooth_slices, volume_slices
 from universeg_jax.readers.volumes import Volume
@@ -172,7 +174,9 @@ class Predictor:
         option; ImageError, a UserError, for a file that cannot be read.
         """
         parsed = Options(**options)
-        return self.segmenter(make_support(images, labels, tiles=parsed.tiles), parsed)
+        support = make_support(images, labels, tiles=parsed.tiles)
+        warn(support.notes)
+        return self.segmenter(support, parsed)
 
     def segmenter(self, support: Support, options: Options | None = None) -> "Segmenter":
         """Like `for_support`, for a `Support` of images or volumes (`prediction.support.read_support_folder`)."""

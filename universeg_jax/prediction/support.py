@@ -29,11 +29,9 @@ from universeg_jax.readers.volume_files import read_volume
 from universeg_jax.readers.volumes import IN_PLANE, Volume, slice_axis
 
 ImageLike = npt.ArrayLike | Image.Image | Path  # a string is a file name, bytes are the contents of a file
-CHOICES = ("nearest", "random", "diverse")
 SLICES_PER_VOLUME = 32  # of each labelled volume, evenly spaced
 MAX_PLAUSIBLE_IDS = 20  # in one label; with more, image and label may be exchanged
 SLICE = ", slice "  # in the name of an example from a volume
-THUMBNAIL = 16  # pixels a side, for the similarity of images
 
 
 @dataclass(frozen=True)
@@ -199,8 +197,8 @@ def read_support_folder(
     """Reads a folder with images/ and labels/ (readers/folder.py), of images or of volumes, which become slices.
 
     `label`: use this id alone. `axis`: slice volumes along it; default: across the acquired planes of the first one.
-    `tiles` as in `make_support`. `window` of volumes: instead of the folder's own. Raises UserError, for an unusable case too unless `unusable` is given, which then
-    receives the case's name and the reason.
+    `tiles` as in `make_support`. `window` of volumes: instead of the folder's own. Raises UserError, for an unusable
+    case too unless `unusable` is given, which then receives the case's name and the reason.
     """
     with collect() as notes:
         support = _read_support_folder(Path(path), label, axis, tiles, unusable, window)
@@ -319,51 +317,3 @@ def as_grey(image: ImageLike, name: str = "an image", upright: bool = True) -> n
     if isinstance(image, Source):
         return read_image(image, name, upright)
     return check_image(np.asarray(image), name)
-
-
-def thumbnails(images: np.ndarray) -> np.ndarray:
-    """[N, 128, 128] → [N, 256] with mean 0 and length 1, so that their products are correlations."""
-    cell = images.shape[-1] // THUMBNAIL
-    small = images.reshape(len(images), THUMBNAIL, cell, THUMBNAIL, cell).mean((2, 4)).reshape(len(images), -1)
-    small = small - small.mean(1, keepdims=True)
-    return small / np.maximum(np.linalg.norm(small, axis=1, keepdims=True), 1e-6)
-
-
-def select_examples(
-    support: Support, query: np.ndarray, position: float | None, size: int, samples: int, how: str, seed: int
-) -> np.ndarray:
-    """Rows, int [K, S], of the examples for one query [128, 128]: all of them if there are at most S = `size`.
-
-    Otherwise K = `samples` samples without replacement. If query and support have positions, only the 3 S nearest
-    positions are eligible. `how`: "random" samples by seed; "nearest" takes the examples most similar to the query;
-    "diverse" takes a k-centre set, which covers all examples best. The last two have one best sample; each further one
-    is random among twice as many candidates.
-    """
-    everything = np.arange(len(support))
-    if len(support) <= size:
-        return everything[None]
-    rows = everything
-    if position is not None and support.positions is not None:
-        rows = np.argsort(np.abs(support.positions - position), kind="stable")[: 3 * size]
-    rng = np.random.default_rng(seed)
-    if how == "random":
-        return np.stack([np.sort(rng.choice(rows, size, replace=False)) for _ in range(samples)])
-    features = thumbnails(support.images[rows])
-    if how == "nearest":
-        order = np.argsort(-(features @ thumbnails(query[None])[0]), kind="stable")
-    else:
-        order = k_centre(features, min(2 * size, len(rows)))
-    best, candidates = np.sort(rows[order[:size]]), rows[order[: 2 * size]]
-    others = [np.sort(rng.choice(candidates, size, replace=False)) for _ in range(samples - 1)]
-    return np.stack([best, *others])
-
-
-def k_centre(features: np.ndarray, count: int) -> np.ndarray:
-    """Rows [count] by greedy k-centre: the one nearest to the mean, then each time the farthest from those chosen."""
-    chosen = [int(np.argmax(features @ features.mean(0)))]
-    distance = 1 - features @ features[chosen[0]]
-    while len(chosen) < count:
-        distance[chosen] = -np.inf
-        chosen.append(int(np.argmax(distance)))
-        distance = np.minimum(distance, 1 - features @ features[chosen[-1]])
-    return np.array(chosen)

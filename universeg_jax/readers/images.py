@@ -24,7 +24,8 @@ from universeg_jax.readers.tiff import read_tiff_image, turned
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "PPM")
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PNG_START = b"\x89PNG\r\n\x1a\n"
-COLOUR_TYPES = (2, 4, 6)  # of a PNG: RGB, grey with alpha, RGBA
+GREY_ALPHA = 4
+COLOUR_TYPES = (2, GREY_ALPHA, 6)  # of a PNG: RGB, grey with alpha, RGBA
 ORIENTATION, PHOTOMETRIC = 0x0112, 0x0106  # tags of EXIF and TIFF
 SWAPS_SIDES = 5  # from this orientation on, rows and columns are exchanged
 BLACK = 16  # up to this value of its brightest channel, a colour of a palette counts as black
@@ -62,11 +63,14 @@ def is_drawn_on_raw(image: Source, label: Source, name: Any = "") -> bool:
     Notes say so, and say where both would fit, because then nobody can tell.
     """
     path = _name(image, name)
-    with as_image_errors(Path(str(path))):
-        (height, width), turn = _sides(image)
-        if turn == 1:
-            return False
-        sides, label_turn = _sides(label)
+    try:
+        with as_image_errors(Path(str(path))):
+            (height, width), turn = _sides(image)
+            if turn == 1:
+                return False
+            sides, label_turn = _sides(label)
+    except ImageError:  # a damaged file, which is reported when it is read, or a TIFF that Pillow cannot open
+        return False
     if label_turn == turn:
         return False
     label_sides = sides[::-1] if label_turn >= SWAPS_SIDES else sides
@@ -87,9 +91,9 @@ def _sides(source: Source) -> tuple[tuple[int, int], int]:
     """((height, width) as stored, EXIF orientation) from the header."""
     if isinstance(source, Image.Image):
         return source.size[::-1], int(source.getexif().get(ORIENTATION, 1))
-    with io.BytesIO(source) if isinstance(source, bytes) else _open(Path(source)) as file:
-        with Image.open(file, formats=FORMATS) as image:
-            return image.size[::-1], int(image.getexif().get(ORIENTATION, 1))
+    opened = io.BytesIO(source) if isinstance(source, bytes) else _open(Path(source))
+    with opened as file, Image.open(file, formats=FORMATS) as image:
+        return image.size[::-1], int(image.getexif().get(ORIENTATION, 1))
 
 
 def read_contour(path: str | Path, shape: tuple[int, int]) -> np.ndarray:
@@ -153,7 +157,16 @@ def _decode_file(path: Any, file: BinaryIO, is_label: bool, upright: bool) -> np
 
 
 def _decode_png16(data: bytes) -> np.ndarray:
-    """uint16 [H, W, C] of a PNG with 16 bits per channel."""
+    """uint16 [H, W, C] of a PNG with 16 bits per channel.
+
+    ITK has no type for grey with alpha, so that Pillow's own decoder reads its four bytes per pixel.
+    """
+    if data[25] == GREY_ALPHA:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            image.tile = [tile._replace(args="RGBA") for tile in image.tile]
+            image._mode = "RGBA"
+            pairs = np.asarray(image).astype(np.uint16)
+        return pairs[..., 0::2] << 8 | pairs[..., 1::2]
     import SimpleITK as sitk
 
     with tempfile.NamedTemporaryFile(suffix=".png") as file:

@@ -73,8 +73,8 @@ def _piled_up(values: np.ndarray) -> np.ndarray | None:
     """Thresholds a mask whose values pile up at 0 and at 1, 255 or 65535; None for all others."""
     high = float(values.max())
     is_fraction = values.dtype.kind == "f" and bool((values != np.floor(values)).any())
-    tops = [1.0] if high <= 1 else [255.0] if high <= 255 else [65535.0] if high <= 65535 else []
-    if values.size < MIN_PILED or not tops or (high <= 1 and not is_fraction) or high < (1 - END) * tops[0]:
+    tops = [1.0] if high <= 1 + WHOLE else [255.0] if high <= 255 else [65535.0] if high <= 65535 else []
+    if values.size < MIN_PILED or not tops or (tops == [1.0] and not is_fraction) or high < (1 - END) * tops[0]:
         return None
     top = tops[0]
     if top > 255 and high < top:

@@ -89,7 +89,11 @@ def class_masks(
 def _is_mask_of(known_id: int, occurring: set[int]) -> bool:
     """True where a file marks with the value of white, or with 1 for white, the only class there is."""
     white = set(MASK_VALUES) - {1}
-    return len(occurring) == 1 and known_id not in occurring and (occurring <= white or (occurring == {1} and known_id in white))
+    return (
+        len(occurring) == 1
+        and known_id not in occurring
+        and (occurring <= white or (occurring == {1} and known_id in white))
+    )
 
 
 def _values(label: np.ndarray) -> set[int]:

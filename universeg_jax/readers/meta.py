@@ -55,7 +55,9 @@ class Folder(Generic[AnyCase]):
     citation: str
     subjects_identifiable: bool
     ignored: tuple[str, ...]  # files that are not read, such as "images/notes.txt"
-    notes: Notes = field(default_factory=Notes)  # how the labels were understood, where they can be understood in two ways
+    notes: Notes = field(
+        default_factory=Notes
+    )  # how the labels were understood, where they can be understood in two ways
     named: bool = True  # False where the ids were found in the files and have no names
 
 

@@ -5,7 +5,7 @@ collects, a note is a Python warning, so that it is never lost.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -46,6 +46,12 @@ def note(path: Any, text: str) -> None:
         warnings.warn(f"{path}: {text}", UserWarning, stacklevel=3)
     else:
         notes.add(path, text)
+
+
+def warn(lines: Iterable[str]) -> None:
+    """Tells collected notes as Python warnings."""
+    for line in lines:
+        warnings.warn(line, UserWarning, stacklevel=3)
 
 
 @contextmanager

@@ -67,8 +67,9 @@ def volume_slices(
 ) -> tuple[np.ndarray, np.ndarray, SliceOrigin]:
     """Cuts intensities into slices: (float32 [N, size, size], relative positions [N] in [0, 1], their origin).
 
-    The plane is resampled to 1 mm, or finer where the volume is small (`Volume.fine_spacing`). Along `axis` (default: `slice_axis`) the volume's own slices are used, or one per
-    such step where there are more. The window "auto" is `window_of_intensities`, and a note says which one it is.
+    The plane is resampled to 1 mm, or finer where the volume is small (`Volume.fine_spacing`). Along `axis` (default:
+    `slice_axis`) the volume's own slices are used, or one per such step where there are more. The window "auto" is
+    `window_of_intensities`, and a note says which one it is.
     """
     axis = slice_axis(volume) if axis is None else axis
     spacing = volume.fine_spacing(size)

@@ -48,9 +48,7 @@ def page_count(path: Path) -> int:
         return 1
 
 
-def read_tiff_image(
-    source: Path | BinaryIO, name: Any, is_label: bool = False, upright: bool = True
-) -> np.ndarray:
+def read_tiff_image(source: Path | BinaryIO, name: Any, is_label: bool = False, upright: bool = True) -> np.ndarray:
     """One image: [H, W], or [H, W, S] with colours, as stored (label) or as shown (image). Raises ImageError."""
     data = _read(source, name, is_label, upright=upright)
     if len(data) > 1:

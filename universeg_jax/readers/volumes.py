@@ -60,7 +60,7 @@ class Volume:
         view = max(n * s for n, s in zip(self.shape, self.spacing, strict=True))
         spacing = min(1.0, max(min(self.spacing), view / size))
         if np.prod(self.shape_at(spacing), dtype=float) > checks.MAX_VOXELS and min(self.spacing) > 1:
-            note(self.name, "its voxels are so large that it is not resampled to 1 mm; is the unit in its header right?")
+            note(self.name, "its voxels are too large to be resampled to 1 mm; is the unit in its header right?")
             return min(self.spacing)
         return spacing
 
@@ -91,7 +91,11 @@ def make_volume(data: np.ndarray, affine: np.ndarray, name: str = "") -> Volume:
     if data.ndim != 3 or 0 in data.shape:
         raise ImageError(name, "is no volume of three axes", f"its shape is {data.shape}")
     sides = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or not sides.all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9 * min(1, sides.max()) ** 3:
+    if (
+        not np.isfinite(affine).all()
+        or not sides.all()
+        or abs(np.linalg.det(affine[:3, :3])) < 1e-9 * min(1, sides.max()) ** 3
+    ):
         raise ImageError(name, "its affine cannot be inverted", "voxel sizes or directions in the header are wrong")
     axes = nib.io_orientation(affine)
     if np.isnan(axes).any():
