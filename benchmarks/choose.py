@@ -17,7 +17,8 @@ from benchmarks.lines import write_line
 from universeg_jax.prediction.check import dice_scores
 from universeg_jax.prediction.options import Options
 from universeg_jax.prediction.predictor import Predictor
-from universeg_jax.prediction.support import CHOICES, Support, read_support_folder
+from universeg_jax.prediction.selection import CHOICES
+from universeg_jax.prediction.support import Support, read_support_folder
 
 QUERIES = 24
 

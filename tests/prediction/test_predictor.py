@@ -15,7 +15,8 @@ from universeg_jax.model.factory import build_model
 from universeg_jax.prediction import predictor as predictor_module
 from universeg_jax.prediction.options import Options
 from universeg_jax.prediction.predictor import exclusive_probabilities, make_prediction
-from universeg_jax.prediction.support import make_support, select_examples
+from universeg_jax.prediction.selection import select_examples
+from universeg_jax.prediction.support import make_support
 from universeg_jax.readers.preprocess import preprocess_image
 from universeg_jax.readers.volumes import make_volume
 

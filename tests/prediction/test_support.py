@@ -8,15 +8,8 @@ from hypothesis import strategies as st
 
 from tests.fixtures import write_folder
 from universeg_jax.errors import UserError
-from universeg_jax.prediction.support import (
-    CHOICES,
-    Support,
-    k_centre,
-    make_support,
-    read_support_folder,
-    select_examples,
-    thumbnails,
-)
+from universeg_jax.prediction.selection import CHOICES, k_centre, select_examples, thumbnails
+from universeg_jax.prediction.support import Support, make_support, read_support_folder
 
 
 def some_support(count, positions=None, seed=0):

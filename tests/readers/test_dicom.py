@@ -10,9 +10,9 @@ from pydicom import Dataset, dcmread
 from pydicom.pixels import pack_bits
 
 from universeg_jax.prediction.dicom_seg import write_dicom_seg
+from universeg_jax.prediction.files import find_queries, mask_files
 from universeg_jax.readers import checks
 from universeg_jax.readers.cases import make_examples
-from universeg_jax.prediction.files import find_queries, mask_files
 from universeg_jax.readers.dicom import read_dicom_image
 from universeg_jax.readers.dicom_files import sorted_files
 from universeg_jax.readers.errors import ImageError
@@ -133,7 +133,10 @@ def test_a_deflated_file_that_may_be_a_bomb_is_refused(monkeypatch):
         ({"ImagePositionPatient": lambda i: [12 * (i == 2), 0, 3 * i]}, "not lie on one line .2.dcm lies 12 mm beside"),
         ({"ImagePositionPatient": lambda i: [12 * (i == 4), 0, 3 * i]}, "not lie on one line .4.dcm lies 12 mm beside"),
         ({"ImagePositionPatient": lambda i: [12 * (i == 0), 0, 3 * i]}, "not lie on one line .0.dcm lies 12 mm beside"),
-        ({"PixelSpacing": lambda i: [1, 1 + (i == 3)]}, "different sizes of pixels .PixelSpacing of 3.dcm is 1, 2, of most"),
+        (
+            {"PixelSpacing": lambda i: [1, 1 + (i == 3)]},
+            "different sizes of pixels .PixelSpacing of 3.dcm is 1, 2, of most",
+        ),
         ({"SeriesInstanceUID": lambda i: f"1.2.{i}"}, "5; put each into a folder"),
         ({"NumberOfFrames": 3}, "several frames"),
         (
@@ -210,7 +213,13 @@ def multiframe(path, positions):
     """An enhanced CT whose frames have the given z, in any order of their own; a SEG where it has segments."""
     dataset = dcmread(shipped("CT_small.dcm"))
     frame = dataset.pixel_array
-    for field in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"):
+    for field in (
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "PixelSpacing",
+        "RescaleSlope",
+        "RescaleIntercept",
+    ):
         delattr(dataset, field)
     groups = Dataset()
     groups.PlaneOrientationSequence = [Dataset()]
@@ -239,7 +248,10 @@ def multiframe(path, positions):
 
 def test_an_enhanced_ct_is_the_volume_of_its_frames(tmp_path):
     single = read_volume(series(tmp_path / "scan"))
-    for file in (multiframe(tmp_path / "multi.dcm", [3, 0, 4, 1, 2]), multiframe(tmp_path / "m" / "IM1", range(5)).parent):
+    for file in (
+        multiframe(tmp_path / "multi.dcm", [3, 0, 4, 1, 2]),
+        multiframe(tmp_path / "m" / "IM1", range(5)).parent,
+    ):
         assert is_volume(file)
         volume = read_volume(file)
         np.testing.assert_array_equal(volume.data, single.data)

@@ -1,6 +1,7 @@
 """Slices of volumes, and back to the volume."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,12 +56,13 @@ def test_a_mask_goes_through_all_steps_and_back_in_its_own_geometry(spacing, see
     assert 2 * (restored & mask).sum() / (restored.sum() + mask.sum()) > 0.93
 
 
+@pytest.mark.filterwarnings("ignore:.*taken for CT")
 def test_slices_are_those_of_the_volume_or_one_per_millimetre():
     def volume(*spacing):
         return make_volume(np.random.default_rng(0).random((6, 6, 6), np.float32), np.diag([*spacing, 1.0]))
 
     assert volume_slices(volume(5, 1, 1), 8)[0].shape == (6, 8, 8)
-    assert volume_slices(volume(1, 1, 0.5), 8, axis=2)[0].shape == (3, 8, 8)
+    assert volume_slices(volume(1, 1, 0.5), 4, axis=2)[0].shape == (3, 4, 4)
 
 
 def test_slices_are_padded_to_the_cube_of_the_volume():

@@ -22,16 +22,20 @@ def run(args: argparse.Namespace) -> int:
     from universeg_jax.prediction.check_report import check_text, write_check_page
     from universeg_jax.prediction.predictor import Predictor
     from universeg_jax.prediction.support import read_support_folder
+    from universeg_jax.prediction.understood import describe
     from universeg_jax.readers.folder import read_folder
+    from universeg_jax.readers.notes import collect
     from universeg_jax.reports.files import write_json
 
     unusable: dict[str, str] = {}
-    support = read_support_folder(args.support, args.label, axis_number(args), unusable=unusable)
-    result = check(Predictor.from_checkpoint(args.checkpoint), support, progress=True, unusable=unusable)
-    folder = read_folder(args.support)
-    if folder.taken:
-        names = ", ".join(f"{name} ({i})" for i, name in folder.labels.items())
-        print(f"labels are taken for {folder.taken}: {names}")
+    support = read_support_folder(args.support, args.label, axis_number(args), unusable=unusable, window=args.window)
+    with collect():  # the notes are those of the support set
+        folder = read_folder(args.support)
+    result = check(
+        Predictor.from_checkpoint(args.checkpoint), support, progress=True, unusable=unusable, named=folder.named
+    )
+    understood = describe(support, folder.labels, args.support, folder.taken)
+    result = {"understood": understood, "notes": list(support.notes), **result}
     print(check_text(result))
     if args.json:
         write_json(args.json, result)

@@ -4,8 +4,10 @@ Each mask has the format, size and geometry of its query. Rerunning a stopped co
 """
 
 import argparse
+import sys
 
 from universeg_jax.errors import UserError
+from universeg_jax.readers.preprocess import WINDOWS, Window
 
 EXAMPLE = "universeg predict --support my_scans --queries new_scans --out masks --overlay"
 AXES = ("sagittal", "coronal", "axial")
@@ -16,7 +18,25 @@ def add_support_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--support", required=True, help="folder with images/ and labels/, of images or of volumes")
     parser.add_argument("--checkpoint", default="small", help="packaged weights, a run's workdir or a checkpoint")
     parser.add_argument("--label", type=int, help="use only this label id (default: all ids)")
+    parser.add_argument(
+        "--window",
+        type=window,
+        help="of the intensities of volumes: ct, mr, none or LOW,HIGH (default: meta.json, else chosen, and printed)",
+    )
     parser.add_argument("--axis", choices=AXES, help="slice volumes along it (default: as the first was acquired)")
+
+
+def window(text: str) -> Window:
+    """Parses --window. Raises ArgumentTypeError."""
+    if text in WINDOWS and text != "auto":
+        return text
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low = high = 0.0
+    if not low < high:
+        raise argparse.ArgumentTypeError(f"{text!r}: use ct, mr, none or two numbers such as -500,1000")
+    return low, high
 
 
 def axis_number(args: argparse.Namespace) -> int | None:
@@ -75,7 +95,9 @@ def run(args: argparse.Namespace) -> int:
     options = Options(
         args.support_size, args.ensemble, args.choose, args.flips, args.overlap, smooth=args.smooth, tiles=args.tiles
     )
-    support = read_support_folder(args.support, args.label, axis, args.tiles)
+    support = read_support_folder(args.support, args.label, axis, args.tiles, window=args.window)
+    for line in support.notes:
+        print(line, file=sys.stderr)
     segmenter = Predictor.from_checkpoint(args.checkpoint).segmenter(support, options)
     if support.overlapping and not args.overlap:
         print(f"{args.support}: its labels overlap, so each label is predicted by itself, into a mask of its own")

@@ -155,7 +155,9 @@ def build_contents(
     report = read_report(options.data_dir, target.name)
     if report and report.input_digest == digest and not options.overwrite:
         return report, False
-    report = build(meta, contents.cases, make, options.data_dir, _workers(options), digest, contents.ignored)
+    report = build(
+        meta, contents.cases, make, options.data_dir, _workers(options), digest, contents.ignored, contents.notes
+    )
     return report, True
 
 
@@ -203,6 +205,8 @@ def print_reports(done: Sequence[tuple[BuildReport, bool]]) -> None:
         for problem, count in report.dropped_by_problem.items():
             cases = [case for case, message in report.dropped.items() if (message + " (").startswith(problem + " (")]
             print(f"{report.dataset}: dropped {count}: {problem}: {_first(cases)}", file=sys.stderr)
+        for line in report.notes:
+            print(f"{report.dataset}: {line}", file=sys.stderr)
         if report.ignored:
             print(f"{report.dataset}: skipped: {_first(report.ignored)}", file=sys.stderr)
         if report.labels_never_seen:

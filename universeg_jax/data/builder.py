@@ -27,6 +27,7 @@ from universeg_jax.data.tfds_writer import from_features, to_features, write_rec
 from universeg_jax.data.writers import IndexWriter, PixelWriter
 from universeg_jax.readers.cases import Example
 from universeg_jax.readers.errors import ImageError
+from universeg_jax.readers.notes import Notes
 
 SECONDS_TO_START = 2.0  # of worker processes; a folder that is built faster is built without them
 
@@ -48,10 +49,12 @@ class _Output:
     def __init__(self, staging: Path):
         self.index, self.pixels = IndexWriter(), PixelWriter(staging)
         self.dropped: list[tuple[str, str, str]] = []  # (case, problem, detail)
+        self.notes = Notes()
 
     def add(self, example: Example) -> None:
         self.index.add(example)
         self.pixels.add(example)
+        self.notes.update(example.notes)
 
 
 def worker_pool(workers: Workers) -> contextlib.AbstractContextManager[Workers]:
@@ -73,6 +76,7 @@ def build(
     workers: Workers = 1,
     input_digest: str = "",
     ignored: tuple[str, ...] = (),
+    notes: Notes | None = None,
 ) -> BuildReport:
     """Builds <data_dir>/<name>/<version>/ and returns its report.
 
@@ -86,6 +90,7 @@ def build(
     data_dir.mkdir(parents=True, exist_ok=True)
     with worker_pool(workers) as pool, open_staging(data_dir, meta.name) as staging:
         output = _Output(staging)
+        output.notes.update(notes or Notes())
         if isinstance(pool, BeamOptions):
             built = _write_by_beam(meta, cases, make_examples, staging, pool, output)
         else:
@@ -108,6 +113,7 @@ def build(
             dropped={case: f"{problem} ({detail})" if detail else problem for case, problem, detail in output.dropped},
             dropped_by_problem=dict(Counter(problem for _, problem, _ in output.dropped)),
             ignored=ignored,
+            notes=output.notes.lines(),
             input_digest=input_digest,
             fingerprint=fingerprint,
         )

@@ -90,6 +90,7 @@ class BuildReport:
     dropped: dict[str, str]  # case → the fault of its file
     dropped_by_problem: dict[str, int]
     ignored: tuple[str, ...]  # files of types that are not read
+    notes: tuple[str, ...]  # how files were understood that can be understood in two ways
     input_digest: str  # of the files and options; a build with the same digest is skipped
     fingerprint: str  # sha256 of the built files
 
@@ -209,7 +210,7 @@ def read_report(data_dir: str | Path, name: str) -> BuildReport | None:
         return None  # the caller builds it again
     if report.keys() != {column.name for column in dataclasses.fields(BuildReport)}:
         return None
-    return BuildReport(**{**report, "ignored": tuple(report["ignored"])})
+    return BuildReport(**{**report, "ignored": tuple(report["ignored"]), "notes": tuple(report["notes"])})
 
 
 def _check_unchanged(directory: str, fingerprint: str) -> None:

@@ -22,7 +22,8 @@ TEXTS = ("subject", "name", "subset", "modality", "slicing")
 
 def to_features(example: Example) -> dict[str, Any]:
     """An example as the features of a record."""
-    return {**vars(example), "labels": np.asarray(example.labels, np.int32)}
+    fields = {name: value for name, value in vars(example).items() if name != "notes"}
+    return {**fields, "labels": np.asarray(example.labels, np.int32)}
 
 
 def from_features(record: dict[str, Any]) -> Example:

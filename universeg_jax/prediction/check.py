@@ -18,6 +18,7 @@ from universeg_jax.evaluation.intervals import CaseScores, interval
 from universeg_jax.evaluation.metrics import dice_on_host
 from universeg_jax.prediction.predictor import Predictor
 from universeg_jax.prediction.support import Support, case_names
+from universeg_jax.prediction.understood import find_shared_mistakes
 from universeg_jax.prediction.warnings import appearance, nearest_distances
 
 SAME_IMAGE = 0.004  # mean absolute difference, of images in [0, 1], below which two are duplicates
@@ -52,11 +53,13 @@ def check(
     thorough: bool = True,
     progress: bool = False,
     unusable: Mapping[str, str] | None = None,
+    named: bool = True,
 ) -> dict[str, Any]:
     """{"dice", "ci_low", "ci_high", "subjects", "examples": [...], "findings": [...], "curve": [...]}; Dice in [0, 1].
 
     `thorough` adds the influence of each example and the learning curve, for twenty times the work. `unusable`: cases
-    missing from the support set, and why. Raises UserError for fewer than two images or volumes.
+    missing from the support set, and why. `named`: False where no names of the ids are known. Raises UserError for
+    fewer than two images or volumes.
     """
     others = rows_of_others(support)
     fewest = min(map(len, others))
@@ -77,6 +80,7 @@ def check(
     dice = dice_scores(probabilities, support)
     findings = [
         *(Finding(name, "unusable", why) for name, why in (unusable or {}).items()),
+        *(Finding("", kind, message) for kind, message in find_shared_mistakes(support, named)),
         *find_few_subjects(support),
         *find_vanished_labels(support),
         *find_duplicates(support),

@@ -17,9 +17,11 @@ SIDE = 256  # pixels of an example on the page
 
 
 def check_text(result: dict[str, Any]) -> str:
-    """Leave-one-out Dice, the learning curve and one line per finding."""
+    """What was understood, leave-one-out Dice, the learning curve and one line per finding."""
     low, high = 100 * result["ci_low"], 100 * result["ci_high"]
     lines = [
+        *result.get("understood", ()),
+        *result.get("notes", ()),
         f"leave-one-out Dice {100 * result['dice']:.1f} (95 % interval {low:.1f} to {high:.1f}) over "
         f"{len(result['examples'])} examples of {result['subjects']} subjects",
         "by support size: " + ", ".join(f"{c['support_size']}: {100 * c['dice']:.1f}" for c in result["curve"]),

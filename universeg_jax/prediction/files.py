@@ -4,6 +4,7 @@ A mask is written whole or not at all, an input is never overwritten, and rerunn
 several jobs, only the first process writes predictions.csv.
 """
 
+import math
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tifffile
 from PIL import Image
 from tqdm import tqdm
 
@@ -41,6 +43,7 @@ from universeg_jax.readers.file_names import (
     stem,
 )
 from universeg_jax.readers.images import check_image, read_image
+from universeg_jax.readers.notes import Notes, collect
 from universeg_jax.readers.ome_zarr import is_ome_zarr
 from universeg_jax.readers.slices import plane
 from universeg_jax.readers.volume_files import is_dicom, is_volume, mask_extension, read_volume, write_like
@@ -49,6 +52,8 @@ from universeg_jax.reports.files import atomic_write
 from universeg_jax.reports.overlay import draw_outlines, to_display
 
 SUPPORTED = (*IMAGE_EXTENSIONS, *VOLUME_EXTENSIONS, *DICOM_EXTENSIONS)
+VOLUME_UNITS = ((100.0, 1e-3, "ml"), (1e-4, 1.0, "mm3"), (0.0, 1e9, "um3"))  # from so many mm³ on, per mm³
+MAX_PNG_ID = 65535  # a PNG has 16 bits
 Rows = list[dict[str, Any]]  # of predictions.csv
 
 
@@ -115,7 +120,7 @@ def mask_files(
     volume = is_volume(query)
     if volume and dicom_seg and is_dicom(query):
         return [out / f"{name}.dcm"]
-    kind = mask_extension(query) if volume else ".png"
+    kind = mask_extension(query) if volume else ".png" if max(labels) <= MAX_PNG_ID else ".tif"
     names = [f"{name}_{label}" for label in labels] if overlap and len(labels) > 1 else [name]
     return [out / (each + kind) for each in names]
 
@@ -186,9 +191,10 @@ def _predict_all(segmenter: Segmenter, work: Sequence[tuple[Any, ...]], out: Pat
         results = in_processes(_try_file, segmenter, work, jobs)
     else:
         results = (_try_file(segmenter, *arguments) for arguments in work)
-    unreadable = 0
+    unreadable, all_notes = 0, Notes()
     try:
-        for file, rows in tqdm(results, desc="predict", unit="file", total=len(work), disable=len(work) < 4):
+        for file, rows, notes in tqdm(results, desc="predict", unit="file", total=len(work), disable=len(work) < 4):
+            all_notes.update(notes)
             if isinstance(rows, ImageError):
                 tqdm.write(f"skipped: {rows}", file=sys.stderr)  # on its own line, not behind the bar
                 unreadable += 1
@@ -201,14 +207,17 @@ def _predict_all(segmenter: Segmenter, work: Sequence[tuple[Any, ...]], out: Pat
         raise UserError(
             f"stopped: {reason}; finished masks are in {out}: free some space and rerun the same command to resume"
         ) from error
+    for line in all_notes.lines():
+        print(line, file=sys.stderr)
     return unreadable
 
 
-def _try_file(segmenter: Segmenter, file: Path, *arguments: Any) -> tuple[Path, Rows | ImageError]:
-    try:
-        return file, predict_file(segmenter, file, *arguments)
-    except ImageError as error:
-        return file, error
+def _try_file(segmenter: Segmenter, file: Path, *arguments: Any) -> tuple[Path, Rows | ImageError, Notes]:
+    with collect() as notes:
+        try:
+            return file, predict_file(segmenter, file, *arguments), notes
+        except ImageError as error:
+            return file, error, notes
 
 
 def predict_file(
@@ -222,11 +231,8 @@ def predict_file(
     """Segments one file, writes its masks and returns rows for predictions.csv, one per label. Raises ImageError."""
     query = _read_query(file)
     axis = segmenter.support.axis if axis is None else axis
-    if isinstance(query, Volume):
-        prediction = segmenter.volume(query, axis, progress=True)
-        voxel, unit = float(np.prod(query.spacing)) / 1000, "ml"
-    else:
-        prediction, voxel, unit = segmenter(query), 1.0, "pixels"
+    prediction = segmenter.volume(query, axis, progress=True) if isinstance(query, Volume) else segmenter(query)
+    voxel = float(np.prod(query.spacing)) if isinstance(query, Volume) else 0.0
     if dicom_seg is not None and isinstance(query, Volume) and is_dicom(file):
         by_label = {label: prediction.of(label)[0] for label in prediction.labels}
         with atomic_write(masks[0]) as temporary:
@@ -240,11 +246,23 @@ def predict_file(
     for i, label in enumerate(prediction.labels):
         mask = masks[i if len(masks) > 1 else 0].name
         warnings = [w for w in prediction.warnings if not w.startswith("label ") or w.startswith(f"label {label}:")]
-        size = round(float(prediction.of(label)[0].sum()) * voxel, 3)
+        count = int(prediction.of(label)[0].sum())
+        size, unit = volume_size(count * voxel) if voxel else (count, "pixels")
         confidence = round(prediction.confidence(label), 3)
         values = (query_id(file), escape_name(mask), label, size, unit, confidence, "; ".join(warnings))
         rows.append(dict(zip(COLUMNS, values, strict=True)))
     return rows
+
+
+def volume_size(cubic_millimetres: float) -> tuple[float, str]:
+    """(size, unit) with three significant digits or more: ml, mm3 below 0.1 ml, um3 below 0.0001 mm3."""
+    scale, unit = next(
+        ((scale, unit) for least, scale, unit in VOLUME_UNITS if cubic_millimetres >= least), VOLUME_UNITS[-1][1:]
+    )
+    if not cubic_millimetres:
+        return 0.0, "ml"
+    size = cubic_millimetres * scale
+    return round(size, max(0, 2 - math.floor(math.log10(size)))), unit
 
 
 def _read_query(file: Path) -> np.ndarray | Volume:
@@ -259,7 +277,15 @@ def _write_masks(files: Sequence[Path], prediction: Prediction, query_file: Path
             if isinstance(query, Volume):
                 write_like(temporary, mask, query_file, query)
             else:
-                Image.fromarray(mask).save(temporary, format="PNG")
+                write_image_mask(temporary, mask)
+
+
+def write_image_mask(file: Path, mask: np.ndarray) -> None:
+    """Writes ids [H, W] as a PNG, or as a TIFF where 16 bits cannot hold them."""
+    if mask.dtype.itemsize <= 2:
+        Image.fromarray(mask).save(file, format="PNG")
+    else:
+        tifffile.imwrite(file, mask, photometric="minisblack")
 
 
 def plot_overlay(query: np.ndarray | Volume, prediction: Prediction, axis: int | None = None) -> Image.Image:

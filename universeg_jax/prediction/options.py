@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from universeg_jax.errors import UserError
-from universeg_jax.prediction.support import CHOICES
+from universeg_jax.prediction.selection import CHOICES
 from universeg_jax.prediction.tiles import MAX_MAGNIFICATION
 
 

@@ -26,7 +26,8 @@ from universeg_jax.model.recognition import Keys
 from universeg_jax.prediction.options import Options
 from universeg_jax.prediction.prepared import PreparedKeys
 from universeg_jax.prediction.result import Prediction
-from universeg_jax.prediction.support import ImageLike, Support, as_grey, make_support, select_examples
+from universeg_jax.prediction.selection import select_examples
+from universeg_jax.prediction.support import ImageLike, Support, as_grey, make_support
 from universeg_jax.prediction.tiles import (
     MIN_PROBABILITY,
     cut_tiles,
@@ -38,6 +39,7 @@ from universeg_jax.prediction.tiles import (
 )
 from universeg_jax.prediction.warnings import SupportStatistics, find_warnings, support_statistics
 from universeg_jax.readers.errors import ImageError
+from universeg_jax.readers.notes import warn
 from universeg_jax.readers.preprocess import preprocess_image, restore
 from universeg_jax.readers.slices import from_slices, smooth_slices, volume_slices
 from universeg_jax.readers.volumes import Volume
@@ -117,7 +119,9 @@ class Predictor:
         option; ImageError, a UserError, for a file that cannot be read.
         """
         parsed = Options(**options)
-        return self.segmenter(make_support(images, labels, tiles=parsed.tiles), parsed)
+        support = make_support(images, labels, tiles=parsed.tiles)
+        warn(support.notes)
+        return self.segmenter(support, parsed)
 
     def segmenter(self, support: Support, options: Options | None = None) -> "Segmenter":
         """Like `for_support`, for a `Support` of images or volumes (`prediction.support.read_support_folder`)."""

@@ -19,18 +19,18 @@ from universeg_jax.errors import UserError
 from universeg_jax.prediction.tiles import MIN_RETAINED_DICE, cut_tiles, min_max_tiles, retained_dice, tile_positions
 from universeg_jax.readers.cases import Case, LabelMap, ids_of, mask_of, read_volume_pair
 from universeg_jax.readers.folder import read_each, read_folder, read_support
-from universeg_jax.readers.images import read_image, read_label
+from universeg_jax.readers.images import Source, check_image, is_drawn_on_raw, read_image, read_label
+from universeg_jax.readers.label_values import MIXED_NOTE, one_class
 from universeg_jax.readers.labels import check_label
-from universeg_jax.readers.preprocess import Window, preprocess_image, preprocess_mask, to_grey
+from universeg_jax.readers.notes import collect, note
+from universeg_jax.readers.preprocess import Window, preprocess_image, preprocess_mask
 from universeg_jax.readers.slices import mask_slices, volume_slices
 from universeg_jax.readers.volumes import IN_PLANE, Volume, slice_axis
 
-ImageLike = npt.ArrayLike | Image.Image | Path  # a string is a file name
-CHOICES = ("nearest", "random", "diverse")
+ImageLike = npt.ArrayLike | Image.Image | Path  # a string is a file name, bytes are the contents of a file
 SLICES_PER_VOLUME = 32  # of each labelled volume, evenly spaced
 MAX_PLAUSIBLE_IDS = 20  # in one label; with more, image and label may be exchanged
 SLICE = ", slice "  # in the name of an example from a volume
-THUMBNAIL = 16  # pixels a side, for the similarity of images
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,9 @@ class Support:
     window: Window = "auto"  # of the intensities of volumes, queries too
     tile_support: "TileSupport | None" = None  # for the second pass
     overlapping: bool = False  # classes overlap in a label, so they are predicted independently of one another
+    sizes: tuple[tuple[int, ...], ...] = ()  # of each example's image [H, W] or volume [X, Y, Z]
+    pixels: tuple[int, ...] = ()  # L; labelled pixels or voxels of all images or volumes
+    notes: tuple[str, ...] = ()  # how files were understood that can be understood in two ways
 
     def __len__(self) -> int:
         return len(self.images)
@@ -61,6 +64,7 @@ class Support:
             subjects=tuple(self.subjects[i] for i in rows),
             positions=None if self.positions is None else self.positions[rows],
             tile_support=None,
+            sizes=tuple(self.sizes[i] for i in rows) if self.sizes else (),
         )
 
     def digest(self) -> str:
@@ -98,8 +102,8 @@ def make_support(
     if len(images) == 0 or len(images) != len(labels):
         raise UserError(f"{len(images)} support images and {len(labels)} labels: give one label for each image")
     names = tuple(names) or tuple(f"support {i}" for i in range(len(images)))
-    greys = [as_grey(image) for image in images]
-    maps = [_as_label(label, name) for name, label in zip(names, labels, strict=True)]
+    with collect() as notes:
+        greys, maps = _read_pairs(images, labels, names)
     for name, grey, label in zip(names, greys, maps, strict=True):
         for each in label.values() if isinstance(label, dict) else (label,):
             if grey.shape != each.shape:
@@ -116,6 +120,9 @@ def make_support(
         names,
         tuple(subjects) or names,
         overlapping=any(isinstance(label, dict) for label in maps),
+        sizes=tuple(grey.shape for grey in greys),
+        pixels=tuple(sum(int(mask_of(label, i, g.shape).sum()) for label, g in pairs) for i in ids),
+        notes=notes.lines(),
     )
     if tiles:
         return replace(support, tile_support=_make_tile_support(support, greys, maps, tiles))
@@ -126,10 +133,31 @@ def make_support(
     return support
 
 
-def _as_label(label: ImageLike | LabelMap, name: str) -> LabelMap:
+def _read_pairs(
+    images: Sequence[ImageLike] | np.ndarray, labels: Sequence[ImageLike | LabelMap] | np.ndarray, names: Sequence[str]
+) -> tuple[list[np.ndarray], list[LabelMap]]:
+    """(grey images, label maps) of files, opened images and arrays, which pass the same checks."""
+    greys: list[np.ndarray] = []
+    maps: list[LabelMap] = []
+    for name, image, label in zip(names, images, labels, strict=True):
+        raw = isinstance(image, Source) and isinstance(label, Source) and is_drawn_on_raw(image, label, name)
+        greys.append(as_grey(image, name, upright=not raw))
+        if isinstance(label, dict):
+            maps.append({i: np.asarray(mask, bool) for i, mask in label.items()})
+        else:
+            is_file = isinstance(label, Source)
+            maps.append(read_label(label, name) if is_file else check_label(np.asarray(label), name))
+    if values := one_class([ids_of(label) for label in maps]):
+        note("labels", MIXED_NOTE)
+        maps = [_merged(label, values) for label in maps]
+    return greys, maps
+
+
+def _merged(label: LabelMap, values: Sequence[int]) -> LabelMap:
+    """A label map in which all `values` mean id 1; a dict holds at most one of them."""
     if isinstance(label, dict):
-        return label
-    return read_label(label) if isinstance(label, str | Path) else check_label(np.asarray(label), name)
+        return dict(zip((1,), label.values(), strict=False))
+    return np.isin(label, values).astype(np.int32)
 
 
 def _make_tile_support(
@@ -179,15 +207,31 @@ def read_support_folder(
     axis: int | None = None,
     tiles: int = 0,
     unusable: dict[str, str] | None = None,
+    window: Window | None = None,
 ) -> Support:
     """Reads a folder with images/ and labels/ (readers/folder.py), of images or of volumes, which become slices.
 
     `label`: use this id alone. `axis`: slice volumes along it; default: across the acquired planes of the first one.
-    `tiles` as in `make_support`. Raises UserError, for an unusable case too unless `unusable` is given, which then
-    receives the case's name and the reason.
+    `tiles` as in `make_support`. `window` of volumes: instead of the folder's own. Raises UserError, for an unusable
+    case too unless `unusable` is given, which then receives the case's name and the reason.
     """
+    with collect() as notes:
+        support = _read_support_folder(Path(path), label, axis, tiles, unusable, window)
+    return replace(support, notes=notes.lines())
+
+
+def _read_support_folder(
+    path: Path,
+    label: int | None,
+    axis: int | None,
+    tiles: int,
+    unusable: dict[str, str] | None,
+    window: Window | None,
+) -> Support:
     cases = read_folder(path).cases
     if not any(case.volume for case in cases):
+        if window is not None:
+            raise UserError(f"{path} holds images, and a window is for volumes: leave out --window")
         images, labels, names = read_support(path, label, unusable)
         subjects = {case.name: case.subject for case in cases}
         support = make_support(images, labels, names, [subjects[name] for name in names], tiles)
@@ -196,7 +240,9 @@ def read_support_folder(
         raise UserError(f"{path} holds volumes, and tiles are for images: leave out --tiles")
     if images_among := [case.image for case in cases if not case.volume]:
         raise UserError(f"{images_among[0]} is an image among volumes: keep one kind in a support folder")
-    return _read_volumes(Path(path), cases, label, axis, unusable)
+    if window is not None:
+        cases = tuple(replace(case, window=window) for case in cases)
+    return _read_volumes(path, cases, label, axis, unusable)
 
 
 def _read_volumes(
@@ -228,6 +274,8 @@ def _read_volumes(
         axis,
         cases[0].window,
         overlapping=any(volume.overlapping for volume in volumes),
+        sizes=tuple(size for volume in volumes for size in volume.sizes),
+        pixels=tuple(sum(dict(zip(v.labels, v.pixels, strict=True)).get(i, 0) for v in volumes) for i in ids),
     )
 
 
@@ -263,6 +311,8 @@ def _select_slices(case: Case, image: Volume, label: LabelMap, axis: int) -> Sup
         (case.subject,) * len(rows),
         positions[rows],
         overlapping=isinstance(label, dict),
+        sizes=(image.shape,) * len(rows),
+        pixels=tuple(int(mask_of(label, i, image.shape).sum()) for i in ids),
     )
 
 
@@ -271,58 +321,11 @@ def case_names(support: Support) -> list[str]:
     return [name.partition(SLICE)[0] for name in support.names]
 
 
-def as_grey(image: ImageLike) -> np.ndarray:
-    """Grey values, float32 [H, W], of a file, a PIL image or an array [H, W] or [H, W, 3]."""
-    if isinstance(image, str | Path):
-        return read_image(image)
-    if isinstance(image, Image.Image) and image.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
-        image = image.convert("RGB")
-    return to_grey(np.asarray(image))
+def as_grey(image: ImageLike, name: str = "an image", upright: bool = True) -> np.ndarray:
+    """Grey values, float32 [H, W], of a file, its bytes, a PIL image or an array [H, W] or [H, W, 3].
 
-
-def thumbnails(images: np.ndarray) -> np.ndarray:
-    """[N, 128, 128] → [N, 256] with mean 0 and length 1, so that their products are correlations."""
-    cell = images.shape[-1] // THUMBNAIL
-    small = images.reshape(len(images), THUMBNAIL, cell, THUMBNAIL, cell).mean((2, 4)).reshape(len(images), -1)
-    small = small - small.mean(1, keepdims=True)
-    return small / np.maximum(np.linalg.norm(small, axis=1, keepdims=True), 1e-6)
-
-
-def select_examples(
-    support: Support, query: np.ndarray, position: float | None, size: int, samples: int, how: str, seed: int
-) -> np.ndarray:
-    """Rows, int [K, S], of the examples for one query [128, 128]: all of them if there are at most S = `size`.
-
-    Otherwise K = `samples` samples without replacement. If query and support have positions, only the 3 S nearest
-    positions are eligible. `how`: "random" samples by seed; "nearest" takes the examples most similar to the query;
-    "diverse" takes a k-centre set, which covers all examples best. The last two have one best sample; each further one
-    is random among twice as many candidates.
+    All pass the same checks, and errors name the file or `name`. `upright`: apply an EXIF orientation.
     """
-    everything = np.arange(len(support))
-    if len(support) <= size:
-        return everything[None]
-    rows = everything
-    if position is not None and support.positions is not None:
-        rows = np.argsort(np.abs(support.positions - position), kind="stable")[: 3 * size]
-    rng = np.random.default_rng(seed)
-    if how == "random":
-        return np.stack([np.sort(rng.choice(rows, size, replace=False)) for _ in range(samples)])
-    features = thumbnails(support.images[rows])
-    if how == "nearest":
-        order = np.argsort(-(features @ thumbnails(query[None])[0]), kind="stable")
-    else:
-        order = k_centre(features, min(2 * size, len(rows)))
-    best, candidates = np.sort(rows[order[:size]]), rows[order[: 2 * size]]
-    others = [np.sort(rng.choice(candidates, size, replace=False)) for _ in range(samples - 1)]
-    return np.stack([best, *others])
-
-
-def k_centre(features: np.ndarray, count: int) -> np.ndarray:
-    """Rows [count] by greedy k-centre: the one nearest to the mean, then each time the farthest from those chosen."""
-    chosen = [int(np.argmax(features @ features.mean(0)))]
-    distance = 1 - features @ features[chosen[0]]
-    while len(chosen) < count:
-        distance[chosen] = -np.inf
-        chosen.append(int(np.argmax(distance)))
-        distance = np.minimum(distance, 1 - features @ features[chosen[-1]])
-    return np.array(chosen)
+    if isinstance(image, Source):
+        return read_image(image, name, upright)
+    return check_image(np.asarray(image), name)

@@ -11,7 +11,7 @@ used. IN_PLANE stands for the acquired planes whatever their direction.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +23,21 @@ from universeg_jax.readers.dicom_files import is_dicom_file
 from universeg_jax.readers.errors import ImageError
 from universeg_jax.readers.file_names import (
     CONTOUR_EXTENSION,
+    IMAGE_EXTENSIONS,
     READABLE_EXTENSIONS,
     TIFF_EXTENSIONS,
     extension,
 )
-from universeg_jax.readers.images import check_image, read_colours, read_contour, read_image, read_label
+from universeg_jax.readers.images import (
+    check_image,
+    is_drawn_on_raw,
+    read_colours,
+    read_contour,
+    read_image,
+    read_label,
+)
 from universeg_jax.readers.labels import LabelFile, class_masks
+from universeg_jax.readers.notes import Notes, collect
 from universeg_jax.readers.polygons import draw
 from universeg_jax.readers.preprocess import (
     Window,
@@ -50,7 +59,6 @@ from universeg_jax.readers.volumes import (
     check_same_grid,
     on_grid,
     slice_axis,
-    to_spacing,
 )
 
 LabelMap = np.ndarray | dict[int, np.ndarray]  # int32 ids; or the bool mask of each id, where classes overlap
@@ -70,6 +78,7 @@ class Example:
     modality: str = ""
     axis: int = 0
     slicing: str = "image"  # one of SLICINGS
+    notes: Notes = field(default_factory=Notes, compare=False)  # how its files were understood
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,9 @@ def may_be_case(path: Path) -> bool:
 def make_examples(case: Case) -> list[Example]:
     """Makes the examples of a case. Raises ImageError for an unusable file, FolderError for an unknown id."""
     check_inside(case)
-    return _examples_of_volume(case) if case.volume else _examples_of_image(case)
+    with collect() as notes:
+        examples = _examples_of_volume(case) if case.volume else _examples_of_image(case)
+    return [replace(example, notes=notes) for example in examples[:1]] + examples[1:]
 
 
 def read_pair(case: Case) -> tuple[np.ndarray, LabelMap]:
@@ -188,7 +199,9 @@ def _examples_of_image(case: Case) -> list[Example]:
 def _read_image(case: Case) -> np.ndarray:
     if is_dicom_file(case.image):
         return check_image(read_dicom_image(case.image), case.image)
-    return read_image(case.image)
+    labels = [file.path for file in case.labels if extension(file.path) in IMAGE_EXTENSIONS]
+    upright = not (labels and Path(labels[0]).is_file() and is_drawn_on_raw(case.image, labels[0]))
+    return read_image(case.image, upright=upright)
 
 
 def _image_masks(case: Case, image: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -216,8 +229,9 @@ def _read_image_label(file: LabelFile, shape: tuple[int, int]) -> np.ndarray:
 
 def _examples_of_volume(case: Case) -> list[Example]:
     image = read_volume(case.image, case.channel)
-    shape = image.shape_at(1)
-    check_voxels(image.name, shape, "1 mm")
+    spacing = image.fine_spacing(case.size)
+    shape = image.shape_at(spacing)
+    check_voxels(image.name, shape, f"{spacing:g} mm")
     axes = {axis: slice_axis(image) if axis == IN_PLANE else axis for axis in wanted_axes(case, image)}
     slices: dict[tuple[int, str, int], dict[int, np.ndarray]] = {}  # (axis, slicing, index) → masks
     masks = class_masks(case.labels, case.ids, lambda file: read_label_on(case, file, image, shape), case.ids_in)
@@ -232,7 +246,7 @@ def _examples_of_volume(case: Case) -> list[Example]:
     if not slices:
         raise ImageError(case.labels[0].path, "no class occurs in the volume", "every voxel is 0")
     window = window_of_modality(case.modality) if case.window == "auto" else case.window
-    data = apply_window(to_spacing(image).data, window)
+    data = apply_window(on_grid(image, shape).data, window)
     examples = []
     for axis, slicing, index in sorted(slices):
         cut = slice_image(data, axes[axis], index, case.size)

@@ -25,13 +25,20 @@ def check_bytes(path: Path) -> None:
         raise ImageError(path, "the file is too large", f"{size:,} bytes; at most {MAX_BYTES:,} are read")
 
 
-def check_pixels(path: Path, width: int, height: int) -> None:
+def check_pixels(path: Any, width: int, height: int) -> None:
     """Raises ImageError for a header that announces too many pixels."""
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        raise ImageError(path, "too many pixels", f"{width}x{height}; at most {MAX_PIXELS:,} are read")
+        raise too_many_pixels(path, f"{width}x{height}")
 
 
-def check_voxels(path: str | Path, shape: Sequence[int], spacing: str = "") -> None:
+def too_many_pixels(path: Any, size: str) -> ImageError:
+    """The error for an image of `size` pixels, with the way around it."""
+    side = int(MAX_PIXELS**0.5)
+    remedy = f"cut it into tiles of at most {side:,}x{side:,}, predict these and join the masks, or shrink it"
+    return ImageError(path, "too many pixels", f"{size}; at most {MAX_PIXELS:,} are read: {remedy}")
+
+
+def check_voxels(path: Any, shape: Sequence[int], spacing: str = "") -> None:
     """Raises ImageError for a header that announces too many voxels or none, or for a grid that is too fine."""
     if any(n < 1 for n in shape) or np.prod(shape, dtype=float) > MAX_VOXELS:
         sizes = "x".join(map(str, shape)) + (f" at {spacing}" if spacing else "")

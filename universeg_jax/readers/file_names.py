@@ -7,13 +7,14 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-TIFF_EXTENSIONS = (".tif", ".tiff")  # one page is an image, several are a volume
+TIFF_EXTENSIONS = (".tif", ".tiff", ".ome.tif", ".ome.tiff", ".btf")  # one page is an image, several are a volume
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", *TIFF_EXTENSIONS, ".bmp", ".gif", ".ppm", ".ppm.gz")
 NIFTI_EXTENSIONS = (".nii", ".nii.gz")
 ITK_EXTENSIONS = (".nrrd", ".mha", ".mhd")
 VOLUME_EXTENSIONS = (*NIFTI_EXTENSIONS, *ITK_EXTENSIONS)  # always volumes
 DICOM_EXTENSIONS = (".dcm", ".ima", ".dicom")  # one file is an image, a folder of them is a volume
 READABLE_EXTENSIONS = (*IMAGE_EXTENSIONS, *VOLUME_EXTENSIONS, *DICOM_EXTENSIONS)
+DOUBLE_EXTENSIONS = (".nii.gz", ".ppm.gz", ".ome.tif", ".ome.tiff")
 CONTOUR_EXTENSION = ".txt"  # labels only: the points of a closed line
 
 
@@ -23,9 +24,9 @@ def natural_order(names: Iterable[str]) -> list[str]:
 
 
 def extension(path: str | Path) -> str:
-    """A file's extension in lower case; ".nii.gz" and ".ppm.gz" are one extension each."""
+    """A file's extension in lower case; ".nii.gz" and the like are one extension."""
     name = Path(path).name.lower()
-    return next((end for end in (".nii.gz", ".ppm.gz") if name.endswith(end)), Path(name).suffix)
+    return next((end for end in DOUBLE_EXTENSIONS if name.endswith(end)), Path(name).suffix)
 
 
 def stem(path: str | Path) -> str:

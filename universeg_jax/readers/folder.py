@@ -8,7 +8,8 @@ with one name make a faulty case: a build drops and counts it, a support set is 
 Medical Segmentation Decathlon are recognised (layouts.py).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,13 +22,21 @@ from universeg_jax.readers.file_names import IMAGE_EXTENSIONS, READABLE_EXTENSIO
 from universeg_jax.readers.images import read_label
 from universeg_jax.readers.label_formats import FoundLabels, composed, find_labels
 from universeg_jax.readers.label_names import snap_names, with_segment_names
+from universeg_jax.readers.label_values import MIXED_NOTE, one_class
 from universeg_jax.readers.labels import LabelFile
 from universeg_jax.readers.layouts import is_dataset_json, read_dataset_json
 from universeg_jax.readers.meta import Folder, Meta, read_meta, subject_rule
+from universeg_jax.readers.notes import collect, note
 from universeg_jax.readers.ome_zarr import is_ome_zarr, zarr_stem
 from universeg_jax.readers.volume_files import is_volume, read_label_volume, voxels_of
 
 T = TypeVar("T")
+OBJECTS = ((1, ()),)  # every value above 0 is class 1
+MANY_IDS = 20  # from which on ids without names probably number objects
+INSTANCES_NOTE = (
+    "{} ids without names: each is taken for a class of its own; if they number objects, such as cells, write "
+    '"instances": true into meta.json and they become one class'
+)
 
 
 def read_folder(path: str | Path, size: int = 128) -> Folder[Case]:
@@ -43,6 +52,7 @@ def read_folder(path: str | Path, size: int = 128) -> Folder[Case]:
     found = find_labels(path, images, meta.labels)
     labels = {n: [Path(files[0].path)] for n, files in found.files.items()} if found else _files(path / "labels")
     colours = tuple((i, *colour) for i, colour in meta.colours.items())
+    objects = OBJECTS if meta.instances else ()
     faults = {name: _fault(images.get(name, []), labels.get(name, []), name) for name in images | labels}
     if not images.keys() & labels.keys():
         name = next(iter(images))
@@ -53,11 +63,11 @@ def read_folder(path: str | Path, size: int = 128) -> Folder[Case]:
             image=str((images.get(name) or labels[name])[0]),
             labels=found.files.get(name, ())
             if found
-            else tuple(LabelFile(str(file), colours=colours) for file in labels.get(name, ())),
+            else tuple(LabelFile(str(file), objects, colours=colours) for file in labels.get(name, ())),
             subject=name if faults[name][0] else subject(name),
             name=name,
             size=size,
-            ids=() if colours else tuple(meta.labels),
+            ids=() if colours or objects else tuple(meta.labels),
             modality=meta.modality,
             volume=is_volume((images.get(name) or labels[name])[0]),
             axes=meta.axes,
@@ -67,7 +77,8 @@ def read_folder(path: str | Path, size: int = 128) -> Folder[Case]:
         )
         for name in natural_order(faults)
     )
-    cases, names, taken = _label_names(path, cases, meta, found)
+    with collect() as notes:
+        cases, names, taken, named = _label_names(path, cases, meta, found)
     return Folder(
         cases,
         labels=names,
@@ -80,25 +91,33 @@ def read_folder(path: str | Path, size: int = 128) -> Folder[Case]:
             *(f"{part}/{name}" for part in ("images", "labels") for name in _other_files(path / part)),
             *_strangers(path, images),
         ),
+        notes=notes,
+        named=named,
     )
 
 
 def _label_names(
     path: Path, cases: tuple[Case, ...], meta: Meta, found: FoundLabels | None
-) -> tuple[tuple[Case, ...], dict[int, str], str]:
-    """(cases, id → name, what the labels were taken for) by meta.json, the label files and the ids that occur."""
+) -> tuple[tuple[Case, ...], dict[int, str], str, bool]:
+    """(cases, id → name, what the labels were taken for, whether the ids have names).
+
+    By meta.json, the label files and the ids that occur.
+    """
     if found:
-        return cases, meta.labels | found.names, found.taken
+        return cases, meta.labels | found.names, found.taken, True
+    if meta.instances:
+        return cases, {1: meta.labels.get(1, "object")}, "numbered objects of one class", True
     if meta.colours:
-        return cases, {i: meta.labels.get(i, f"label {i}") for i in meta.colours if i}, "colours of meta.json"
+        return cases, {i: meta.labels.get(i, f"label {i}") for i in meta.colours if i}, "colours of meta.json", True
     cases, names = with_segment_names(cases, meta.labels)
     if names:
-        return cases, meta.labels | names, "ids with the names of the segments in the label files"
+        return cases, meta.labels | names, "ids with the names of the segments in the label files", True
     if meta.labels:
-        return cases, meta.labels, ""
+        return cases, meta.labels, "", True
     snap, file = snap_names(path)
+    cases, ids = _find_ids(path, cases, snap)
     taken = f"ids with the names of {file}" if snap else ""
-    return cases, {i: snap.get(i, f"label {i}") for i in _occurring_ids(path, cases)}, taken
+    return cases, {i: snap.get(i, f"label {i}") for i in ids}, taken, bool(snap)
 
 
 def read_support(
@@ -196,18 +215,41 @@ def _files(path: Path) -> dict[str, list[Path]]:
     return files
 
 
-def _occurring_ids(path: Path, cases: Iterable[Case]) -> list[int]:
-    ids: set[int] = set()
+def _find_ids(
+    path: Path, cases: tuple[Case, ...], names: Mapping[int, str]
+) -> tuple[tuple[Case, ...], tuple[int, ...]]:
+    """(cases, ids) by the ids that occur in the label files, all of which are read.
+
+    Masks of which some mark the structure with 1 and others with 255 become one class, unless `names` has both.
+    """
+    occurring = _occurring_ids(path, cases)
+    values = one_class(occurring)
+    if values and not names.keys() >= set(values):
+        note(path / "labels", MIXED_NOTE)
+        classes = ((1, values),)
+        cases = tuple(
+            replace(case, labels=tuple(replace(file, classes=classes) for file in case.labels)) for case in cases
+        )
+        return cases, (1,)
+    ids = tuple(sorted(set().union(*occurring)))
+    if len(ids) >= MANY_IDS and not names:
+        note(path / "labels", INSTANCES_NOTE.format(len(ids)))
+    return cases, ids
+
+
+def _occurring_ids(path: Path, cases: Iterable[Case]) -> list[set[int]]:
+    """The ids above 0 of each label file that can be read. Raises FolderError where there are none."""
+    occurring: list[set[int]] = []
     problems = []
     for case in cases:
         try:
             check_inside(case)
             for file in case.labels:
                 label = read_label_volume(file.path).data if case.volume else read_label(file.path)
-                ids.update(np.unique(label).tolist())
+                occurring.append(set(np.unique(label).tolist()) - {0})
         except ImageError as error:
             problems.append(str(error))  # the build meets the error again, then drops and counts the case
-    if not ids - {0}:
+    if not any(occurring):
         empty = f"{path}/labels: every label is empty; mark what is to be segmented with ids above 0"
         raise FolderError(problems[0] if problems else empty)
-    return sorted(ids - {0})
+    return occurring

@@ -5,6 +5,7 @@ Volumes and files of several pages are refused, so that no part of a file is dro
 
 import gzip
 import io
+import tempfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,35 +16,84 @@ from universeg_jax.readers import checks
 from universeg_jax.readers.errors import ImageError, as_image_errors
 from universeg_jax.readers.file_names import IMAGE_EXTENSIONS, extension
 from universeg_jax.readers.labels import check_label
+from universeg_jax.readers.notes import note
 from universeg_jax.readers.preprocess import to_grey
+from universeg_jax.readers.tiff import read_tiff_image, turned
 
 # Formats by content. Pillow's other decoders are never tried on a stranger's file.
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "PPM")
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+PNG_START = b"\x89PNG\r\n\x1a\n"
+GREY_ALPHA = 4
+COLOUR_TYPES = (2, GREY_ALPHA, 6)  # of a PNG: RGB, grey with alpha, RGBA
+ORIENTATION, PHOTOMETRIC = 0x0112, 0x0106  # tags of EXIF and TIFF
+SWAPS_SIDES = 5  # from this orientation on, rows and columns are exchanged
+BLACK = 16  # up to this value of its brightest channel, a colour of a palette counts as black
 MAX_CONTOUR_BYTES = 1_000_000
+Source = str | Path | bytes | Image.Image  # a file, its contents, or an opened image
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Reads an image as float32 grey [H, W] in the file's own intensities, 8 or 16 bits or float.
+def read_image(source: Source, name: Any = "", upright: bool = True) -> np.ndarray:
+    """Reads an image as float32 grey [H, W] in its own intensities, 8 or 16 bits or float.
 
-    Colour becomes grey by `to_grey`, alpha is dropped and the EXIF orientation is applied, as viewers do. Raises
-    ImageError, also for an image of one value.
+    Colour becomes grey by `to_grey`, alpha is dropped and the EXIF orientation is applied, as viewers do, unless
+    `upright` is False. Raises ImageError, also for an image of one value; it names the file, else `name`.
     """
-    return check_image(_decode(Path(path)), path)
+    return check_image(_decode(source, name, False, upright), _name(source, name))
 
 
 def check_image(image: np.ndarray, path: Any) -> np.ndarray:
     """[H, W] or [H, W, C] → float32 grey [H, W]. Raises ImageError, naming `path`, where there is nothing to see."""
-    image = to_grey(image)
+    image = to_grey(image, path)
     checks.check_intensities(image, path)
     return image
 
 
-def read_label(path: str | Path) -> np.ndarray:
+def read_label(source: Source, name: Any = "") -> np.ndarray:
     """Reads int32 class ids [H, W] ≥ 0; a palette image gives its indices, equal channels count as one.
 
     Raises ImageError for colours, for JPEG (its compression changes ids) and for values that are not whole.
     """
-    return check_label(_decode(Path(path), is_label=True), path)
+    return check_label(_decode(source, name, True), _name(source, name))
+
+
+def is_drawn_on_raw(image: Source, label: Source, name: Any = "") -> bool:
+    """True where a label has the sides of its image before the image's EXIF orientation is applied, not after.
+
+    Notes say so, and say where both would fit, because then nobody can tell.
+    """
+    path = _name(image, name)
+    try:
+        with as_image_errors(Path(str(path))):
+            (height, width), turn = _sides(image)
+            if turn == 1:
+                return False
+            sides, label_turn = _sides(label)
+    except ImageError:  # a damaged file, which is reported when it is read, or a TIFF that Pillow cannot open
+        return False
+    if label_turn == turn:
+        return False
+    label_sides = sides[::-1] if label_turn >= SWAPS_SIDES else sides
+    upright = (width, height) if turn >= SWAPS_SIDES else (height, width)
+    if label_sides != upright and label_sides == (height, width):
+        note(path, "its label was drawn before the EXIF orientation was applied, so the image is not turned")
+        return True
+    if label_sides == upright and upright == (height, width):
+        note(
+            path,
+            "its EXIF orientation turns it, its label has none: the label is taken as drawn on the upright image; if "
+            "it was drawn on the raw pixels, save the image without the orientation",
+        )
+    return False
+
+
+def _sides(source: Source) -> tuple[tuple[int, int], int]:
+    """((height, width) as stored, EXIF orientation) from the header."""
+    if isinstance(source, Image.Image):
+        return source.size[::-1], int(source.getexif().get(ORIENTATION, 1))
+    opened = io.BytesIO(source) if isinstance(source, bytes) else _open(Path(source))
+    with opened as file, Image.open(file, formats=FORMATS) as image:
+        return image.size[::-1], int(image.getexif().get(ORIENTATION, 1))
 
 
 def read_colours(path: str | Path) -> np.ndarray:
@@ -77,33 +127,100 @@ def read_contour(path: str | Path, shape: tuple[int, int]) -> np.ndarray:
     return np.asarray(canvas).astype(np.int32)
 
 
-def _decode(path: Path, is_label: bool = False) -> np.ndarray:
+def _name(source: Source, name: Any) -> Any:
+    return source if isinstance(source, str | Path) else (name or "an image")
+
+
+def _decode(source: Source, name: Any, is_label: bool, upright: bool = True) -> np.ndarray:
     """Decodes to [H, W] or [H, W, C]; every way in which decoding fails becomes an ImageError."""
-    if extension(path) not in IMAGE_EXTENSIONS:
+    path = _name(source, name)
+    if isinstance(source, str | Path) and extension(source) not in IMAGE_EXTENSIONS:
         raise ImageError(
             path, "has an extension that is not read", f"convert it to one of {', '.join(IMAGE_EXTENSIONS)}"
         )
-    with as_image_errors(path):
-        checks.check_bytes(path)
+    with as_image_errors(Path(str(path))):
+        if isinstance(source, Image.Image):
+            return _pixels(path, source, is_label, upright)
+        if not isinstance(source, bytes):
+            source = Path(source)
+            checks.check_bytes(source)
         try:
             # From an open file: given a path, Pillow 13 maps uncompressed TIFFs and scrambles rotated ones.
-            with _open(path) as file, Image.open(file, formats=FORMATS) as image:
-                return _pixels(path, image, is_label)
+            with io.BytesIO(source) if isinstance(source, bytes) else _open(source) as file:
+                return _decode_file(path, file, is_label, upright)
         except UnidentifiedImageError as error:
             raise ImageError(path, "cannot be read", f"it is empty, damaged or none of {', '.join(FORMATS)}") from error
+        except Image.DecompressionBombError as error:
+            raise checks.too_many_pixels(path, str(error).partition("(")[2].partition(")")[0]) from error
 
 
-def _pixels(path: Path, image: Image.Image, is_label: bool) -> np.ndarray:
+def _decode_file(path: Any, file: BinaryIO, is_label: bool, upright: bool) -> np.ndarray:
+    start = file.read(26)
+    file.seek(0)
+    if start[:4] in TIFF_STARTS:
+        return read_tiff_image(file, path, is_label, upright)
+    with Image.open(file, formats=FORMATS) as image:
+        checks.check_pixels(path, *image.size)
+        if start[:8] == PNG_START and start[24] == 16 and start[25] in COLOUR_TYPES:  # Pillow keeps 8 of the 16 bits
+            turn = int(image.getexif().get(ORIENTATION, 1))
+            file.seek(0)
+            return turned(_decode_png16(file.read()), turn if upright else 1)
+        return _pixels(path, image, is_label, upright)
+
+
+def _decode_png16(data: bytes) -> np.ndarray:
+    """uint16 [H, W, C] of a PNG with 16 bits per channel.
+
+    ITK has no type for grey with alpha, so that Pillow's own decoder reads its four bytes per pixel.
+    """
+    if data[25] == GREY_ALPHA:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            image.tile = [tile._replace(args="RGBA") for tile in image.tile]
+            image._mode = "RGBA"
+            pairs = np.asarray(image).astype(np.uint16)
+        return pairs[..., 0::2] << 8 | pairs[..., 1::2]
+    import SimpleITK as sitk
+
+    with tempfile.NamedTemporaryFile(suffix=".png") as file:
+        file.write(data)
+        file.flush()
+        return sitk.GetArrayFromImage(sitk.ReadImage(file.name, imageIO="PNGImageIO"))
+
+
+def _pixels(path: Any, image: Image.Image, is_label: bool, upright: bool) -> np.ndarray:
     checks.check_pixels(path, *image.size)
     pages = getattr(image, "n_frames", 1)
     if pages > 1 and image.format in ("TIFF", "GIF"):
         raise ImageError(path, "has several pages", f"{pages}; save each as a file of its own")
     if is_label and image.format in ("JPEG", "MPO"):
         raise ImageError(path, "a label in JPEG", "its compression changes class ids; save it as PNG")
-    upright = ImageOps.exif_transpose(image)
-    if (image.mode == "P" and not is_label) or image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-        upright = upright.convert("RGB")
-    return np.asarray(upright)
+    if is_label and image.mode == "P":
+        _check_palette(path, image)
+    shown = ImageOps.exif_transpose(image) if upright else image
+    if (image.mode in ("P", "PA") and not is_label) or image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        shown = shown.convert("RGB")
+    pixels = np.asarray(shown)
+    is_white_zero = image.format == "TIFF" and getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0
+    return ~pixels if is_label and is_white_zero and image.mode in ("1", "L") else pixels  # as stored
+
+
+def _check_palette(path: Any, image: Image.Image) -> None:
+    """Refuses a palette that shows 0 as a colour and another id that occurs as black.
+
+    A program that reduces colours numbers them as it likes, so that white can be 0. ImageJ's inverting palette, which
+    shows each value as its inverse, is no such case: its values count.
+    """
+    colours = np.array(image.getpalette("RGB") or [], int).reshape(-1, 3)
+    occurring = np.flatnonzero(image.histogram()[: len(colours)])
+    if not len(occurring) or occurring[0] != 0 or colours[0].max() <= BLACK:
+        return
+    if len(colours) == 256 and (colours == 255 - np.arange(256)[:, None]).all():
+        note(path, "its palette shows 0 as white; its values count as stored, so that 0 is the background")
+        return
+    black = [i for i in occurring if colours[i].max() <= BLACK]
+    if black:
+        detail = f"0 is shown as {tuple(map(int, colours[0]))}, {int(black[0])} as black; save grey ids, 0 = background"
+        raise ImageError(path, "its palette shows another id than 0 as the background", detail)
 
 
 def _open(path: Path) -> BinaryIO:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from universeg_jax.readers.errors import FolderError, ImageError
+from universeg_jax.readers.label_values import MASK_VALUES, to_ids
+from universeg_jax.readers.notes import note
 
 
 @dataclass(frozen=True)
@@ -33,24 +35,39 @@ class LabelFile:
 def check_label(label: np.ndarray, path: Any) -> np.ndarray:
     """[H, W] or [H, W, C] → int32 class ids [H, W] ≥ 0; equal channels count as one.
 
-    Raises ImageError, naming `path`, for colours and for values that are not class ids.
+    Alpha is dropped, unless the colours are the same everywhere: then the mask lies in it, which a note says. Raises
+    ImageError, naming `path`, for colours and for values that are not class ids.
     """
     if label.ndim == 3:
-        if label.shape[2] > 2 and (label[..., :3] != label[..., :1]).any():
-            raise ImageError(
-                path, "a label in colours", "save class ids as one grey or palette channel, 0 = background"
-            )
-        label = label[..., 0]
-    if label.ndim != 2:
+        label = _one_channel(label, path)
+    if label.ndim != 2 or 0 in label.shape:
         raise ImageError(path, "a label has a shape that is not [H, W]", str(label.shape))
     return check_ids(label, path)
 
 
 def check_ids(values: np.ndarray, path: Any) -> np.ndarray:
-    """Values of any shape and type → int32 class ids. Raises ImageError unless they are whole numbers from 0."""
-    if not np.isfinite(values).all() or values.min() < 0 or values.max() >= 2**31 or (values != np.floor(values)).any():
-        raise ImageError(path, "values are not class ids", "whole numbers from 0")
-    return values.astype(np.int32)
+    """Values of any shape and type → int32 class ids (label_values.py). Raises ImageError."""
+    return to_ids(values, path)
+
+
+def _one_channel(label: np.ndarray, path: Any) -> np.ndarray:
+    """The channel of [H, W, C] that holds the ids. Raises ImageError where channels disagree."""
+    channels = label.shape[2]
+    if channels == 0 or channels > 4:
+        raise ImageError(path, "a label has a shape that is not [H, W]", str(label.shape))
+    colours, alpha = (label[..., :-1], label[..., -1]) if channels in (2, 4) else (label, None)
+    grey = colours[..., 0]
+    if (colours != grey[..., None]).any():
+        raise ImageError(path, "a label in colours", "save class ids as one grey or palette channel, 0 = background")
+    if alpha is None or (alpha == alpha.flat[0]).all():
+        return grey
+    if (grey == grey.flat[0]).all():
+        note(path, "the colours are the same everywhere, so its alpha is taken as the mask")
+        return alpha
+    if (grey[alpha == 0] != 0).any():
+        detail = "pixels with alpha 0 have a grey value above 0; save one grey channel without alpha, 0 = background"
+        raise ImageError(path, "its alpha and its grey values say different things", detail)
+    return grey
 
 
 def class_masks(
@@ -76,6 +93,16 @@ def class_masks(
             yield i, mask
 
 
+def _is_mask_of(known_id: int, occurring: set[int]) -> bool:
+    """True where a file marks with the value of white, or with 1 for white, the only class there is."""
+    white = set(MASK_VALUES) - {1}
+    return (
+        len(occurring) == 1
+        and known_id not in occurring
+        and (occurring <= white or (occurring == {1} and known_id in white))
+    )
+
+
 def _values(label: np.ndarray) -> set[int]:
     """The values that occur, without 0; counting is faster than sorting where they are small."""
     if label.min() >= 0 and label.max() < 1 << 16:
@@ -98,6 +125,9 @@ def _read_known(
         known = {value for _, values in file.classes for value in values} | set(file.ignored)
         if all(values for _, values in file.classes) and occurring - known:
             raise ImageError(file.path, "holds values that mean no class", f"{sorted(occurring - known)[:9]}")
+    elif len(known_ids) == 1 and _is_mask_of(known_ids[0], occurring):
+        note(file.path, f"the only value above 0 is {min(occurring)}: it means the only id that meta.json names")
+        return np.where(label > 0, np.int32(known_ids[0]), np.int32(0))
     elif known_ids and occurring - set(known_ids):
         raise FolderError(
             f"{file.path}: ids {sorted(occurring - set(known_ids))} are not in {named_in}, which names "

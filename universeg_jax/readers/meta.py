@@ -9,6 +9,7 @@ All fields may be left out:
                             the name of a CSV file in the folder with the columns case and subject
     colours                 {"1": [255, 0, 0]}: labels are images in these colours, black is background
     axes                    of volumes, a list of "sagittal", "coronal", "axial", "in-plane" (the acquired planes)
+    instances               true: labels number objects of one class, such as cells, and every value above 0 is id 1
     window                  "ct", "mr", "none" or [low, high] for volumes and DICOM files; without it chosen by the
                             modality
 """
@@ -18,12 +19,13 @@ import io
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from universeg_jax.readers.colours import Colour, parse_colours
 from universeg_jax.readers.errors import FolderError
+from universeg_jax.readers.notes import Notes
 from universeg_jax.readers.preprocess import WINDOWS, Window
 from universeg_jax.readers.volumes import AXIS_NAMES
 
@@ -43,6 +45,7 @@ class Meta:
     axes: tuple[int, ...]
     window: Window
     colours: dict[int, Colour]
+    instances: bool
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class Folder(Generic[AnyCase]):
     subjects_identifiable: bool
     ignored: tuple[str, ...]  # files that are not read, such as "images/notes.txt"
     taken: str = ""  # what the labels were taken for, where they are no label files of ids
+    notes: Notes = field(default_factory=Notes)  # on labels that can be understood in two ways
+    named: bool = True  # False where the ids were found in the files and have no names
 
 
 def read_meta(path: Path) -> Meta:
@@ -185,5 +190,6 @@ FIELDS: dict[str, tuple[Any, Callable[[Any], Any], str]] = {
     "subjects": ("", _text, "write a text"),
     "axes": ([], _axes, f"write a list of {', '.join(AXIS_NAMES)}"),
     "colours": ({}, parse_colours, 'map ids to colours, such as {"1": [255, 0, 0], "2": "#00ff00"}, each once'),
+    "instances": (False, _boolean, "write true or false"),
     "window": ("auto", _window, f"write one of {', '.join(WINDOWS)} or [low, high]"),
 }

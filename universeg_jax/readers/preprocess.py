@@ -6,6 +6,7 @@ thresholded at 0.5; this one rule decides how much of a thin vessel remains.
 """
 
 import functools
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -18,18 +19,21 @@ CT_WINDOW = (-500.0, 1000.0)  # HU; MegaMedical's default (Butoi et al., 2023)
 MR_PERCENTILES = (0.5, 99.5)  # of the voxels above 0
 CT_WORDS = {"ct", "cta", "cbct"}
 MR_WORDS = {"mr", "mri", "t1", "t1w", "t1c", "t2", "t2w", "flair", "adc", "dwi", "cine", "lge"}
-CT_ONLY_BELOW = -500  # HU; only CT has values below it
+CT_ONLY_BELOW = -500  # HU; only CT has many values below it
+CT_SHARE = 0.005  # of the voxels that must lie below it; interpolation makes a few such values in MR
 
 
-def to_grey(image: np.ndarray) -> np.ndarray:
+def to_grey(image: np.ndarray, path: Any = "an image") -> np.ndarray:
     """[H, W], [H, W, 1..4] → float32 [H, W]; colour by ITU-R 601 luma (0.299 R + 0.587 G + 0.114 B), alpha dropped."""
+    if image.dtype.kind not in "biuf":
+        raise ImageError(path, "holds no numbers that are brightness", str(image.dtype))
     if image.ndim == 3 and image.shape[2] in (1, 2):
         image = image[..., 0]
     if image.ndim == 3 and image.shape[2] in (3, 4):
         red, green, blue = (image[..., channel].astype(np.float32) for channel in range(3))
         image = np.float32(0.299) * red + np.float32(0.587) * green + np.float32(0.114) * blue
     if image.ndim != 2 or 0 in image.shape:
-        raise ImageError("an image", "has a shape that is not [H, W] or [H, W, 3]", str(image.shape))
+        raise ImageError(path, "has a shape that is not [H, W] or [H, W, 3]", str(image.shape))
     return image.astype(np.float32)
 
 
@@ -42,8 +46,8 @@ def window_of_modality(modality: str) -> str:
 
 
 def window_of_intensities(data: np.ndarray) -> str:
-    """Chooses the window of a volume of unknown modality: "ct" where a value lies below -500 HU, else "mr"."""
-    return "ct" if data.min() < CT_ONLY_BELOW else "mr"
+    """Chooses the window of a volume of unknown modality: "ct" where 0.5 % lie below -500 HU, else "mr"."""
+    return "ct" if np.mean(data < CT_ONLY_BELOW) >= CT_SHARE else "mr"
 
 
 def apply_window(data: np.ndarray, window: Window = "none") -> np.ndarray:

@@ -9,7 +9,9 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from universeg_jax.readers.checks import check_voxels
+from universeg_jax.readers.notes import note
 from universeg_jax.readers.preprocess import (
+    CT_ONLY_BELOW,
     Window,
     apply_window,
     preprocess_image,
@@ -65,20 +67,33 @@ def volume_slices(
 ) -> tuple[np.ndarray, np.ndarray, SliceOrigin]:
     """Cuts intensities into slices: (float32 [N, size, size], relative positions [N] in [0, 1], their origin).
 
-    The plane is resampled to 1 mm. Along `axis` (default: `slice_axis`) the volume's own slices are used, or one per
-    mm where there are more. The window "auto" is `window_of_intensities`.
+    The plane is resampled to 1 mm, or finer where the volume is small (`Volume.fine_spacing`). Along `axis` (default:
+    `slice_axis`) the volume's own slices are used, or one per such step where there are more. The window "auto" is
+    `window_of_intensities`, and a note says which one it is.
     """
     axis = slice_axis(volume) if axis is None else axis
-    fine = volume.shape_at(1)
+    spacing = volume.fine_spacing(size)
+    fine = volume.shape_at(spacing)
     x, y, z = (min(n, fine[a]) if a == axis else fine[a] for a, n in enumerate(volume.shape))
     shape = (x, y, z)
-    check_voxels(volume.name, shape, "1 mm")
+    check_voxels(volume.name, shape, f"{spacing:g} mm")
     if window == "auto":
-        window = window_of_intensities(volume.data)
+        window = guess_window(volume)
     origin = SliceOrigin(volume, axis, shape, max(fine))
     data = apply_window(on_grid(volume, shape).data, window)
     slices = [preprocess_image(plane(data, axis, i), size, side=origin.side, scale=False) for i in range(shape[axis])]
     return np.stack(slices), _positions(shape[axis]), origin
+
+
+def guess_window(volume: Volume) -> Window:
+    """The window of a volume of unknown modality, by its intensities; a note says which."""
+    window = window_of_intensities(volume.data)
+    remedy = "--window, or window in meta.json, overrules this"
+    if window == "ct":
+        note(volume.name, f"taken for CT, because many voxels lie below {CT_ONLY_BELOW:g}: window ct; {remedy}")
+    else:
+        note(volume.name, f"not taken for CT, because few voxels lie below {CT_ONLY_BELOW:g}: window mr; {remedy}")
+    return window
 
 
 def mask_slices(volume: Volume, size: int, origin: SliceOrigin, label: int) -> np.ndarray:

@@ -7,6 +7,7 @@ a .mhd may name the one file of voxels beside it.
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,12 +24,18 @@ from universeg_jax.readers.file_names import (
     extension,
 )
 from universeg_jax.readers.labels import check_ids
+from universeg_jax.readers.notes import note
 from universeg_jax.readers.ome_zarr import is_ome_zarr, read_ome_zarr
-from universeg_jax.readers.preprocess import to_grey
 from universeg_jax.readers.segments import read_seg
+from universeg_jax.readers.tiff import page_count, read_tiff_stack
 from universeg_jax.readers.volumes import LPS_TO_RAS, Volume, make_affine, make_volume
 
+if TYPE_CHECKING:
+    import nibabel as nib  # slow to import, and training reads no files
+
 HEADER_BYTES = 1 << 16  # enough for the text header of an ITK format
+MILLIMETRES = {"micron": 1e-3, "meter": 1e3}  # per unit of a NIfTI header
+MAX_VOXEL_SIDE = 100.0  # mm
 MAX_GZIP_RATIO = 2000  # gzip reaches 1032 to 1
 
 
@@ -44,7 +51,7 @@ def is_volume(path: str | Path) -> bool:
         return is_ome_zarr(path) or is_series(path)
     if is_dicom_file(path):
         return is_multiframe(path)
-    return extension(path) in VOLUME_EXTENSIONS or (extension(path) in TIFF_EXTENSIONS and _tiff_pages(path) > 1)
+    return extension(path) in VOLUME_EXTENSIONS or (extension(path) in TIFF_EXTENSIONS and page_count(path) > 1)
 
 
 def read_volume(path: str | Path, channel: int | None = None) -> Volume:
@@ -59,7 +66,7 @@ def read_volume(path: str | Path, channel: int | None = None) -> Volume:
 
 def read_label_volume(path: str | Path) -> Volume:
     """Reads class ids, int32 [X, Y, Z] in canonical axes; floats must be whole. Raises ImageError."""
-    volume = _read(Path(path), None)
+    volume = _read(Path(path), None, is_label=True)
     return replace(volume, data=check_ids(volume.data, path))
 
 
@@ -106,7 +113,7 @@ def mask_extension(source: str | Path) -> str:
     return {".mhd": ".mha"}.get(kind, kind) if kind in ITK_EXTENSIONS else ".nii.gz"
 
 
-def _read(path: Path, channel: int | None) -> Volume:
+def _read(path: Path, channel: int | None, is_label: bool = False) -> Volume:
     kind = extension(path)
     with as_image_errors(path):
         if is_ome_zarr(path):
@@ -119,7 +126,7 @@ def _read(path: Path, channel: int | None) -> Volume:
         if kind in ITK_EXTENSIONS:
             return _read_itk(path, channel)
         if kind in TIFF_EXTENSIONS:
-            return _read_tiff(path)
+            return _read_tiff(path, channel, is_label)
     kinds = (*VOLUME_EXTENSIONS, *TIFF_EXTENSIONS, *DICOM_EXTENSIONS)
     raise ImageError(path, "has an extension that is not read", f"volumes are {', '.join(kinds)}")
 
@@ -152,7 +159,19 @@ def _read_nifti(path: Path, channel: int | None) -> Volume:
         if len(shape) != 4:
             raise ImageError(path, "has more than four axes", str(shape))
         data = np.asarray(image.dataobj[..., _pick(path, shape[3], channel)])
-    return make_volume(_compact(data), image.affine, str(path))
+    return make_volume(_compact(data), _in_millimetres(image, path), str(path))
+
+
+def _in_millimetres(image: "nib.spatialimages.SpatialImage", path: Path) -> np.ndarray:
+    """The affine in mm by the header's unit, which nibabel leaves to its callers."""
+    unit = image.header.get_xyzt_units()[0] if hasattr(image.header, "get_xyzt_units") else "unknown"
+    scale = MILLIMETRES.get(unit, 1.0)
+    affine = np.array(image.affine, float)
+    if scale > 1 and np.linalg.norm(scale * affine[:3, :3], axis=0).max() > MAX_VOXEL_SIDE:
+        note(path, f"its header gives voxel sides in {unit}, which cannot be: they are taken as mm")
+        return affine
+    affine[:3] *= scale
+    return affine
 
 
 def _compact(data: np.ndarray) -> np.ndarray:
@@ -222,25 +241,7 @@ def _mhd_data(head: bytes) -> str:
     return "" if name.startswith("LIST") or "%" in name else name
 
 
-def _tiff_pages(path: Path) -> int:
-    """The number of pages; 1 for a damaged file, which the image reader then reports."""
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(path) as file:
-            return len(file.pages)
-    except Exception:
-        return 1
-
-
-def _read_tiff(path: Path) -> Volume:
-    """Stacks the pages, as they are displayed, along the axial axis; a voxel is 1 mm, since the file has no size."""
-    import tifffile
-
-    with tifffile.TiffFile(path) as file:
-        first = file.pages[0]
-        checks.check_voxels(path, (len(file.pages), *first.shape))
-        if len({page.shape for page in file.pages}) > 1:
-            raise ImageError(path, "its pages differ in size", "save each as a file of its own")
-        data = np.stack([to_grey(page.asarray()) if len(first.shape) > 2 else page.asarray() for page in file.pages])
+def _read_tiff(path: Path, channel: int | None, is_label: bool) -> Volume:
+    """Stacks the pages along the axial axis; a voxel is 1 mm, since the file has no size."""
+    data = read_tiff_stack(path, channel, is_label)
     return make_volume(_compact(data.T), LPS_TO_RAS, str(path))

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from universeg_jax.readers import checks
 from universeg_jax.readers.checks import check_voxels
 from universeg_jax.readers.errors import ImageError
+from universeg_jax.readers.notes import note
 
 Shape = tuple[int, int, int]
 
@@ -48,6 +50,19 @@ class Volume:
         x, y, z = (float(side) for side in np.linalg.norm(self.affine[:3, :3], axis=0))
         return x, y, z
 
+    def fine_spacing(self, size: int) -> float:
+        """Side of the voxels, mm, to resample to for slices of `size` pixels: 1, or less for a small field of view.
+
+        At 1 mm a field of view below `size` mm would have fewer pixels than the slices; voxels of the file are then
+        kept as fine as they are, down to `size` of them. More voxels than can be held are no finer than the file's.
+        """
+        view = max(n * s for n, s in zip(self.shape, self.spacing, strict=True))
+        spacing = min(1.0, max(min(self.spacing), view / size))
+        if np.prod(self.shape_at(spacing), dtype=float) > checks.MAX_VOXELS and min(self.spacing) > 1:
+            note(self.name, "its voxels are too large to be resampled to 1 mm; is the unit in its header right?")
+            return min(self.spacing)
+        return spacing
+
     def shape_at(self, spacing: float) -> Shape:
         """The number of voxels of `spacing` mm that cover the field of view, per axis."""
         x, y, z = (max(1, round(n * s / spacing)) for n, s in zip(self.shape, self.spacing, strict=True))
@@ -80,7 +95,12 @@ def make_volume(data: np.ndarray, affine: np.ndarray, name: str = "") -> Volume:
 
     if data.ndim != 3 or 0 in data.shape:
         raise ImageError(name, "is no volume of three axes", f"its shape is {data.shape}")
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    if (
+        not np.isfinite(affine).all()
+        or not sides.all()
+        or abs(np.linalg.det(affine[:3, :3])) < 1e-9 * min(1, sides.max()) ** 3
+    ):
         raise ImageError(name, "its affine cannot be inverted", "voxel sizes or directions in the header are wrong")
     axes = nib.io_orientation(affine)
     if np.isnan(axes).any():
@@ -96,7 +116,11 @@ def check_same_grid(image: Volume, label: Volume) -> None:
         raise ImageError(label.name, "image and label differ in shape", f"{sizes[0]} and {sizes[1]} in canonical axes")
     corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
     corners[:, :3] *= np.array(image.shape) - 1
-    apart = np.linalg.norm(corners @ (image.affine - label.affine).T, axis=1).max()
+    # A header may lack its unit: the same numbers in µm, mm or m are the same place.
+    apart = min(
+        np.linalg.norm(corners @ (image.affine - np.diag([unit] * 3 + [1]) @ label.affine).T, axis=1).max()
+        for unit in (1, 1e-3, 1e3)
+    )
     if apart > 0.5 * min(image.spacing):
         raise ImageError(label.name, "image and label lie in different places", f"corners up to {apart:.1f} mm apart")
 

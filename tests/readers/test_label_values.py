@@ -1,0 +1,143 @@
+"""Values of labels: each kind of file that people have gives its ids, or one line that names the cause."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from tests.fixtures import disc, write_folder
+from universeg_jax.readers import notes
+from universeg_jax.readers.errors import ImageError
+from universeg_jax.readers.folder import read_folder, read_support
+from universeg_jax.readers.images import read_label
+from universeg_jax.readers.label_values import one_class, to_ids
+from universeg_jax.readers.labels import check_label
+
+DISC = disc(96, (40, 50), 25)
+ROWS, COLUMNS = np.mgrid[:96, :96]
+
+
+def ids_and_notes(values):
+    with notes.collect() as collected:
+        return to_ids(np.asarray(values), "a"), collected.lines()
+
+
+@pytest.mark.parametrize("quality", [20, 50, 75, 95])
+def test_a_mask_that_was_a_jpeg_is_thresholded_and_said(quality):
+    file = io.BytesIO()
+    Image.fromarray(np.where(DISC, 255, 0).astype(np.uint8)).save(file, "JPEG", quality=quality)
+    ids, said = ids_and_notes(Image.open(file))
+    assert ((ids > 0) != DISC).mean() < 0.002
+    assert set(np.unique(ids)) == {0, 255}
+    assert "pile up at 0" in said[0]
+
+
+@pytest.mark.parametrize("top", [1.0, 255, 65535])
+@pytest.mark.parametrize("blur", [0.7, 2])
+def test_soft_edges_and_probabilities_are_thresholded_at_the_middle(top, blur):
+    soft = ndimage.gaussian_filter(DISC.astype(float), blur) * top
+    soft = soft if top == 1 else np.round(soft).astype(int)
+    ids, said = ids_and_notes(soft)
+    np.testing.assert_array_equal(ids > 0, soft >= top / 2)
+    assert set(np.unique(ids)) == {0, 1 if top == 1 else 255}
+    assert len(said) == 1
+
+
+def test_ids_stay_ids():
+    cells = np.zeros((96, 96), np.int32)
+    for number, (y, x) in enumerate([(y, x) for y in range(4, 92, 7) for x in range(4, 92, 7)], 1):
+        cells[(ROWS - y) ** 2 + (COLUMNS - x) ** 2 <= 9] = number
+    points = np.zeros((96, 96), np.int32)
+    points[::7, ::5] = np.arange(points[::7, ::5].size).reshape(points[::7, ::5].shape)
+    bordered = np.where(DISC, 1 + COLUMNS // 25, 0)
+    bordered[DISC & ~ndimage.binary_erosion(DISC, iterations=2)] = 255  # a border, as in Pascal VOC
+    regions = ndimage.label(ndimage.gaussian_filter(np.random.default_rng(0).random((96, 96)), 3) > 0.5)[0]
+    for ids in (cells, cells % 256, points, bordered, regions, np.where(DISC, 255, 0) + (ROWS < 5)):
+        same, said = ids_and_notes(ids)
+        np.testing.assert_array_equal(same, ids)
+        assert not said
+
+
+def test_slopes_are_rounded_and_other_fractions_refused():
+    for value in (3.0005, 2.9995):
+        np.testing.assert_array_equal(ids_and_notes(np.where(DISC, value, 0))[0], np.where(DISC, 3, 0))
+    image = ndimage.gaussian_filter(np.random.default_rng(0).random((96, 96)), 2)
+    several = ndimage.gaussian_filter(np.where(DISC, 100.0, 0) + np.where(ROWS > 70, 200.0, 0), 1)
+    for values, problem in (
+        (np.where(DISC, 0.999, 0), "0.999; whole numbers"),
+        (np.where(DISC, 1.5, 0), "1.5; whole numbers"),
+        (np.where(DISC, 0.7, 0.2), "probabilities: threshold"),
+        (np.where(DISC, -1, 0).astype(np.int8), "-1, which 8 bits with a sign make of 255"),
+        (np.where(DISC, -1, 0), "-1; whole"),
+        (np.where(DISC, np.nan, 0), "NaN"),
+        (np.where(DISC, 2**40, 0), "1099511627776 is above"),
+        (np.array([[2**70, 0]]), "object"),
+        ((255 * (image - image.min()) / np.ptp(image)).astype(np.uint8), "image and label exchanged"),
+        (several.astype(np.uint8), "JPEG, a resize"),
+    ):
+        with pytest.raises(ImageError, match=f"a: values are not class ids .*{problem}"):
+            to_ids(values, "a")
+
+
+def test_alpha_is_the_mask_where_colours_say_nothing():
+    white = np.full((96, 96), 255, np.uint8)
+    mask = np.where(DISC, 255, 0).astype(np.uint8)
+    with notes.collect() as said:
+        np.testing.assert_array_equal(check_label(np.stack([white] * 3 + [mask], -1), "a"), mask)
+        np.testing.assert_array_equal(check_label(np.stack([white, mask], -1), "a"), mask)
+    assert said.lines() == ("a: the colours are the same everywhere, so its alpha is taken as the mask",)
+    np.testing.assert_array_equal(check_label(np.stack([mask] * 3 + [white], -1), "a"), mask)
+    np.testing.assert_array_equal(check_label(np.stack([mask] * 4, -1), "a"), mask)
+    with pytest.raises(ImageError, match="alpha and its grey values say different things"):
+        check_label(np.stack([255 - mask] * 3 + [mask], -1), "a")
+
+
+def palette_file(path, indices, colours):
+    image = Image.fromarray(indices.astype(np.uint8), "P")
+    image.putpalette(np.asarray(colours, np.uint8).ravel().tolist())
+    image.save(path)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["png", "gif"])
+def test_a_palette_that_shows_another_id_as_the_background_is_refused(tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    for colours in ([[255] * 3, [0] * 3], [[200, 10, 10], [3, 2, 1]]):
+        with pytest.raises(ImageError, match="its palette shows another id than 0 as the background .0 is shown"):
+            read_label(palette_file(path, ~DISC, colours))
+    np.testing.assert_array_equal(read_label(palette_file(path, DISC, [[0] * 3, [255] * 3])), DISC)
+    np.testing.assert_array_equal(read_label(palette_file(path, DISC, [[9, 9, 250], [250, 9, 9]])), DISC)
+    inverting = np.repeat(255 - np.arange(256), 3)  # as ImageJ writes it
+    with notes.collect() as said:
+        np.testing.assert_array_equal(read_label(palette_file(tmp_path / "a.png", 255 * DISC, inverting)), 255 * DISC)
+    assert "its palette shows 0 as white" in said.lines()[0]
+
+
+def test_masks_of_1_and_masks_of_255_are_one_class(tmp_path):
+    assert one_class([{1}, {255}, set()]) == (1, 255)
+    for several in ([{1}, {2}], [{1, 255}, {1}], [{1}, {1}], []):
+        assert one_class(several) == ()
+    folder = write_folder(tmp_path / "s", count=4)
+    for name in ("p1_0", "p3_0"):
+        path = folder / "labels" / f"{name}.png"
+        Image.fromarray((np.asarray(Image.open(path)) * 255).astype(np.uint8)).save(path)
+    with notes.collect() as said:
+        labels = read_support(folder)[1]
+    assert [set(np.unique(label)) for label in labels] == [{0, 1}] * 4
+    assert read_folder(folder).labels == {1: "label 1"}
+    assert said.lines() == ("s/labels: some masks hold 0 and 1, others 0 and 255: both mean one class, id 1",)
+    (folder / "meta.json").write_text('{"labels": {"1": "disc"}}')
+    assert [set(np.unique(label)) for label in read_support(folder)[1]] == [{0, 1}] * 4
+
+
+@pytest.mark.filterwarnings("ignore:.*ids without names")
+def test_instances_are_named_and_become_one_class(tmp_path):
+    folder = write_folder(tmp_path / "s", count=2, shape=(40, 600), ids=tuple(range(1, 31)))
+    with notes.collect() as said:
+        assert len(read_folder(folder).labels) == 30
+    assert "30 ids without names: each is taken for a class of its own; if they number objects" in said.lines()[0]
+    (folder / "meta.json").write_text('{"instances": true}')
+    assert read_folder(folder).labels == {1: "object"}
+    assert [set(np.unique(label)) for label in read_support(folder)[1]] == [{0, 1}] * 2

@@ -1,0 +1,178 @@
+"""TIFF files by the meaning of their axes, with every value kept; PNG of 16 bits per channel."""
+
+import io
+import zlib
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from universeg_jax.readers import checks, notes
+from universeg_jax.readers.errors import ImageError
+from universeg_jax.readers.images import read_image, read_label
+from universeg_jax.readers.volume_files import is_volume, read_label_volume, read_volume
+
+STACK = np.random.default_rng(0).integers(0, 250, (5, 12, 9)).astype(np.uint8)
+IDS = np.random.default_rng(1).integers(0, 4, (12, 9))
+
+
+def slices(volume):
+    """The pages [N, H, W] that a volume was stacked from."""
+    return volume.data[::-1, ::-1].transpose(2, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "axes"),
+    [
+        ({"imagej": True}, "ZYX"), ({"imagej": True}, "TYX"), ({"ome": True}, "ZYX"), ({"ome": True}, "TYX"),
+        ({"bigtiff": True, "photometric": "minisblack"}, "ZYX"), ({"photometric": "minisblack"}, "QYX"),
+    ],
+)  # fmt: skip
+def test_slices_and_times_are_a_volume(tmp_path, options, axes):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, STACK, metadata={"axes": axes}, **options)
+    assert is_volume(path)
+    with notes.collect() as said:
+        np.testing.assert_array_equal(slices(read_volume(path)), STACK)
+        np.testing.assert_array_equal(slices(read_label_volume(path)), STACK)
+    assert bool(said) == (axes == "TYX")
+
+
+def test_a_hyperstack_in_one_directory_is_a_whole_volume(tmp_path):
+    """ImageJ writes one directory and all planes behind it where a stack is larger than 4 GB."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, STACK, imagej=True, metadata={"axes": "ZYX"}, contiguous=True)
+    with tifffile.TiffFile(path) as file:
+        first = file.pages[0]
+        offset = first.offset + 2 + 12 * len(first.tags)
+    data = bytearray(path.read_bytes())
+    data[offset : offset + 4] = bytes(4)  # no next directory
+    path.write_bytes(data)
+    with tifffile.TiffFile(path) as file:
+        assert len(file.pages) == 1
+    assert is_volume(path)
+    np.testing.assert_array_equal(slices(read_volume(path)), STACK)
+
+
+@pytest.mark.parametrize("options", [{"ome": True}, {"imagej": True}])
+def test_channels_are_no_slices(tmp_path, options):
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, STACK[:3], metadata={"axes": "CYX"}, photometric="minisblack", **options)
+    assert not is_volume(path)
+    with notes.collect() as said:
+        np.testing.assert_allclose(read_image(path), STACK[:3].mean(0), rtol=1e-6)
+    assert "its 3 channels are averaged" in said.lines()[0]
+    with pytest.raises(ImageError, match="a label with several channels .3"):
+        read_label(path)
+    both = np.stack([STACK, STACK + 5], 1)  # ZCYX
+    tifffile.imwrite(path, both, metadata={"axes": "ZCYX"}, photometric="minisblack", **options)
+    np.testing.assert_array_equal(slices(read_volume(path, channel=1)), both[:, 1])
+    with pytest.raises(ImageError, match="number 2 was requested"):
+        read_volume(path, channel=2)
+    times = np.stack([STACK, STACK])
+    tifffile.imwrite(path, times, metadata={"axes": "TZYX"}, photometric="minisblack", **options)
+    with pytest.raises(ImageError, match="2 times and 5 slices"):
+        read_volume(path)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64"]
+)
+def test_every_type_of_number_is_read(tmp_path, dtype):
+    tifffile.imwrite(tmp_path / "a.tif", IDS.astype(dtype))
+    np.testing.assert_array_equal(read_label(tmp_path / "a.tif"), IDS)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), IDS)
+    tifffile.imwrite(tmp_path / "b.tif", np.stack([IDS, IDS]).astype(dtype), photometric="minisblack")
+    np.testing.assert_array_equal(slices(read_label_volume(tmp_path / "b.tif")), [IDS, IDS])
+
+
+def test_white_is_zero_in_images_and_values_count_in_labels(tmp_path):
+    for dtype in (np.uint8, np.uint16):
+        mask = np.where(IDS == 1, 255, 0).astype(dtype)
+        tifffile.imwrite(tmp_path / "a.tif", mask, photometric="miniswhite")
+        with notes.collect() as said:
+            np.testing.assert_array_equal(read_label(tmp_path / "a.tif"), mask)
+        assert "0 is shown as white" in said.lines()[0]
+        np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), np.iinfo(dtype).max - mask)
+    with notes.collect():
+        np.testing.assert_array_equal(read_label((tmp_path / "a.tif").read_bytes()), mask)
+        tifffile.imwrite(tmp_path / "b.tif", mask.astype(np.uint8), photometric="miniswhite")
+        np.testing.assert_array_equal(read_label(Image.open(tmp_path / "b.tif")), mask)
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits", "group4"])
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_compressions_of_8_bits_keep_the_stored_values(tmp_path, compression, photometric):
+    mask = IDS == 1
+    image = Image.fromarray(mask if compression == "group4" else mask.astype(np.uint8) * 7)
+    image.save(tmp_path / "a.tif", compression=compression, tiffinfo={262: photometric})
+    stored = mask * 1 if compression == "group4" else mask * 7
+    if photometric == 0:  # Pillow stores what shows the image that it was given
+        stored = 1 - stored if compression == "group4" else 255 - stored
+    with notes.collect():
+        np.testing.assert_array_equal(read_label(tmp_path / "a.tif"), stored)
+
+
+def test_a_compression_that_nothing_here_undoes_names_the_extra(tmp_path, monkeypatch):
+    Image.fromarray(IDS.astype(np.uint8)).save(tmp_path / "a.tif", compression="tiff_lzw")
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    tag = data.index(bytes([3, 1, 3, 0, 1, 0, 0, 0]))  # compression, one short
+    data[tag + 8 : tag + 10] = (34887).to_bytes(2, "little")  # LERC
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(ImageError, match=r"imagecodecs .LERC; .*universeg_jax\[tiff\]"):
+        read_label(tmp_path / "a.tif")
+
+
+def png16(channels: np.ndarray) -> bytes:
+    """A PNG with 16 bits per channel, written by its specification."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    height, width, count = channels.shape
+    kind = {2: 4, 3: 2, 4: 6}[count]
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([16, kind, 0, 0, 0])
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in channels)
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + data
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_16_bit_channels_keep_every_level(tmp_path, count):
+    grey = np.arange(3000, 3108, dtype=np.uint16).reshape(12, 9)  # 108 levels within one level of 8 bits and a half
+    channels = np.stack([grey] * count, -1)
+    if count in (2, 4):
+        channels[..., -1] = 65535
+    (tmp_path / "a.png").write_bytes(png16(channels))
+    if count > 2:
+        tifffile.imwrite(tmp_path / "a.tif", channels[..., :3], photometric="rgb")
+    for path in tmp_path.iterdir():
+        np.testing.assert_allclose(read_image(path), grey, rtol=1e-5)
+        np.testing.assert_array_equal(read_label(path), grey)
+
+
+def test_too_many_pixels_are_refused_with_the_way_around_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(checks, "MAX_PIXELS", 100)
+    tifffile.imwrite(tmp_path / "a.tif", STACK[0])
+    Image.fromarray(STACK[0]).save(tmp_path / "a.png")
+    for name in ("a.tif", "a.png"):
+        with pytest.raises(ImageError, match=f"{name}: too many pixels .9x12; at most 100 .*tiles of at most 10x10"):
+            read_image(tmp_path / name)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Pillow's own limit comes first for very large files
+    with pytest.raises(ImageError, match="a.png: too many pixels .*tiles"):
+        read_image(tmp_path / "a.png")
+
+
+def test_paths_bytes_and_opened_images_are_one(tmp_path):
+    wide = np.random.default_rng(0).integers(0, 255, (12, 20)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(wide).save(tmp_path / "a.png", exif=exif)
+    expected = np.rot90(wide, -1)
+    data = (tmp_path / "a.png").read_bytes()
+    for source in (tmp_path / "a.png", str(tmp_path / "a.png"), data, Image.open(io.BytesIO(data))):
+        np.testing.assert_array_equal(read_image(source), expected)
+        np.testing.assert_array_equal(read_image(source, upright=False), wide)
+    tifffile.imwrite(tmp_path / "a.tif", wide, extratags=[(274, 3, 1, 6, True)])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), expected)

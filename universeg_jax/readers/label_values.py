@@ -1,0 +1,132 @@
+"""The values of a label: which numbers are class ids, and what is done about those that are none.
+
+Values count as stored; what a palette or photometric interpretation shows does not matter. A mask that passed through
+JPEG or a resize, or that holds probabilities, has values between its two ends: it is thresholded at the middle, with a
+note, where the values pile up at both ends, and refused elsewhere.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from universeg_jax.readers.errors import ImageError
+from universeg_jax.readers.notes import note
+
+MAX_ID = 2**31 - 1
+WHOLE = 9.99e-4  # a value this near to a whole number is that number: slopes of headers are rounded
+MASK_VALUES = (1, 255, 65535)  # by which programs mark the only structure of a mask
+END = 0.1  # share of the range that counts as its end
+PILED = 0.2  # share of the marked pixels that must lie at the upper end
+LOOSE = 0.6  # share of the values in between that must differ from two neighbours or more
+MAX_STEADY_IDS = 20  # with more ids, pixels that all differ from their neighbours are no classes
+MIN_PILED = 64  # pixels
+MIN_PIXELS = 1000  # fewer are too few to tell
+NO_IDS = "values are not class ids"
+REMEDY = "whole numbers from 0"
+PILED_NOTE = "values pile up at 0 and at the maximum (JPEG, a resize or probabilities): the upper half is the structure"
+MIXED_NOTE = "some masks hold 0 and 1, others 0 and 255: both mean one class, id 1"
+
+
+def to_ids(values: np.ndarray, path: Any) -> np.ndarray:
+    """Values of any shape and type → int32 class ids. Raises ImageError unless they are whole numbers from 0."""
+    if values.dtype.kind not in "biuf":
+        raise ImageError(path, NO_IDS, f"{values.dtype}; {REMEDY}")
+    if values.size == 0:
+        raise ImageError(path, NO_IDS, f"its shape is {values.shape}")
+    if not np.isfinite(values).all():
+        raise ImageError(path, NO_IDS, f"NaN or infinite values; {REMEDY}")
+    whole = values
+    if values.dtype.kind == "f":
+        whole = np.rint(values)
+        fraction = np.abs(values - whole)
+        whole = whole if fraction.max() < WHOLE else values
+    low, high = whole.min(), whole.max()
+    if low < 0:
+        hint = ", which 8 bits with a sign make of 255: save it without a sign" if values.dtype == np.int8 else ""
+        raise ImageError(path, NO_IDS, f"{low:g}{hint}; {REMEDY}")
+    if high > MAX_ID:
+        raise ImageError(path, NO_IDS, f"{high:.0f} is above {MAX_ID}; {REMEDY}")
+    if (mask := _piled_up(whole)) is not None:
+        note(path, PILED_NOTE)
+        return mask
+    if whole.dtype.kind == "f" and whole is values and (values != np.floor(values)).any():
+        example = float(values[values != np.floor(values)].flat[0])
+        raise ImageError(path, NO_IDS, f"{example:g}; {REMEDY}; probabilities: threshold them first")
+    _check_steady(whole, path)
+    return whole.astype(np.int32)
+
+
+def one_class(occurring: Iterable[set[int]]) -> tuple[int, ...]:
+    """The values that mean the only class where some masks mark it with 1 and others with 255; else ().
+
+    `occurring`: the values above 0 of each mask.
+    """
+    sets = [values for values in occurring if values]
+    union = set().union(*sets) if sets else set()
+    if len(union) > 1 and union <= set(MASK_VALUES) and all(len(values) == 1 for values in sets):
+        return tuple(sorted(union))
+    return ()
+
+
+def _piled_up(values: np.ndarray) -> np.ndarray | None:
+    """Thresholds a mask whose values pile up at 0 and at 1, 255 or 65535; None for all others."""
+    high = float(values.max())
+    is_fraction = values.dtype.kind == "f" and bool((values != np.floor(values)).any())
+    tops = [1.0] if high <= 1 + WHOLE else [255.0] if high <= 255 else [65535.0] if high <= 65535 else []
+    if values.size < MIN_PILED or not tops or (tops == [1.0] and not is_fraction) or high < (1 - END) * tops[0]:
+        return None
+    top = tops[0]
+    if top > 255 and high < top:
+        return None  # instance maps of many ids; JPEG has 8 bits
+    upper = values[values >= (1 - END) * top]
+    lower = values[values <= END * top]
+    if not lower.size or upper.size < PILED * (values > END * top).sum():
+        return None
+    between = (values != _mode(upper)) & (values != _mode(lower))
+    inner = np.unique(values[between])
+    if not inner.size or ((len(inner) < 3) and ((inner > END * top) & (inner < (1 - END) * top)).any()):
+        return None
+    if (_equal_neighbours(values)[between] <= 2).mean() < LOOSE:
+        return None
+    return (values >= top / 2).astype(np.int32) * (255 if top > 1 else 1)
+
+
+def _mode(values: np.ndarray) -> float:
+    found, counts = np.unique(values, return_counts=True)
+    return float(found[counts.argmax()])
+
+
+def _equal_neighbours(values: np.ndarray) -> np.ndarray:
+    """int8, of the shape of `values`: how many of the four neighbours along the first two axes are equal."""
+    return _count_neighbours(values, np.equal)
+
+
+def _count_neighbours(values: np.ndarray, compare: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+    count = np.zeros(values.shape, np.int8)
+    for axis in range(min(values.ndim, 2)):
+        ahead, behind = [slice(None)] * values.ndim, [slice(None)] * values.ndim
+        ahead[axis], behind[axis] = slice(1, None), slice(None, -1)
+        holds = compare(values[tuple(ahead)], values[tuple(behind)])
+        count[tuple(ahead)] += holds
+        count[tuple(behind)] += holds
+    return count
+
+
+def _check_steady(ids: np.ndarray, path: Any) -> None:
+    """Raises ImageError where most of many values change from pixel to pixel, as in a photograph.
+
+    Pixels of small or touching objects differ from the background or from one neighbour, not from several objects.
+    """
+    if ids.size < MIN_PIXELS or ids.max() <= MAX_STEADY_IDS:
+        return
+    if ids.ndim == 3:
+        ids = ids[..., :: 1 + ids.shape[2] // 16]  # some planes of a volume tell enough
+    found, rows, counts = np.unique(ids, return_inverse=True, return_counts=True)
+    if len(found) <= MAX_STEADY_IDS:
+        return
+    several = _count_neighbours(ids, lambda a, b: (a != b) & (a != 0) & (b != 0)) >= 2
+    unsteady = np.bincount(rows.ravel(), several.ravel(), len(found)) > 0.5 * counts
+    if unsteady.sum() > 0.5 * len(found):
+        detail = "over 20 values that change from pixel to pixel: JPEG, a resize, or image and label exchanged"
+        raise ImageError(path, NO_IDS, f"{detail}; save the ids without loss and without interpolation")
