@@ -109,7 +109,10 @@ def test_compressed_runs_of_coco(tmp_path):
     [
         ({"images": [{"id": 7, "file_name": "other.png"}]}, "belongs to no image of the file .image_id 8"),
         ({"annotations": [], "images": [{"id": 7, "file_name": "other.png"}]}, "names no image of"),
-        ({"annotations": [{"id": 4, "image_id": 7, "category_id": 3, "bbox": [0, 0, 3, 3]}]}, "a box without a polygon"),
+        (
+            {"annotations": [{"id": 4, "image_id": 7, "category_id": 3, "bbox": [0, 0, 3, 3]}]},
+            "a box without a polygon",
+        ),
         ({"annotations": [{"id": 4, "image_id": 7}]}, "its shapes cannot be read .KeyError 'category_id'"),
         ({"annotations": [], "categories": []}, "names a class"),
     ],
@@ -211,7 +214,13 @@ def test_masks_in_colours(tmp_path):
     (folder / "meta.json").write_text('{"colours": {"3": [255, 0, 0]}}')
     with pytest.raises(ImageError, match=r"colours that are not in .colours. of meta.json .#008040 and 0 others, 10 %"):
         read_pair(read_folder(folder).cases[0])
-    for table in ({"1": [255, 0]}, {"1": [0, 0, 300]}, {"1": "red"}, {"1": "#ff0000", "2": "#ff0000"}, {"1": "#000000"}):
+    for table in (
+        {"1": [255, 0]},
+        {"1": [0, 0, 300]},
+        {"1": "red"},
+        {"1": "#ff0000", "2": "#ff0000"},
+        {"1": "#000000"},
+    ):
         (folder / "meta.json").write_text(json.dumps({"colours": table}))
         with pytest.raises(FolderError, match='"colours" is .*; map ids to colours'):
             read_folder(folder)
@@ -263,7 +272,7 @@ def test_a_label_that_slicer_cropped_lies_on_the_grid_of_its_image(tmp_path):
 
 def test_names_of_itk_snap(tmp_path):
     folder = write_folder(tmp_path, 2, SHAPE, ids=(1, 4))
-    lines = ['# ITK-SnAP Label Description File', '0 0 0 0 0 0 0 "Clear Label"', '1 255 0 0 1 1 1 "liver, left"']
+    lines = ["# ITK-SnAP Label Description File", '0 0 0 0 0 0 0 "Clear Label"', '1 255 0 0 1 1 1 "liver, left"']
     (folder / "labels.txt").write_text("\n".join([*lines, '    4     0  255    0        1  1  1    "tumour"']))
     read = read_folder(folder)
     assert read.labels == {1: "liver, left", 4: "tumour"}

@@ -99,7 +99,9 @@ def _order(path: Path, headers: list[Any], names: list[str] | None = None) -> li
         values = [np.array(header.get(field), float).reshape(-1) for header in headers if field in header]
         usual = np.median(values, 0) if values else 0
         if values and len(values) < len(headers):
-            raise ImageError(path, f"some of its slices lack {field}", f"{len(headers) - len(values)} of {len(headers)}")
+            raise ImageError(
+                path, f"some of its slices lack {field}", f"{len(headers) - len(values)} of {len(headers)}"
+            )
         for name, value in zip(names, values, strict=bool(values)):
             if np.abs(value - usual).max() > tolerance:
                 ours, most = (", ".join(f"{v:g}" for v in each) for each in (value, usual))

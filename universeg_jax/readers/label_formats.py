@@ -43,7 +43,7 @@ def find_labels(path: Path, images: Iterable[str], named: Mapping[int, str]) -> 
 
     `images`: the names of its cases; `named`: the labels of meta.json. Raises FolderError and ImageError.
     """
-    inner = [f for f in _visible(path / "labels")]
+    inner = list(_visible(path / "labels"))
     if any((file.is_file() and may_be_case(file)) or is_ome_zarr(file) for file in inner):
         return None
     cases = set(images)

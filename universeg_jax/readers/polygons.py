@@ -97,7 +97,9 @@ def _coco(path: str, contents: dict[str, Any]) -> PolygonFile:
     shapes: dict[Any, list[Shape]] = {image["id"]: [] for image in contents["images"]}
     for annotation in contents["annotations"]:
         if annotation["image_id"] not in shapes:
-            raise ImageError(path, "an annotation belongs to no image of the file", f"image_id {annotation['image_id']}")
+            raise ImageError(
+                path, "an annotation belongs to no image of the file", f"image_id {annotation['image_id']}"
+            )
         category = int(annotation["category_id"])
         name = names.setdefault(category, f"category {category}")
         parts = annotation.get("segmentation")

@@ -24,7 +24,7 @@ def segment_names(path: str | Path) -> dict[int, str]:
         return _nrrd_names(path)
     if is_seg(path):
         with as_image_errors(path):
-            return {i: name for i, name in _segments(path, read_header(path)).values()}
+            return dict(_segments(path, read_header(path)).values())
     return {}
 
 
@@ -62,7 +62,10 @@ def _segments(path: Path, dataset: Any) -> dict[int, tuple[int, str]]:
         number = int(segment.SegmentNumber)
         code = (segment.get("SegmentedPropertyTypeCodeSequence") or [None])[0]
         ours = code is not None and code.get("CodingSchemeDesignator") == OUR_SCHEME and str(code.CodeValue).isdecimal()
-        segments[number] = (int(code.CodeValue) if ours else number, str(segment.get("SegmentLabel", f"segment {number}")))
+        segments[number] = (
+            int(code.CodeValue) if ours else number,
+            str(segment.get("SegmentLabel", f"segment {number}")),
+        )
     if len({i for i, _ in segments.values()}) < len(segments):
         raise ImageError(path, "two segments have one id", str(sorted(i for i, _ in segments.values()))[:80])
     return segments
@@ -125,7 +128,9 @@ def _planes_of(
 def on_grid_of(label: Volume, image: Volume) -> Volume:
     """A label of named segments that was cropped to them, on the whole grid of its image; others as they are.
 
-    DICOM-SEG may leave out empty slices, and Slicer crops what it saves. Only whole voxels are moved: a label on another grid stays, and `check_same_grid` names it.
+    DICOM-SEG may leave out empty slices, and Slicer crops what it saves. Only whole voxels are moved: a label on
+    another grid stays, and `check_same_grid` names it.
+
     """
     is_cropped = label.shape != image.shape and (is_seg(label.name) or label.name.lower().endswith(".seg.nrrd"))
     if not is_cropped or not np.allclose(label.spacing, image.spacing, rtol=1e-3):
