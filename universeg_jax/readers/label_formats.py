@@ -43,7 +43,7 @@ def find_labels(path: Path, images: Iterable[str], named: Mapping[int, str]) -> 
 
     `images`: the names of its cases; `named`: the labels of meta.json. Raises FolderError and ImageError.
     """
-    inner = list(_visible(path / "labels"))
+    inner = _visible(path / "labels")
     if any((file.is_file() and may_be_case(file)) or is_ome_zarr(file) for file in inner):
         return None
     cases = set(images)
@@ -96,7 +96,7 @@ def _json_labels(path: Path, cases: set[str], named: dict[int, str]) -> FoundLab
             key = image.image if read.kind == "COCO" else ""
             classes = sorted({shape.name for shape in image.shapes}) or list(ids)[:1]
             files[name] = tuple(LabelFile(str(file), ((ids[each], ()),), part=(key, each)) for each in classes)
-    if read.kind == "COCO":  # it may describe images that are not here
+    if kinds == ["COCO"]:  # it may describe images that are not here
         files = {name: labels for name, labels in files.items() if name in cases}
     if not files:
         raise FolderError(f"{found[0][0]}: names no image of {path / 'images'}; the names must be the same")
