@@ -4,6 +4,7 @@ For several hosts, start it on each one with --distributed (TPU pods, Slurm, Ope
 --coordinator, --process_count and --process_index, and a workdir that all of them share. See docs/training.md.
 """
 
+import itertools
 import os
 import sys
 
@@ -44,7 +45,7 @@ def unknown_flag(argv: list[str]) -> str | None:
     """Names a --config.FIELD that the config does not have, since ml_collections gives only its last word."""
     given = [f"--{flag.lstrip('-')}" if flag.startswith("-") else flag for flag in argv]
     specs = [flag.removeprefix("--config=") for flag in given if flag.startswith("--config=")]
-    specs += [value for flag, value in zip(given, given[1:], strict=False) if flag == "--config"]
+    specs += [value for flag, value in itertools.pairwise(given) if flag == "--config"]
     names = [flag.removeprefix("--config.").partition("=")[0] for flag in given if flag.startswith("--config.")]
     if not specs:
         return None

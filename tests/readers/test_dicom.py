@@ -1,5 +1,6 @@
 """DICOM images and series: positions of slices, units of values, refused files."""
 
+import shutil
 import warnings
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import SimpleITK as sitk
 from pydicom import Dataset, dcmread
 from pydicom.pixels import pack_bits
 
+from universeg_jax.evaluation.mask_files import find_masks, read_mask_pair
 from universeg_jax.prediction.dicom_seg import write_dicom_seg
 from universeg_jax.prediction.files import find_queries, mask_files
 from universeg_jax.readers import checks
@@ -18,7 +20,7 @@ from universeg_jax.readers.dicom_files import sorted_files
 from universeg_jax.readers.errors import ImageError
 from universeg_jax.readers.folder import read_folder
 from universeg_jax.readers.segments import on_grid_of, segment_names
-from universeg_jax.readers.volume_files import is_volume, read_label_volume, read_volume
+from universeg_jax.readers.volume_files import is_volume, read_label_volume, read_volume, write_like
 
 
 def series(path, count=5, **changes):
@@ -135,7 +137,7 @@ def test_a_deflated_file_that_may_be_a_bomb_is_refused(monkeypatch):
         ({"ImagePositionPatient": lambda i: [12 * (i == 0), 0, 3 * i]}, "not lie on one line .0.dcm lies 12 mm beside"),
         (
             {"PixelSpacing": lambda i: [1, 1 + (i == 3)]},
-            "different sizes of pixels .PixelSpacing of 3.dcm is 1, 2, of most",
+            "of pixels .PixelSpacing of 3.dcm is 1, 2, of most 1, 1",
         ),
         ({"SeriesInstanceUID": lambda i: f"1.2.{i}"}, "5; put each into a folder"),
         ({"NumberOfFrames": 3}, "several frames"),
@@ -285,6 +287,14 @@ def test_our_own_dicom_seg_is_read_back_as_labels(tmp_path):
     np.testing.assert_array_equal(volume.data, label)
     np.testing.assert_allclose(volume.affine, read_volume(folder).affine, atol=1e-6)
     assert segment_names(path) == {2: "vessel", 7: "liver"}
+    for part in ("masks", "truth"):  # as `universeg evaluate` finds them
+        (tmp_path / part).mkdir()
+    shutil.copy(path, tmp_path / "masks" / "a.dcm")
+    write_like(tmp_path / "truth" / "a.nii.gz", label.astype(np.uint8), folder, read_volume(folder))
+    pairs = [find_masks(tmp_path / part)["a"] for part in ("masks", "truth")]
+    ours, truth, spacing, _ = read_mask_pair(*pairs)
+    np.testing.assert_array_equal(ours, truth)
+    np.testing.assert_allclose(spacing, (0.75, 0.5, 2.5))
     support = tmp_path / "support"
     for part, source, name in (("images", folder, "a"), ("labels", path, "a.dcm")):
         (support / part).mkdir(parents=True)

@@ -164,7 +164,7 @@ def predict_files(
     labels, overlap = segmenter.support.labels, segmenter.options.overlap
     masks = {file: mask_files(file, out, labels, overlap, dicom_seg is not None, files) for file in files}
     overlays = {file: overlay_file(file, out, files) if overlay else None for file in files}
-    outputs = {file: [*masks[file], *([overlays[file]] if overlays[file] else [])] for file in files}
+    outputs = {file: [*masks[file], *filter(None, [overlays[file]])] for file in files}
     check_outputs(outputs)
     recorded = open_out(out, segmenter, axis, outputs, overwrite)
     todo = [

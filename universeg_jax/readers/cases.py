@@ -38,6 +38,7 @@ from universeg_jax.readers.images import (
 )
 from universeg_jax.readers.labels import LabelFile, class_masks
 from universeg_jax.readers.notes import Notes, collect
+from universeg_jax.readers.ome_zarr import is_ome_zarr
 from universeg_jax.readers.polygons import draw
 from universeg_jax.readers.preprocess import (
     Window,
@@ -180,7 +181,8 @@ def check_inside(case: Case) -> None:
     check_complete(case)
     root = Path(case.root).resolve()
     for path in (Path(case.image), *(Path(file.path) for file in case.labels)):
-        for file in (path, *(path.iterdir() if path.is_dir() else ())):
+        inner = path.rglob("*") if is_ome_zarr(path) else path.iterdir() if path.is_dir() else ()
+        for file in (path, *inner):
             if not file.resolve().is_relative_to(root):
                 raise ImageError(
                     file, "is a link out of its folder", "put the file itself there, or link the whole folder"

@@ -97,7 +97,7 @@ def _order(path: Path, headers: list[Any], names: list[str] | None = None) -> li
         ("its slices have different sizes of pixels", "PixelSpacing", 1e-3),
     ):
         values = [np.array(header.get(field), float).reshape(-1) for header in headers if field in header]
-        usual = np.median(values, 0) if values else 0
+        usual = np.asarray(np.median(values, 0)) if values else np.zeros(1)
         if values and len(values) < len(headers):
             raise ImageError(
                 path, f"some of its slices lack {field}", f"{len(headers) - len(values)} of {len(headers)}"

@@ -47,7 +47,8 @@ def sorted_files(folder: Path) -> tuple[list[Path], list[str]]:
     is_dicom = {name: has_dicom_magic(folder / name) for name in names}
     kinds = {Path(name).suffix.lower() for name in names if is_dicom[name]}
     kinds = {"" if kind[1:].isdigit() else kind for kind in kinds} | set(DICOM_EXTENSIONS)
-    images, others = [], []
+    images: list[Path] = []
+    others: list[Path] = []
     for name in names:
         kind = Path(name).suffix.lower()
         named_like_slices = ("" if kind[1:].isdigit() else kind) in kinds and name.upper() not in NO_SLICES

@@ -96,7 +96,7 @@ def _json_labels(path: Path, cases: set[str], named: dict[int, str]) -> FoundLab
             key = image.image if read.kind == "COCO" else ""
             classes = sorted({shape.name for shape in image.shapes}) or list(ids)[:1]
             files[name] = tuple(LabelFile(str(file), ((ids[each], ()),), part=(key, each)) for each in classes)
-    if read.kind == "COCO":  # it may describe images that are not here
+    if kinds == ["COCO"]:  # it may describe images that are not here
         files = {name: labels for name, labels in files.items() if name in cases}
     if not files:
         raise FolderError(f"{found[0][0]}: names no image of {path / 'images'}; the names must be the same")

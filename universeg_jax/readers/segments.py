@@ -128,8 +128,8 @@ def _planes_of(
 def on_grid_of(label: Volume, image: Volume) -> Volume:
     """A label of named segments that was cropped to them, on the whole grid of its image; others as they are.
 
-    DICOM-SEG may leave out empty slices, and Slicer crops what it saves. Only whole voxels are moved: a label
-    on another grid stays, and `check_same_grid` names it.
+    DICOM-SEG may leave out empty slices, and Slicer crops what it saves. Only whole voxels are moved: a label on
+    another grid stays, and `check_same_grid` names it.
     """
     is_cropped = label.shape != image.shape and (is_seg(label.name) or label.name.lower().endswith(".seg.nrrd"))
     if not is_cropped or not np.allclose(label.spacing, image.spacing, rtol=1e-3):
