@@ -107,9 +107,7 @@ def _turned(masks: np.ndarray, support: Support, present: Sequence[int]) -> str:
             votes[best] += 1
     if votes and votes.most_common(1)[0][1] >= TURN_VOTES * len(present):
         name, count = votes.most_common(1)[0]
-        return (
-            f"fits {count} of {len(present)} images better when {name}: were images and labels saved in one direction?"
-        )
+        return f"fits {count} of {len(present)} images better when {name}: save images and labels in one direction"
     return ""
 
 
