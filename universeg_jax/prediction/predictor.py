@@ -113,10 +113,8 @@ class Predictor:
             segment = predictor.for_support(images, labels, support_size=16, ensemble=5)
             predictions = [segment(query) for query in queries]
 
-        `images`: arrays [H, W] or [H, W, 3], PIL images or files, of any size and intensity range. `labels`: one
-        array [H, W] of integer label ids, or file, per image and of its size; 0 is background. Options are the fields
-        of `Options`. Raises UserError for unequal numbers or sizes, for labels that are all empty, and for a wrong
-        option; ImageError, a UserError, for a file that cannot be read.
+        `images`: arrays [H, W] or [H, W, 3], PIL images or files, of any size and intensity range. `labels`: an array
+        [H, W] of ids, or file, per image; 0 is background. Options are fields of `Options`. Raises UserError.
         """
         parsed = Options(**options)
         support = make_support(images, labels, tiles=parsed.tiles)
@@ -312,9 +310,9 @@ class Segmenter:
 
 
 def make_prediction(probabilities: np.ndarray, labels: tuple[int, ...], overlap: bool = False) -> Prediction:
-    """A prediction from probabilities [L, ...]: the most probable of the labels and background.
+    """The most probable label or background of probabilities [L, ...]; labels win ties.
 
-    Labels win ties with background. With `overlap`, each label is thresholded at 0.5 by itself.
+    With `overlap`, each label is thresholded at 0.5 by itself.
     """
     p = np.clip(probabilities, 1e-7, 1 - 1e-7)
     background = np.clip(1 - probabilities.sum(0), 1e-7, 1)
