@@ -9,7 +9,7 @@ white where the file says so, and a palette means its colours.
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from PIL import Image
@@ -75,7 +75,7 @@ def _read(
     import tifffile
 
     with tifffile.TiffFile(source) as file:
-        first, axes = file.pages[0].keyframe, _axes(file, name)
+        first, axes = cast(tifffile.TiffPage, file.pages[0].keyframe), _axes(file, name)
         sizes = {axis: axes.get(axis, 1) for axis in PLANE}
         pages = [n for axis, n in axes.items() if axis in PAGES and n > 1]
         if len(pages) > 1:
