@@ -137,11 +137,11 @@ def test_a_run_writes_its_files_and_an_interruption_changes_nothing(data_dir, tm
     assert record["config"] == to_dict(config)
 
     # A SIGTERM in the first evaluation does not wait for its end: it is the first thing to do when the run goes on.
-    def interrupted(*args, original=runner.prefetched):
+    def interrupted(*args, original=runner.prefetch_batches):
         os.kill(os.getpid(), signal.SIGTERM)
         yield from original(*args)
 
-    monkeypatch.setattr(runner, "prefetched", interrupted)
+    monkeypatch.setattr(runner, "prefetch_batches", interrupted)
     with pytest.raises(SystemExit, match="0"):
         loop.train_and_evaluate(config, tmp_path / "parts")
     monkeypatch.undo()
