@@ -129,7 +129,7 @@ VISIBLE = {
 
 @pytest.mark.parametrize(("level", "op"), [(level, op) for level in LEVELS for op in augment.get_config()[level]])
 def test_rate_of_an_operation_and_the_images_that_share_it(level, op):
-    """In 2,000 episodes the rate is within 4σ; task operations change all images or none, in-task ones each alone."""
+    """The rate in 2,000 episodes is within 4σ; task operations change all images or none, in-task ones each alone."""
     draws, count, p = 2000, 3, 0.3
     config = config_with(**{f"{level}__{op}": VISIBLE[op] | {"p": p}})
     episode = disc_episode(size=8, count=count)
