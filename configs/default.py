@@ -16,6 +16,18 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg:
         raise ValueError(f"configs/default.py takes no argument, got {arg!r}")
     config = ConfigDict()
+    add_data(config)
+    add_model(config)
+    add_optimizer_and_loss(config)
+    config.augment = augment.get_config()
+    config.synthesis = synthesis.get_config()
+    config.superpixel = superpixel.get_config()
+    add_logs_and_evaluation(config)
+    return config
+
+
+def add_data(config: ConfigDict) -> None:
+    """Datasets, episodes and batches."""
     config.seed = 0  # decides every episode and the initial parameters
     config.deterministic = False  # bit-identical reruns on a GPU (slower); always so on a CPU
 
@@ -44,6 +56,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.accumulation = 1  # parts of a device's share of the batch, whose gradients are added in turn
     config.num_steps = 500_000  # optimizer steps; not published
 
+
+def add_model(config: ConfigDict) -> None:
     config.model = ConfigDict()
     config.model.name = "universeg"  # or a baseline: "senet" | "panet" | "alpnet"; see configs/baselines.py
     config.model.encoder_blocks = (64, 64, 64, 64)  # features of each level
@@ -63,6 +77,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.embedding = 256  # features that alpnet compares
     config.model.prototype_grid = 8  # cells along a side, whose averages are alpnet's local prototypes
 
+
+def add_optimizer_and_loss(config: ConfigDict) -> None:
     config.optimizer = ConfigDict()
     config.optimizer.name = "adam"  # any optimizer of optax that takes learning_rate, or "muon"
     config.optimizer.learning_rate = 1e-4  # peak
@@ -80,10 +96,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.loss.focal = 0.0  # cross-entropy weighted towards wrong pixels
     config.loss.focal_gamma = 20.0  # exponent; 20 in a successor of the paper
 
-    config.augment = augment.get_config()
-    config.synthesis = synthesis.get_config()
-    config.superpixel = superpixel.get_config()
 
+def add_logs_and_evaluation(config: ConfigDict) -> None:
     config.log_every = 1  # steps between lines of metrics.jsonl
     config.tensorboard = False  # also write <workdir>/tensorboard
     config.eval_every = 5_000  # steps between evaluations on val_role
@@ -95,4 +109,3 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval.max_cases = 20  # queries a task, chosen by hash; 0 = all
     config.eval.pictures = 6  # datasets with a case plotted in <workdir>/eval/sheet.png; 0 = none
     config.eval.batch_size = 4  # queries evaluated at a time
-    return config
