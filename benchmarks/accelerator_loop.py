@@ -57,7 +57,7 @@ class Bench:
         self.config = make_config(stage, support, batch, plain)
         self.sizes = {"support": support, "batch": batch}
         self.seconds = BARE_SECONDS * (0.1 if stage.args.tiny else 1.0)
-        self.run = setup.prepare(self.config)
+        self.run = setup.prepare_run(self.config)
         replicated, split = local_shardings()
         self.state = jax.device_put(jax.tree.map(jnp.copy, self.run.state), replicated)  # a step takes its state away
         self.batch = shard_batch(stack([self.run.sampler(i) for i in range(batch)]), split)

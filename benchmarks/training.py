@@ -48,7 +48,7 @@ def make_config(data_dir: str, steps: int, support: int) -> ConfigDict:
 
 def bare_seconds(config: ConfigDict, rounds: int) -> float:
     """Median seconds of the compiled step on one batch."""
-    run = setup.prepare(config)
+    run = setup.prepare_run(config)
     replicated, split = local_shardings()
     state = jax.device_put(run.state, replicated)
     drawn = jax.tree.map(lambda *x: np.stack(x), *[run.sampler(i) for i in range(config.batch_size)])
@@ -90,7 +90,7 @@ class Episodes:
     """The sampler's episodes as torch tensors, channels first; what torch calls a map-style dataset."""
 
     def __init__(self, config: ConfigDict, count: int):
-        self.sampler, self.count = setup.prepare(config).sampler, count
+        self.sampler, self.count = setup.prepare_run(config).sampler, count
 
     def __len__(self) -> int:
         return self.count

@@ -1,7 +1,7 @@
 r"""The paper's ablations, small enough for two CPU cores: configs/quickstart.py with equal, few steps.
 
-Expected: one table and figure a sweep in its --workdir, with differences to the sweep's first point; docs/ablations.md
-has ours. Nobody has run them at the paper's size with the data at hand yet; there give --base=configs/release.py.
+Expected: one table and figure per sweep in its --workdir, with differences to the sweep's first point; see
+docs/ablations.md. For the paper's size, which has not been run yet, give --base=configs/release.py.
 
     universeg ablate --sweep=support_size --workdir=runs/ablations --data_dir=data
 
@@ -28,13 +28,13 @@ def get_config(arg: str = "") -> ConfigDict:
         raise ValueError(f"configs/ablations.py takes no argument, got {arg!r}")
     config = quickstart.get_config()
     config.make_data = False
-    config.eval_every = 100_000  # at the end alone: nothing is chosen by it
+    config.eval_every = 100_000  # at the end alone, since no choice depends on it
     config.eval.pictures = 0
     return config
 
 
 def support_size(add: Add, config: ConfigDict, datasets: list[str], tasks: int) -> None:
-    """One model for each size, which is evaluated at that size."""
+    """One model per size, evaluated at that size."""
     for size in (1, 2, 4, 8, 16):
         add(size, train={"support_size": size}, evaluate={"support_size": size})
 
@@ -54,10 +54,10 @@ def num_tasks(add: Add, config: ConfigDict, datasets: list[str], tasks: int) -> 
 
 
 def augmentation(add: Add, config: ConfigDict, datasets: list[str], tasks: int) -> None:
-    """Of real tasks alone: synthetic ones would fill the gap.
+    """Levels of augmentation, for real tasks alone, since synthetic ones would fill the gap.
 
-    "published" is the paper's augmentation, both levels: beside "both" it has wider views within a task, and edges and
-    inverted labels of a task as often as the rest. A difference of the two is of all of that.
+    "published" has both levels as in the paper: unlike "both", stronger geometry within a task, and edges and inverted
+    labels as often as the other operations.
     """
     real = {"kinds.real": 1.0, "kinds.synthetic": 0.0}
     for name, kept in (("none", ()), ("in-task", ("in_task",)), ("task", ("task",)), ("both", ("in_task", "task"))):
@@ -73,7 +73,7 @@ def real_synthetic(add: Add, config: ConfigDict, datasets: list[str], tasks: int
 
 
 def made_tasks(add: Add, config: ConfigDict, datasets: list[str], tasks: int) -> None:
-    """Real tasks alone, and as half of the episodes beside each kind of made ones."""
+    """Real tasks alone, and mixed half and half with each kind of synthetic tasks."""
     shapes = {f"synthesis.weights.{family}": float(family == "shapes") for family in config.synthesis.weights}
     added = {f"synthesis.{name}": 0.0 for name in ("union", "texture", "border", "view")}
     add("real", train={"kinds.real": 1.0, "kinds.synthetic": 0.0})
@@ -86,13 +86,13 @@ def made_tasks(add: Add, config: ConfigDict, datasets: list[str], tasks: int) ->
 
 
 def ensemble(add: Add, config: ConfigDict, datasets: list[str], tasks: int) -> None:
-    """One model, several numbers of support draws."""
+    """One model, different numbers of averaged random supports."""
     for draws in (1, 2, 5, 10):
         add(draws, evaluate={"ensemble": draws})
 
 
 def pool_size(add: Add, config: ConfigDict, datasets: list[str], tasks: int) -> None:
-    """One model, with fewer labelled examples to draw its supports from."""
+    """One model, with fewer labelled examples to sample supports from."""
     for size in (1, 4, 16, 64):
         add(size, evaluate={"pool_size": size})
     add("all")
@@ -105,7 +105,7 @@ def cross_activation(add: Add, config: ConfigDict, datasets: list[str], tasks: i
 
 
 def matching(add: Add, config: ConfigDict, datasets: list[str], tasks: int) -> None:
-    """As published, and with a first guess of some heads."""
+    """As published, and with heads that compare pixels first."""
     for heads in (0, 1, 4, 8):
         add(heads, train={"model.matching": heads})
 
@@ -146,7 +146,7 @@ def sweep(add: Add, name: str, config: ConfigDict, datasets: list[str], tasks: i
 
 
 def doubling(largest: int) -> list[int]:
-    """1, 2, 4, …, and the largest, which is at least half as much again as the one before."""
+    """1, 2, 4, …, and `largest`, which is at least 1.5 times the number before it."""
     return [*(1 << i for i in range(largest.bit_length()) if 3 * (1 << i) <= 2 * largest), largest]
 
 

@@ -1,7 +1,7 @@
-"""The recipe of `small` at the paper's width for one accelerator: nobody has run it yet.
+"""The recipe of `small` at the paper's width for one accelerator; not run yet.
 
-Expected: better than `small` on `val`, or it is not packaged. On an H100 or H200 start from nothing, or with
-`--config.init_from=runs/base` from what an earlier run left.
+Expected: better than `small` on `val`, or it is not packaged. It starts at random, or from an earlier run with
+`--config.init_from=runs/base`.
 
     python train.py --config=configs/base.py --workdir=runs/base --config.data_dir=data
 """
@@ -20,7 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.encoder_blocks = (64, 64, 64, 64, 64)
     config.model.dtype = "bfloat16"  # of activations alone
     config.support_size = 64
-    config.support_schedule = "log_uniform"  # any number of examples is then known from training
+    config.support_schedule = "log_uniform"  # trains for any number of examples
     config.batch_size = 16
     config.num_steps = 40_000
     config.optimizer.learning_rate = 2e-3

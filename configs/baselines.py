@@ -3,11 +3,11 @@ r"""Few-shot baselines of the paper, trained on the same episodes by the same lo
     python train.py --config=configs/baselines.py:senet --workdir=runs/senet --config.data_dir=data
     python train.py --config=configs/baselines.py:senet:paper --workdir=runs/senet_paper --config.data_dir=data
 
-Sized to our small model (0.93 M parameters, 2.6 GFLOP a query at 64x64 with 8 entries) and with its recipe:
+Sized like our small model (0.93 M parameters, 2.6 GFLOP a query at 64x64 with 8 entries), with its recipe:
 senet 0.88 M and 2.1 GFLOP, panet 0.92 M and 3.7, alpnet 0.92 M and 3.6; a fair comparison gives all of them and
 configs/small.py equal steps. `:paper` is the published size, 0.87, 14.71 and 43.02 M, with the paper's episodes.
 Expected of the published size, held-out Dice: senet 50.1, panet 41.8, alpnet 47.8 (UniverSeg 71.8), with the paper's
-53 datasets; nobody has trained these configs to the end with the data at hand yet.
+53 datasets; these configs have not been trained to the end yet.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 r"""A checkpoint trained further on one dataset of your own, built with --role train_open or train_research.
 
-Expected: minutes on two CPU cores. Whether it helps is seen in `eval/metrics.jsonl` where a dataset of role `val` is
-there too; without one the last checkpoint is kept.
+Expected: minutes on two CPU cores. With a dataset of role `val`, `eval/metrics.jsonl` shows whether it helps; without
+one, the last checkpoint is kept.
 
     universeg build --folder my_scans --name my_scans --data_dir data --role train_research
     python train.py --config=configs/finetune.py:my_scans --workdir=runs/finetuned --config.data_dir=data \
@@ -20,7 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train_datasets = (arg,) if arg else ()
     config.kinds.real = 1.0
     config.kinds.synthetic = 0.0
-    config.min_label_density = 0.0  # small structures are what one fine-tunes for
+    config.min_label_density = 0.0  # fine-tuning is often for small structures
     config.num_steps = 300
     config.optimizer.learning_rate = 1e-4  # a tenth of the first training's
     config.optimizer.schedule = "cosine"

@@ -7,7 +7,7 @@ Expected: docs/recipe.md. It goes on until it is stopped (SIGTERM).
 
 from ml_collections import ConfigDict
 
-from configs import small
+from universeg_jax.configs import small
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -1,6 +1,6 @@
 """A small model in minutes on two CPU cores: 64x64, 32 features, support size 8. Reproduces no published number.
 
-Expected: see the README's table; it comes from
+Expected: the table of the README, from
 
     make quickstart DATA=FOLDER
 
@@ -26,7 +26,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.batch_size = 4
     config.num_steps = 600
     config.model.encoder_blocks = (32, 32, 32, 32)
-    config.model.norm = "layer"  # as successors of the paper have it
+    config.model.norm = "layer"  # as in successors of the paper
     config.model.matching = 4  # docs/recipe.md
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 2e-3
@@ -34,8 +34,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer.warmup_steps = 50
     config.optimizer.clip_norm = 1.0
     config.ema_decay = 0.99
-    config.loss.bce = 0.5  # gives a gradient where nothing overlaps yet
-    # Gentler than published: minutes do not suffice to learn from the harshest views.
+    config.loss.bce = 0.5  # gives a gradient before masks overlap
+    # Gentler than published: minutes are too short to learn from the strongest augmentation.
     config.augment.in_task.affine.update(
         {"p": 0.25, "degrees": (-25.0, 25.0), "translate": (0.0, 0.1), "scale": (0.9, 1.1)}
     )

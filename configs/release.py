@@ -1,9 +1,9 @@
 """A training of the released architecture: the default with the paper's mixture of real and synthetic tasks.
 
-The release (universeg_v1_nf64_ss64_STA) says no more of its training than its name: 64 features, support size 64,
-synthetic tasks and both augmentations. Expected: what the paper reports for all of them, a mean held-out Dice of 71.8
-with its 53 datasets; nobody has trained this config to the end with the data at hand yet. Synthetic tasks are the
-published ones alone, without the families and options that synthesis.py adds.
+All that is known of the release's training is its name, universeg_v1_nf64_ss64_STA: 64 features, support size 64,
+synthetic tasks and both augmentations. Expected: the paper reports a mean held-out Dice of 71.8 with its 53 datasets;
+this config has not been trained to the end yet. Synthetic tasks are the published ones, without the families and
+options that synthesis.py adds.
 
     python train.py --config=configs/release.py --workdir=runs/release --config.data_dir=data
 """

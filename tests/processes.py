@@ -25,7 +25,7 @@ def get_config():
 
 def announce_phases() -> None:
     """Has the process print "compiling", "evaluating" and "saving STEP" where these begin, and "-" where they end."""
-    from universeg_jax.training import loop, validation
+    from universeg_jax.training import loop, setup, validation
 
     def tell(what):
         print(f"\n{what}", flush=True)  # the progress line is left open
@@ -39,7 +39,7 @@ def announce_phases() -> None:
 
         return announced
 
-    pmap_step, save = loop.pmap_step, loop.store.save
+    pmap_step, save = setup.pmap_step, loop.store.save
 
     def compiling(step):
         run = pmap_step(step)
@@ -50,7 +50,7 @@ def announce_phases() -> None:
         tell(f"saving {step}")  # it ends in the background, where the directory gets its name
         save(checkpointer, step, *args)
 
-    loop.pmap_step = compiling
+    setup.pmap_step = compiling
     loop.store.save = saving
     validation.Evaluator.__call__ = around(validation.Evaluator.__call__, "evaluating")
 

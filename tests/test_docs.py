@@ -33,7 +33,7 @@ def flags(command: str) -> set[str]:
 
 
 def default_fields() -> set[str]:
-    return set(flatten(to_dict(importlib.import_module("configs.default").get_config())))
+    return set(flatten(to_dict(importlib.import_module("universeg_jax.configs.default").get_config())))
 
 
 def anchor(title: str) -> str:
@@ -85,7 +85,7 @@ def test_configs_and_their_fields_exist():
         config = re.search(r"--config=configs/(\w+)\.py(?::([\w:]+))?", command)
         if not config:
             continue
-        module = importlib.import_module(f"configs.{config[1]}")
+        module = importlib.import_module(f"universeg_jax.configs.{config[1]}")
         fields = flatten(to_dict(module.get_config(config[2]) if config[2] else module.get_config()))
         given = {flag.removeprefix("--config.") for flag in flags(command) if flag.startswith("--config.")}
         assert given <= fields.keys(), command

@@ -9,6 +9,7 @@ import pytest
 
 import train
 from universeg_jax import cli
+from universeg_jax.configuration import load_config
 
 ROOT = Path(__file__).parents[1]
 CONFIG = f"--config={ROOT}/configs/default.py"
@@ -81,10 +82,11 @@ def test_a_closed_pipe_is_no_error():
     assert done.stdout in ("0\n", "1\n")  # the pipe may have held all of it
 
 
-def test_ablate_and_sheet_find_their_configs_from_any_folder(tmp_path, monkeypatch, capsys):
+def test_configs_are_found_from_any_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["ablate", "--sweep=colour", "--workdir=out"]) == 1
     assert capsys.readouterr().err.startswith("universeg ablate: --sweep=colour: must be one of support_size")
+    assert load_config("configs/small.py:64").image_size == 64
 
 
 @pytest.mark.parametrize("config", [["--config=configs/default.py"], ["--config", "configs/default.py"]])

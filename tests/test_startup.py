@@ -45,7 +45,7 @@ def initial(config):
     return init_params(build_model(config.model), config.seed)
 
 
-def test_two_hosts_do_what_one_does_also_after_one_was_killed(data_dir, tmp_path):
+def test_two_hosts_train_like_one_also_after_one_was_killed(data_dir, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     config = write_config(tmp_path / "config.py", data_dir, SGD, num_steps=100_000, **RUN)
     pair = start_two(config, two)
@@ -83,7 +83,7 @@ def test_two_hosts_do_what_one_does_also_after_one_was_killed(data_dir, tmp_path
     assert max(jax.tree.leaves(moved)) > 20 * together[-1]  # so that a gradient of another scale would show
 
 
-def test_a_compilation_cache_is_kept_unless_one_was_chosen(monkeypatch):
+def test_the_compilation_cache_has_a_default_folder(monkeypatch):
     chosen = jax.config.jax_compilation_cache_dir  # the tests' own
     startup.use_compilation_cache()
     assert jax.config.jax_compilation_cache_dir == chosen

@@ -56,8 +56,8 @@ def test_released_weights_predict_as_released_and_come_back_bit_for_bit(tmp_path
         {"keys": "lite0"},
     ],
 )
-def test_what_the_release_cannot_compute_is_refused(tmp_path, model):
-    """Also where the parameters have the same names and shapes, as with an activation."""
+def test_a_model_outside_the_released_architecture_is_refused(tmp_path, model):
+    """Also if its parameters have the same names and shapes, as with an activation."""
     config = tiny_config()
     config.model.update(model)
     params = init_params(build_model(config.model), 0)
@@ -67,7 +67,7 @@ def test_what_the_release_cannot_compute_is_refused(tmp_path, model):
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
 
 
-def test_a_file_that_is_there_stays_and_another_image_size_is_told(tmp_path):
+def test_an_existing_file_stays_and_another_image_size_is_reported(tmp_path):
     config = tiny_config()
     params = init_params(build_model(config.model), 0)
     store.write_params(tmp_path / "ours", params, {"config": to_dict(config), "lineage": {}})
@@ -102,7 +102,7 @@ def test_a_tensor_that_does_not_fit_is_named(tmp_path, change, message):
     assert not (tmp_path / "ours").exists()
 
 
-def test_files_that_are_none(tmp_path):
+def test_files_that_hold_no_weights_are_refused(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"not this")
     with pytest.raises(UserError, match="not a safetensors file"):
         convert.convert(tmp_path / "w.safetensors", tmp_path / "ours")
@@ -118,7 +118,7 @@ def test_a_torch_file_without_torch_says_what_to_install(tmp_path, monkeypatch):
 
 
 class Malicious:
-    """Would create a file when unpickled freely."""
+    """Creates a file when unpickled without restriction."""
 
     def __init__(self, path):
         self.path = path

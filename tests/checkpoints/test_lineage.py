@@ -37,7 +37,7 @@ def test_descendants_of_weights_of_unknown_origin_are_not_packaged(tmp_path, bef
     assert len(record["parents"]) == 3
 
 
-def test_a_child_knows_all_that_its_parent_saw(tmp_path):
+def test_a_child_inherits_all_datasets_of_its_parent(tmp_path):
     record = child_of(tmp_path / "parent", PARENT, {**OWN, "trained_on": {"b": OPEN}})
     check_open(record)
     assert record["trained_on"] == {"a": {**OPEN, "inherited": True}, "b": OPEN}
@@ -47,7 +47,7 @@ def test_a_child_knows_all_that_its_parent_saw(tmp_path):
     assert child_of(tmp_path / "same", PARENT, {**OWN, "trained_on": {"a": OPEN}})["trained_on"] == {"a": OPEN}
 
 
-def test_a_run_that_goes_on_keeps_what_its_first_half_says(tmp_path):
+def test_a_resumed_run_keeps_the_lineage_of_its_first_part(tmp_path):
     before = child_of(tmp_path / "parent", PARENT, {**OWN, "trained_on": {"b": OPEN}})
     now = {**OWN, "selected_on": {"w": VAL}, "code_version": "2", "parents": ["init_from leads elsewhere now"]}
     record = resumed(now, {"lineage": before})
@@ -60,8 +60,8 @@ def test_a_run_that_goes_on_keeps_what_its_first_half_says(tmp_path):
 
 @pytest.mark.parametrize("part", ["trained_on", "selected_on"])
 @pytest.mark.parametrize("inherits", [False, True])
-def test_other_data_than_the_run_had_is_named(tmp_path, part, inherits):
-    """Also a dataset of this run that is missing where its parent saw one of the same name."""
+def test_changed_datasets_are_named(tmp_path, part, inherits):
+    """Also a missing dataset of the run whose name the parent's data has."""
     three = {name: {**OPEN, "fingerprint": name} for name in "abc"}
     own = {**OWN, "trained_on": three, "selected_on": three}
     parent = {**OWN, "trained_on": {**three, "z": OPEN}, "selected_on": {**three, "z": OPEN}}
@@ -80,14 +80,14 @@ def test_other_data_than_the_run_had_is_named(tmp_path, part, inherits):
         check_same_data(tmp_path, {**own, part: there}, [p for p in ("trained_on", "selected_on") if p != part])
 
 
-def test_a_run_that_was_not_scored_may_be_from_now_on(tmp_path):
+def test_a_run_without_validation_may_get_it_on_resuming(tmp_path):
     saved(tmp_path, OWN)
     check_same_data(tmp_path, {**OWN, "selected_on": {"v": VAL}})
     with pytest.raises(UserError, match=r"v \(new\)"):
         check_same_data(tmp_path, {**OWN, "trained_on": {"v": OPEN}})
 
 
-def test_the_latest_checkpoint_counts_and_one_that_a_kill_left_unfinished_does_not(tmp_path):
+def test_the_latest_finished_checkpoint_counts(tmp_path):
     check_same_data(tmp_path / "nothing yet", OWN)
     unfinished = tmp_path / "checkpoints" / "12.orbax-checkpoint-tmp"
     unfinished.mkdir(parents=True)
@@ -97,7 +97,7 @@ def test_the_latest_checkpoint_counts_and_one_that_a_kill_left_unfinished_does_n
     check_same_data(tmp_path, OWN)
 
 
-def test_data_that_was_moved_is_the_same(tmp_path):
+def test_moved_data_is_the_same(tmp_path):
     here, there = (build_discs(tmp_path / place, "discs", "train_open") for place in ("here", "there"))
     saved(tmp_path / "run", lineage(tiny_config(), [here], []))
     check_same_data(tmp_path / "run", lineage(tiny_config(), [there], []))

@@ -32,7 +32,7 @@ def write_checkpoint(path, lineage=OPEN, **model):
     return params
 
 
-def test_packaged_weights_are_the_checkpoints_own_and_go_by_name(tmp_path, monkeypatch, capsys):
+def test_packaged_weights_equal_the_checkpoint_and_load_by_name(tmp_path, monkeypatch, capsys):
     params = write_checkpoint(tmp_path / "run", norm="layer")
     assert main(["checkpoint", str(tmp_path / "run"), "--package", str(tmp_path / "weights" / "tiny.safetensors")]) == 0
     assert packaged.params_hash(params) in capsys.readouterr().out
@@ -63,7 +63,7 @@ def test_other_lineages_are_refused(tmp_path, change, word):
     assert not (tmp_path / "w.safetensors").exists()
 
 
-def test_a_file_that_is_not_what_its_header_says_is_refused(tmp_path):
+def test_a_file_that_differs_from_its_header_is_refused(tmp_path):
     write_checkpoint(tmp_path / "run")
     path = tmp_path / "w.safetensors"
     package(tmp_path / "run", path)

@@ -19,7 +19,7 @@ CARD = Path(__file__).parents[2] / "docs" / "model-card.md"
 
 
 def made_task(count=24, seed=7):
-    """Bright and dark discs on textured ground: the dark one is the label. Nothing that was trained on."""
+    """Bright and dark discs on textured ground: the dark one is the label. No training data has such images."""
     rng = np.random.default_rng(seed)
     images, labels = [], []
     for _ in range(count):
@@ -32,7 +32,7 @@ def made_task(count=24, seed=7):
 
 
 @pytest.mark.parametrize("name", DICE)
-def test_what_they_do_on_a_made_task_stays_as_it_is(name):
+def test_dice_on_a_synthetic_task_stays_the_same(name):
     images, labels = made_task()
     support, queries = make_support(images[:8], labels[:8]), make_support(images[8:], labels[8:])
     found = Predictor.from_pretrained(name).segmenter(support, Options()).probabilities(queries.images)

@@ -18,7 +18,7 @@ PARAMS = {"w": np.arange(3, dtype=np.float32)}
 
 
 def save_some(path, scores, keep_every=0):
-    """A checkpoint a step, with its score or None."""
+    """Writes one checkpoint per step, with its score or None."""
     metadata = {"config": to_dict(tiny_config()), "lineage": lineage(tiny_config(), [], [])}
     with open_checkpointer(path, keep_every) as checkpointer:
         for step, score in scores.items():
@@ -34,14 +34,14 @@ def test_the_latest_two_the_best_and_every_nth_stay(tmp_path):
         assert store.latest_metadata(checkpointer)["metrics"] is None
 
 
-def test_one_without_a_score_is_replaced_by_one_with_it(tmp_path):
+def test_a_checkpoint_without_a_score_is_replaced_by_one_with_it(tmp_path):
     save_some(tmp_path, {1: None, 2: None})
     save_some(tmp_path, {2: 0.5})
     assert steps_saved(tmp_path) == [1, 2]
     assert store.read_metadata(tmp_path / "checkpoints" / "2")["metrics"] == {"mean_dice": 0.5}
 
 
-def test_the_command_prints_what_is_inside(tmp_path, capsys):
+def test_the_command_prints_the_metadata(tmp_path, capsys):
     save_some(tmp_path, {3: 0.5})
     assert cli.main(["checkpoint", str(tmp_path)]) == 0
     shown = json.loads(capsys.readouterr().out)
@@ -84,7 +84,7 @@ def test_a_damaged_checkpoint_is_named_with_the_one_before_it(tmp_path):
             store.read_metadata(newest)
 
 
-def test_a_workdir_without_a_checkpoint_says_so(tmp_path):
+def test_a_workdir_without_a_checkpoint_is_refused(tmp_path):
     save_some(tmp_path, {})
     with pytest.raises(CheckpointError, match="has not saved yet"):
         store.resolve(tmp_path)

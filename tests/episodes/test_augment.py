@@ -82,7 +82,7 @@ def test_published_tables():
         assert op not in own
 
 
-def test_nothing_drawn_changes_nothing():
+def test_probabilities_of_0_change_nothing():
     episode = disc_episode()
     changed, repaired = augment.augment_episode(key(), episode, config_with())
     for before, after in zip(episode, changed, strict=True):
@@ -128,8 +128,8 @@ VISIBLE = {
 
 
 @pytest.mark.parametrize(("level", "op"), [(level, op) for level in LEVELS for op in augment.get_config()[level]])
-def test_probability_and_who_shares_a_draw(level, op):
-    """Over 2,000 draws: the rate within 4σ; a task's draw is all images' or none's, in-task ones are independent."""
+def test_rate_of_an_operation_and_the_images_that_share_it(level, op):
+    """The rate in 2,000 episodes is within 4σ; task operations change all images or none, in-task ones each alone."""
     draws, count, p = 2000, 3, 0.3
     config = config_with(**{f"{level}__{op}": VISIBLE[op] | {"p": p}})
     episode = disc_episode(size=8, count=count)
@@ -155,7 +155,7 @@ def test_probability_and_who_shares_a_draw(level, op):
 
 
 @pytest.mark.parametrize("op", ["affine", "elastic", "blur", "brightness_contrast", "sharpness"])
-def test_task_draws_are_equal_and_in_task_draws_are_not(op):
+def test_task_operations_are_equal_for_all_images_and_in_task_ones_differ(op):
     image, label = (x[0] for x in stacked(disc_episode()))
     episode = make_episode(np.stack([image] * 4), np.stack([label] * 4))
     images, labels, _ = run(config_with(**{f"task__{op}": VISIBLE[op]}), episode)
@@ -212,8 +212,8 @@ def test_geometry_is_scipys(choice):
         assert np.abs(np.asarray(new_images[i]) - images[i]).max() > 0.1
 
 
-def test_affine_turns_shrinks_and_moves_as_it_says():
-    """A quarter turn at half the size, moved by a quarter: where a marker goes."""
+def test_affine_rotates_scales_and_translates_by_its_parameters():
+    """A marker after a quarter turn at half the size, and after a translation."""
     image = np.zeros((1, 65, 65), np.float32)
     image[0, 28:37, 48:57] = 1  # 20 pixels right of the centre
     fixed = {"degrees": (90.0, 90.0), "scale": (0.5, 0.5), "translate": (0.0, 0.0)}
@@ -231,7 +231,7 @@ def test_affine_turns_shrinks_and_moves_as_it_says():
 
 @pytest.mark.parametrize("choice", ["nearest", "linear"])
 def test_labels_follow_their_images(choice):
-    """A marker drawn into image and label still overlaps itself after all of the geometry."""
+    """A marker in image and label still overlaps itself after the geometry."""
     ops = ("affine", "elastic")
     config = config_with(**{f"{level}__{op}": 0.5 for level in LEVELS for op in ops}, task__flip_vertical=0.5)
     config.label_interpolation = choice
@@ -321,7 +321,7 @@ def test_edge_is_where_the_sobel_gradient_is():
 
 
 def test_labels_that_leave_the_image_keep_their_geometry():
-    """Two of four are moved out and repaired; one was empty before and one was full, which is no fault of ours."""
+    """Two of four are moved out and repaired; one was empty and one was full before."""
     size = 32
     label = np.zeros((5, size, size), np.float32)
     label[[0, 1], 1:4, 1:4] = 1
@@ -337,7 +337,7 @@ def test_labels_that_leave_the_image_keep_their_geometry():
     assert (np.abs(images[2:] - image[2:]).max((1, 2)) > 0.1).all()
 
 
-def test_an_edge_that_fills_an_image_is_not_used():
+def test_labels_stay_if_an_edge_fills_an_image():
     label = np.zeros((2, 8, 8), np.float32)
     label[0, 2:6, 2:6] = 1
     label[1] = np.array([0, 1, 1, 0, 0, 1, 1, 0])  # its edge is everywhere
@@ -355,7 +355,7 @@ def test_same_key_same_bytes_and_another_key_another_episode():
     np.testing.assert_array_equal(one[0].support_mask, episode.support_mask)
 
 
-def test_range_dtypes_and_bytes_of_the_host():
+def test_range_dtypes_and_uint8_input():
     config, episode = FrozenConfigDict(augment.get_config()), disc_episode()
     host = jax.tree.map(lambda x: np.asarray(x * 255, np.uint8), episode._replace(query_label=0, support_labels=0))
     host = host._replace(

@@ -24,7 +24,7 @@ def test_backgrounds_are_zeroed_as_often_as_configured():
     within_4_sigma(np.ptp(np.asarray(images)[:, :4], axis=(1, 2)) < 1e-6, config.background_zero)
 
 
-def test_distractors_of_the_same_kind_have_the_other_sign():
+def test_distractors_of_the_same_kind_have_the_opposite_sign():
     config = synthesis.get_config()
     contrast = jit(jax.vmap(lambda k, kinds: render.structure_contrasts(k, 3, kinds, config), (0, None)))
     same = np.asarray(contrast(random.split(key(), 100), jnp.asarray([2, 2])))
@@ -59,7 +59,7 @@ def test_texture_belongs_to_labels():
     assert abs(np.asarray(added).mean()) < 0.02
 
 
-def test_contrasts_are_log_uniform_and_pixels_are_as_noisy_as_they_are_strong():
+def test_contrasts_are_log_uniform_and_noise_scales_with_contrast():
     config = synthesis.get_config()
     config.contrast_std = 0.0
     contrast = jit(jax.vmap(lambda k: render.structure_contrasts(k, 1, jnp.asarray([1, 0]), config)))

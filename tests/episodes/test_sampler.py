@@ -57,7 +57,7 @@ ways = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(
     datasets=task_tables(), seed=st.integers(0, 9), support_size=st.integers(1, 8), replacement=st.booleans(), how=ways
 )
@@ -74,7 +74,7 @@ def test_the_query_subject_is_never_in_its_support_on_many_tables(datasets, seed
     check_no_leak(datasets, seed, support_size, replacement, **how)
 
 
-def test_others_are_drawn_uniformly():
+def test_other_subjects_are_sampled_uniformly():
     subjects = np.array([0, 0, 1, 2, 2, 2])
     chosen = sample_others(np.random.default_rng(0), subjects, 2, 50_000, replacement=True)
     counts = np.bincount(chosen, minlength=6)
@@ -82,7 +82,7 @@ def test_others_are_drawn_uniformly():
     np.testing.assert_allclose(counts[[0, 1, 3, 4, 5]] / 50_000, 0.2, atol=4 * np.sqrt(0.16 / 50_000))
 
 
-def test_tasks_are_drawn_level_by_level():
+def test_tasks_are_sampled_level_by_level():
     one = memory_dataset("one", subjects=[f"s{i}" for i in range(30)], labels=[1] * 30)
     three = memory_dataset("three", subjects=[f"s{i % 10}" for i in range(30)], labels=[i // 10 + 1 for i in range(30)])
     sampler = make_sampler([one, three], task_table([one, three]), seed=0, support_size=1)
@@ -97,7 +97,7 @@ def test_tasks_are_drawn_level_by_level():
         ({"draw": "tasks"}, [1 / 4] * 4),
     ],
 )
-def test_tasks_are_drawn_by_the_weights_that_are_asked_for(how, shares):
+def test_tasks_are_sampled_with_the_probabilities_of_config_draw(how, shares):
     one = memory_dataset("one", subjects=[f"s{i}" for i in range(40)], labels=[1] * 40)
     three = memory_dataset("three", subjects=[f"s{i % 10}" for i in range(30)], labels=[i // 10 + 1 for i in range(30)])
     sampler = make_sampler([one, three], task_table([one, three]), seed=0, support_size=1, **how)
@@ -107,7 +107,7 @@ def test_tasks_are_drawn_by_the_weights_that_are_asked_for(how, shares):
 
 
 def many_labels(case):
-    """Labels 1, 2, 3 in stripes of their own, 2 on every other picture alone; and a max-slice of label 1."""
+    """Labels 1, 2, 3 in stripes of their own, 2 on every other image alone; and a max-slice of label 1."""
     masks = np.zeros((3, 16, 16), np.uint8)
     for i in range(3):
         masks[i, 5 * i : 5 * i + 3 + case % 3] = 1
@@ -127,7 +127,7 @@ def stripes(tmp_path_factory):
     return open_dataset(path, "stripes")
 
 
-def test_labels_are_united_as_often_as_asked_and_nothing_else_moves(stripes):
+def test_labels_are_united_with_their_probability_and_nothing_else_changes(stripes):
     table, count = task_table([stripes]), 1500
     common = {"seed": 5, "support_size": 2}
     plain = [make_sampler([stripes], table, **common).select(i) for i in range(count)]
@@ -149,7 +149,7 @@ def test_labels_are_united_as_often_as_asked_and_nothing_else_moves(stripes):
     assert all(certain.select(i).labels for i in range(200) if certain.tasks[certain.select(i).task].slicing == "image")
 
 
-def test_a_united_label_covers_what_its_labels_cover(stripes, monkeypatch):
+def test_a_united_label_is_the_union_of_its_labels(stripes, monkeypatch):
     sampler = make_sampler([stripes], task_table([stripes]), seed=1, support_size=4, label_union=1.0)
     drawn = [i for i in range(40) if sampler.select(i).labels]
     episodes = {}
@@ -170,7 +170,7 @@ def test_a_united_label_covers_what_its_labels_cover(stripes, monkeypatch):
             np.testing.assert_array_equal(array, expected)
 
 
-def test_an_episode_is_named_by_what_it_is_made_of(stripes):
+def test_an_episode_is_named_by_its_task(stripes):
     sampler = make_sampler(
         [stripes], task_table([stripes]), seed=1, support_size=1, synthetic=0.3, superpixel=0.3, all_labels=1.0
     )
@@ -208,7 +208,7 @@ def test_workers_hosts_and_resuming_change_nothing(discs):
         np.testing.assert_array_equal(actual, wanted[16:])
 
 
-def test_an_episode_shows_what_was_drawn(discs):
+def test_an_episode_holds_the_selected_examples(discs):
     sampler = make_sampler([discs], task_table([discs]), seed=1, support_size=3)
     batch, draw = sampler(5), sampler.select(5)
     for (row, position), image, label in zip(
@@ -222,8 +222,8 @@ def test_an_episode_shows_what_was_drawn(discs):
     assert {x.dtype for x in batch.episode} == {np.dtype("uint8")}
 
 
-def test_kinds_are_drawn_as_often_as_their_weights_say():
-    """Within 4σ; and a kind's weight moves no draw of the others."""
+def test_kinds_occur_with_their_probability():
+    """Within 4σ; the weight of a kind changes no episode of the others."""
     dataset = memory_dataset("d", subjects=["a", "b", "c", "d"], labels=[1] * 4)
     table, count = task_table([dataset]), 4000
 
@@ -244,7 +244,7 @@ def test_kinds_are_drawn_as_often_as_their_weights_say():
     assert set(kinds) == {SYNTHETIC, SUPERPIXEL}
 
 
-def test_a_superpixel_episode_brings_one_image_of_the_train_side(discs):
+def test_a_superpixel_episode_has_one_image_of_the_train_side(discs):
     table = task_table([discs])
     sampler = make_sampler([discs], table, seed=1, support_size=3, superpixel=1.0)
     train = set(table[0].side(FIRST).rows.tolist())

@@ -49,7 +49,7 @@ def test_task_rows_are_the_episodes_of_training(data_dir):
     assert config.kinds.real == 1.0  # the caller's config is left alone
 
 
-def test_every_operation_has_a_row_that_begins_with_the_image(data_dir):
+def test_every_operation_has_a_row_that_starts_with_the_image(data_dir):
     config = tiny_config(data_dir, image_size=32, augment=augment.get_config())
     config.augment.task.flip_labels.p = 0.125
     rows = {row.title: row for row in sheet.augment_rows(config)}
@@ -73,7 +73,7 @@ def test_without_data_a_synthetic_image_is_augmented(tmp_path):
     assert 0 < label.mean() < 1
 
 
-def test_what_is_missing_is_named(tmp_path, capsys):
+def test_missing_config_and_data_are_named(tmp_path, capsys):
     assert cli.main(["sheet", "--kind=synthetic", "--config=nowhere.py", "--out", str(tmp_path / "x.png")]) == 1
     assert "there is no Python file nowhere.py" in capsys.readouterr().err
     with pytest.raises(UserError, match="no dataset of roles"):

@@ -20,7 +20,7 @@ def structure(keys, kind, config, size):
     return jax.vmap(lambda k: getattr(structures, kind)(k, flow, config))(keys)
 
 
-def test_ellipses_are_shared_or_redrawn():
+def test_ellipses_are_shared_or_sampled_again():
     config = synthesis.get_config().nests
     config.update({"redraw": 0.0, "radius_std": 0.0, "elongation": (1.0, 1.0), "nested": 0.0})
     codes = np.asarray(structure(random.split(key(), 10), "ellipses", FrozenConfigDict(config), 64))

@@ -82,7 +82,7 @@ def dijkstra(seeds, down, right):
     return np.array([[best[y, x][1] for x in range(width)] for y in range(height)])
 
 
-def test_regions_are_dijkstras():
+def test_regions_equal_those_of_dijkstra():
     rng = np.random.default_rng(1)
     seeds = np.array([3, 40, 99, 117, 144, 3])  # the fifth is outside, the sixth shares its pixel
     down, right = rng.integers(1, 9, (11, 12)), rng.integers(1, 9, (12, 11))
@@ -123,7 +123,7 @@ def test_superpixels_and_labels_are_connected_and_labels_have_their_size():
         assert set(region[label]) & set(region[~label]) == set()  # of whole superpixels
 
 
-def test_superpixels_end_where_intensity_does():
+def test_superpixels_end_where_intensity_changes():
     image = np.full((SIZE, SIZE), 0.2, np.float32)
     image[:, 13:] = 0.7
     config = small_config(compactness=(0.01, 0.01), cells=(4, 7))
@@ -132,8 +132,8 @@ def test_superpixels_end_where_intensity_does():
         assert set(region[:, :12].ravel()) & set(region[:, 14:].ravel()) == set()  # the filter blurs two columns
 
 
-def test_a_label_is_what_stands_out():
-    """The union of the only bright thing is that thing; its inside and the dark around it have no outline."""
+def test_the_label_is_the_structure_that_stands_out():
+    """The only bright structure is the label; its inside and the dark surroundings have no outline."""
     image = 0.02 + 0.8 * disc(SIZE, (15, 17), 8)
     config = small_config(union=1.0, hops=(8, 9), tolerance=(0.3, 0.3), compactness=(0.005, 0.005))
     _, labels = regions_and_labels(jnp.arange(12), jnp.asarray(image, jnp.float32)[None].repeat(12, 0), config)
@@ -143,7 +143,7 @@ def test_a_label_is_what_stands_out():
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5])
-def test_an_even_image_has_a_label_too(value):
+def test_a_constant_image_has_a_label_too(value):
     _, labels = regions_and_labels(jnp.arange(12), jnp.full((12, SIZE, SIZE), value), small_config())
     areas = np.asarray(labels).mean((1, 2))
     assert areas.min() > 0
@@ -169,7 +169,7 @@ def test_episodes_are_valid_and_views_differ():
 
 
 def test_labels_follow_their_views():
-    """The one bright disc is the label, and still is in every view."""
+    """The one bright disc is the label in every view."""
     config = superpixel.get_config()
     config.update({"cells": (3, 7), "union": 1.0, "hops": (8, 9), "tolerance": (0.3, 0.3), "bias_std": 0.0})
     config.views.in_task.noise.p = config.views.in_task.brightness_contrast.p = 0.0
@@ -184,7 +184,7 @@ def test_labels_follow_their_views():
     assert centres.std(0).min() > 0.5  # they moved
 
 
-def test_same_key_same_bytes_wherever_it_is_drawn():
+def test_same_key_same_bytes_at_any_place_in_a_batch():
     config, images = small_config(), pictures(8)
     first = draw(jnp.arange(8), images, config)
     for a, b in zip(*map(jax.tree.leaves, (first, draw(jnp.arange(8), images, config))), strict=True):

@@ -109,7 +109,7 @@ def test_published_values():
 DRAWS = 2000
 
 
-def test_families_and_distractors_are_drawn_as_often_as_configured():
+def test_families_and_distractors_occur_as_often_as_configured():
     config = synthesis.get_config()
     keys = random.split(key(), DRAWS)
     config.weights = {"shapes": 1.0, "tubes": 2.0, "blobs": 0.0, "nests": 5.0}
@@ -122,7 +122,7 @@ def test_families_and_distractors_are_drawn_as_often_as_configured():
     within_4_sigma(np.asarray(kinds)[:, 1] > 0, config.distractor)
 
 
-def test_label_map_has_the_drawn_number_of_labels_and_looks_alike_at_every_size():
+def test_label_map_has_the_sampled_number_of_labels_and_looks_alike_at_every_size():
     config = synthesis.get_config()
     maps = {
         size: np.asarray(
@@ -141,7 +141,7 @@ def test_label_map_has_the_drawn_number_of_labels_and_looks_alike_at_every_size(
 
 
 def test_flow_has_the_published_strength():
-    """Small velocities move as far as they say: four scales, each with std ~ U(0, bound), which is U(1, 20) of 256."""
+    """Small velocities move by their size: four scales, each with std ~ U(0, bound), which is U(1, 20) of 256."""
     config = synthesis.get_config()
     config.warp_std = (0.5, 0.5)
     flows = jit(lambda k: synthesis.subject_flows(k, 64, 64, False, config))(key())
@@ -183,7 +183,7 @@ def test_foreground_is_a_label_that_most_subjects_have():
     assert set(np.flatnonzero(np.asarray(pick(random.split(key(), 50), jnp.asarray(rare))).any(0))) == {8}
 
 
-def test_large_unions_are_one_label_again():
+def test_large_unions_are_replaced_by_one_label():
     config = synthesis.get_config()
     config.union, config.union_share = 1.0, (1.0, 1.0)
     areas = np.zeros((3, 19), np.float32)
@@ -226,7 +226,7 @@ def test_subjects_without_foreground_are_left_out(usable, order):
 
 
 def flat_config(*families):
-    """Images that show nothing but their labels' means; structures lie on one label and have no inside."""
+    """Images of the labels' means alone; structures lie on one label and have no inside."""
     config = small_config(weights={name: float(name in families) for name in structures.FAMILIES})
     config.update({"texture": 0.0, "border": 0.0, "distractor": 0.0, "quiet_labels": (1, 2)})
     config.update({"union": 0.0, "background_zero": 0.0, "view": float(families == ("shapes",))})

@@ -143,7 +143,7 @@ def test_flow_backwards_undoes_the_flow():
     assert float(jnp.abs(forth[:, middle, middle]).max()) > 1
 
 
-def test_resize_displacement_keeps_where_things_go():
+def test_resize_displacement_scales_its_pixels():
     fine = warp.resize_displacement(jnp.broadcast_to(jnp.asarray([1.0, 2.0])[:, None, None], (2, 9, 9)), 17)
     np.testing.assert_allclose(fine[0], 2.0, atol=1e-5)
     np.testing.assert_allclose(fine[1], 4.0, atol=1e-5)
@@ -172,7 +172,7 @@ def test_elastic_is_blurred_noise():
     assert float(jnp.diff(ours).std()) == pytest.approx(np.diff(blurred).std(), rel=0.12)
 
 
-def test_uniforms_fill_their_bounds_and_end():
+def test_uniforms_fill_their_bounds_and_run_out():
     draw = warp.uniforms(random.key(0), (1000,), 2)
     values = np.asarray(draw((2.0, 4.0)))
     assert 2 <= values.min() < 2.05 < 3.95 < values.max() < 4
@@ -181,21 +181,21 @@ def test_uniforms_fill_their_bounds_and_end():
         draw()
 
 
-def test_around_has_its_standard_deviation():
+def test_centred_bounds_have_their_standard_deviation():
     low, high = warp.centred_bounds(0.3)
     values = np.linspace(low, high, 10_001)
     assert values.mean() == pytest.approx(0, abs=1e-9)
     assert values.std() == pytest.approx(0.3, rel=1e-3)
 
 
-def test_whole_draws_every_integer_alike():
+def test_integers_are_equally_likely():
     values = np.asarray(warp.integer(random.uniform(random.key(0), (6000,)), (5, 8)))
     assert set(values) == {5, 6, 7}
     assert np.abs(np.bincount(values)[5:] / 6000 - 1 / 3).max() < 4 * np.sqrt(2 / 9 / 6000)
     assert warp.integer(jnp.float32(np.nextafter(1, 0, dtype=np.float32)), (0, 1000)) == 999
 
 
-def test_minmax_fills_the_range_and_bears_constants():
+def test_minmax_fills_the_range_and_maps_constants_to_0():
     scaled = warp.minmax(jnp.stack([jnp.arange(9.0).reshape(3, 3) - 4, jnp.full((3, 3), 7.0)]))
     np.testing.assert_allclose(scaled[0], np.arange(9).reshape(3, 3) / 8, atol=1e-6)
     np.testing.assert_array_equal(scaled[1], 0)

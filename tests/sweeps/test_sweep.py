@@ -94,7 +94,7 @@ def test_datasets_without_a_usable_task_are_not_counted(tmp_path, capsys):
     points, jobs = plan("num_datasets", SweepOptions(str(tmp_path), tmp_path / "out", seeds=(0,)))
     assert [point.value for point in points] == ["1", "2"]
     assert "two_subjects" not in sweep.listing(jobs)
-    setup.prepare(tiny_config(data_dir=str(tmp_path)))
+    setup.prepare_run(tiny_config(data_dir=str(tmp_path)))
     assert "2 tasks of 2 datasets (without a usable task: 1; `universeg tasks` says why)" in capsys.readouterr().out
 
 

@@ -80,7 +80,7 @@ def kill_and_compare(data_dir, tmp_path, phases, num_steps, seed=0):
     assert steps_saved(tmp_path / "killed") == steps_saved(tmp_path / "whole")
 
 
-def test_a_killed_run_ends_as_one_that_was_not(data_dir, tmp_path):
+def test_a_killed_run_ends_like_an_uninterrupted_one(data_dir, tmp_path):
     kill_and_compare(data_dir, tmp_path, ["compiling", "saving", "evaluating"], num_steps=24)
 
 
@@ -109,7 +109,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))  # bytes a file: roo
 """
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(data_dir, tmp_path):
+def test_a_full_disk_leaves_the_last_checkpoint_and_is_reported(data_dir, tmp_path):
     loop.train_and_evaluate(tiny_config(data_dir, num_steps=2), tmp_path / "run")
     config = write_config(tmp_path / "config.py", data_dir, before=FULL_DISK, num_steps=40)
     process = start(config, tmp_path / "run")

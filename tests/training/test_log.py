@@ -16,7 +16,7 @@ def sums(losses=(0.5, 0.5), **values):
     return pairs | {"episodes": np.arange(4, 4 + len(losses)), "losses": np.array(losses)}
 
 
-def test_a_step_is_written_once_the_next_was_dispatched(tmp_path):
+def test_a_step_is_written_after_the_next_is_dispatched(tmp_path):
     log = StepLog(tmp_path, tiny_config(), first_step=0)
     for step in range(3):
         log.dispatched(step, sums(), waited=0.0)
@@ -33,7 +33,7 @@ def test_a_step_is_written_once_the_next_was_dispatched(tmp_path):
         ((0.5, 0.5), {"param_norm": np.inf}, [4, 5]),
     ],
 )
-def test_what_is_not_finite_names_the_episodes_it_may_come_from(tmp_path, losses, values, episodes):
+def test_an_error_of_not_finite_values_names_its_episodes(tmp_path, losses, values, episodes):
     log = StepLog(tmp_path, tiny_config(), first_step=0)
     log.dispatched(0, sums(losses, **values), waited=0.0)
     with pytest.raises(NotFinite, match="(nan|inf).* at step 0, episodes? .*lower config.optimizer") as caught:
@@ -53,7 +53,7 @@ def test_what_is_not_finite_names_the_episodes_it_may_come_from(tmp_path, losses
         (30, 10, "trace of 5 steps in"),
     ],
 )
-def test_a_trace_of_five_steps_begins_once_ten_were_dispatched(tmp_path, monkeypatch, capsys, steps, begins, said):
+def test_a_trace_of_five_steps_starts_after_ten(tmp_path, monkeypatch, capsys, steps, begins, said):
     dispatched, calls = 0, []
     monkeypatch.setattr(log.jax.profiler, "start_trace", lambda path: calls.append(dispatched))
     monkeypatch.setattr(log.jax.profiler, "stop_trace", lambda: calls.append(dispatched))

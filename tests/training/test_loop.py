@@ -1,4 +1,4 @@
-"""The loop and resuming: what a run ends in must not depend on where it was stopped."""
+"""The loop and resuming: the result of a run must not depend on where it was stopped."""
 
 import os
 import re
@@ -83,7 +83,7 @@ def test_the_loop_keeps_its_order_and_fetches_a_step_once_the_next_is_dispatched
     ]
 
 
-def test_nothing_moves_between_host_and_device_unasked(data_dir, tmp_path, monkeypatch):
+def test_implicit_transfers_between_host_and_device_are_refused(data_dir, tmp_path, monkeypatch):
     config = tiny_config(data_dir)
     run = fake_run(config, lambda state, batch: cheap_step(state._replace(step=np.int32(0)), batch))
     monkeypatch.setattr(loop, "prepare_run", lambda config: run)
@@ -91,7 +91,7 @@ def test_nothing_moves_between_host_and_device_unasked(data_dir, tmp_path, monke
         loop.train_and_evaluate(config, tmp_path)
 
 
-def test_the_start_tells_what_to_expect_and_a_profile_is_written(data_dir, tmp_path, monkeypatch, capsys):
+def test_the_start_prints_memory_and_end_and_a_profile_is_written(data_dir, tmp_path, monkeypatch, capsys):
     config = tiny_config(data_dir, num_steps=24, eval_every=100, checkpoint_every=100)
     monkeypatch.setattr(loop, "prepare_run", lambda config: fake_run(config, cheap_step))
     loop.train_and_evaluate(config, tmp_path / "long", profile=True)
@@ -105,7 +105,7 @@ def test_the_start_tells_what_to_expect_and_a_profile_is_written(data_dir, tmp_p
     assert "no trace" in capsys.readouterr().err
 
 
-def test_a_run_of_superpixels_alone_needs_no_label_but_data(data_dir, tmp_path):
+def test_a_run_of_superpixels_alone_needs_images_but_no_labels(data_dir, tmp_path):
     config = tiny_config(data_dir, num_steps=2, kinds={"real": 0.0, "synthetic": 0.0, "superpixel": 1.0})
     config.augment.in_task.affine.update({"p": 1.0, "translate": (2.0, 2.0)})  # moves every pixel out of the image
     loop.train_and_evaluate(config, tmp_path / "run")
@@ -118,7 +118,7 @@ def test_a_run_of_superpixels_alone_needs_no_label_but_data(data_dir, tmp_path):
         loop.train_and_evaluate(tiny_config(tmp_path / "empty", kinds=config.kinds), tmp_path / "none")
 
 
-def test_a_run_leaves_what_it_promises_and_stopping_changes_nothing(data_dir, tmp_path, monkeypatch, capsys):
+def test_a_run_writes_its_files_and_an_interruption_changes_nothing(data_dir, tmp_path, monkeypatch, capsys):
     config = tiny_config(data_dir, ema_decay=0.9)
     whole = loop.train_and_evaluate(config, tmp_path / "whole")
     assert re.search(r"^1,877 parameters; 1 tasks of 1 datasets; 4 cpu of 1 host", capsys.readouterr().out)
@@ -137,18 +137,18 @@ def test_a_run_leaves_what_it_promises_and_stopping_changes_nothing(data_dir, tm
     assert record["config"] == to_dict(config)
 
     # A SIGTERM in the first evaluation does not wait for its end: it is the first thing to do when the run goes on.
-    def interrupted(*args, original=runner.prefetched):
+    def interrupted(*args, original=runner.prefetch_batches):
         os.kill(os.getpid(), signal.SIGTERM)
         yield from original(*args)
 
-    monkeypatch.setattr(runner, "prefetched", interrupted)
+    monkeypatch.setattr(runner, "prefetch_batches", interrupted)
     with pytest.raises(SystemExit, match="0"):
         loop.train_and_evaluate(config, tmp_path / "parts")
     monkeypatch.undo()
     assert "stopped by SIGTERM at step 3" in capsys.readouterr().out
     assert store.resolve(tmp_path / "parts").name == "3"
     assert not read_json_lines(tmp_path / "parts" / "eval" / "metrics.jsonl")
-    monkeypatch.setattr(loop, "lineage", lambda *data: {**lineage(*data), "code_version": "another"})
+    monkeypatch.setattr(setup, "lineage", lambda *data: {**lineage(*data), "code_version": "another"})
     parts = loop.train_and_evaluate(config, tmp_path / "parts")
     assert re.search("step 3 was written by version .* of the code; version another continues", capsys.readouterr().out)
     assert_trees_equal(jax.device_get(whole), jax.device_get(parts), atol=0)
@@ -163,7 +163,7 @@ def test_a_run_leaves_what_it_promises_and_stopping_changes_nothing(data_dir, tm
         loop.train_and_evaluate(tiny_config(data_dir, ema_decay=0.9, seed=1), tmp_path / "whole")
 
 
-def test_starting_from_a_checkpoint_takes_its_parameters_and_lineage(data_dir, tmp_path):
+def test_init_from_takes_parameters_and_lineage(data_dir, tmp_path):
     loop.train_and_evaluate(tiny_config(data_dir, num_steps=2), tmp_path / "parent")
     path = store.resolve(tmp_path / "parent")
     config = tiny_config(data_dir, num_steps=1, init_from=str(path))
@@ -179,7 +179,7 @@ def test_starting_from_a_checkpoint_takes_its_parameters_and_lineage(data_dir, t
     assert not (tmp_path / "other").exists()
 
 
-def test_going_on_takes_the_same_data_wherever_it_lies_and_keeps_the_lineage(data_dir, tmp_path):
+def test_resuming_needs_the_same_data_in_any_folder_and_keeps_the_lineage(data_dir, tmp_path):
     shutil.copytree(data_dir, tmp_path / "data")
     loop.train_and_evaluate(tiny_config(data_dir, num_steps=1), tmp_path / "parent")
     fields = {"init_from": str(tmp_path / "parent"), "eval_every": 100}
@@ -196,7 +196,7 @@ def test_going_on_takes_the_same_data_wherever_it_lies_and_keeps_the_lineage(dat
     config.num_steps = 4
     left = sorted(path.relative_to(tmp_path) for path in (tmp_path / "run").rglob("*"))
     build_discs(tmp_path / "moved", "more_discs", "val", seed=5)
-    with pytest.raises(UserError, match=r"was not selected on .*: more_discs \(new\); give the data_dir"):
+    with pytest.raises(UserError, match=r"was selected on other datasets .*: more_discs \(new\); give the data_dir"):
         loop.train_and_evaluate(config, tmp_path / "run")
     shutil.rmtree(tmp_path / "moved" / "more_discs")
     shutil.rmtree(tmp_path / "moved" / "train_discs")
@@ -216,9 +216,9 @@ def test_a_source_group_on_two_sides_is_refused(tmp_path):
     inputs.open_data(tiny_config(tmp_path / "data", val_role="none"))  # c is not used
 
 
-def test_made_data_that_was_interrupted_is_completed_and_real_data_is_left_alone(data_dir, tmp_path, monkeypatch):
+def test_an_interrupted_build_of_synthetic_data_is_completed_and_real_data_stays(data_dir, tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(loop, "make_datasets", lambda path: made.append(str(path)))
+    monkeypatch.setattr(setup, "make_datasets", lambda path: made.append(str(path)))
     build_discs(tmp_path, "made_00", "train_open")
     for path in (tmp_path, data_dir):
         setup.prepare_run(tiny_config(path, make_data=True))
@@ -233,37 +233,24 @@ def test_a_second_process_in_a_workdir_is_refused(tmp_path, data_dir):
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_episodes(data_dir, tmp_path):
     config = tiny_config(data_dir)
     config.optimizer.name, config.optimizer.learning_rate = "sgd", 1e15
-    with pytest.raises(FloatingPointError, match=r"episodes 4, 5, 6, 7;.*Tasks: train_discs.*drawn in") as caught:
+    with pytest.raises(
+        FloatingPointError, match=r"episodes 4, 5, 6, 7;.*Tasks: train_discs.*shows the first"
+    ) as caught:
         loop.train_and_evaluate(config, tmp_path)
     assert caught.value.episodes == [4, 5, 6, 7]
     assert (tmp_path / "episode_4.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize(
+@pytest.mark.parametrize(  # tests/test_configuration.py breaks the rule of every field
     ("fields", "word"),
     [
         ({"support_size": 0}, "config.support_size=0"),
-        ({"eval": {"batch_size": 0}}, "config.eval.batch_size=0: at least 1"),
-        ({"keep_every": -1}, "config.keep_every=-1: at least 0"),
-        ({"ema_decay": 1.0}, "config.ema_decay=1.0: a share below 1"),
-        ({"loss": {"soft_dice": 0.0}}, "config.loss: .* one above 0"),
         ({"batch_size": 6}, "not a multiple of the 4 devices"),
         ({"train_roles": ("train_research",)}, "no dataset of roles"),
         ({"train_datasets": ("test_discs",)}, "test_discs not among those to train on"),
-        ({"kinds": {"real": 0.0, "synthetic": 0.0}}, "config.kinds"),
-        ({"kinds": {"superpixel": -1.0}}, "config.kinds"),
-        ({"kinds": {"real": float("nan")}}, "config.kinds"),
-        ({"augment": {"task": {"edge": {"p": 1.5}}}}, "config.augment.task.edge.p must lie in"),
-        ({"augment": {"in_task": {"blur": {"sigma": (2.0, 1.0)}}}}, "config.augment.in_task.blur.sigma must be lowest"),
-        ({"kinds": {"synthetic": 1.0}, "synthesis": {"blur_std": (5.0, 0.5)}}, "config.synthesis.blur_std must be"),
-        ({"kinds": {"synthetic": 1.0}, "image_size": 8}, "config.synthesis.*_scales .* needs a size of"),
-        ({"kinds": {"synthetic": 1.0}, "synthesis": {"weights": {"shapes": 0.0}}}, "config.synthesis.weights must not"),
-        ({"kinds": {"superpixel": 1.0}, "image_size": 8}, "config.superpixel.cells .* needs a size of 10, not 8"),
         ({"optimizer": {"name": "adamm"}}, "no such optimizer; did you mean adam, "),
-        ({"optimizer": {"schedule": "sine"}}, "constant, cosine"),
         ({"optimizer": {"weight_decay": 0.1}}, "does not take"),
         ({"init_from": "nowhere"}, "does not exist"),
-        ({"seed": -1}, "config.seed=-1: at least 0"),
         ({"image_size": 17}, "config.image_size=17: .* with 2 levels both sides must be multiples of 2"),
         ({"image_size": 100, "model": {"encoder_blocks": (4, 4, 4, 4)}}, "config.image_size=100: .* multiples of 8"),
         ({"image_size": 17, "model": {"name": "panet", "stride": 2}}, "config.image_size=17: "),

@@ -45,7 +45,7 @@ def test_large_logits_stay_finite_with_their_gradients(loss, truth):
         assert np.isfinite(grad).all()
 
 
-def test_empty_truth():
+def test_empty_labels():
     empty = jnp.zeros((2, 4, 4, 1))
     np.testing.assert_allclose(losses.soft_dice(empty - 50, empty), 0, atol=1e-6)
     np.testing.assert_allclose(losses.soft_dice(empty, empty), 1, atol=1e-6)

@@ -28,7 +28,7 @@ def test_schedules(fields, values):
 
 
 @pytest.mark.parametrize("decay_steps", [0, 101])
-def test_a_decay_that_does_not_fit_is_refused(decay_steps):
+def test_a_decay_longer_than_the_run_is_refused(decay_steps):
     config = tiny_config(num_steps=100)
     config.optimizer.update({"schedule": "wsd", "decay_steps": decay_steps})
     with pytest.raises(ConfigError, match=f"config.optimizer.decay_steps={decay_steps}"):
@@ -82,7 +82,7 @@ def test_muon_makes_steps_of_kernels_orthogonal_and_leaves_the_rest_to_adam():
     assert np.sum(step * np.asarray(params["kernel"]).reshape(18, 8)) < 0
 
 
-def test_an_optimizer_that_optax_has_not_is_named():
+def test_an_unknown_optimizer_is_named():
     config = tiny_config(num_steps=100)
     config.optimizer.name = "addam"
     with pytest.raises(ConfigError, match="config.optimizer.name='addam'"):

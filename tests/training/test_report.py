@@ -25,7 +25,7 @@ def write(workdir, lines, evaluations=()):
     return workdir
 
 
-def test_a_run_that_has_not_saved_yet(tmp_path, capsys):
+def test_a_run_before_its_first_save(tmp_path, capsys):
     workdir = write(tmp_path / "<mine>", [line(step, 2.0 * step) for step in range(5)])
     assert main(["report", str(workdir)]) == 0
     assert str(workdir / "report.html") in capsys.readouterr().out
@@ -51,7 +51,7 @@ def test_scores_are_those_of_the_last_and_of_the_best_evaluation(tmp_path):
     assert rest.index("step 30") < rest.index("best, step 20") < rest.index("50.0") < rest.index("75.0")
 
 
-def test_speed_is_that_of_the_last_time_that_it_was_started():
+def test_speed_is_measured_since_the_last_start():
     lines = [line(step, 100.0 * step) for step in range(5)] + [line(step, 2.0 * (step - 4)) for step in range(5, 9)]
     rows = dict(progress(lines, [], {"num_steps": 100, "batch_size": 4}))
     assert rows["seconds a step"] == "2, 25% of them waiting for data"
@@ -59,7 +59,7 @@ def test_speed_is_that_of_the_last_time_that_it_was_started():
 
 
 @pytest.mark.parametrize("missing", ["config.json", "metrics.jsonl"])
-def test_what_is_no_run_is_refused(tmp_path, missing):
+def test_a_folder_without_a_run_is_refused(tmp_path, missing):
     write(tmp_path, [line(0, 1.0)])
     (tmp_path / missing).unlink()
     with pytest.raises(UserError, match="holds no run with a step done"):

@@ -1,4 +1,4 @@
-"""The step: what it computes must not depend on devices, on parts of a batch, or on what else a batch holds."""
+"""The step: its result must not depend on devices, on parts of a batch, or on the other episodes of a batch."""
 
 import functools
 
@@ -125,7 +125,7 @@ def test_device_episodes_depend_on_seed_and_index_alone(data_dir):
     assert run._cache_size() == 1  # one program for all kinds
 
 
-def test_each_kind_has_its_maker_and_one_without_weight_is_not_even_traced(data_dir, monkeypatch):
+def test_each_kind_has_its_maker_and_kinds_of_weight_0_are_not_traced(data_dir, monkeypatch):
     batch, made = mixed_batch(tiny_config(data_dir, kinds=MIXED)), []
 
     def filled(value, support_size):
@@ -156,9 +156,11 @@ def test_each_kind_has_its_maker_and_one_without_weight_is_not_even_traced(data_
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_step_and_the_evaluation_lower_for_tpu(data_dir, dtype):
-    """No TPU has run them; that they lower shows that nothing in them belongs to a CPU."""
-    config = tiny_config(data_dir, ema_decay=0.9, kinds=MIXED, augment=default.get_config().augment)
+    """No TPU has run them; lowering shows that they need nothing of a CPU."""
+    config = tiny_config(data_dir, ema_decay=0.9)
     config.model.dtype = dtype
+    if dtype == "float32":  # episodes do not depend on the dtype
+        config.update({"kinds": MIXED, "augment": default.get_config().augment})
     model = build_model(config.model)
     optimizer, schedule = make_optimizer(config)
     step = functools.partial(
@@ -180,7 +182,7 @@ def test_the_step_and_the_evaluation_lower_for_tpu(data_dir, dtype):
 
 
 def made_at_once(text, episodes):
-    """Whether a program turns the pixels of all episodes of tiny_config into floats together, and not in a loop."""
+    """Tells whether a program converts the pixels of all episodes together, not in a loop."""
     return f"(tensor<{episodes}x3x16x16x1xui8>) -> tensor<{episodes}x3x16x16x1xf32>" in text
 
 
@@ -209,7 +211,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole():
 
 
 @pytest.mark.parametrize("schedule", ["uniform", "log_uniform"])
-def test_support_sizes_are_drawn_as_the_schedule_says(schedule):
+def test_support_sizes_follow_their_schedule(schedule):
     config = tiny_config(support_size=48, support_schedule=schedule)
     sizes, slots = np.array([support_size_of(step, config) for step in range(4000)]).T
     assert (sizes == np.array([support_size_of(step, config)[0] for step in range(4000)])).all()
