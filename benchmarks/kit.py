@@ -93,7 +93,6 @@ def pack_dataset(directory: str, data_dir: str, name: str) -> bytes:
     import numpy as np
 
     from universeg_jax.data.dataset import open_dataset
-    from universeg_jax.readers.cases import Example
 
     dataset = open_dataset(data_dir, name)
     records = [dataset[row] for row in range(len(dataset))]
@@ -104,7 +103,7 @@ def pack_dataset(directory: str, data_dir: str, name: str) -> bytes:
         "counts": np.array([len(record["masks"]) for record in records]),
         "labels": np.concatenate([record["labels"] for record in records]),
     }
-    for field in (field.name for field in dataclasses.fields(Example) if field.name not in PIXELS):
+    for field in sorted(set(records[0]) - set(PIXELS)):
         values = [record[field] for record in records]
         arrays[field] = np.array([value.decode() if isinstance(value, bytes) else value for value in values])
     meta = json.dumps(dataclasses.asdict(dataset.meta))

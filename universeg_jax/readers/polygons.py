@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.path import Path as Outline
 
 from universeg_jax.readers.checks import MAX_BYTES, MAX_PIXELS, MAX_SIDE
 from universeg_jax.readers.errors import ImageError
@@ -198,6 +197,8 @@ def draw(path: str | Path, image: str, name: str, shape: tuple[int, int]) -> np.
 
 
 def _fill(path: str | Path, mask: np.ndarray, shape: Shape) -> None:
+    from matplotlib.path import Path as Outline  # only where there are polygons: training imports no plotting
+
     if shape.runs:
         if shape.size != mask.shape:
             raise ImageError(path, "image and label differ in size", f"{mask.shape} and {shape.size} (height, width)")
