@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import itertools
+import os
 import shutil
 import sys
 
@@ -167,7 +168,7 @@ def test_a_sweep_of_two_runs_from_start_to_figure_and_again(data_dir, tmp_path, 
         add("two", train={"support_size": 0})
 
     monkeypatch.setitem(ablations.SWEEPS, "two", two)
-    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace("device_count=4", "device_count=1"))
     arguments = ["ablate", "--sweep=two", f"--workdir={tmp_path}", f"--data_dir={data_dir}", "--seeds=0"]
     arguments += ["--max_cases=2", *(f"--set={change}" for change in TINY)]
     assert main(arguments) == 1
