@@ -1,6 +1,7 @@
 """Small things that several tests need: task tables in memory, folders of pictures, a tiny config."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import nibabel as nib
@@ -44,6 +45,18 @@ def tiny_config(data_dir: str = "", **fields):
                 config.augment[level][name].p = 0.0
     config.update(fields)
     return config
+
+
+def random_params(shapes: Any, seed: int = 0) -> Any:
+    """Parameters of usual sizes, none of them neutral, in no time: `init_params` compiles for seconds."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(path: Any, shape: Any) -> np.ndarray:
+        name, normal = path[-1].key, rng.normal(size=shape.shape).astype(np.float32)
+        scale = np.sqrt(2 / np.prod(shape.shape[:-1])) if name == "kernel" else 0.1
+        return np.float32((name == "scale") + scale * normal)
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
 def memory_dataset(name, role="train_open", subjects=(), labels=(), areas=None, group="", size=16) -> Dataset:

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.fixtures import tiny_config, write_folder
+from tests.fixtures import random_params, tiny_config, write_folder
 from universeg_jax import Predictor
 from universeg_jax.checkpoints import store
 from universeg_jax.cli import main
 from universeg_jax.configuration import to_dict
 from universeg_jax.errors import UserError
 from universeg_jax.export.jax_export import load_exported
-from universeg_jax.model.factory import build_model, init_params
+from universeg_jax.model.factory import build_model, param_shapes
 
 DOCS = Path(__file__).parents[2] / "docs"
 LINEAGE = {"trained_on": {"discs": {"role": "train_open"}}}
@@ -29,7 +29,7 @@ def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "tiny"
     config = tiny_config()
     config.model.update({"norm": "layer", "matching": 2})
-    params = init_params(build_model(config.model), 0)
+    params = random_params(param_shapes(build_model(config.model)))
     store.write_params(path, params, {"config": to_dict(config), "lineage": LINEAGE})
     return path
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fixtures import build_discs, disc, tiny_config
+from tests.fixtures import build_discs, disc, random_params, tiny_config
 from universeg_jax.checkpoints import packaged
 from universeg_jax.configs import baselines as configs
 from universeg_jax.evaluation.cases import Settings
@@ -36,7 +36,7 @@ SLOTS, SIZE = 5, 16
 @functools.cache
 def tiny(name):
     model = build_model({"name": name, **TINY[name]}, support_chunk=2)
-    params = init_params(model, 0)
+    params = random_params(param_shapes(model))
     return params, jax.jit(lambda *inputs: model.apply({"params": params}, *inputs))
 
 
@@ -98,7 +98,7 @@ def test_an_episode_is_learnt_by_heart(name):
     assert values[-5:].mean() < 0.8 * values[0]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in NAMES[:2]] + ["alpnet"])
 def test_the_loop_trains_and_evaluation_restores(name, tmp_path):
     build_discs(tmp_path, "train_discs", "train_open", count=6)
     build_discs(tmp_path, "test_discs", "test", count=5, seed=1)

@@ -1,5 +1,7 @@
 """The first guess: its sums against the definition, its properties, and what it must find."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.fixtures import random_params
 from universeg_jax.model.layers import chunked, map_sum
 from universeg_jax.model.matching import KEY, KINDS, PRIOR, CellMatching, PixelMatching, cell_size, from_cells, to_cells
 
@@ -28,8 +31,8 @@ def weighted(support, batch=2):
 
 def made(kind, query, entries, weights):
     module = kind(HEADS)
-    variables = jax.jit(lambda key: module.init(key, query, entries[None], weights[None], map_sum))(jax.random.key(0))
-    return module, variables
+    init = functools.partial(module.init, jax.random.key(0))
+    return module, random_params(jax.eval_shape(lambda *x: init(*x, map_sum), query, entries[None], weights[None]))
 
 
 def apply(module, variables, query, entries, weights, chunk=0):

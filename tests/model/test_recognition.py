@@ -1,15 +1,17 @@
 """The guess from pretrained keys: its sums against the definition, its properties, and a model that has it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from tests.fixtures import tiny_config
+from tests.fixtures import random_params, tiny_config
 from universeg_jax.export.jax_export import export_model
 from universeg_jax.model import pretrained
-from universeg_jax.model.factory import NEUTRAL, build_model, init_params
+from universeg_jax.model.factory import NEUTRAL, build_model, init_params, param_shapes
 from universeg_jax.model.large_support import sharded_logits, streamed_logits
 from universeg_jax.model.layers import map_sum
 from universeg_jax.model.matching import to_cells
@@ -33,17 +35,11 @@ def pixels_of_cells(images):
     return {s: jax.lax.stop_gradient(to_cells(images, s) - 0.5) @ mix.astype(images.dtype) for s, mix in mixes.items()}
 
 
-def moved(params, scale=0.1):
-    """No parameter is at its initial value, and no path closed."""
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda p: np.float32(p + scale * rng.normal(size=p.shape)), params)
-
-
 @pytest.fixture(scope="module")
 def params():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrained, "features", pixels_of_cells)
-        return moved(init_params(build_model(FIELDS), 0))
+        return random_params(param_shapes(build_model(FIELDS)))
 
 
 def episode(seed=0, batch=2, support=4, size=SIZE):
@@ -67,8 +63,8 @@ def expected(params):
 def test_labels_are_averaged_by_likeness_and_distance():
     module, (query, images, labels) = Recognition(2, (3,)), episode(batch=1, support=2, size=32)
     entries, weights = np.concatenate([images, labels], -1), np.array([[0.25, 0.75]], np.float32)
-    init = jax.jit(lambda key: module.init(key, query, None, entries[None], None, weights[None], map_sum))
-    held = moved(init(jax.random.key(0))["params"])
+    init = functools.partial(module.init, jax.random.key(0), over=map_sum)
+    held = random_params(jax.eval_shape(init, query, None, entries[None], None, weights[None])["params"])
     held["mix"] = jax.tree.map(np.zeros_like, held["mix"])
     (added,) = module.apply({"params": held}, query, None, entries[None], None, weights[None], map_sum)
     seen = {kind: pixels_of_cells(enlarge(jnp.asarray(x))) for kind, x in (("query", query), ("support", images))}

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.fixtures import random_params
 from universeg_jax.model.factory import build_model, init_params, param_shapes
 from universeg_jax.model.layers import max_pool, upsample
 from universeg_jax.model.universeg import UniverSeg
@@ -84,7 +85,7 @@ def random_episode(seed, batch=2, support=5, size=16):
 
 def tiny(**fields):
     model = build_model({"encoder_blocks": ((3, 4), (5, 6), (4, 4))}, **fields)
-    return model, init_params(model, 0)
+    return model, random_params(param_shapes(model))
 
 
 EVERY_FIELD = {"norm": "layer", "residual": "both", "cross_activation": "leaky_relu", "matching": 2}
@@ -108,10 +109,7 @@ EVERY_FIELD = {"norm": "layer", "residual": "both", "cross_activation": "leaky_r
 def test_forms_agree_in_float64(variant, levels):
     with jax.enable_x64():
         fields = {"encoder_blocks": ((3, 4), (4, 4), (5, 4), (4, 4))[:levels], **variant}
-        params = jax.tree.map(
-            lambda p: jnp.asarray(p + 0.1 * np.random.default_rng(p.size).normal(size=p.shape), jnp.float64),
-            init_params(build_model(fields), 1),
-        )
+        params = jax.tree.map(np.float64, random_params(param_shapes(build_model(fields))))
         inputs = [x.astype(np.float64) for x in random_episode(0)]
         mask = np.array([[1, 1, 0, 1, 1], [1, 0, 0, 0, 0]], np.float64)
         results = []

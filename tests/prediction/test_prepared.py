@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from tests.fixtures import disc_examples, tiny_config
-from tests.model.test_recognition import moved, pixels_of_cells
+from tests.fixtures import disc_examples, random_params, tiny_config
+from tests.model.test_recognition import pixels_of_cells
 from universeg_jax.model import pretrained
-from universeg_jax.model.factory import build_model, init_params
+from universeg_jax.model.factory import build_model, param_shapes
 from universeg_jax.prediction.predictor import Predictor
 from universeg_jax.prediction.prepared import AT_A_TIME, PreparedKeys
 
@@ -35,7 +35,7 @@ def predictor(monkeypatch):
     monkeypatch.setattr(pretrained, "features", pixels_of_cells)
     config = tiny_config()
     config.model.update({"keys": "lite0", "key_heads": 2})
-    return Predictor(moved(init_params(build_model(config.model), 0)), config)
+    return Predictor(random_params(param_shapes(build_model(config.model))), config)
 
 
 @pytest.mark.parametrize("flips", [False, True])
