@@ -64,6 +64,12 @@ def test_inverted_labels_and_instances_are_named():
         assert kind == "inverted"
         assert "of every image: is it the background" in message
     images, masks = ellipses()
+    some = [~mask.astype(bool) if i in (1, 4) else mask for i, mask in enumerate(masks)]
+    ((kind, message),) = find_shared_mistakes(make_support(images, [m.astype(np.uint8) for m in some]))
+    assert kind == "inverted"
+    assert "covers the border of support 1, support 4, but not of the others" in message
+    whole = [np.ones_like(mask) if i == 1 else mask for i, mask in enumerate(masks)]  # a close view of the structure
+    assert find_shared_mistakes(make_support(images, whole)) == []
     bands = [np.arange(96)[:, None] // 4 + 1 + 0 * mask for mask in masks]
     found = [[k for k, _ in find_shared_mistakes(make_support(images, bands), named=n)] for n in (False, True)]
     assert ["instances" in kinds for kinds in found] == [True, False]
