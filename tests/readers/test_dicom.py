@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from pydicom import Dataset, dcmread
 from pydicom.pixels import pack_bits
 
-from universeg_jax.evaluation.mask_files import find_masks, read_mask_pair
+from universeg_jax.evaluation.mask_sets import read_pair, read_sets
 from universeg_jax.prediction.dicom_seg import write_dicom_seg
 from universeg_jax.prediction.files import find_queries, mask_files
 from universeg_jax.readers import checks
@@ -291,10 +291,9 @@ def test_our_own_dicom_seg_is_read_back_as_labels(tmp_path):
         (tmp_path / part).mkdir()
     shutil.copy(path, tmp_path / "masks" / "a.dcm")
     write_like(tmp_path / "truth" / "a.nii.gz", label.astype(np.uint8), folder, read_volume(folder))
-    pairs = [find_masks(tmp_path / part)["a"] for part in ("masks", "truth")]
-    ours, truth, spacing, _ = read_mask_pair(*pairs)
-    np.testing.assert_array_equal(ours, truth)
-    np.testing.assert_allclose(spacing, (0.75, 0.5, 2.5))
+    pair = read_pair("a", *read_sets(tmp_path / "masks", tmp_path / "truth"))
+    np.testing.assert_array_equal(pair.prediction, pair.truth)
+    np.testing.assert_allclose(pair.spacing, (0.75, 0.5, 2.5))
     support = tmp_path / "support"
     for part, source, name in (("images", folder, "a"), ("labels", path, "a.dcm")):
         (support / part).mkdir(parents=True)

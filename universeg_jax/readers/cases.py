@@ -211,17 +211,21 @@ def _image_masks(case: Case, image: np.ndarray) -> Iterator[tuple[int, np.ndarra
     return class_masks(case.labels, case.ids, lambda file: _read_image_label(file, (height, width)), case.ids_in)
 
 
-def _read_image_label(file: LabelFile, shape: tuple[int, int]) -> np.ndarray:
-    """Reads int32 [H, W] values of the image's shape."""
+def read_image_values(file: LabelFile, shape: tuple[int, int]) -> np.ndarray:
+    """Reads int32 [H, W] values of a label of an image of `shape`, which polygons and contours are drawn on."""
     if extension(file.path) == CONTOUR_EXTENSION:
         return read_contour(file.path, shape)
     if file.part is not None:
         return draw(file.path, *file.part, shape)
     if file.colours:
         table = {i: (red, green, blue) for i, red, green, blue in file.colours}
-        label = ids_of_colours(read_colours(file.path), table, file.path)
-    else:
-        label = read_label(file.path)
+        return ids_of_colours(read_colours(file.path), table, file.path)
+    return read_label(file.path)
+
+
+def _read_image_label(file: LabelFile, shape: tuple[int, int]) -> np.ndarray:
+    """`read_image_values` that have the image's shape."""
+    label = read_image_values(file, shape)
     if label.shape != shape:
         sizes = ["x".join(map(str, each[::-1])) for each in (shape, label.shape)]
         detail = f"the image is {sizes[0]}, the label {sizes[1]} (width x height)"

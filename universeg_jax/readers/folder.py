@@ -20,7 +20,7 @@ from universeg_jax.readers.dicom_files import nested_series, sorted_files
 from universeg_jax.readers.errors import FolderError, ImageError
 from universeg_jax.readers.file_names import IMAGE_EXTENSIONS, READABLE_EXTENSIONS, extension, natural_order, stem
 from universeg_jax.readers.images import read_label
-from universeg_jax.readers.label_formats import OBJECT, OBJECTS, FoundLabels, composed, find_labels, pair_labels
+from universeg_jax.readers.label_formats import COCO, OBJECT, OBJECTS, FoundLabels, composed, find_labels, pair_labels
 from universeg_jax.readers.label_names import snap_names, with_segment_names
 from universeg_jax.readers.label_values import MIXED_NOTE, one_class
 from universeg_jax.readers.labels import LabelFile
@@ -62,7 +62,11 @@ def read_folder(path: str | Path, size: int = 128) -> Folder[Case]:
     with collect() as notes:
         found = find_labels(path, images, meta)
         labels = {n: [Path(files[0].path)] for n, files in found.files.items()} if found else _files(path / "labels")
-        if not images.keys() & labels.keys():
+        if found:  # a COCO file may describe images that are not here
+            labels = {
+                name: files for name, files in labels.items() if name in images or not found.taken.startswith(COCO)
+            }
+        elif not images.keys() & labels.keys():
             images, labels, found = pair_labels(images, labels, meta)
     colours = tuple((i, *colour) for i, colour in meta.colours.items())
     objects = OBJECTS if meta.instances else ()
@@ -130,8 +134,9 @@ def _label_names(
     if meta.colours:
         return cases, {i: meta.labels.get(i, f"label {i}") for i in meta.colours if i}, "colours of meta.json", True
     check_palettes(file.path for case in cases if not case.volume for file in case.labels)
-    cases, names = with_segment_names(cases, meta.labels)
+    labels, names = with_segment_names([case.labels for case in cases], meta.labels)
     if names:
+        cases = tuple(replace(case, labels=files) for case, files in zip(cases, labels, strict=True))
         return cases, meta.labels | names, "ids with the names of the segments in the label files", True
     if meta.labels:
         return cases, meta.labels, "", True

@@ -31,6 +31,7 @@ from universeg_jax.readers.polygons import JSON_EXTENSIONS, PolygonFile, read_po
 
 OBJECTS = ((1, ()),)  # every value above 0 is class 1
 OBJECT = "object"
+COCO = "COCO polygons"
 NO_LABELS = ("meta.json", "dataset.json", "splits.json")
 
 
@@ -48,12 +49,16 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def find_labels(path: Path, images: Mapping[str, list[Path]], meta: Meta) -> FoundLabels | None:
+def find_labels(
+    path: Path, images: Mapping[str, list[Path]], meta: Meta, labels: Path | None = None
+) -> FoundLabels | None:
     """The labels of a folder without label files of the ordinary kind; None where it keeps them in no way known here.
 
-    `images`: case → its files. Raises FolderError and ImageError.
+    `images`: case → its files. `labels`: the folder of labels (default: labels/ in `path`). A COCO file may describe
+    images that are not among `images`. Raises FolderError and ImageError.
     """
-    inner = _visible(path / "labels")
+    labels = labels or path / "labels"
+    inner = _visible(labels)
     if any((file.is_file() and may_be_case(file)) or is_ome_zarr(file) for file in inner):
         return None
     cases = set(images)
@@ -61,7 +66,7 @@ def find_labels(path: Path, images: Mapping[str, list[Path]], meta: Meta) -> Fou
     found = (
         _class_folders(inner, cases, meta.labels)
         or _case_folders(inner, files, meta)
-        or _json_labels(path, cases, meta.labels)
+        or _json_labels(path, labels, cases, meta.labels)
     )
     return _as_objects(found) if found and meta.instances else found
 
@@ -143,8 +148,8 @@ def _masks_by_name(masks: Pairs, meta: Meta, pattern: str) -> FoundLabels:
     return FoundLabels(files, {i: name for name, i in ids.items()}, f"masks {pattern}, one for each class")
 
 
-def _json_labels(path: Path, cases: set[str], named: dict[int, str]) -> FoundLabels | None:
-    folders = (path / "labels", path / "annotations", path, path / "images")
+def _json_labels(path: Path, labels: Path, cases: set[str], named: dict[int, str]) -> FoundLabels | None:
+    folders = dict.fromkeys((labels, path / "annotations", path, path / "images"))
     found: list[tuple[Path, PolygonFile]] = []
     for file in (file for folder in folders for file in _visible(folder) if file.is_file()):
         if file.suffix.lower() in JSON_EXTENSIONS and file.name not in NO_LABELS and (read := read_polygons(file)):
@@ -164,12 +169,10 @@ def _json_labels(path: Path, cases: set[str], named: dict[int, str]) -> FoundLab
             key = image.image if read.kind == "COCO" else ""
             classes = sorted({shape.name for shape in image.shapes}) or list(ids)[:1]
             files[name] = tuple(LabelFile(str(file), ((ids[each], ()),), part=(key, each)) for each in classes)
-    if kinds == ["COCO"]:  # it may describe images that are not here
-        files = {name: labels for name, labels in files.items() if name in cases}
-    if not files:
+    if not files.keys() & cases:
         raise FolderError(f"{found[0][0]}: names no image of {path / 'images'}; the names must be the same")
     names = {i: name for name, i in ids.items()}
-    return FoundLabels(files, names, f"{kinds[0]} polygons")
+    return FoundLabels(files, names, COCO if kinds == ["COCO"] else f"{kinds[0]} polygons")
 
 
 def _polygon_ids(files: list[PolygonFile], named: dict[int, str]) -> dict[str, int]:

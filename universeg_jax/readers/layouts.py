@@ -40,7 +40,7 @@ def read_dataset_json(path: Path, size: int) -> Folder[Case]:
     file = path / "dataset.json"
     spec, meta = read_json_object(file), read_meta(path)
     channels = _channels(file, spec)
-    labels, classes, ignored_values = _labels(file, spec)
+    labels, classes, ignored_values = read_classes(file, spec)
     names = {**labels, **meta.labels}
     if ignored_values and not classes:
         classes = tuple((i, (i,)) for i in names)
@@ -126,7 +126,7 @@ def _channels(file: Path, spec: dict[str, Any]) -> list[str]:
     return [names[str(k)] for k in range(len(names))]
 
 
-def _labels(file: Path, spec: dict[str, Any]) -> tuple[dict[int, str], Classes, tuple[int, ...]]:
+def read_classes(file: Path, spec: dict[str, Any]) -> tuple[dict[int, str], Classes, tuple[int, ...]]:
     """Reads {"1": "liver"}, {"liver": 1} and regions {"organs": [1, 2]}: (id → name, classes, ignored values).
 
     `classes` is empty where the values of the files are the ids. Regions have the ids of "regions_class_order", with
