@@ -153,7 +153,8 @@ def _as_one_class(predicted: MaskSet, truth: MaskSet) -> tuple[MaskSet, MaskSet]
         return predicted, truth
     sets = [*_occurring(truth), *_occurring(predicted)]
     values = set().union(*sets)
-    if not values <= set(MASK_VALUES) or any(len(each) > 1 for each in sets) or values <= {*truth.known, min(values)}:
+    is_said = values <= set(truth.known) if truth.known else len(values) < 2
+    if is_said or not values <= set(MASK_VALUES) or any(len(each) > 1 for each in sets):
         return predicted, truth
     only = (truth.known or (1,))[0]
     listed = " and ".join(map(str, sorted(values)))
