@@ -19,7 +19,7 @@ from universeg_jax.readers.labels import check_label
 from universeg_jax.readers.notes import note
 from universeg_jax.readers.palettes import check_palette
 from universeg_jax.readers.preprocess import to_grey
-from universeg_jax.readers.tiff import read_tiff_image, turned
+from universeg_jax.readers.tiff import TURNS, read_tiff_image, turned
 
 # Formats by content. Pillow's other decoders are never tried on a stranger's file.
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "PPM")
@@ -85,6 +85,15 @@ def is_drawn_on_raw(image: Source, label: Source, name: Any = "") -> bool:
             "it was drawn on the raw pixels, save the image without the orientation",
         )
     return False
+
+
+def is_turned(source: Source) -> bool:
+    """True for an image with an EXIF orientation that turns or mirrors it."""
+    try:
+        with as_image_errors(Path(str(_name(source, "")))):
+            return _sides(source)[1] in TURNS
+    except ImageError:  # a TIFF that Pillow cannot open
+        return False
 
 
 def _sides(source: Source) -> tuple[tuple[int, int], int]:
