@@ -215,6 +215,7 @@ def multiframe(path, positions):
     """An enhanced CT whose frames have the given z, in any order of their own; a SEG where it has segments."""
     dataset = dcmread(shipped("CT_small.dcm"))
     frame = dataset.pixel_array
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"  # Enhanced CT
     for field in (
         "ImagePositionPatient",
         "ImageOrientationPatient",
@@ -276,6 +277,21 @@ def seg_of(folder, label, names):
     path = folder.parent / "seg.dcm"
     write_dicom_seg(path, {i: label == i for i in names}, names, folder, volume)
     return path
+
+
+@pytest.mark.parametrize("order", [range(5), [3, 0, 4, 1, 2]])
+def test_a_dicom_seg_of_an_enhanced_ct_is_read_back_on_its_grid(tmp_path, order):
+    file = multiframe(tmp_path / "scan" / "IM1", order)
+    label = np.zeros((128, 128, 5), np.int32)
+    label[10:50, 20:90, 1:4], label[60:70, 5:9, 0] = 7, 2
+    for scan in (file, file.parent):
+        path = seg_of(scan, label, {2: "vessel", 7: "liver"})
+        volume = read_label_volume(path)
+        np.testing.assert_array_equal(volume.data, label)
+        np.testing.assert_allclose(volume.affine, read_volume(scan).affine, atol=1e-6)
+        found = dcmread(path)
+        assert found.ReferencedSeriesSequence[0].SeriesInstanceUID == dcmread(file).SeriesInstanceUID
+        assert segment_names(path) == {2: "vessel", 7: "liver"}
 
 
 def test_our_own_dicom_seg_is_read_back_as_labels(tmp_path):
