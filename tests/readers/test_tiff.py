@@ -1,5 +1,6 @@
 """TIFF files by the meaning of their axes, with every value kept; PNG of 16 bits per channel."""
 
+import importlib.util
 import io
 import zlib
 
@@ -120,8 +121,22 @@ def test_a_compression_that_nothing_here_undoes_names_the_extra(tmp_path, monkey
     tag = data.index(bytes([3, 1, 3, 0, 1, 0, 0, 0]))  # compression, one short
     data[tag + 8 : tag + 10] = (34887).to_bytes(2, "little")  # LERC
     (tmp_path / "a.tif").write_bytes(data)
+    if importlib.util.find_spec("imagecodecs"):  # where the extra is installed: as tifffile says without it
+
+        def lacks(series, *args, **options):
+            raise ValueError("<COMPRESSION.LERC: 34887> requires the 'imagecodecs' package")
+
+        monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", lacks)
     with pytest.raises(ImageError, match=r"imagecodecs .LERC; .*universeg_jax\[tiff\]"):
         read_label(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lzw", "jpeg2000", "packbits"])
+def test_compressions_of_the_extra_keep_every_value(tmp_path, compression):
+    pytest.importorskip("imagecodecs")
+    values = (STACK[0].astype(np.uint16) * 201).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", values, compression=compression)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), values)
 
 
 def png16(channels: np.ndarray) -> bytes:
