@@ -279,6 +279,15 @@ def test_names_of_itk_snap(tmp_path):
     read = read_folder(folder)
     assert read.labels == {1: "liver, left", 4: "tumour"}
     assert read.taken == "ids with the names of labels.txt"
+    for i in range(2):  # 1 and 255 are two classes where both have a name
+        file = folder / "labels" / f"p{i}_0.png"
+        Image.fromarray(np.where(np.asarray(Image.open(file)) == 1, (1, 255)[i], 0).astype(np.uint8)).save(file)
+    (folder / "labels.txt").write_text("\n".join([*lines, '255 0 255 0 1 1 1 "tumour"']))
+    assert read_folder(folder).labels == {1: "liver, left", 255: "tumour"}
+    assert [set(np.unique(label)) for label in read_support(folder)[1]] == [{0, 1}, {0, 255}]
+    (folder / "labels.txt").unlink()
+    assert [set(np.unique(label)) for label in read_support(folder)[1]] == [{0, 1}, {0, 1}]
+    write_folder(tmp_path, 2, SHAPE, ids=(1, 4))
     (folder / "labels.txt").write_text("notes about my data")
     assert read_folder(folder).labels == {1: "label 1", 4: "label 4"}
 

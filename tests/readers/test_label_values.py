@@ -192,3 +192,20 @@ def test_two_greys_that_never_meet_are_said(tmp_path):
     with notes.collect() as said:
         read_folder(folder)
     assert not said
+
+
+def test_objects_in_colours_are_one_class_with_a_table_and_without(tmp_path):
+    folder = write_folder(tmp_path / "s", count=2, ids=(1, 2))
+    expected = [label > 0 for label in read_support(folder)[1]]
+    colours = np.array([[0, 0, 0], [200, 30, 0], [0, 90, 240]], np.uint8)
+    for file in (folder / "labels").iterdir():
+        Image.fromarray(colours[np.asarray(Image.open(file))]).save(file)
+    with pytest.raises(FolderError, match='a label in colours .*or "instances": true where each colour is an object'):
+        read_folder(folder)
+    for table in ("", ', "colours": {"1": [200, 30, 0], "2": [0, 90, 240]}', ', "labels": {"1": "cell"}'):
+        (folder / "meta.json").write_text(f'{{"instances": true{table}}}')
+        assert list(read_folder(folder).labels) == [1]
+        np.testing.assert_array_equal(np.stack(read_support(folder)[1]), np.stack(expected))
+    (folder / "meta.json").write_text('{"instances": true, "colours": {"1": [200, 30, 0]}}')
+    with pytest.raises(ImageError, match="holds colours that are not in"):
+        read_support(folder)

@@ -36,7 +36,7 @@ from universeg_jax.readers.images import (
     read_image,
     read_label,
 )
-from universeg_jax.readers.labels import LabelFile, class_masks
+from universeg_jax.readers.labels import IN_COLOURS, LabelFile, class_masks
 from universeg_jax.readers.notes import Notes, collect
 from universeg_jax.readers.ome_zarr import is_ome_zarr
 from universeg_jax.readers.polygons import draw
@@ -220,7 +220,12 @@ def read_image_values(file: LabelFile, shape: tuple[int, int]) -> np.ndarray:
     if file.colours:
         table = {i: (red, green, blue) for i, red, green, blue in file.colours}
         return ids_of_colours(read_colours(file.path), table, file.path)
-    return read_label(file.path)
+    try:
+        return read_label(file.path)
+    except ImageError as error:
+        if error.problem != IN_COLOURS or not file.classes or any(values for _, values in file.classes):
+            raise
+        return (read_colours(file.path) > 0).any(-1).astype(np.int32)  # every colour but black belongs to the class
 
 
 def _read_image_label(file: LabelFile, shape: tuple[int, int]) -> np.ndarray:

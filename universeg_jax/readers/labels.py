@@ -16,6 +16,8 @@ from universeg_jax.readers.label_values import MASK_VALUES, to_ids
 from universeg_jax.readers.notes import note
 from universeg_jax.readers.palettes import colour_table
 
+IN_COLOURS = "a label in colours"
+
 
 @dataclass(frozen=True)
 class LabelFile:
@@ -62,7 +64,8 @@ def one_channel(label: np.ndarray, path: Any) -> np.ndarray:
         detail = "save class ids as one grey or palette channel, 0 = background"
         if colours.dtype == np.uint8 and colours.shape[-1] == 3:
             detail += f", or write such as {colour_table(colours)} into meta.json"
-        raise ImageError(path, "a label in colours", detail)
+            detail += ', or "instances": true where each colour is an object'
+        raise ImageError(path, IN_COLOURS, detail)
     if alpha is None or (alpha == alpha.flat[0]).all():
         return grey
     if (grey == grey.flat[0]).all():
