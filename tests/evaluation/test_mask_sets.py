@@ -108,6 +108,17 @@ def test_every_way_to_keep_labels_gives_the_same_scores(folder, kind):
     assert words.get(kind, f"{kind} polygons") in notes
 
 
+def test_a_coco_file_beside_images_is_the_truth_and_images_are_no_masks(folder):
+    expected, _ = scores(folder, "plain")
+    write_labels(folder, "COCO")
+    for i in range(3):
+        write(folder / "truth" / "images" / f"p{i}_0.png", boxes(0)[1])
+    assert scores(folder)[0] == expected
+    (folder / "truth" / "all.json").unlink()
+    with pytest.raises(UserError, match="labels is not a folder"):
+        scores(folder)
+
+
 def test_missing_predictions_and_unknown_ids_are_named(folder):
     write_labels(folder, "COCO")
     (folder / "tool" / "p1_0.png").unlink()

@@ -8,6 +8,7 @@ import tifffile
 from PIL import Image
 
 from tests.fixtures import write_folder
+from universeg_jax.prediction.support import make_support
 from universeg_jax.readers import notes
 from universeg_jax.readers.errors import FolderError, ImageError
 from universeg_jax.readers.folder import read_folder, read_support
@@ -36,6 +37,8 @@ def test_one_colour_with_two_ids_is_refused_and_the_suggested_table_reads_it(tmp
     folder = with_palettes(tmp_path / "s", palettes, swap_in_second)
     with pytest.raises(FolderError, match="p1_0.png: its palette gives #00ff00 the id 1, that of .*p0_0.png") as error:
         read_folder(folder)
+    with pytest.raises(FolderError, match="p1_0.png: its palette gives #00ff00 the id 1"):
+        make_support(*(sorted((folder / part).iterdir()) for part in ("images", "labels")))
     table = str(error.value).partition("write ")[2].partition(" into")[0]
     assert table == '"colours": {"1": "#ff0000", "2": "#00ff00"}'
     (folder / "meta.json").write_text(f"{{{table}}}")

@@ -103,7 +103,8 @@ def _read_truth(folder: Path, predicted: dict[str, list[Path]]) -> tuple[MaskSet
     """(labels, predictions by the names of the labels)."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
-    labels = folder / "labels" if (folder / "labels").is_dir() else folder
+    is_dataset = any((folder / part).is_dir() for part in ("labels", "images"))  # a COCO file needs no labels/
+    labels = folder / "labels" if is_dataset else folder
     root = labels.parent if labels.name.startswith("labels") else labels
     meta = read_meta(root)
     if found := find_labels(root, predicted, meta, labels):

@@ -225,7 +225,8 @@ def read_image_values(file: LabelFile, shape: tuple[int, int]) -> np.ndarray:
     except ImageError as error:
         if error.problem != IN_COLOURS or not file.classes or any(values for _, values in file.classes):
             raise
-        return (read_colours(file.path) > 0).any(-1).astype(np.int32)  # every colour but black belongs to the class
+        is_coloured = np.any(read_colours(file.path) > 0, axis=-1)  # every colour but black belongs to the class
+        return np.asarray(is_coloured, np.int32)
 
 
 def _read_image_label(file: LabelFile, shape: tuple[int, int]) -> np.ndarray:

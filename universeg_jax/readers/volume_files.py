@@ -8,7 +8,7 @@ a .mhd may name the one file of voxels beside it.
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -179,9 +179,10 @@ def _check_gzip(path: Path) -> None:
 
 def _compare_forms(image: "nib.spatialimages.SpatialImage", path: Path) -> None:
     """Says where the two places that a NIfTI header may state differ; other programs may take the other one."""
-    if not hasattr(image.header, "get_sform"):
+    header: Any = image.header
+    if not hasattr(header, "get_sform"):
         return
-    (sform, s_code), (qform, q_code) = image.header.get_sform(coded=True), image.header.get_qform(coded=True)
+    (sform, s_code), (qform, q_code) = header.get_sform(coded=True), header.get_qform(coded=True)
     if sform is None or qform is None or not s_code or not q_code:
         return
     corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
