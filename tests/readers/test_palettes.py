@@ -97,3 +97,23 @@ def test_colours_without_a_table_are_refused_with_the_table_that_reads_them(tmp_
     assert sorted(colours.values()) == ["#00ff00", "#ff0000"]
     (folder / "meta.json").write_text(json.dumps({"colours": {"1": "#00ff00", "2": "#ff0000"}}))
     np.testing.assert_array_equal(np.stack(read_support(folder)[1]), np.stack(expected))
+
+
+def test_palettes_of_an_nnunet_folder_are_compared_too(tmp_path):
+    folder = with_palettes(tmp_path / "s", [(BLACK, RED, GREEN), (BLACK, GREEN, RED)], swap_in_second)
+    (folder / "labels").rename(folder / "labelsTr")
+    (folder / "images").rename(folder / "imagesTr")
+    for file in (folder / "imagesTr").iterdir():
+        file.rename(file.with_stem(f"{file.stem}_0000"))
+    spec = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1, "b": 2}, "file_ending": ".png"}
+    (folder / "dataset.json").write_text(json.dumps(spec))
+    with pytest.raises(
+        FolderError, match="p1_0.png: its palette gives #00ff00 .* id 2; where ids count, save the labels"
+    ):
+        read_folder(folder)
+    for i, file in enumerate(sorted((folder / "labelsTr").iterdir())):
+        Image.fromarray(np.where(np.asarray(Image.open(file)) == 1, 255, 0).astype(np.uint8)).save(file)
+    (folder / "dataset.json").write_text(json.dumps({**spec, "labels": {"background": 0, "a": 1}}))
+    with notes.collect() as said:
+        assert [set(np.unique(label)) for label in read_support(folder)[1]] == [{0, 1}] * 2
+    assert "it means the only id that dataset.json names" in said.lines()[0]

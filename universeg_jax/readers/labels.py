@@ -135,7 +135,7 @@ def _read_known(
         if all(values for _, values in file.classes) and occurring - known:
             raise ImageError(file.path, "holds values that mean no class", f"{sorted(occurring - known)[:9]}")
     elif len(known_ids) == 1 and _is_mask_of(known_ids[0], occurring):
-        note(file.path, f"the only value above 0 is {min(occurring)}: it means the only id that meta.json names")
+        note(file.path, f"the only value above 0 is {min(occurring)}: it means the only id that {named_in} names")
         return np.where(label > 0, np.int32(known_ids[0]), np.int32(0))
     elif known_ids and occurring - set(known_ids):
         raise FolderError(

@@ -25,6 +25,7 @@ from universeg_jax.readers.file_names import IMAGE_EXTENSIONS, READABLE_EXTENSIO
 from universeg_jax.readers.images import FORMATS
 from universeg_jax.readers.labels import LabelFile
 from universeg_jax.readers.meta import Folder, read_json_object, read_meta, subject_rule
+from universeg_jax.readers.palettes import check_palettes
 from universeg_jax.readers.volume_files import is_volume
 
 Classes = tuple[tuple[int, tuple[int, ...]], ...]  # as in LabelFile
@@ -78,6 +79,7 @@ def read_dataset_json(path: Path, size: int) -> Folder[Case]:
             )
         used |= {label, *images}
     _check_any_complete(path, cases)
+    check_palettes((file.path for case in cases if not case.volume for file in case.labels), has_table=False)
     others = [f for part in ("imagesTr", "labelsTr") for f in _files(path / part) if f not in used]
     return Folder(
         tuple(cases),

@@ -49,10 +49,11 @@ def check_palette(path: Any, colours: np.ndarray, occurring: Iterable[int]) -> N
         raise ImageError(path, "its palette shows another id than 0 as the background", detail)
 
 
-def check_palettes(files: Iterable[str | Path]) -> None:
+def check_palettes(files: Iterable[str | Path], has_table: bool = True) -> None:
     """Compares the palettes of the label files of a folder, of which most have none.
 
-    Raises FolderError where a colour means different ids in two files. A note names an id that has two colours, without
+    Raises FolderError where a colour means different ids in two files, with the table of colours that reads them where
+    `has_table` says that the folder may have one. A note names an id that has two colours, without
     any other conflict, because then nothing says that the ids are wrong.
     """
     palettes = [palette for file in files if (palette := _read(file)) is not None]
@@ -68,10 +69,10 @@ def check_palettes(files: Iterable[str | Path]) -> None:
             for j, other in owners.setdefault(colour, []):
                 if j != i and not palette.get(j) == colour == other.get(i):
                     table = _table(palettes[0].colours, [*used[palettes[0].file], *used[palette.file]])
+                    remedy = f"where colours mean classes, write {table} into meta.json, and the ids follow the colours"
                     raise FolderError(
                         f"{palette.file}: its palette gives {shown(colour)} the id {i}, that of {other.file} gives it "
-                        f"the id {j}; where colours mean classes, write {table} into meta.json, and the ids follow "
-                        "the colours; where ids count, save the labels in grey"
+                        f"the id {j}; {remedy + '; ' if has_table else ''}where ids count, save the labels in grey"
                     )
             if i not in {j for j, _ in owners[colour]}:
                 owners[colour].append((i, palette))
