@@ -111,7 +111,7 @@ def test_palettes_of_an_nnunet_folder_are_compared_too(tmp_path):
         FolderError, match="p1_0.png: its palette gives #00ff00 .* id 2; where ids count, save the labels"
     ):
         read_folder(folder)
-    for i, file in enumerate(sorted((folder / "labelsTr").iterdir())):
+    for file in (folder / "labelsTr").iterdir():
         Image.fromarray(np.where(np.asarray(Image.open(file)) == 1, 255, 0).astype(np.uint8)).save(file)
     (folder / "dataset.json").write_text(json.dumps({**spec, "labels": {"background": 0, "a": 1}}))
     with notes.collect() as said:
