@@ -1,6 +1,7 @@
 """Which checkpoints stay, what is inside, and what is said where there is none."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -82,6 +83,33 @@ def test_a_damaged_checkpoint_is_named_with_the_one_before_it(tmp_path):
             file.write_text(contents) if contents else file.unlink()
         with pytest.raises(CheckpointError, match=r"2 is damaged.*; delete this folder: the run .* from step 1"):
             store.read_metadata(newest)
+
+
+@pytest.mark.parametrize(
+    ("part", "damage"),
+    [
+        ("state/manifest.ocdbt", lambda file: file.write_bytes(file.read_bytes()[:20])),
+        ("state/_METADATA", lambda file: file.unlink()),
+        ("state/d/*", lambda file: file.write_bytes(bytes(file.stat().st_size))),
+        ("metrics/metrics", lambda file: file.write_bytes(b'{"mean')),
+    ],
+)
+def test_a_damaged_state_or_score_is_named_with_the_step_from_which_the_run_goes_on(tmp_path, part, damage):
+    save_some(tmp_path, {1: 0.5, 2: 0.7})
+    newest = tmp_path / "checkpoints" / "2"
+    for file in newest.glob(part):
+        damage(file)
+
+    def resume():
+        with open_checkpointer(tmp_path) as checkpointer:
+            assert store.latest_metadata(checkpointer)["step"] in (1, 2)
+            return store.restore_state(checkpointer, {"step": np.int32(0)})
+
+    what = "scores" if part == "metrics/metrics" else "training state"
+    with pytest.raises(CheckpointError, match=rf"{newest} is damaged: its {what} .*; delete this folder: .* step 1$"):
+        resume()
+    shutil.rmtree(newest)
+    assert resume() == {"step": 1}
 
 
 def test_a_workdir_without_a_checkpoint_is_refused(tmp_path):

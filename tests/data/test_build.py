@@ -12,6 +12,7 @@ from PIL import Image
 from tests.fixtures import write_folder
 from universeg_jax import data
 from universeg_jax.cli import main
+from universeg_jax.data import build, builder
 from universeg_jax.data.dataset import list_datasets, open_dataset, read_report
 
 
@@ -193,10 +194,53 @@ def test_mistakes_end_with_one_line_and_code_1(tmp_path, monkeypatch, capsys, ar
     assert len(list((tmp_path / "scans").rglob("*.png"))) == 6
 
 
+def test_a_change_of_colours_or_of_an_inner_file_is_built_anew(tmp_path, capsys):
+    folder = write_folder(tmp_path / "scans", count=3, ids=(1, 2))
+    for file in (folder / "labels").iterdir():
+        Image.fromarray(np.diag([0, 200, 100]).astype(np.uint8)[np.asarray(Image.open(file))]).save(file)
+    arguments = ["build", "--folder", str(folder), "--size", "16", "--data_dir", str(tmp_path / "data")]
+    areas = []
+    for colours in ({"1": "#00c800", "2": "#000064"}, {"2": "#00c800", "1": "#000064"}):
+        (folder / "meta.json").write_text(json.dumps({"colours": colours}))
+        assert main(arguments) == 0
+        assert "| built |" in capsys.readouterr().out
+        index = open_dataset(tmp_path / "data", "scans").index
+        areas.append([index.mask_area[index.mask_label == i].tolist() for i in (1, 2)])
+    assert areas[0] == areas[1][::-1]
+    inner = tmp_path / "a.ome.zarr" / "0" / "0.0"
+    inner.parent.mkdir(parents=True)
+    digests = []
+    for content in (b"1", b"2"):
+        inner.write_bytes(content)
+        digests.append(build._digest_of(str(tmp_path / "a.ome.zarr")))
+    assert digests[0] != digests[1]
+
+
+def add_alpha(path):
+    """Keeps a label in the alpha channel of a white image, on which its reader leaves a note."""
+    mask = Image.open(path)
+    Image.merge("LA", [Image.new("L", mask.size, 255), mask]).save(path)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_notes_of_the_readers_reach_the_user_and_the_report(tmp_path, capsys, monkeypatch, workers):
+    monkeypatch.setattr(builder, "SECONDS_TO_START", 0.0)  # worker processes even for so few files
+    folder = write_folder(tmp_path / "scans", count=3)
+    for i in (0, 2):
+        add_alpha(folder / "labels" / f"p{i}_0.png")
+    (folder / "meta.json").write_text(json.dumps({"labels": {"1": "a"}}))
+    arguments = ["build", "--folder", str(folder), "--size", "16", "--workers", workers]
+    assert main([*arguments, "--data_dir", str(tmp_path / "data")]) == 0
+    line = "labels/p0_0.png and 1 more: the colours are the same everywhere, so its alpha is taken as the mask"
+    assert f"scans: {line}\n" in capsys.readouterr().err
+    assert read_report(tmp_path / "data", "scans").notes == (line,)
+
+
 def test_beam_with_two_workers_gives_the_same_bytes(tmp_path, capsys):
     pytest.importorskip("apache_beam", reason="needs universeg_jax[beam]")
     folder = write_folder(tmp_path / "scans", count=7, ids=(1, 2))
     (folder / "labels" / "p3_0.png").write_bytes(b"")
+    add_alpha(folder / "labels" / "p5_0.png")
     (folder / "meta.json").write_text(json.dumps({"labels": {"1": "a", "2": "b"}}))
     arguments = ["build", "--folder", str(folder), "--size", "16", "--workers", "2"]
     assert main([*arguments, "--data_dir", str(tmp_path / "one")]) == 0
@@ -204,6 +248,7 @@ def test_beam_with_two_workers_gives_the_same_bytes(tmp_path, capsys):
     output = capsys.readouterr()
     assert output.out.count("| scans | test | 6 | 6 | 2 | 1 | built |") == 2
     assert output.err.count("scans: dropped 1: cannot be read: p3_0\n") == 2
+    assert output.err.count("scans: labels/p5_0.png: the colours are the same everywhere") == 2
     one, two = (
         {p.relative_to(tmp_path / place): p.read_bytes() for p in (tmp_path / place).rglob("*") if p.is_file()}
         for place in ("one", "two")

@@ -241,7 +241,7 @@ def test_sources_of_the_same_patients_split_them_alike():
     sources = all_sources()
     assert sources["lits"].source_group == sources["msd_liver"].source_group != ""
     assert sources["brats"].source_group == sources["msd_brain_tumour"].source_group != ""
-    verified = {"wbc_jtsc", "wbc_cellavision", "bbbc038", "msd_hippocampus"}
+    verified = {"wbc_jtsc", "wbc_cellavision", "bbbc038", "msd_hippocampus", "drive"}
     assert {s.name for s in sources.values() if s.verified} == verified
 
 

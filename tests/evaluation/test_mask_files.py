@@ -134,8 +134,8 @@ def test_nan_other_grids_and_other_ids_are_refused(tmp_path):
     with pytest.raises(ImageError, match=r"v1.nii.gz: .* lie in different places"):
         score_masks(tool, labels, tmp_path / "out")
     for i in range(3):
-        save(tool / f"v{i}", shifted(shape, value=255))
-    with pytest.raises(UserError, match=r"holds the ids \[255\], the labels \[1\]"):
+        save(tool / f"v{i}", shifted(shape, value=254))
+    with pytest.raises(UserError, match=r"holds the ids \[254\], the labels \[1\]"):
         score_masks(tool, labels, tmp_path / "out")
     save(labels / "v0", np.zeros(shape, np.float32))
     with pytest.raises(UserError, match="not a folder"):

@@ -458,3 +458,24 @@ def test_ctrl_c_leaves_whole_files_and_names_the_remedy(loaded, checkpoint, tmp_
 def test_image_errors_are_those_of_the_readers(segmenter, tmp_path):
     with pytest.raises(ImageError):
         segmenter(tmp_path / "absent.png")
+
+
+def test_how_a_query_was_understood_stands_in_the_table_and_is_printed_once(predictor, tmp_path, capsys):
+    segmenter = predictor.segmenter(read_support_folder(write_folder(tmp_path / "s", count=3)))
+    queries = write_folder(tmp_path / "q", count=3) / "images"
+    exif = Image.Exif()
+    exif[0x112] = 6
+    for i in (0, 2):
+        Image.open(queries / f"p{i}_0.png").save(queries / f"p{i}_0.png", exif=exif)
+    assert predict_files(segmenter, [queries], tmp_path / "out") == 0
+    line = "its EXIF orientation is applied: the mask lies on the upright image, not on the raw pixels"
+    rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
+    assert [line in row["warnings"] for row in rows] == [True, False, True]
+    said = capsys.readouterr().err
+    assert said.count(line) == 1
+    assert f"images/p0_0.png and 1 more: {line}" in said
+    assert Image.open(tmp_path / "out" / "p0_0.png").size == (20, 30)
+    scan = write_volumes(tmp_path / "v") / "images"
+    assert predict_files(segmenter, [scan], tmp_path / "volumes") == 0
+    rows = list(csv.DictReader((tmp_path / "volumes" / "predictions.csv").open()))
+    assert all("window mr; --window" in row["warnings"] for row in rows)

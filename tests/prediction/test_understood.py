@@ -64,6 +64,12 @@ def test_inverted_labels_and_instances_are_named():
         assert kind == "inverted"
         assert "of every image: is it the background" in message
     images, masks = ellipses()
+    some = [~mask.astype(bool) if i in (1, 4) else mask for i, mask in enumerate(masks)]
+    ((kind, message),) = find_shared_mistakes(make_support(images, [m.astype(np.uint8) for m in some]))
+    assert kind == "inverted"
+    assert "covers the border of support 1, support 4, but not of the others" in message
+    whole = [np.ones_like(mask) if i == 1 else mask for i, mask in enumerate(masks)]  # a close view of the structure
+    assert find_shared_mistakes(make_support(images, whole)) == []
     bands = [np.arange(96)[:, None] // 4 + 1 + 0 * mask for mask in masks]
     found = [[k for k, _ in find_shared_mistakes(make_support(images, bands), named=n)] for n in (False, True)]
     assert ["instances" in kinds for kinds in found] == [True, False]
@@ -242,3 +248,32 @@ def test_ids_that_no_png_holds_are_written_as_tiff(tmp_path):
     mask = np.array([[0, 100000], [7, 0]], np.int32)
     write_image_mask(tmp_path / "m.tif", mask)
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "m.tif"), mask)
+
+
+def test_a_dict_of_masks_and_a_map_of_255_are_one_class():
+    images, masks = ellipses(3)
+    expected = make_support(images, masks)
+    labels = [masks[0], {255: masks[1] > 0}, (masks[2] * 255).astype(np.uint8)]
+    with notes.collect() as said:
+        support = make_support(images, labels)
+    assert support.labels == (1,)
+    assert "both mean one class" in said.lines()[0]
+    np.testing.assert_array_equal(support.masks, expected.masks)
+    assert support.pixels == expected.pixels
+
+
+def test_the_description_says_what_labels_were_taken_for_and_that_classes_overlap(tmp_path):
+    folder = write_folder(tmp_path / "s", count=2, ids=(1,))
+    for file in list((folder / "labels").iterdir()):
+        whole = np.asarray(Image.open(file))
+        file.unlink()
+        for name, mask in (("cell", whole), ("nucleus", whole * (np.arange(whole.shape[1]) < 15))):
+            (folder / "labels" / name).mkdir(exist_ok=True)
+            Image.fromarray((mask * 255).astype(np.uint8)).save(folder / "labels" / name / file.name)
+    read = read_folder(folder)
+    lines = describe(read_support_folder(folder), read.labels, "s", read.taken)
+    assert lines[2:4] == [
+        "labels: taken for a folder of masks for each class",
+        "classes overlap, so each is predicted by itself, with a mask of its own",
+    ]
+    assert [line.partition(":")[0] for line in lines[4:6]] == ["id 1 (cell)", "id 2 (nucleus)"]

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from pydicom import Dataset, dcmread
 from pydicom.pixels import pack_bits
 
-from universeg_jax.evaluation.mask_files import find_masks, read_mask_pair
+from universeg_jax.evaluation.mask_sets import read_pair, read_sets
 from universeg_jax.prediction.dicom_seg import write_dicom_seg
 from universeg_jax.prediction.files import find_queries, mask_files
 from universeg_jax.readers import checks
@@ -215,6 +215,7 @@ def multiframe(path, positions):
     """An enhanced CT whose frames have the given z, in any order of their own; a SEG where it has segments."""
     dataset = dcmread(shipped("CT_small.dcm"))
     frame = dataset.pixel_array
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"  # Enhanced CT
     for field in (
         "ImagePositionPatient",
         "ImageOrientationPatient",
@@ -278,6 +279,21 @@ def seg_of(folder, label, names):
     return path
 
 
+@pytest.mark.parametrize("order", [range(5), [3, 0, 4, 1, 2]])
+def test_a_dicom_seg_of_an_enhanced_ct_is_read_back_on_its_grid(tmp_path, order):
+    file = multiframe(tmp_path / "scan" / "IM1", order)
+    label = np.zeros((128, 128, 5), np.int32)
+    label[10:50, 20:90, 1:4], label[60:70, 5:9, 0] = 7, 2
+    for scan in (file, file.parent):
+        path = seg_of(scan, label, {2: "vessel", 7: "liver"})
+        volume = read_label_volume(path)
+        np.testing.assert_array_equal(volume.data, label)
+        np.testing.assert_allclose(volume.affine, read_volume(scan).affine, atol=1e-6)
+        found = dcmread(path)
+        assert found.ReferencedSeriesSequence[0].SeriesInstanceUID == dcmread(file).SeriesInstanceUID
+        assert segment_names(path) == {2: "vessel", 7: "liver"}
+
+
 def test_our_own_dicom_seg_is_read_back_as_labels(tmp_path):
     folder = series(tmp_path / "scan")
     label = np.zeros((128, 128, 5), np.int32)
@@ -291,10 +307,9 @@ def test_our_own_dicom_seg_is_read_back_as_labels(tmp_path):
         (tmp_path / part).mkdir()
     shutil.copy(path, tmp_path / "masks" / "a.dcm")
     write_like(tmp_path / "truth" / "a.nii.gz", label.astype(np.uint8), folder, read_volume(folder))
-    pairs = [find_masks(tmp_path / part)["a"] for part in ("masks", "truth")]
-    ours, truth, spacing, _ = read_mask_pair(*pairs)
-    np.testing.assert_array_equal(ours, truth)
-    np.testing.assert_allclose(spacing, (0.75, 0.5, 2.5))
+    pair = read_pair("a", *read_sets(tmp_path / "masks", tmp_path / "truth"))
+    np.testing.assert_array_equal(pair.prediction, pair.truth)
+    np.testing.assert_allclose(pair.spacing, (0.75, 0.5, 2.5))
     support = tmp_path / "support"
     for part, source, name in (("images", folder, "a"), ("labels", path, "a.dcm")):
         (support / part).mkdir(parents=True)

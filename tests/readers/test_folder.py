@@ -111,7 +111,7 @@ def change(path, what):
         (path / "images").rename(path / "pictures")
     elif what == "no pairs":
         for file in (path / "labels").iterdir():
-            file.rename(file.with_stem(f"{file.stem}_mask"))
+            file.rename(file.with_stem(f"other{file.stem}"))
     elif what == "nothing":
         for file in (path / "images").iterdir():
             file.unlink()

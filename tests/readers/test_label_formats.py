@@ -1,5 +1,7 @@
 """Labels as polygons, folders of masks per class, colours, and names that label files state."""
 
+import base64
+import io
 import json
 
 import numpy as np
@@ -277,6 +279,15 @@ def test_names_of_itk_snap(tmp_path):
     read = read_folder(folder)
     assert read.labels == {1: "liver, left", 4: "tumour"}
     assert read.taken == "ids with the names of labels.txt"
+    for i in range(2):  # 1 and 255 are two classes where both have a name
+        file = folder / "labels" / f"p{i}_0.png"
+        Image.fromarray(np.where(np.asarray(Image.open(file)) == 1, (1, 255)[i], 0).astype(np.uint8)).save(file)
+    (folder / "labels.txt").write_text("\n".join([*lines, '255 0 255 0 1 1 1 "tumour"']))
+    assert read_folder(folder).labels == {1: "liver, left", 255: "tumour"}
+    assert [set(np.unique(label)) for label in read_support(folder)[1]] == [{0, 1}, {0, 255}]
+    (folder / "labels.txt").unlink()
+    assert [set(np.unique(label)) for label in read_support(folder)[1]] == [{0, 1}, {0, 1}]
+    write_folder(tmp_path, 2, SHAPE, ids=(1, 4))
     (folder / "labels.txt").write_text("notes about my data")
     assert read_folder(folder).labels == {1: "label 1", 4: "label 4"}
 
@@ -304,3 +315,32 @@ def test_ome_zarr_volumes_and_labels(tmp_path, version, zarr_format):
     group.create_array("0", data=np.stack([image.T, image.T]), chunks=(1, 4, 4, 4))
     with pytest.raises(ImageError, match="several channels or times .2 along c"):
         read_volume(tmp_path / "images" / "a.ome.zarr")
+
+
+def test_a_coco_file_alone_needs_no_folder_of_labels(tmp_path):
+    folder = coco(unlabelled(tmp_path))
+    (folder / "labels").rmdir()
+    read = read_folder(folder)
+    assert read.labels == {3: "liver", 5: "tumour"}
+    assert not read.ignored
+
+
+def test_a_mask_of_labelme_is_drawn_where_it_lies(tmp_path):
+    folder = unlabelled(tmp_path, count=2)
+    png = io.BytesIO()
+    Image.fromarray(HOLE_MASK[6:9, 5:8]).save(png, "PNG")
+    shape = {"label": "cyst", "shape_type": "mask", "points": [[5, 6], [7, 8]]}
+    shape["mask"] = base64.b64encode(png.getvalue()).decode()
+    for i in range(2):
+        contents = {"shapes": [shape], "imageHeight": SHAPE[0], "imageWidth": SHAPE[1]}
+        (folder / "labels" / f"p{i}_0.json").write_text(json.dumps(contents))
+    assert read_folder(folder).labels == {1: "cyst"}
+    np.testing.assert_array_equal(read_support(folder)[1][0], HOLE_MASK)
+    shape["points"] = [[28, 6], [30, 8]]
+    (folder / "labels" / "p0_0.json").write_text(json.dumps(contents))
+    with pytest.raises(ImageError, match=r"p0_0.json: a mask lies outside its image"):
+        read_support(folder)
+    shape["shape_type"] = "line"
+    (folder / "labels" / "p0_0.json").write_text(json.dumps(contents))
+    with pytest.raises(ImageError, match=r"^[^:]*p0_0.json: a shape is no area .line of 'cyst'"):
+        read_support(folder)

@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from tests.fixtures import disc, write_folder
 from universeg_jax.readers import notes
-from universeg_jax.readers.errors import ImageError
+from universeg_jax.readers.errors import FolderError, ImageError
 from universeg_jax.readers.folder import read_folder, read_support
 from universeg_jax.readers.images import read_label
 from universeg_jax.readers.label_values import one_class, to_ids
@@ -141,3 +141,71 @@ def test_instances_are_named_and_become_one_class(tmp_path):
     (folder / "meta.json").write_text('{"instances": true}')
     assert read_folder(folder).labels == {1: "object"}
     assert [set(np.unique(label)) for label in read_support(folder)[1]] == [{0, 1}] * 2
+
+
+@pytest.mark.parametrize("quality", [60, 75, 90])
+def test_a_third_level_is_no_noise_between_two(quality):
+    small = disc(96, (80, 80), 5)
+    grey = np.where(DISC, 255, np.where(small, 127, 0)).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(grey).save(file, "JPEG", quality=quality)
+    for values in (np.asarray(Image.open(file)), ndimage.gaussian_filter(grey, 0.8)):
+        with pytest.raises(ImageError, match="JPEG, a resize"):
+            to_ids(values, "a")
+    with pytest.raises(
+        ImageError, match="0.00392157; whole numbers from 0; they are whole after a multiplication by 255"
+    ):
+        to_ids(DISC / np.float32(255), "a")
+
+
+def rewrite(folder, change):
+    for i, file in enumerate(sorted((folder / "labels").iterdir())):
+        Image.fromarray(change(i, np.asarray(Image.open(file))).astype(np.uint8)).save(file)
+
+
+def test_255_beside_small_ids_may_be_ignored(tmp_path):
+    folder = write_folder(tmp_path / "s", count=2, ids=(1, 2))
+    rewrite(folder, lambda i, ids: np.where(ids == 2, 255, ids))
+    with notes.collect() as said:
+        assert set(read_folder(folder).labels) == {1, 255}
+    assert '"ignore": [255]' in said.lines()[0]
+    for meta in ('{"ignore": [255]}', '{"ignore": [255], "labels": {"1": "disc"}}'):
+        (folder / "meta.json").write_text(meta)
+        with notes.collect() as said:
+            assert set(read_folder(folder).labels) == {1}
+            assert [set(np.unique(label)) for label in read_support(folder)[1]] == [{0, 1}] * 2
+        assert not said
+    (folder / "meta.json").write_text('{"ignore": [255], "instances": true}')
+    assert [set(np.unique(label)) for label in read_support(folder)[1]] == [{0, 1}] * 2
+    (folder / "meta.json").write_text('{"ignore": 255}')
+    with pytest.raises(FolderError, match='"ignore" is 255; write a list of ids above 0'):
+        read_folder(folder)
+
+
+def test_two_greys_that_never_meet_are_said(tmp_path):
+    folder = write_folder(tmp_path / "s", count=2)
+    rewrite(folder, lambda i, ids: np.where(ids, 255 if i else 128, 0))
+    with notes.collect() as said:
+        assert set(read_folder(folder).labels) == {128, 255}
+    assert "each mask holds one value above 0, but not all the same (128, 255)" in said.lines()[0]
+    rewrite(folder, lambda i, ids: np.where(ids, 1 + i, 0))  # a class for each image is common
+    with notes.collect() as said:
+        read_folder(folder)
+    assert not said
+
+
+def test_objects_in_colours_are_one_class_with_a_table_and_without(tmp_path):
+    folder = write_folder(tmp_path / "s", count=2, ids=(1, 2))
+    expected = [label > 0 for label in read_support(folder)[1]]
+    colours = np.array([[0, 0, 0], [200, 30, 0], [0, 90, 240]], np.uint8)
+    for file in (folder / "labels").iterdir():
+        Image.fromarray(colours[np.asarray(Image.open(file))]).save(file)
+    with pytest.raises(FolderError, match='a label in colours .*or "instances": true where each colour is an object'):
+        read_folder(folder)
+    for table in ("", ', "colours": {"1": [200, 30, 0], "2": [0, 90, 240]}', ', "labels": {"1": "cell"}'):
+        (folder / "meta.json").write_text(f'{{"instances": true{table}}}')
+        assert list(read_folder(folder).labels) == [1]
+        np.testing.assert_array_equal(np.stack(read_support(folder)[1]), np.stack(expected))
+    (folder / "meta.json").write_text('{"instances": true, "colours": {"1": [200, 30, 0]}}')
+    with pytest.raises(ImageError, match="holds colours that are not in"):
+        read_support(folder)

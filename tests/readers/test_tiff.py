@@ -1,5 +1,6 @@
 """TIFF files by the meaning of their axes, with every value kept; PNG of 16 bits per channel."""
 
+import importlib.util
 import io
 import zlib
 
@@ -120,8 +121,22 @@ def test_a_compression_that_nothing_here_undoes_names_the_extra(tmp_path, monkey
     tag = data.index(bytes([3, 1, 3, 0, 1, 0, 0, 0]))  # compression, one short
     data[tag + 8 : tag + 10] = (34887).to_bytes(2, "little")  # LERC
     (tmp_path / "a.tif").write_bytes(data)
+    if importlib.util.find_spec("imagecodecs"):  # where the extra is installed: as tifffile says without it
+
+        def lacks(series, *args, **options):
+            raise ValueError("<COMPRESSION.LERC: 34887> requires the 'imagecodecs' package")
+
+        monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", lacks)
     with pytest.raises(ImageError, match=r"imagecodecs .LERC; .*universeg_jax\[tiff\]"):
         read_label(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lzw", "jpeg2000", "packbits"])
+def test_compressions_of_the_extra_keep_every_value(tmp_path, compression):
+    pytest.importorskip("imagecodecs")
+    values = (STACK[0].astype(np.uint16) * 201).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", values, compression=compression)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), values)
 
 
 def png16(channels: np.ndarray) -> bytes:
@@ -176,3 +191,46 @@ def test_paths_bytes_and_opened_images_are_one(tmp_path):
         np.testing.assert_array_equal(read_image(source, upright=False), wide)
     tifffile.imwrite(tmp_path / "a.tif", wide, extratags=[(274, 3, 1, 6, True)])
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), expected)
+
+
+def test_cmyk_and_lightness_are_shown_as_a_viewer_does(tmp_path):
+    grey = np.linspace(0, 255, 12 * 9).reshape(12, 9).astype(np.uint8)
+    Image.fromarray(grey).convert("RGB").convert("CMYK").save(tmp_path / "a.tif")
+    np.testing.assert_allclose(read_image(tmp_path / "a.tif"), grey, atol=1)
+    inks = np.stack([0 * grey, 0 * grey, 0 * grey, 255 - grey], -1)  # all in the black ink
+    tifffile.imwrite(tmp_path / "b.tif", inks, photometric="separated")
+    np.testing.assert_allclose(read_image(tmp_path / "b.tif"), grey, atol=1)
+    other = np.random.default_rng(0).integers(0, 255, (12, 9, 2)).astype(np.uint8)
+    for kind in ("cielab", "ycbcr"):
+        tifffile.imwrite(tmp_path / "c.tif", np.concatenate([grey[..., None], other], -1), photometric=kind)
+        np.testing.assert_array_equal(read_image(tmp_path / "c.tif"), grey)
+
+
+def test_a_stack_of_labels_with_equal_colours_and_alpha_is_read(tmp_path):
+    ids = (STACK > 100).astype(np.uint8) * 255
+    pages = np.stack([ids] * 3 + [np.full_like(ids, 255)], -1)
+    tifffile.imwrite(tmp_path / "a.tif", pages, photometric="rgb", extrasamples=["unassalpha"])
+    np.testing.assert_array_equal(slices(read_label_volume(tmp_path / "a.tif")), ids)
+    pages[..., 0] = 7
+    tifffile.imwrite(tmp_path / "a.tif", pages, photometric="rgb", extrasamples=["unassalpha"])
+    with pytest.raises(ImageError, match="a label in colours"):
+        read_label_volume(tmp_path / "a.tif")
+
+
+def test_a_header_does_not_choose_which_other_files_are_read(tmp_path):
+    tifffile.imwrite(tmp_path / "other.ome.tif", STACK, ome=True, metadata={"axes": "ZYX"})
+    with tifffile.TiffFile(tmp_path / "other.ome.tif") as file:
+        uuid = "urn:uuid:" + "0" * 8
+        xml = file.ome_metadata.replace(
+            "<TiffData", f'<TiffData FirstZ="0"><UUID FileName="other.ome.tif">{uuid}</UUID>'
+        )
+    tifffile.imwrite(tmp_path / "a.ome.tif", STACK[0], description=xml.replace("/>", "</TiffData>", 1), metadata=None)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.ome.tif"), STACK[0])
+
+
+def test_animations_are_refused(tmp_path):
+    frames = [Image.fromarray(page) for page in STACK]
+    for ending in ("png", "gif"):
+        frames[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=frames[1:])
+        with pytest.raises(ImageError, match="has several pages .5"):
+            read_image(tmp_path / f"a.{ending}")

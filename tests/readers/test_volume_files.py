@@ -9,9 +9,16 @@ import SimpleITK as sitk
 import tifffile
 
 from tests.readers.test_dicom import series
-from universeg_jax.readers import checks
+from universeg_jax.readers import checks, notes
 from universeg_jax.readers.errors import ImageError
-from universeg_jax.readers.volume_files import is_volume, mask_extension, read_label_volume, read_volume, write_like
+from universeg_jax.readers.volume_files import (
+    is_volume,
+    mask_extension,
+    read_label_volume,
+    read_volume,
+    voxels_of,
+    write_like,
+)
 
 DATA = np.random.default_rng(0).integers(-1000, 2000, (7, 6, 5)).astype(np.int16)
 AFFINE = np.array([[0, 0, 2.5, -30], [-0.8, 0, 0, 40], [0, -1.2, 0, 10], [0, 0, 0, 1]], float)
@@ -181,7 +188,7 @@ def test_every_bad_file_raises_an_image_error_with_its_name(tmp_path, monkeypatc
     nifti(tmp_path / "five.nii", np.zeros((2, 2, 2, 2, 2), np.int16))
     for name, problem in {
         "truncated.nii.gz": "cannot be read", "short.nii": "cannot be read", "empty.nii": "cannot be read",
-        "text.nrrd": "cannot be read", "text.mha": "points to another file", "notes.txt": "extension",
+        "text.nrrd": "cannot be read", "text.mha": "header has no ElementDataFile", "notes.txt": "extension",
         "folder": "no DICOM", "bomb.nii.gz": "too many voxels", "detached.nrrd": "points to another file",
         "detached.mha": "points to another file", "bomb.nrrd": "more voxels than the file", "nan.nii": "NaN",
         "lowest.nii": "missing data", "zero.nii": "every voxel is the same", "five.nii": "more than four axes",
@@ -207,3 +214,47 @@ def test_a_header_may_not_name_voxels_elsewhere(tmp_path):
     (tmp_path / "inner" / "b.mhd").write_text(text)
     with pytest.raises(ImageError, match="a.raw: is a link out of its folder"):
         read_volume(tmp_path / "inner" / "b.mhd")
+
+
+@pytest.mark.parametrize("line", ["ElementDataFile=LOCAL", "ElementDataFile =LOCAL", "  ElementDataFile  =  LOCAL  "])
+def test_headers_of_metaimage_as_other_programs_write_them(tmp_path, line):
+    image = sitk.GetImageFromArray(DATA)
+    sitk.WriteImage(image, tmp_path / "a.mha")
+    expected = read_volume(tmp_path / "a.mha").data
+    data = (tmp_path / "a.mha").read_bytes()
+    for name in ("b.mha", "b.mhd"):
+        (tmp_path / name).write_bytes(data.replace(b"ElementDataFile = LOCAL", line.encode()).replace(b"= 3", b"=3"))
+        np.testing.assert_array_equal(read_volume(tmp_path / name).data, expected)
+    (tmp_path / "c.mha").write_bytes(
+        data.replace(b"ElementDataFile = LOCAL", b"ElementDataFile = a.raw\n" + line.encode())
+    )
+    with pytest.raises(ImageError, match="c.mha: its header points to another file"):
+        read_volume(tmp_path / "c.mha")
+    sitk.WriteImage(image, tmp_path / "d.mhd")
+    text = (tmp_path / "d.mhd").read_text()
+    (tmp_path / "d.mhd").write_text(text.replace("ElementDataFile = d.raw", "ElementDataFile=./d.raw"))
+    np.testing.assert_array_equal(read_volume(tmp_path / "d.mhd").data, expected)
+    assert voxels_of(tmp_path / "d.mhd") == tmp_path / "d.raw"
+
+
+def test_an_ending_that_does_not_fit_the_content_is_named(tmp_path):
+    packed = nifti(tmp_path / "a.nii.gz").read_bytes()
+    (tmp_path / "b.nii").write_bytes(packed)
+    (tmp_path / "c.nii.gz").write_bytes(gzip.decompress(packed))
+    for name, words in (("b.nii", "is a gzip file .rename it to b.nii.gz"), ("c.nii.gz", "is no gzip file .*c.nii[)]")):
+        with pytest.raises(ImageError, match=f"{name}: {words}"):
+            read_volume(tmp_path / name)
+
+
+def test_two_places_in_one_header_are_said(tmp_path):
+    image = nib.Nifti1Image(DATA, None)
+    image.set_sform(np.diag([1.0, 1, 2, 1]), 1)
+    for flipped in (False, True):
+        image.set_qform(np.diag([-1.0 if flipped else 1.0, 1, 2, 1]), 1)
+        nib.save(image, tmp_path / "a.nii")
+        with notes.collect() as said:
+            volume = read_volume(tmp_path / "a.nii")
+        assert [line.partition("header ")[2] for line in said.lines()] == (
+            ["states two places, sform and qform, that differ: sform counts"] if flipped else []
+        )
+        np.testing.assert_array_equal(volume.file_affine(), np.diag([1.0, 1, 2, 1]))

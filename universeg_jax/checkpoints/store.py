@@ -8,6 +8,7 @@ file of packaged weights (packaged.py).
 
 import contextlib
 import errno
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from universeg_jax.model.factory import build_model, param_shapes
 
 METRIC = "mean_dice"
 FORMAT = "universeg_jax checkpoint 1"
+DAMAGE = (ValueError, KeyError, OSError, RuntimeError)  # raised where a file is cut short or lost
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full disk
 
 
@@ -40,6 +42,7 @@ def open_checkpointer(workdir: str | Path, keep_every: int = 0) -> Iterator[ocp.
     if keep_every:
         keep.append(policies.EveryNSteps(keep_every))
     directory = (Path(workdir) / "checkpoints").resolve()
+    _check_scores(workdir)
     try:
         with ocp.training.Checkpointer(
             directory,
@@ -57,6 +60,17 @@ def open_checkpointer(workdir: str | Path, keep_every: int = 0) -> Iterator[ocp.
             f"{directory.parent} could not be written to ({str(error).splitlines()[-1]}); the last good checkpoint is "
             f"of {good}: make room there and start the same command again"
         ) from None
+
+
+def _check_scores(workdir: str | Path) -> None:
+    """Orbax reads the scores of all checkpoints at once and does not name the damaged one. Raises CheckpointError."""
+    for path in saved(workdir).values():
+        file = path / "metrics" / "metrics"
+        try:
+            if file.exists():
+                json.loads(file.read_bytes())
+        except ValueError as error:
+            raise CheckpointError(f"{path.resolve()} is damaged: its scores cannot be read; {_remedy(path)}") from error
 
 
 def save(
@@ -84,10 +98,18 @@ def save(
 
 
 def restore_state(checkpointer: ocp.training.Checkpointer, state: Any) -> Any:
-    """Loads the latest state into host memory, with the shapes of `state`; returns `state` without a checkpoint."""
+    """Loads the latest state into host memory, with the shapes of `state`; returns `state` without a checkpoint.
+
+    Raises CheckpointError where its files are damaged.
+    """
     if checkpointer.latest is None:
         return state
-    return checkpointer.load_checkpointables(checkpointer.latest.step, {"state": jax.device_get(state)})["state"]
+    step, path = checkpointer.latest.step, Path(checkpointer.latest.path)
+    try:
+        return checkpointer.load_checkpointables(step, {"state": jax.device_get(state)})["state"]
+    except DAMAGE as error:
+        what = f"its training state cannot be read ({' '.join(str(error).split())[:120]})"
+        raise CheckpointError(f"{path} is damaged: {what}; {_remedy(path)}") from error
 
 
 def latest_metadata(checkpointer: ocp.training.Checkpointer) -> dict[str, Any] | None:
@@ -141,7 +163,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     path = Path(path).resolve()
     try:
         metadata = ocp.checkpointables_metadata(path).custom_metadata or {}
-    except (ValueError, KeyError, OSError, RuntimeError) as error:  # a file of it is cut short or lost
+    except DAMAGE as error:
         raise CheckpointError(f"{path} is damaged ({' '.join(str(error).split())[:120]}); {_remedy(path)}") from error
     if not metadata and path.name.isdigit() and path.parent.name == "checkpoints":
         raise CheckpointError(f"{path} is damaged: it has lost its metadata; {_remedy(path)}")

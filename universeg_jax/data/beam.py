@@ -15,6 +15,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from universeg_jax.errors import UserError
 from universeg_jax.readers.errors import ImageError
+from universeg_jax.readers.notes import Notes
 
 KEYS_PER_CASE = 1 << 24  # more than the examples of a case; keys sort by case, then by example
 LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
@@ -31,11 +32,11 @@ def pipeline_options(options: Sequence[str], processes: int) -> PipelineOptions:
 
 
 class MakeExamples(beam.PTransform):
-    """Yields (key, features) of all examples; dropped cases go to files whose names start with `dropped`."""
+    """Yields (key, features) of all examples; dropped cases go to files dropped*, and notes to files notes*."""
 
-    def __init__(self, cases: Sequence[Any], attempt: Callable[[Any], Any], to_features: Callable, dropped: Path):
+    def __init__(self, cases: Sequence[Any], attempt: Callable[[Any], Any], to_features: Callable, folder: Path):
         super().__init__()
-        self.cases, self.attempt, self.to_features, self.dropped = list(cases), attempt, to_features, str(dropped)
+        self.cases, self.attempt, self.to_features, self.folder = list(cases), attempt, to_features, str(folder)
 
     def expand(self, pipeline):
         results = (
@@ -44,18 +45,35 @@ class MakeExamples(beam.PTransform):
             | beam.Reshuffle()
             | "case" >> beam.MapTuple(functools.partial(_numbered, self.attempt))
         )
-        _ = results | "failures" >> beam.FlatMapTuple(_failures) | beam.io.WriteToText(self.dropped)
+        _ = (
+            results
+            | "failures" >> beam.FlatMapTuple(_failures)
+            | "drop" >> beam.io.WriteToText(f"{self.folder}/dropped")
+        )
+        _ = results | "notes" >> beam.FlatMapTuple(_notes) | "note" >> beam.io.WriteToText(f"{self.folder}/notes")
         return results | "examples" >> beam.FlatMapTuple(functools.partial(_keyed, self.to_features))
 
 
-def read_failures(dropped: Path, cases: Sequence[Any]) -> list[tuple[str, str, str]]:
+def read_failures(folder: Path, cases: Sequence[Any]) -> list[tuple[str, str, str]]:
     """Reads (case, problem, detail) in the order of the cases. Raises UserError where a case must end the build."""
-    lines = [line for path in dropped.parent.glob(f"{dropped.name}*") for line in path.read_text().splitlines()]
-    failures = sorted(json.loads(line) for line in lines)
+    failures = _read_lines(folder, "dropped")
     for _, problem, _, ends_the_build in failures:
         if ends_the_build:
             raise UserError(problem)
     return [(str(cases[number]), problem, detail) for number, problem, detail, _ in failures]
+
+
+def read_notes(folder: Path) -> Notes:
+    """Reads the notes on the files of all cases, in the order of the cases."""
+    notes = Notes()
+    for _, pairs in _read_lines(folder, "notes"):
+        for file, text in pairs:
+            notes.add(file, text)
+    return notes
+
+
+def _read_lines(folder: Path, name: str) -> list[list[Any]]:
+    return sorted(json.loads(line) for path in folder.glob(f"{name}*") for line in path.read_text().splitlines())
 
 
 def _numbered(attempt: Callable[[Any], Any], number: int, case: Any) -> tuple[int, Any]:
@@ -70,6 +88,12 @@ def _failures(number: int, result: Any) -> Iterator[str]:
         yield json.dumps([number, result.problem, result.detail, False])
     elif isinstance(result, UserError):
         yield json.dumps([number, str(result), "", True])
+
+
+def _notes(number: int, result: Any) -> Iterator[str]:
+    pairs = [] if isinstance(result, UserError) else [pair for example in result for pair in example.notes.pairs()]
+    if pairs:
+        yield json.dumps([number, pairs])
 
 
 def _keyed(to_features: Callable, number: int, result: Any) -> Iterator[tuple[int, Any]]:

@@ -166,7 +166,7 @@ def _digest_of_cases(cases: Sequence[Case]) -> bytes:
     digest = hashlib.sha256()
     digest_of = functools.lru_cache(maxsize=64)(_digest_of)  # channels of a volume, one after another, share files
     for case in cases:
-        classes = [(file.classes, file.ignored) for file in case.labels]
+        classes = [(file.classes, file.ignored, file.part, file.colours) for file in case.labels]
         fields = (case.name, case.subject, case.modality, case.subset, case.channel, case.axes, case.window, case.fault)
         digest.update(repr((*fields, classes)).encode())
         for path in (case.image, *(file.path for file in case.labels)):
@@ -186,7 +186,7 @@ def _digest_of_tfds_cases(cases: Sequence[TfdsCase]) -> bytes:
 def _digest_of(path: str) -> bytes:
     """sha256 of a file, with that of its voxels where it is only a header, or of the files of a folder."""
     digest = hashlib.sha256(Path(path).name.encode() + b"\0")
-    for file in sorted(Path(path).iterdir()) if Path(path).is_dir() else [Path(path), voxels_of(path)]:
+    for file in sorted(Path(path).rglob("*")) if Path(path).is_dir() else [Path(path), voxels_of(path)]:
         if file and file.is_file():
             with file.open("rb") as opened:
                 digest.update(file.name.encode() + b"\0" + hashlib.file_digest(opened, "sha256").digest())

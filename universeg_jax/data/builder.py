@@ -134,8 +134,8 @@ def _write_by_beam(
         from universeg_jax.data import beam
     except ModuleNotFoundError as error:
         raise BuildError(f"--beam needs Apache Beam ({error}); pip install 'universeg_jax[beam]'") from error
-    dropped, attempt = staging / "dropped", functools.partial(_attempt, make_examples, meta)
-    transform = beam.MakeExamples(cases, attempt, to_features, dropped)
+    attempt = functools.partial(_attempt, make_examples, meta)
+    transform = beam.MakeExamples(cases, attempt, to_features, staging)
     options = beam.pipeline_options(workers.options, workers.processes)
     try:
         built = write_records(meta, transform, staging, tfds.download.DownloadConfig(beam_options=options))
@@ -144,7 +144,8 @@ def _write_by_beam(
             remedy = "build it without --beam to see the reasons"
             raise BuildError(f"{meta.name}: no example is left of {len(cases)} cases; {remedy}") from error
         raise
-    output.dropped += beam.read_failures(dropped, cases)
+    output.dropped += beam.read_failures(staging, cases)
+    output.notes.update(beam.read_notes(staging))
     for record in tfds.builder_from_directory(built).as_data_source(split=SPLIT):
         output.add(from_features(record))
     return built

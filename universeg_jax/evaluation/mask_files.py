@@ -1,13 +1,13 @@
 """Scores the mask files of any tool against label files, label by label: images in pixels, volumes in millimetres.
 
-A prediction is matched to its label by name without the extension. The subject of an image is its name before the last
-"_" (the whole name without one); a volume is one subject. Scores are computed on the grid of the label's own file:
-compare them with one another, not with Dice at 128x128.
+A prediction is matched to its label by name without the extension; mask_sets.py says what labels may be. The subject of
+an image is its name before the last "_" (the whole name without one), a volume is one subject, unless a meta.json says
+otherwise. Scores are computed on the grid of the label's own file: compare them with one another, not with Dice at
+128x128.
 """
 
 import hashlib
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,13 @@ from tqdm import tqdm
 
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation import report
+from universeg_jax.evaluation.mask_sets import MaskSet, Pair, class_ids, read_pair, read_sets
 from universeg_jax.evaluation.metrics import METRICS, overlap_on_host
 from universeg_jax.evaluation.summary import CaseRow, open_results, summarize
 from universeg_jax.evaluation.surfaces import surface_scores
-from universeg_jax.readers.dicom_files import is_seg
-from universeg_jax.readers.file_names import TIFF_EXTENSIONS, VOLUME_EXTENSIONS, extension, natural_order, stem
-from universeg_jax.readers.folder import list_images
-from universeg_jax.readers.images import read_label
-from universeg_jax.readers.segments import on_grid_of
-from universeg_jax.readers.volume_files import is_volume, read_label_volume
-from universeg_jax.readers.volumes import check_same_grid
+from universeg_jax.readers.cases import ids_of, mask_of
+from universeg_jax.readers.file_names import natural_order
+from universeg_jax.readers.notes import collect
 from universeg_jax.reports.files import write_csv, write_json
 
 
@@ -45,33 +42,25 @@ def score_masks(
     labels share no id, or if `out` holds the results of another run; ImageError for a file that holds no class ids
     (NaN, for example).
     """
-    truth_files, prediction_files = find_masks(labels), find_masks(predictions)
-    if missing := [n for n in truth_files if n not in prediction_files]:
-        shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
-        raise UserError(f"{predictions} lacks masks for {len(missing)} of {len(truth_files)} labels: {shown}")
+    with collect() as said:
+        predicted_set, true_set = read_sets(predictions, labels)
+        ids = class_ids(true_set)
     resolved = labels.resolve()
     name = name or (resolved.parent.name if resolved.name == "labels" else resolved.name)
     method = method or predictions.resolve().name
-    files = digest((*truth_files.values(), *(prediction_files[n] for n in truth_files)))
     options = {"surfaces": surfaces, "tolerance": tolerance}
+    files = digest_of(predicted_set, true_set)
     open_results(out, {"dataset": name, "method": method, "files": files, "options": options}, overwrite)
-    ids = class_ids(truth_files)
-    rows, predicted = [], set()
-    for file_name in tqdm(truth_files, desc="score", unit="file"):
-        prediction, truth, spacing, unit = read_mask_pair(prediction_files[file_name], truth_files[file_name])
-        predicted |= set(np.unique(prediction).tolist()) - {0}
-        about = {
-            "method": method,
-            "dataset": name,
-            "subject": file_name if truth.ndim == 3 else file_name.rpartition("_")[0] or file_name,
-            "slice": file_name,
-            "support_size": 0,
-            "ensemble": 1,
-            "distance_unit": unit,
-        }
-        for i in ids:
-            scores = mask_scores(prediction == i, truth == i, spacing, tolerance if surfaces else None)
-            rows.append({**about, "task": f"{name}/label{i}", "label": i, **scores})
+    rows: list[CaseRow] = []
+    predicted: set[int] = set()
+    for file_name in tqdm(true_set.files, desc="score", unit="file"):
+        with collect() as said_of_pair:
+            pair = read_pair(file_name, predicted_set, true_set)
+        said.update(said_of_pair)
+        predicted |= ids_of(pair.prediction)
+        subject = true_set.subject_of(_whole_name if len(pair.shape) == 3 else _before_last_line)(file_name)
+        about = {"method": method, "dataset": name, "subject": subject, "slice": file_name}
+        rows += [{**about, **scores} for scores in score_pair(pair, ids, tolerance if surfaces else None, name)]
     summary: dict[str, Any] = {"predictions": str(predictions), "labels": str(labels), "method": method}
     summary |= {**summarize(rows, method, 0, 1), "skipped": {}}
     units = {row["distance_unit"] for row in rows}
@@ -79,7 +68,9 @@ def score_masks(
         raise UserError(f"{labels} holds images and volumes: pixels and mm have no common mean; score each separately")
     if surfaces:
         summary |= {"distance_unit": units.pop(), "tolerance": tolerance}
-    summary |= {"notes": notes(ids, predicted, prediction_files.keys() - truth_files.keys(), predictions)}
+    taken = [f"the labels were taken for {true_set.taken}"] if true_set.taken else []
+    others = predicted_set.files.keys() - true_set.files.keys()
+    summary |= {"notes": [*taken, *said.lines(), *notes(ids, predicted, others, predictions)]}
     summary["measured"] = "Dice on the grid of each label's own file"
     summary["settings"] = [{k: summary[k] for k in summary if k.startswith("mean_")} | {"method": method}]
     write_csv(out / "cases.csv", rows)
@@ -88,59 +79,41 @@ def score_masks(
     return summary
 
 
-def find_masks(folder: Path) -> dict[str, Path]:
-    """The images and volumes of a folder by name without the extension, in natural order. Raises UserError."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder")
-    files = [f for f in folder.iterdir() if f.is_file() and not f.name.startswith(".")]
-    volumes = [f for f in files if extension(f) in VOLUME_EXTENSIONS or is_seg(f)]
-    found: dict[str, Path] = {}
-    for file in (*list_images(folder), *volumes):
-        name = unicodedata.normalize("NFC", stem(file))  # macOS writes ü as u and ¨
-        if name in found:
-            raise UserError(f"{found[name]} and {file} have the same name; keep one of them")
-        found[name] = file
-    if not found:
-        raise UserError(f"{folder} holds no masks: neither images nor {', '.join(VOLUME_EXTENSIONS)} nor DICOM-SEG")
-    return {name: found[name] for name in natural_order(found)}
+def score_pair(pair: Pair, ids: Sequence[int], tolerance: float | None, dataset: str) -> list[CaseRow]:
+    """The scores of each id on one image or volume."""
+    rows = []
+    for i in ids:
+        prediction, truth = (mask_of(each, i, pair.shape) for each in (pair.prediction, pair.truth))
+        if pair.void is not None:
+            prediction, truth = prediction & ~pair.void, truth & ~pair.void
+        about = {
+            "support_size": 0,
+            "ensemble": 1,
+            "distance_unit": pair.unit,
+            "task": f"{dataset}/label{i}",
+            "label": i,
+        }
+        rows.append({**about, **mask_scores(prediction, truth, pair.spacing, tolerance)})
+    return rows
 
 
-def digest(files: Iterable[Path]) -> str:
-    """SHA-256 of the contents of the files."""
+def _whole_name(name: str) -> str:
+    return name
+
+
+def _before_last_line(name: str) -> str:
+    return name.rpartition("_")[0] or name
+
+
+def digest_of(predictions: MaskSet, labels: MaskSet) -> str:
+    """SHA-256 of the contents of the files, of a pair after the other, and of what the labels mean."""
     total = hashlib.sha256()
-    for file in files:
-        total.update(file.read_bytes())
+    for name, files in labels.files.items():
+        for file in (*files, *predictions.files[name]):
+            total.update(Path(file.path).read_bytes())
+        meanings = [(file.classes, file.ignored, file.part, file.colours) for file in files]
+        total.update(repr((name, meanings, labels.known)).encode())
     return total.hexdigest()
-
-
-def class_ids(files: dict[str, Path]) -> list[int]:
-    """The class ids that occur in the labels, without the background. Raises UserError where there is none."""
-    found: set[int] = set()
-    for file in files.values():
-        ids = read_label_volume(file).data if is_volume(file) else read_label(file)
-        found.update(np.unique(ids).tolist())
-    if not found - {0}:
-        raise UserError(f"every label in {next(iter(files.values())).parent} is empty; 0 is the background")
-    return sorted(found - {0})
-
-
-def read_mask_pair(prediction: Path, truth: Path) -> tuple[np.ndarray, np.ndarray, Sequence[float], str]:
-    """(predicted ids, true ids, spacing, unit of the spacing) on one grid."""
-    if is_volume(prediction) != is_volume(truth):
-        raise UserError(
-            f"{prediction} and {truth}: one is a volume and the other an image; give two images or two volumes"
-        )
-    if is_volume(truth):
-        truth_volume = read_label_volume(truth)
-        masks = on_grid_of(read_label_volume(prediction), truth_volume), truth_volume
-        check_same_grid(masks[1], masks[0])
-        # The pages of a TIFF have no spacing.
-        return masks[0].data, masks[1].data, masks[1].spacing, "pixels" if extension(truth) in TIFF_EXTENSIONS else "mm"
-    ours, theirs = read_label(prediction), read_label(truth)
-    if ours.shape != theirs.shape:
-        sizes = [f"{mask.shape[1]}x{mask.shape[0]}" for mask in (ours, theirs)]
-        raise UserError(f"{prediction} is {sizes[0]}, its label {truth} {sizes[1]}; resize one of them")
-    return ours, theirs, (1.0, 1.0), "pixels"
 
 
 def mask_scores(

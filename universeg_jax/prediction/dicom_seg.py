@@ -9,7 +9,7 @@ import numpy as np
 
 import universeg_jax
 from universeg_jax.errors import UserError
-from universeg_jax.readers.dicom import dicom_slices
+from universeg_jax.readers.dicom import dicom_slices, multiframe_order
 from universeg_jax.readers.errors import ImageError
 from universeg_jax.readers.segments import OUR_SCHEME
 from universeg_jax.readers.volumes import Volume
@@ -36,9 +36,14 @@ def write_dicom_seg(
     Empty frames are written too, so that the SEG has the whole grid. Raises ImageError.
     """
     hd = require_highdicom()
-    slices = [dataset for dataset, _ in dicom_slices(Path(source))]
+    if (found := multiframe_order(Path(source))) is not None:
+        slices, order = [found[0]], found[2]
+    else:
+        slices = [dataset for dataset, _ in dicom_slices(Path(source))]
+        order = list(range(len(slices)))
     arrays = [Volume(mask.astype(np.uint8), volume.affine, volume.axes).file_data() for mask in masks.values()]
     frames = np.stack(arrays, -1).transpose(2, 1, 0, 3)  # columns, rows, slices → slices, rows, columns, segments
+    frames = frames[np.argsort(order)]  # a multi-frame file may hold its frames in any order
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about names that a strict viewer might not show

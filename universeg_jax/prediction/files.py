@@ -42,8 +42,8 @@ from universeg_jax.readers.file_names import (
     natural_order,
     stem,
 )
-from universeg_jax.readers.images import check_image, read_image
-from universeg_jax.readers.notes import Notes, collect
+from universeg_jax.readers.images import check_image, is_turned, read_image
+from universeg_jax.readers.notes import Notes, collect, note
 from universeg_jax.readers.ome_zarr import is_ome_zarr
 from universeg_jax.readers.slices import plane
 from universeg_jax.readers.volume_files import is_dicom, is_volume, mask_extension, read_volume, write_like
@@ -200,7 +200,7 @@ def _predict_all(segmenter: Segmenter, work: Sequence[tuple[Any, ...]], out: Pat
                 unreadable += 1
                 continue
             append_rows(out / TABLE, rows)
-            for warning in sorted({row["warnings"] for row in rows} - {""}):
+            for warning in sorted({_without(row["warnings"], notes.texts()) for row in rows} - {""}):
                 tqdm.write(f"{file}: {warning}", file=sys.stderr)
     except (OSError, BrokenProcessPool) as error:
         reason = getattr(error, "strerror", None) or error
@@ -210,6 +210,11 @@ def _predict_all(segmenter: Segmenter, work: Sequence[tuple[Any, ...]], out: Pat
     for line in all_notes.lines():
         print(line, file=sys.stderr)
     return unreadable
+
+
+def _without(warnings: str, notes: Sequence[str]) -> str:
+    """Warnings without the notes, which are printed once for all files of a kind."""
+    return warnings.removesuffix("; ".join(notes)).removesuffix("; ")
 
 
 def _try_file(segmenter: Segmenter, file: Path, *arguments: Any) -> tuple[Path, Rows | ImageError, Notes]:
@@ -229,9 +234,10 @@ def predict_file(
     dicom_seg: Mapping[int, str] | None = None,
 ) -> Rows:
     """Segments one file, writes its masks and returns rows for predictions.csv, one per label. Raises ImageError."""
-    query = _read_query(file)
-    axis = segmenter.support.axis if axis is None else axis
-    prediction = segmenter.volume(query, axis, progress=True) if isinstance(query, Volume) else segmenter(query)
+    with collect() as notes:  # how the query was understood
+        query = _read_query(file)
+        axis = segmenter.support.axis if axis is None else axis
+        prediction = segmenter.volume(query, axis, progress=True) if isinstance(query, Volume) else segmenter(query)
     voxel = float(np.prod(query.spacing)) if isinstance(query, Volume) else 0.0
     if dicom_seg is not None and isinstance(query, Volume) and is_dicom(file):
         by_label = {label: prediction.of(label)[0] for label in prediction.labels}
@@ -246,6 +252,7 @@ def predict_file(
     for i, label in enumerate(prediction.labels):
         mask = masks[i if len(masks) > 1 else 0].name
         warnings = [w for w in prediction.warnings if not w.startswith("label ") or w.startswith(f"label {label}:")]
+        warnings += notes.texts()
         count = int(prediction.of(label)[0].sum())
         size, unit = volume_size(count * voxel) if voxel else (count, "pixels")
         confidence = round(prediction.confidence(label), 3)
@@ -268,7 +275,12 @@ def volume_size(cubic_millimetres: float) -> tuple[float, str]:
 def _read_query(file: Path) -> np.ndarray | Volume:
     if is_volume(file):
         return read_volume(file)
-    return check_image(read_dicom_image(file), file) if is_dicom(file) else read_image(file)
+    if is_dicom(file):
+        return check_image(read_dicom_image(file), file)
+    image = read_image(file)
+    if is_turned(file):
+        note(file, "its EXIF orientation is applied: the mask lies on the upright image, not on the raw pixels")
+    return image
 
 
 def _write_masks(files: Sequence[Path], prediction: Prediction, query_file: Path, query: np.ndarray | Volume) -> None:

@@ -23,6 +23,7 @@ from universeg_jax.readers.images import Source, check_image, is_drawn_on_raw, r
 from universeg_jax.readers.label_values import MIXED_NOTE, one_class
 from universeg_jax.readers.labels import check_label
 from universeg_jax.readers.notes import collect, note
+from universeg_jax.readers.palettes import check_palettes
 from universeg_jax.readers.preprocess import Window, preprocess_image, preprocess_mask
 from universeg_jax.readers.slices import mask_slices, volume_slices
 from universeg_jax.readers.volumes import IN_PLANE, Volume, slice_axis
@@ -139,6 +140,7 @@ def _read_pairs(
     """(grey images, label maps) of files, opened images and arrays, which pass the same checks."""
     greys: list[np.ndarray] = []
     maps: list[LabelMap] = []
+    check_palettes(label for label in labels if isinstance(label, str | Path))
     for name, image, label in zip(names, images, labels, strict=True):
         raw = isinstance(image, Source) and isinstance(label, Source) and is_drawn_on_raw(image, label, name)
         greys.append(as_grey(image, name, upright=not raw))

@@ -17,6 +17,7 @@ BORDER = 0.9  # share of the image's border that a background holds
 TURN_GAIN = 1.25  # of the contrast at the outline, from which on a turned label fits better
 TURN_VOTES = 0.75  # share of the examples that must agree on the turn
 MANY_IDS = 20
+SIMILAR = 4.0  # largest ratio of two areas of one structure
 MIN_EXAMPLES = 3
 TURNS = {
     "mirrored left to right": lambda mask: mask[:, ::-1],
@@ -89,7 +90,19 @@ def _background(masks: np.ndarray, support: Support, present: Sequence[int]) -> 
         borders.append(float(edge.mean()))
     if min(shares) >= COVERS or (min(shares) >= 0.5 and min(borders) >= BORDER):
         return f"covers {100 * np.median(shares):.0f} % of every image: is it the background, with 0 for the structure?"
-    return ""
+    inverted = [
+        k for k, share, border in zip(present, shares, borders, strict=True) if share >= 0.5 and border >= BORDER
+    ]
+    usual = [share for share, border in zip(shares, borders, strict=True) if share < 0.5 and border <= 1 - BORDER]
+    if not inverted or not usual:
+        return ""
+    rest = 1 - float(np.median([share for share, border in zip(shares, borders, strict=True) if border >= BORDER]))
+    if not np.median(usual) / SIMILAR <= rest <= SIMILAR * np.median(usual):
+        return ""
+    names = ", ".join(support.names[k] for k in inverted[:5]) + (
+        f" and {len(inverted) - 5} more" if len(inverted) > 5 else ""
+    )
+    return f"covers the border of {names}, but not of the others: are structure and background exchanged there?"
 
 
 def _turned(masks: np.ndarray, support: Support, present: Sequence[int]) -> str:

@@ -36,7 +36,7 @@ from universeg_jax.readers.images import (
     read_image,
     read_label,
 )
-from universeg_jax.readers.labels import LabelFile, class_masks
+from universeg_jax.readers.labels import IN_COLOURS, LabelFile, class_masks
 from universeg_jax.readers.notes import Notes, collect
 from universeg_jax.readers.ome_zarr import is_ome_zarr
 from universeg_jax.readers.polygons import draw
@@ -211,17 +211,27 @@ def _image_masks(case: Case, image: np.ndarray) -> Iterator[tuple[int, np.ndarra
     return class_masks(case.labels, case.ids, lambda file: _read_image_label(file, (height, width)), case.ids_in)
 
 
-def _read_image_label(file: LabelFile, shape: tuple[int, int]) -> np.ndarray:
-    """Reads int32 [H, W] values of the image's shape."""
+def read_image_values(file: LabelFile, shape: tuple[int, int]) -> np.ndarray:
+    """Reads int32 [H, W] values of a label of an image of `shape`, which polygons and contours are drawn on."""
     if extension(file.path) == CONTOUR_EXTENSION:
         return read_contour(file.path, shape)
     if file.part is not None:
         return draw(file.path, *file.part, shape)
     if file.colours:
         table = {i: (red, green, blue) for i, red, green, blue in file.colours}
-        label = ids_of_colours(read_colours(file.path), table, file.path)
-    else:
-        label = read_label(file.path)
+        return ids_of_colours(read_colours(file.path), table, file.path)
+    try:
+        return read_label(file.path)
+    except ImageError as error:
+        if error.problem != IN_COLOURS or not file.classes or any(values for _, values in file.classes):
+            raise
+        is_coloured = np.any(read_colours(file.path) > 0, axis=-1)  # every colour but black belongs to the class
+        return np.asarray(is_coloured, np.int32)
+
+
+def _read_image_label(file: LabelFile, shape: tuple[int, int]) -> np.ndarray:
+    """`read_image_values` that have the image's shape."""
+    label = read_image_values(file, shape)
     if label.shape != shape:
         sizes = ["x".join(map(str, each[::-1])) for each in (shape, label.shape)]
         detail = f"the image is {sizes[0]}, the label {sizes[1]} (width x height)"

@@ -54,5 +54,10 @@ def ids_of_colours(label: np.ndarray, table: Mapping[int, Colour], path: Any) ->
     return ids
 
 
+def shown(colour: Colour) -> str:
+    """A colour as meta.json may state it: "#00ff00"."""
+    return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
 def _shown(table: Mapping[int, Colour]) -> str:
-    return ", ".join(f"{i}: #{r:02x}{g:02x}{b:02x}" for i, (r, g, b) in table.items())
+    return ", ".join(f"{i}: {shown(colour)}" for i, colour in table.items())

@@ -32,16 +32,25 @@ def read_dicom_image(path: str | Path) -> np.ndarray:
 
 def read_dicom(path: Path) -> Volume:
     """Reads a folder that holds one series, a multi-frame CT or MR, or one file as a volume of one slice."""
-    files = [path] if path.is_file() else sorted_files(path)[0]
-    if len(files) == 1 and is_multiframe(files[0]):
-        path = files[0]
-        dataset = read_header(path)
-        headers, planes = frame_headers(path, dataset), list(dataset.pixel_array)
-        order = _order(path, headers)
+    if (found := multiframe_order(path)) is not None:
+        dataset, headers, order, path = found
+        planes = list(dataset.pixel_array)
         slices = [(headers[i], path) for i in order]
         return _stack(path, slices, _to_units([headers[i] for i in order], [planes[i] for i in order]))
     slices = dicom_slices(path)
     return _stack(path, slices, _planes([dataset for dataset, _ in slices]))
+
+
+def multiframe_order(path: Path) -> tuple[Any, list[Any], list[int], Path] | None:
+    """(dataset, header of each frame, frames from one end to the other, file) of a multi-frame file, or of a folder
+    with nothing else; None for other series.
+    """
+    files = [path] if path.is_file() else sorted_files(path)[0]
+    if len(files) != 1 or not is_multiframe(files[0]):
+        return None
+    dataset = read_header(files[0])
+    headers = frame_headers(files[0], dataset)
+    return dataset, headers, _order(files[0], headers), files[0]
 
 
 def read_label_stack(path: str | Path, series: str | Path) -> Volume:

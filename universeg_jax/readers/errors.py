@@ -39,7 +39,7 @@ class ImageError(UserError):
 def as_image_errors(path: Path) -> Iterator[None]:
     """Turns any exception of a file library into an ImageError and silences the library's warnings."""
     try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"), _silence(*NOISY_LOGGERS):
+        with warnings.catch_warnings(), np.errstate(all="ignore"), silence():
             warnings.simplefilter("ignore")  # about odd header fields; the values that matter are checked
             yield
     except (ImageError, MemoryError):
@@ -51,8 +51,9 @@ def as_image_errors(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _silence(*names: str) -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in names]
+def silence() -> Iterator[None]:
+    """Silences the logs of file libraries."""
+    loggers = [logging.getLogger(name) for name in NOISY_LOGGERS]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:

@@ -20,7 +20,7 @@ from universeg_jax.readers.dicom_files import nested_series, sorted_files
 from universeg_jax.readers.errors import FolderError, ImageError
 from universeg_jax.readers.file_names import IMAGE_EXTENSIONS, READABLE_EXTENSIONS, extension, natural_order, stem
 from universeg_jax.readers.images import read_label
-from universeg_jax.readers.label_formats import FoundLabels, composed, find_labels
+from universeg_jax.readers.label_formats import COCO, OBJECT, OBJECTS, FoundLabels, composed, find_labels, pair_labels
 from universeg_jax.readers.label_names import snap_names, with_segment_names
 from universeg_jax.readers.label_values import MIXED_NOTE, one_class
 from universeg_jax.readers.labels import LabelFile
@@ -28,14 +28,24 @@ from universeg_jax.readers.layouts import is_dataset_json, read_dataset_json
 from universeg_jax.readers.meta import Folder, Meta, read_meta, subject_rule
 from universeg_jax.readers.notes import collect, note
 from universeg_jax.readers.ome_zarr import is_ome_zarr, zarr_stem
+from universeg_jax.readers.palettes import check_palettes
 from universeg_jax.readers.volume_files import is_volume, read_label_volume, voxels_of
 
 T = TypeVar("T")
-OBJECTS = ((1, ()),)  # every value above 0 is class 1
 MANY_IDS = 20  # from which on ids without names probably number objects
 INSTANCES_NOTE = (
     "{} ids without names: each is taken for a class of its own; if they number objects, such as cells, write "
     '"instances": true into meta.json and they become one class'
+)
+
+WHITE, BRIGHT = 255, 100  # values that programs use to show a mask, and from which on others probably do so too
+VOID_NOTE = (
+    "255 occurs beside small ids, where programs often write it for pixels without a class: it is taken for a class; "
+    'otherwise write "ignore": [255] into meta.json'
+)
+GREYS_NOTE = (
+    "each mask holds one value above 0, but not all the same ({}): each is taken for a class of its own; if they mean "
+    'one class, write "instances": true into meta.json'
 )
 
 
@@ -49,8 +59,15 @@ def read_folder(path: str | Path, size: int = 128) -> Folder[Case]:
     if is_dataset_json(path):
         return read_dataset_json(path, size)
     meta, images = read_meta(path), _files(path / "images")
-    found = find_labels(path, images, meta.labels)
-    labels = {n: [Path(files[0].path)] for n, files in found.files.items()} if found else _files(path / "labels")
+    with collect() as notes:
+        found = find_labels(path, images, meta)
+        labels = {n: [Path(files[0].path)] for n, files in found.files.items()} if found else _files(path / "labels")
+        if found:  # a COCO file may describe images that are not here
+            labels = {
+                name: files for name, files in labels.items() if name in images or not found.taken.startswith(COCO)
+            }
+        elif not images.keys() & labels.keys():
+            images, labels, found = pair_labels(images, labels, meta)
     colours = tuple((i, *colour) for i, colour in meta.colours.items())
     objects = OBJECTS if meta.instances else ()
     faults = {name: _fault(images.get(name, []), labels.get(name, []), name) for name in images | labels}
@@ -63,7 +80,7 @@ def read_folder(path: str | Path, size: int = 128) -> Folder[Case]:
             image=str((images.get(name) or labels[name])[0]),
             labels=found.files.get(name, ())
             if found
-            else tuple(LabelFile(str(file), objects, colours=colours) for file in labels.get(name, ())),
+            else tuple(LabelFile(str(file), objects, meta.ignore, colours=colours) for file in labels.get(name, ())),
             subject=name if faults[name][0] else subject(name),
             name=name,
             size=size,
@@ -77,8 +94,10 @@ def read_folder(path: str | Path, size: int = 128) -> Folder[Case]:
         )
         for name in natural_order(faults)
     )
-    with collect() as notes:
+    with collect() as notes_on_values:
         cases, names, taken, named = _label_names(path, cases, meta, found)
+    notes.update(notes_on_values)
+    used = {Path(file.path) for case in cases for file in case.labels}
     return Folder(
         cases,
         labels=names,
@@ -88,7 +107,12 @@ def read_folder(path: str | Path, size: int = 128) -> Folder[Case]:
         citation=meta.citation,
         subjects_identifiable=meta.subjects_identifiable,
         ignored=(
-            *(f"{part}/{name}" for part in ("images", "labels") for name in _other_files(path / part)),
+            *(
+                f"{part}/{name}"
+                for part in ("images", "labels")
+                for name in _other_files(path / part)
+                if path / part / name not in used
+            ),
             *_strangers(path, images),
         ),
         notes=notes,
@@ -106,11 +130,13 @@ def _label_names(
     if found:
         return cases, meta.labels | found.names, found.taken, True
     if meta.instances:
-        return cases, {1: meta.labels.get(1, "object")}, "numbered objects of one class", True
+        return cases, {1: meta.labels.get(1, OBJECT)}, "numbered objects of one class", True
     if meta.colours:
         return cases, {i: meta.labels.get(i, f"label {i}") for i in meta.colours if i}, "colours of meta.json", True
-    cases, names = with_segment_names(cases, meta.labels)
+    check_palettes(file.path for case in cases if not case.volume for file in case.labels)
+    labels, names = with_segment_names([case.labels for case in cases], meta.labels)
     if names:
+        cases = tuple(replace(case, labels=files) for case, files in zip(cases, labels, strict=True))
         return cases, meta.labels | names, "ids with the names of the segments in the label files", True
     if meta.labels:
         return cases, meta.labels, "", True
@@ -171,7 +197,7 @@ def _names(path: Path) -> list[str]:
 
 def _other_files(path: Path) -> list[str]:
     """Files that are no case and not the voxels of a .mhd header."""
-    names = _names(path)
+    names = _names(path) if path.is_dir() else []  # a folder with one COCO file needs no labels/
     voxels = {voxels_of(path / name) for name in names}
     return natural_order(name for name in names if not may_be_case(path / name) and path / name not in voxels)
 
@@ -234,7 +260,18 @@ def _find_ids(
     ids = tuple(sorted(set().union(*occurring)))
     if len(ids) >= MANY_IDS and not names:
         note(path / "labels", INSTANCES_NOTE.format(len(ids)))
+    elif not names and (doubt := _doubt(occurring, ids)):
+        note(path / "labels", doubt)
     return cases, ids
+
+
+def _doubt(occurring: list[set[int]], ids: tuple[int, ...]) -> str:
+    """A note on ids without names that may be no classes of their own; "" without doubt."""
+    if WHITE in ids and any(WHITE in each and len(each) > 1 for each in occurring) and ids[:-1][-1] < BRIGHT:
+        return VOID_NOTE
+    if len(ids) > 1 and ids[-1] >= BRIGHT and all(len(each) <= 1 for each in occurring):
+        return GREYS_NOTE.format(", ".join(map(str, ids[:5])))
+    return ""
 
 
 def _occurring_ids(path: Path, cases: Iterable[Case]) -> list[set[int]]:
@@ -246,7 +283,7 @@ def _occurring_ids(path: Path, cases: Iterable[Case]) -> list[set[int]]:
             check_inside(case)
             for file in case.labels:
                 label = read_label_volume(file.path).data if case.volume else read_label(file.path)
-                occurring.append(set(np.unique(label).tolist()) - {0})
+                occurring.append(set(np.unique(label).tolist()) - {0, *file.ignored})
         except ImageError as error:
             problems.append(str(error))  # the build meets the error again, then drops and counts the case
     if not any(occurring):

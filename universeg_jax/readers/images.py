@@ -17,8 +17,9 @@ from universeg_jax.readers.errors import ImageError, as_image_errors
 from universeg_jax.readers.file_names import IMAGE_EXTENSIONS, extension
 from universeg_jax.readers.labels import check_label
 from universeg_jax.readers.notes import note
+from universeg_jax.readers.palettes import check_palette
 from universeg_jax.readers.preprocess import to_grey
-from universeg_jax.readers.tiff import read_tiff_image, turned
+from universeg_jax.readers.tiff import TURNS, read_tiff_image, turned
 
 # Formats by content. Pillow's other decoders are never tried on a stranger's file.
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "PPM")
@@ -28,7 +29,6 @@ GREY_ALPHA = 4
 COLOUR_TYPES = (2, GREY_ALPHA, 6)  # of a PNG: RGB, grey with alpha, RGBA
 ORIENTATION, PHOTOMETRIC = 0x0112, 0x0106  # tags of EXIF and TIFF
 SWAPS_SIDES = 5  # from this orientation on, rows and columns are exchanged
-BLACK = 16  # up to this value of its brightest channel, a colour of a palette counts as black
 MAX_CONTOUR_BYTES = 1_000_000
 Source = str | Path | bytes | Image.Image  # a file, its contents, or an opened image
 
@@ -85,6 +85,15 @@ def is_drawn_on_raw(image: Source, label: Source, name: Any = "") -> bool:
             "it was drawn on the raw pixels, save the image without the orientation",
         )
     return False
+
+
+def is_turned(source: Source) -> bool:
+    """True for an image with an EXIF orientation that turns or mirrors it."""
+    try:
+        with as_image_errors(Path(str(_name(source, "")))):
+            return _sides(source)[1] in TURNS
+    except ImageError:  # a TIFF that Pillow cannot open
+        return False
 
 
 def _sides(source: Source) -> tuple[tuple[int, int], int]:
@@ -190,37 +199,19 @@ def _decode_png16(data: bytes) -> np.ndarray:
 def _pixels(path: Any, image: Image.Image, is_label: bool, upright: bool) -> np.ndarray:
     checks.check_pixels(path, *image.size)
     pages = getattr(image, "n_frames", 1)
-    if pages > 1 and image.format in ("TIFF", "GIF"):
+    if pages > 1 and image.format in ("TIFF", "GIF", "PNG"):
         raise ImageError(path, "has several pages", f"{pages}; save each as a file of its own")
     if is_label and image.format in ("JPEG", "MPO"):
         raise ImageError(path, "a label in JPEG", "its compression changes class ids; save it as PNG")
     if is_label and image.mode == "P":
-        _check_palette(path, image)
+        palette = np.array(image.getpalette("RGB") or [], int).reshape(-1, 3)
+        check_palette(path, palette, np.flatnonzero(image.histogram()))
     shown = ImageOps.exif_transpose(image) if upright else image
     if (image.mode in ("P", "PA") and not is_label) or image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         shown = shown.convert("RGB")
     pixels = np.asarray(shown)
     is_white_zero = image.format == "TIFF" and getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0
     return ~pixels if is_label and is_white_zero and image.mode in ("1", "L") else pixels  # as stored
-
-
-def _check_palette(path: Any, image: Image.Image) -> None:
-    """Refuses a palette that shows 0 as a colour and another id that occurs as black.
-
-    A program that reduces colours numbers them as it likes, so that white can be 0. ImageJ's inverting palette, which
-    shows each value as its inverse, is no such case: its values count.
-    """
-    colours = np.array(image.getpalette("RGB") or [], int).reshape(-1, 3)
-    occurring = np.flatnonzero(image.histogram()[: len(colours)])
-    if not len(occurring) or occurring[0] != 0 or colours[0].max() <= BLACK:
-        return
-    if len(colours) == 256 and (colours == 255 - np.arange(256)[:, None]).all():
-        note(path, "its palette shows 0 as white; its values count as stored, so that 0 is the background")
-        return
-    black = [i for i in occurring if colours[i].max() <= BLACK]
-    if black:
-        detail = f"0 is shown as {tuple(map(int, colours[0]))}, {int(black[0])} as black; save grey ids, 0 = background"
-        raise ImageError(path, "its palette shows another id than 0 as the background", detail)
 
 
 def _open(path: Path) -> BinaryIO:

@@ -21,6 +21,8 @@ PILED = 0.2  # share of the marked pixels that must lie at the upper end
 LOOSE = 0.6  # share of the values in between that must differ from two neighbours or more
 MAX_STEADY_IDS = 20  # with more ids, pixels that all differ from their neighbours are no classes
 MIN_PILED = 64  # pixels
+FLAT = 0.1  # of the range: by how much neighbours in a flat region differ at most
+MIN_LEVEL = 9  # pixels of flat regions that are a class of their own
 MIN_PIXELS = 1000  # fewer are too few to tell
 NO_IDS = "values are not class ids"
 REMEDY = "whole numbers from 0"
@@ -41,7 +43,7 @@ def to_ids(values: np.ndarray, path: Any) -> np.ndarray:
         whole = np.rint(values)
         fraction = np.abs(values - whole)
         whole = whole if fraction.max() < WHOLE else values
-    low, high = whole.min(), whole.max()
+    low, high = float(whole.min()), float(whole.max())
     if low < 0:
         hint = ", which 8 bits with a sign make of 255: save it without a sign" if values.dtype == np.int8 else ""
         raise ImageError(path, NO_IDS, f"{low:g}{hint}; {REMEDY}")
@@ -52,7 +54,10 @@ def to_ids(values: np.ndarray, path: Any) -> np.ndarray:
         return mask
     if whole.dtype.kind == "f" and whole is values and (values != np.floor(values)).any():
         example = float(values[values != np.floor(values)].flat[0])
-        raise ImageError(path, NO_IDS, f"{example:g}; {REMEDY}; probabilities: threshold them first")
+        hint = "probabilities: threshold them first"
+        if np.abs(values * 255 - np.rint(values * 255)).max() < WHOLE:
+            hint = "they are whole after a multiplication by 255"
+        raise ImageError(path, NO_IDS, f"{example:g}; {REMEDY}; {hint}")
     _check_steady(whole, path)
     return whole.astype(np.int32)
 
@@ -87,9 +92,18 @@ def _piled_up(values: np.ndarray) -> np.ndarray | None:
     inner = np.unique(values[between])
     if not inner.size or ((len(inner) < 3) and ((inner > END * top) & (inner < (1 - END) * top)).any()):
         return None
-    if (_equal_neighbours(values)[between] <= 2).mean() < LOOSE:
+    if (_equal_neighbours(values)[between] <= 2).mean() < LOOSE or _has_third_level(values, top):
         return None
     return (values >= top / 2).astype(np.int32) * (255 if top > 1 else 1)
+
+
+def _has_third_level(values: np.ndarray, top: float) -> bool:
+    """True where flat regions in the middle share a value: another class, which a threshold would hide."""
+    axes = range(min(values.ndim, 2))
+    flat = _count_neighbours(values, lambda a, b: np.abs(a.astype(np.float32) - b) <= FLAT * top) == 2 * len(axes)
+    inner = np.sort(values[flat & (values > 2 * END * top) & (values < (1 - 2 * END) * top)].astype(np.float32))
+    ahead = np.searchsorted(inner, inner + FLAT * top, "right") - np.arange(len(inner))
+    return len(inner) >= MIN_LEVEL and bool(ahead.max() >= 0.5 * len(inner))
 
 
 def _mode(values: np.ndarray) -> float:

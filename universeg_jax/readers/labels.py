@@ -14,6 +14,9 @@ import numpy as np
 from universeg_jax.readers.errors import FolderError, ImageError
 from universeg_jax.readers.label_values import MASK_VALUES, to_ids
 from universeg_jax.readers.notes import note
+from universeg_jax.readers.palettes import colour_table
+
+IN_COLOURS = "a label in colours"
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,8 @@ class LabelFile:
     """A label file and the classes in it.
 
     `classes` are (id, values of the file that mean this id); no values mean everything but 0. Without `classes` the
-    values are the ids. `ignored` are values without a class, such as a border. `part` selects (image, class) in a file
-    of polygons, and `colours` are (id, red, green, blue) of a mask in colours.
+    values are the ids. `ignored` are values without a class, such as a border, and count as 0. `part` selects (image,
+    class) in a file of polygons, and `colours` are (id, red, green, blue) of a mask in colours.
     """
 
     path: str
@@ -39,7 +42,7 @@ def check_label(label: np.ndarray, path: Any) -> np.ndarray:
     ImageError, naming `path`, for colours and for values that are not class ids.
     """
     if label.ndim == 3:
-        label = _one_channel(label, path)
+        label = one_channel(label, path)
     if label.ndim != 2 or 0 in label.shape:
         raise ImageError(path, "a label has a shape that is not [H, W]", str(label.shape))
     return check_ids(label, path)
@@ -50,15 +53,19 @@ def check_ids(values: np.ndarray, path: Any) -> np.ndarray:
     return to_ids(values, path)
 
 
-def _one_channel(label: np.ndarray, path: Any) -> np.ndarray:
-    """The channel of [H, W, C] that holds the ids. Raises ImageError where channels disagree."""
-    channels = label.shape[2]
+def one_channel(label: np.ndarray, path: Any) -> np.ndarray:
+    """The channel of [..., C] that holds the ids. Raises ImageError where channels disagree."""
+    channels = label.shape[-1]
     if channels == 0 or channels > 4:
         raise ImageError(path, "a label has a shape that is not [H, W]", str(label.shape))
     colours, alpha = (label[..., :-1], label[..., -1]) if channels in (2, 4) else (label, None)
     grey = colours[..., 0]
     if (colours != grey[..., None]).any():
-        raise ImageError(path, "a label in colours", "save class ids as one grey or palette channel, 0 = background")
+        detail = "save class ids as one grey or palette channel, 0 = background"
+        if colours.dtype == np.uint8 and colours.shape[-1] == 3:
+            detail += f", or write such as {colour_table(colours)} into meta.json"
+            detail += ', or "instances": true where each colour is an object'
+        raise ImageError(path, IN_COLOURS, detail)
     if alpha is None or (alpha == alpha.flat[0]).all():
         return grey
     if (grey == grey.flat[0]).all():
@@ -120,13 +127,15 @@ def _read_known(
     known_ids: Sequence[int], read: Callable[[LabelFile], np.ndarray], named_in: str, file: LabelFile
 ) -> np.ndarray:
     label = read(file)
+    if file.ignored:
+        label = np.where(np.isin(label, file.ignored), label.dtype.type(0), label)
     occurring = _values(label)
     if file.classes:
-        known = {value for _, values in file.classes for value in values} | set(file.ignored)
+        known = {value for _, values in file.classes for value in values}
         if all(values for _, values in file.classes) and occurring - known:
             raise ImageError(file.path, "holds values that mean no class", f"{sorted(occurring - known)[:9]}")
     elif len(known_ids) == 1 and _is_mask_of(known_ids[0], occurring):
-        note(file.path, f"the only value above 0 is {min(occurring)}: it means the only id that meta.json names")
+        note(file.path, f"the only value above 0 is {min(occurring)}: it means the only id that {named_in} names")
         return np.where(label > 0, np.int32(known_ids[0]), np.int32(0))
     elif known_ids and occurring - set(known_ids):
         raise FolderError(

@@ -25,6 +25,7 @@ from universeg_jax.readers.file_names import IMAGE_EXTENSIONS, READABLE_EXTENSIO
 from universeg_jax.readers.images import FORMATS
 from universeg_jax.readers.labels import LabelFile
 from universeg_jax.readers.meta import Folder, read_json_object, read_meta, subject_rule
+from universeg_jax.readers.palettes import check_palettes
 from universeg_jax.readers.volume_files import is_volume
 
 Classes = tuple[tuple[int, tuple[int, ...]], ...]  # as in LabelFile
@@ -40,7 +41,7 @@ def read_dataset_json(path: Path, size: int) -> Folder[Case]:
     file = path / "dataset.json"
     spec, meta = read_json_object(file), read_meta(path)
     channels = _channels(file, spec)
-    labels, classes, ignored_values = _labels(file, spec)
+    labels, classes, ignored_values = read_classes(file, spec)
     names = {**labels, **meta.labels}
     if ignored_values and not classes:
         classes = tuple((i, (i,)) for i in names)
@@ -78,6 +79,7 @@ def read_dataset_json(path: Path, size: int) -> Folder[Case]:
             )
         used |= {label, *images}
     _check_any_complete(path, cases)
+    check_palettes((file.path for case in cases if not case.volume for file in case.labels), has_table=False)
     others = [f for part in ("imagesTr", "labelsTr") for f in _files(path / part) if f not in used]
     return Folder(
         tuple(cases),
@@ -126,7 +128,7 @@ def _channels(file: Path, spec: dict[str, Any]) -> list[str]:
     return [names[str(k)] for k in range(len(names))]
 
 
-def _labels(file: Path, spec: dict[str, Any]) -> tuple[dict[int, str], Classes, tuple[int, ...]]:
+def read_classes(file: Path, spec: dict[str, Any]) -> tuple[dict[int, str], Classes, tuple[int, ...]]:
     """Reads {"1": "liver"}, {"liver": 1} and regions {"organs": [1, 2]}: (id → name, classes, ignored values).
 
     `classes` is empty where the values of the files are the ids. Regions have the ids of "regions_class_order", with

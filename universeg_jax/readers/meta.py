@@ -10,6 +10,7 @@ All fields may be left out:
     colours                 {"1": [255, 0, 0]}: labels are images in these colours, black is background
     axes                    of volumes, a list of "sagittal", "coronal", "axial", "in-plane" (the acquired planes)
     instances               true: labels number objects of one class, such as cells, and every value above 0 is id 1
+    ignore                  [255]: values of labels without a class, such as a border; their pixels become background
     window                  "ct", "mr", "none" or [low, high] for volumes and DICOM files; without it chosen by the
                             modality
 """
@@ -46,6 +47,7 @@ class Meta:
     window: Window
     colours: dict[int, Colour]
     instances: bool
+    ignore: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,12 @@ def _axes(value: Any) -> tuple[int, ...]:
     return tuple(sorted({axis_of[name] for name in names}))
 
 
+def _ids(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(i) is int and i > 0 for i in value):
+        raise ValueError
+    return tuple(value)
+
+
 def _window(value: Any) -> Window:
     if isinstance(value, str) and value in WINDOWS:
         return value
@@ -191,5 +199,6 @@ FIELDS: dict[str, tuple[Any, Callable[[Any], Any], str]] = {
     "axes": ([], _axes, f"write a list of {', '.join(AXIS_NAMES)}"),
     "colours": ({}, parse_colours, 'map ids to colours, such as {"1": [255, 0, 0], "2": "#00ff00"}, each once'),
     "instances": (False, _boolean, "write true or false"),
+    "ignore": ([], _ids, "write a list of ids above 0, such as [255]"),
     "window": ("auto", _window, f"write one of {', '.join(WINDOWS)} or [low, high]"),
 }

@@ -24,9 +24,16 @@ class Notes:
 
     def update(self, other: "Notes") -> None:
         """Adds all notes of another collection."""
-        for text, files in other._files.items():
-            for file in files:
-                self.add(file, text)
+        for file, text in other.pairs():
+            self.add(file, text)
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """(file, text) of every note."""
+        return [(file, text) for text, files in self._files.items() for file in files]
+
+    def texts(self) -> tuple[str, ...]:
+        """The texts alone, for notes on one file."""
+        return tuple(self._files)
 
     def __bool__(self) -> bool:
         return bool(self._files)

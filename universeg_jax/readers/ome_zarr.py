@@ -49,8 +49,9 @@ def read_ome_zarr(path: Path, channel: int | None = None) -> Volume:
     if not scales:
         inner = ", ".join(sorted(group.group_keys())[:5]) or "none"
         raise ImageError(path, "is no OME-Zarr image", f"it has no multiscales; groups inside: {inner}")
-    level = scales[0]["datasets"][0]
-    array = group[str(level["path"])]
+    levels = {str(level["path"]): level for level in scales[0]["datasets"]}
+    path_of_level = max(levels, key=lambda name: np.prod(group[name].shape, dtype=float))  # the first of equals
+    level, array = levels[path_of_level], group[path_of_level]
     axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in scales[0].get("axes", [])]
     names = [str(axis["name"]).lower() for axis in axes] or list("tczyx")[-array.ndim :]
     if len(names) != array.ndim or not {"y", "x"} <= set(names) or set(names) - set("tczyx"):

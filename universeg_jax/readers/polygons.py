@@ -4,7 +4,9 @@ A file is read once into `Shapes`; `draw` rasterises the shapes of one class. Po
 ring inside a ring is a hole; pixels whose centre lies inside belong to the class.
 """
 
+import base64
 import functools
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from universeg_jax.readers import checks
 from universeg_jax.readers.checks import MAX_BYTES, MAX_PIXELS, MAX_SIDE
 from universeg_jax.readers.errors import ImageError
 from universeg_jax.readers.meta import decode_text
@@ -75,6 +79,8 @@ def _read(path: str, modified: int) -> PolygonFile | None:
         features = contents.get("features", [contents]) if is_collection else contents
         if is_collection or (isinstance(contents, list) and contents and _is_feature(contents[0])):
             return _qupath(path, features)
+    except ImageError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ImageError(path, "its shapes cannot be read", f"{type(error).__name__} {error}") from error
     return None
@@ -140,6 +146,7 @@ def _decode_runs(text: str) -> tuple[int, ...]:
 
 def _labelme(path: str, contents: dict[str, Any]) -> PolygonFile:
     shapes = []
+    size = _size(contents.get("imageHeight"), contents.get("imageWidth"))
     for shape in contents["shapes"]:
         kind, points = shape.get("shape_type") or "polygon", np.array(shape["points"], float).reshape(-1, 2)
         if kind == "rectangle":
@@ -149,13 +156,32 @@ def _labelme(path: str, contents: dict[str, Any]) -> PolygonFile:
             angles = np.linspace(0, 2 * np.pi, 72, endpoint=False)
             radius = np.linalg.norm(points[1] - points[0])
             points = points[0] + radius * np.stack([np.cos(angles), np.sin(angles)], 1)
+        elif kind == "mask":
+            shapes.append(_labelme_mask(path, shape, size))
+            continue
         elif kind != "polygon":
             raise ImageError(path, "a shape is no area", f"{kind} of {shape['label']!r}; draw polygons")
         shapes.append(Shape(str(shape["label"]), (_ring(path, points),)))
     image = str(contents.get("imagePath") or "").replace("\\", "/").rpartition("/")[2]
-    size = _size(contents.get("imageHeight"), contents.get("imageWidth"))
     names = tuple(sorted({shape.name for shape in shapes}))
     return PolygonFile("LabelMe", names, (), (Shapes(image, size, tuple(shapes)),))
+
+
+def _labelme_mask(path: str, shape: dict[str, Any], size: tuple[int, int] | None) -> Shape:
+    """A shape that LabelMe keeps as a PNG with the place of its upper left corner."""
+    if size is None or size[0] * size[1] > MAX_PIXELS:
+        raise ImageError(path, "a mask needs imageHeight and imageWidth", f"they are {size}")
+    with Image.open(io.BytesIO(base64.b64decode(shape["mask"])), formats=("PNG",)) as image:
+        checks.check_pixels(path, *image.size)
+        mask = np.asarray(image.convert("L")) > 0
+    left, top = (round(float(value)) for value in shape["points"][0])
+    if left < 0 or top < 0 or top + mask.shape[0] > size[0] or left + mask.shape[1] > size[1]:
+        raise ImageError(path, "a mask lies outside its image", f"{mask.shape} at {top}, {left} of {size}")
+    whole = np.zeros(size, bool)
+    whole[top : top + mask.shape[0], left : left + mask.shape[1]] = mask
+    values = whole.ravel(order="F")
+    ends = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)]
+    return Shape(str(shape["label"]), runs=(*((0,) if values[0] else ()), *np.diff(ends).tolist()), size=size)
 
 
 def _qupath(path: str, features: Sequence[dict[str, Any]]) -> PolygonFile:

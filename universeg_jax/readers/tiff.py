@@ -15,13 +15,16 @@ import numpy as np
 from PIL import Image
 
 from universeg_jax.readers import checks
-from universeg_jax.readers.errors import ImageError
+from universeg_jax.readers.errors import ImageError, silence
+from universeg_jax.readers.labels import one_channel
 from universeg_jax.readers.notes import note
+from universeg_jax.readers.palettes import check_palette
 from universeg_jax.readers.preprocess import to_grey
 
 PLANE, COLOURS, CHANNELS, PAGES = "YX", "S", "C", "ZTIQR"
 ORIENTATION = 274  # the tag
-WHITE_IS_ZERO, PALETTE = 0, 3
+WHITE_IS_ZERO, PALETTE, CMYK, YCBCR, LAB = 0, 3, 5, 6, (8, 9, 10)  # photometric interpretations
+AS_STORED = (1, 5, 8, 32946)  # compressions that leave YCbCr as it is; JPEG and the like give RGB
 EXTRA = "install imagecodecs: pip install 'universeg_jax[tiff]'; or save the file without compression"
 # Orientation → (transpose rows and columns, then flip rows, flip columns), as the EXIF standard numbers them.
 TURNS = {
@@ -40,7 +43,7 @@ def page_count(path: Path) -> int:
     import tifffile
 
     try:
-        with tifffile.TiffFile(path) as file:
+        with silence(), tifffile.TiffFile(path, _multifile=False) as file:
             return int(np.prod([n for axis, n in _axes(file, path).items() if axis in PAGES], dtype=int))
     except ImageError:
         return len(file.pages)
@@ -62,9 +65,7 @@ def read_tiff_stack(path: Path, channel: int | None, is_label: bool = False) -> 
     if data.ndim == 3:
         return data
     if is_label:
-        if (data != data[..., :1]).any():
-            raise ImageError(path, "a label in colours", "save class ids as one grey channel, 0 = background")
-        return data[..., 0]
+        return one_channel(data, path)
     return np.stack([to_grey(page) for page in data])
 
 
@@ -74,7 +75,7 @@ def _read(
     """[N, H, W] or [N, H, W, S]: all pages."""
     import tifffile
 
-    with tifffile.TiffFile(source) as file:
+    with tifffile.TiffFile(source, _multifile=False) as file:  # a header must not choose which other files are read
         first, axes = cast(tifffile.TiffPage, file.pages[0].keyframe), _axes(file, name)
         sizes = {axis: axes.get(axis, 1) for axis in PLANE}
         pages = [n for axis, n in axes.items() if axis in PAGES and n > 1]
@@ -92,6 +93,8 @@ def _read(
             data = _as_shown(data, first)
         elif first.photometric == WHITE_IS_ZERO:
             note(name, "0 is shown as white; its values count as stored, so that 0 is the background")
+        elif first.photometric == PALETTE and first.colormap is not None and data.max() < first.colormap.shape[1]:
+            check_palette(name, first.colormap.T.astype(int) >> 8, np.unique(data))
         return np.stack([turned(page, orientation(first)) for page in data]) if upright else data
 
 
@@ -127,7 +130,7 @@ def _decode(file: Any, first: Any, source: Path | BinaryIO, name: Any) -> np.nda
 
 
 def _lacks_codec(error: Exception) -> bool:
-    return "imagecodecs" in str(error)
+    return isinstance(error, ImportError) or "imagecodecs" in str(error)
 
 
 def _by_pillow(source: Path | BinaryIO, first: Any, file: Any) -> np.ndarray | None:
@@ -176,15 +179,15 @@ def _arrange(data: np.ndarray, axes: dict[str, int], name: Any, channel: int | N
     if "T" in page:
         note(name, "its times are taken for slices")
     if CHANNELS in names:
-        data = _one_channel(data, name, channel, is_label)
+        data = _join_channels(data, name, channel, is_label)
     elif channel is not None and channel > 0:
         raise ImageError(name, "has several channels or times", f"1; number {channel} was requested")
     if COLOURS in names and data.shape[-1] > 4:
-        data = _one_channel(np.moveaxis(data, -1, 1), name, channel, is_label)
+        data = _join_channels(np.moveaxis(data, -1, 1), name, channel, is_label)
     return data
 
 
-def _one_channel(data: np.ndarray, name: Any, channel: int | None, is_label: bool) -> np.ndarray:
+def _join_channels(data: np.ndarray, name: Any, channel: int | None, is_label: bool) -> np.ndarray:
     """[N, C, H, W, ...] → [N, H, W, ...]: the chosen channel, equal channels of a label, or the mean of an image."""
     count = data.shape[1]
     if channel is not None:
@@ -200,7 +203,7 @@ def _one_channel(data: np.ndarray, name: Any, channel: int | None, is_label: boo
 
 
 def _as_shown(data: np.ndarray, first: Any) -> np.ndarray:
-    """Applies the palette, and makes white of 0 where the file says so, since a viewer does."""
+    """Applies the palette and the kind of colours, and makes white of 0 where the file says so, as a viewer does."""
     if first.photometric == PALETTE and first.colormap is not None and data.dtype.kind == "u":
         return np.moveaxis(first.colormap[:, data], 0, -1)
     if first.photometric == WHITE_IS_ZERO:
@@ -209,6 +212,13 @@ def _as_shown(data: np.ndarray, first: Any) -> np.ndarray:
         if data.dtype.kind == "u":
             return data.dtype.type((1 << first.bitspersample) - 1) - data
         return data.max() + data.min() - data
+    if data.ndim < 4:
+        return data
+    if first.photometric in LAB or (first.photometric == YCBCR and first.compression in AS_STORED):
+        return data[..., 0]  # the lightness
+    if first.photometric == CMYK and data.dtype.kind == "u" and data.shape[-1] >= 4:
+        paper = np.float32(np.iinfo(data.dtype).max) - data[..., :4]
+        return paper[..., :3] * (paper[..., 3:] / np.iinfo(data.dtype).max)
     return data
 
 

@@ -5,9 +5,10 @@ Headers that point to other files are refused, because a stranger's header must 
 a .mhd may name the one file of voxels beside it.
 """
 
+import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from universeg_jax.readers.file_names import (
     TIFF_EXTENSIONS,
     VOLUME_EXTENSIONS,
     extension,
+    stem,
 )
 from universeg_jax.readers.labels import check_ids
 from universeg_jax.readers.notes import note
@@ -33,9 +35,11 @@ from universeg_jax.readers.volumes import LPS_TO_RAS, Volume, make_affine, make_
 if TYPE_CHECKING:
     import nibabel as nib  # slow to import, and training reads no files
 
+LOCAL = "LOCAL"  # in the header of a MetaImage whose voxels follow it
 HEADER_BYTES = 1 << 16  # enough for the text header of an ITK format
 MILLIMETRES = {"micron": 1e-3, "meter": 1e3}  # per unit of a NIfTI header
 MAX_VOXEL_SIDE = 100.0  # mm
+GZIP_START = b"\x1f\x8b"
 MAX_GZIP_RATIO = 2000  # gzip reaches 1032 to 1
 
 
@@ -144,6 +148,7 @@ def _pick(path: Path, count: int, channel: int | None) -> int:
 def _read_nifti(path: Path, channel: int | None) -> Volume:
     import nibabel as nib
 
+    _check_gzip(path)
     image = nib.load(path)
     if not isinstance(image, nib.spatialimages.SpatialImage):
         raise ImageError(path, "is no volume of three axes", type(image).__name__)
@@ -159,7 +164,32 @@ def _read_nifti(path: Path, channel: int | None) -> Volume:
         if len(shape) != 4:
             raise ImageError(path, "has more than four axes", str(shape))
         data = np.asarray(image.dataobj[..., _pick(path, shape[3], channel)])
+    _compare_forms(image, path)
     return make_volume(_compact(data), _in_millimetres(image, path), str(path))
+
+
+def _check_gzip(path: Path) -> None:
+    """Raises ImageError where the ending says something else than the content, which nibabel goes by."""
+    with path.open("rb") as file:
+        is_gzip = file.read(2) == GZIP_START
+    if is_gzip != (extension(path) == ".nii.gz") and path.stat().st_size:
+        right = ".nii.gz" if is_gzip else ".nii"
+        raise ImageError(path, f"is {'a' if is_gzip else 'no'} gzip file", f"rename it to {stem(path)}{right}")
+
+
+def _compare_forms(image: "nib.spatialimages.SpatialImage", path: Path) -> None:
+    """Says where the two places that a NIfTI header may state differ; other programs may take the other one."""
+    header: Any = image.header
+    if not hasattr(header, "get_sform"):
+        return
+    (sform, s_code), (qform, q_code) = header.get_sform(coded=True), header.get_qform(coded=True)
+    if sform is None or qform is None or not s_code or not q_code:
+        return
+    corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
+    corners[:, :3] *= np.array((*image.shape, 1, 1)[:3]) - 1
+    apart = np.linalg.norm(corners @ (sform - qform).T, axis=1).max()
+    if apart > 0.5 * np.linalg.norm(sform[:3, :3], axis=0).min():
+        note(path, "its header states two places, sform and qform, that differ: sform counts")
 
 
 def _in_millimetres(image: "nib.spatialimages.SpatialImage", path: Path) -> np.ndarray:
@@ -210,19 +240,23 @@ def _check_itk_header(path: Path) -> Path:
     """The file that holds the voxels: `path`, or for a .mhd the one beside it. Raises ImageError for any other."""
     with path.open("rb") as file:
         head = file.read(HEADER_BYTES)
-    if extension(path) == ".mhd":
+    if extension(path) == ".nrrd":
+        header = re.split(rb"\r?\n\r?\n", head)[0].lower().replace(b"datafile", b"data file")
+        name = "another" if b"data file:" in header else LOCAL
+    else:
         name = _mhd_data(head)
+    if name == LOCAL:
+        return path
+    if extension(path) == ".mhd":
         voxels = path.parent / name
         if voxels.name != name or not voxels.is_file():
             raise ImageError(path, "its file of voxels does not lie beside it", name[:80])
         if voxels.resolve().parent != path.resolve().parent:
             raise ImageError(voxels, "is a link out of its folder", "put the file itself there")
         return voxels
-    nrrd_header = head.split(b"\n\n")[0].lower().replace(b"datafile", b"data file")
-    detached = b"data file:" in nrrd_header if extension(path) == ".nrrd" else b"ElementDataFile = LOCAL" not in head
-    if detached:
-        raise ImageError(path, "its header points to another file", "save it as one file")
-    return path
+    if not name:
+        raise ImageError(path, "cannot be read", "it is damaged: its header has no ElementDataFile")
+    raise ImageError(path, "its header points to another file", "save it as one file")
 
 
 def voxels_of(path: str | Path) -> Path | None:
@@ -231,13 +265,13 @@ def voxels_of(path: str | Path) -> Path | None:
         return None
     with Path(path).open("rb") as file:
         name = _mhd_data(file.read(HEADER_BYTES))
-    return Path(path).parent / Path(name).name if name else None
+    return Path(path).parent / Path(name).name if name not in ("", LOCAL) else None
 
 
 def _mhd_data(head: bytes) -> str:
     """The file of voxels that a header names; "" where it names none, a list or a numbered pattern."""
-    lines = [line.partition(b"=")[2].strip() for line in head.splitlines() if line.startswith(b"ElementDataFile")]
-    name = lines[0].decode("utf-8", "replace") if lines else ""
+    found = re.search(rb"^[ \t]*ElementDataFile[ \t]*=[ \t]*([^\r\n]*)", head, re.MULTILINE)
+    name = found[1].strip().decode("utf-8", "replace").removeprefix("./") if found else ""
     return "" if name.startswith("LIST") or "%" in name else name
 
 
