@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from universeg_jax.episodes import augment
 from universeg_jax.errors import UserError
+from universeg_jax.startup import compiler_options
 
 Array = jax.Array | np.ndarray
 MIN_SUBJECTS_TO_HOLD_OUT = 4  # with fewer subjects none is held out
@@ -98,9 +99,10 @@ def programs(loss: Loss, score: Score, recipe: Recipe) -> tuple[optax.GradientTr
     def compiled(state: Any, key: Array, data: Any) -> tuple[Callable, Callable]:
         shapes = tuple(x.shape for x in jax.tree.leaves((state, data)))
         if shapes not in cache:
+            options = compiler_options()
             cache[shapes] = (
-                jax.jit(step).lower(state, np.int32(0), key, data).compile(),
-                jax.jit(score).lower(state[0], data).compile(),
+                jax.jit(step).lower(state, np.int32(0), key, data).compile(options),
+                jax.jit(score).lower(state[0], data).compile(options),
             )
         return cache[shapes]
 

@@ -15,6 +15,7 @@ import numpy as np
 from universeg_jax.episode import FLIPS, OFFICIAL_SIZE, Array, Episode, resize, to_device_floats
 from universeg_jax.evaluation import metrics
 from universeg_jax.evaluation.cases import Settings
+from universeg_jax.startup import compiler_options
 
 SCORES = (*metrics.METRICS, "single_dice", "oracle_dice")
 THRESHOLDS = np.linspace(0.05, 0.95, 19, dtype=np.float32)  # tried by the oracle
@@ -89,7 +90,7 @@ def _compiled(
             scores |= {"masks": jnp.packbits(masks, axis=-1), "truth": jnp.packbits(truth > 0, axis=-1)}
         return scores
 
-    return jax.jit(score)
+    return jax.jit(score, compiler_options=compiler_options())
 
 
 def _probabilities(method: Method, params: Any, floats: Episode) -> jax.Array:
@@ -112,4 +113,4 @@ def mean_probabilities(method: Method, flips: bool) -> Callable[[Any, Episode], 
         mean = _probabilities(over_flips(method) if flips else method, params, floats).mean(1)
         return mean, metrics.dice_score(mean >= 0.5, floats.query_label[..., 0]), floats
 
-    return jax.jit(function)
+    return jax.jit(function, compiler_options=compiler_options())

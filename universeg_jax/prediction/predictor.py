@@ -43,7 +43,7 @@ from universeg_jax.readers.notes import warn
 from universeg_jax.readers.preprocess import preprocess_image, restore
 from universeg_jax.readers.slices import from_slices, smooth_slices, volume_slices
 from universeg_jax.readers.volumes import Volume
-from universeg_jax.startup import use_compilation_cache
+from universeg_jax.startup import compiler_options, use_compilation_cache
 
 Array = jax.Array | np.ndarray
 BATCH_SIZE = 8  # slices per forward pass
@@ -57,11 +57,12 @@ class Predictor:
         # On a CPU the model reads one support entry at a time, which saves memory and changes only rounding.
         self.model = build_model(config.model, support_chunk=1 if jax.default_backend() == "cpu" else 0)
         self.params = jax.tree.map(jnp.asarray, params)
-        self._logits = jax.jit(self._apply)
-        self._resize = jax.jit(functools.partial(resize, size=config.image_size))
+        jit = functools.partial(jax.jit, compiler_options=compiler_options())
+        self._logits = jit(self._apply)
+        self._resize = jit(functools.partial(resize, size=config.image_size))
         self.has_keys = getattr(self.model, "keys", "none") != "none"
-        self._support_keys = jax.jit(lambda params, images: self._keys_of(params, images[None], True))
-        self._probabilities = jax.jit(self._forward, static_argnames=("flips", "overlap"))
+        self._support_keys = jit(lambda params, images: self._keys_of(params, images[None], True))
+        self._probabilities = jit(self._forward, static_argnames=("flips", "overlap"))
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "Predictor":

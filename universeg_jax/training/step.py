@@ -16,6 +16,7 @@ from universeg_jax.episode import Episode
 from universeg_jax.episodes.on_device import device_episodes
 from universeg_jax.episodes.sampler import Batch
 from universeg_jax.evaluation import metrics
+from universeg_jax.startup import compiler_options
 from universeg_jax.training import losses
 
 Array = jax.Array
@@ -106,8 +107,20 @@ def train_step(
 
 
 def pmap_step(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Maps the step over all devices: state replicated, batch [devices, B / devices, ...]."""
-    return jax.pmap(step, axis_name="batch", in_axes=(None, 0), out_axes=None, donate_argnums=0)
+    """Maps the step over all devices: state replicated, batch [devices, B / devices, ...].
+
+    Compiles it for each size of the support, in the words of `startup.compiler_options`.
+    """
+    mapped = jax.pmap(step, axis_name="batch", in_axes=(None, 0), out_axes=None, donate_argnums=0)
+    compiled: dict[tuple[int, ...], Callable[..., Any]] = {}
+
+    def run(state: TrainState, batch: Batch) -> Any:
+        shape = batch.episode.support_images.shape
+        if shape not in compiled:
+            compiled[shape] = mapped.lower(state, batch).compile(compiler_options())
+        return compiled[shape](state, batch)
+
+    return run
 
 
 def local_shardings() -> tuple[NamedSharding, NamedSharding]:
