@@ -1,0 +1,192 @@
+"""Labels of the slices between labelled ones, along one axis of a volume.
+
+Three things are added up for each label and each slice of a gap:
+
+1. The signed distance to the outline, interpolated between the two labelled slices, says where the structure is. Each
+   of the two is first carried along with the structures of the image (motion.py).
+2. The network says what it is: it looks at a window around the structure, with the nearest labelled slices, carried
+   to the same place, as its support.
+3. The sum is smoothed across the slices, between the labelled ones.
+
+A pixel gets the label of the largest sum, or background if none is above 0.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from scipy.ndimage import gaussian_filter1d
+
+from universeg_jax.errors import UserError
+from universeg_jax.prediction.gaps import Gap, Window, nearest_slices, window_around
+from universeg_jax.prediction.interpolation import signed_distances
+from universeg_jax.prediction.motion import Motion, carry
+from universeg_jax.prediction.support import Support
+
+if TYPE_CHECKING:
+    from universeg_jax.prediction.predictor import Predictor
+
+TIMES = 2.0  # side of the window, in the longer side of the structure in the two labelled slices
+AT_ONCE = 16  # windows per forward pass; on a CPU one
+MAX_SCORE = 30.0  # of which the exponential is taken
+SIZE = 128  # pixels along a window in which distances count: a magnified structure is as large as it looks
+
+
+@dataclass(frozen=True)
+class CompletionOptions:
+    """Options of `complete`. Raises UserError for a value out of range."""
+
+    support_size: int = 8  # labelled slices that the network sees
+    distance_weight: float = 1.0  # of the signed distance in pixels of a window of SIZE, against the network's logit
+    smooth: float = 0.5  # slices; standard deviation of a Gaussian across them
+    motion: bool = True  # carry labelled slices along with the image; False: interpolate in place
+    network: bool = True  # False: interpolate alone, in a fraction of the time
+
+    def __post_init__(self) -> None:
+        if self.support_size < 1:
+            raise UserError(f"support_size={self.support_size}: use at least 1")
+        if not (0 <= self.distance_weight < np.inf and 0 <= self.smooth < np.inf):
+            values = f"distance_weight={self.distance_weight}, smooth={self.smooth}"
+            raise UserError(f"{values}: both must be 0 or more, and finite")
+        if not (self.network or self.distance_weight):
+            raise UserError("distance_weight=0 without the network leaves nothing to complete from: use above 0")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A partly labelled volume along one axis, in planes of square pixels."""
+
+    planes: np.ndarray  # float32 [N, H, W] in [0, 1]
+    ids: np.ndarray  # int32 [N, H, W]
+    slices: tuple[int, ...]  # the labelled ones, ascending
+
+    def of(self, gap: Gap) -> tuple[int, ...]:
+        """The labels of the slices beside a gap."""
+        beside = self.ids[[z for z in (gap.before, gap.after) if z is not None]]
+        return tuple(np.unique(beside[beside > 0]).tolist())
+
+    def pair(self, gap: Gap, label: int) -> tuple[np.ndarray, np.ndarray]:
+        """The masks [H, W] before and after a gap; beyond the first or last labelled slice, the same one twice."""
+        before = gap.after if gap.before is None else gap.before
+        after = gap.before if gap.after is None else gap.after
+        return self.ids[before] == label, self.ids[after] == label
+
+
+@dataclass(frozen=True)
+class Filled:
+    """The slices of a gap: int32 ids, float32 uncertainty in [0, 1], and float32 margin of the label above the next."""
+
+    ids: np.ndarray
+    uncertainty: np.ndarray
+    margin: np.ndarray
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all gaps of an axis share."""
+
+    predictor: "Predictor"
+    volume: Labelled
+    motion: Motion
+    others: Support | None  # examples of other cases
+    options: CompletionOptions
+    advance: Callable[[int], Any] = lambda count: None  # is told how many slices of a label are done
+
+
+def fill_gap(setting: Setting, gap: Gap) -> Filled:
+    """Labels the slices of a gap."""
+    volume = setting.volume
+    shape = (len(gap), *volume.planes.shape[1:])
+    ids, best, second = np.zeros(shape, np.int32), np.zeros(shape, np.float32), np.full(shape, -np.inf, np.float32)
+    mass, weighted = np.ones(shape, np.float32), np.zeros(shape, np.float32)  # Σ e^s and Σ s e^s; background: s = 0
+    for label in volume.of(gap):
+        window, score = _score(setting, gap, label)
+        where = (slice(None), *window.part(shape))
+        second[where] = np.maximum(second[where], np.minimum(score, best[where]))
+        ids[where] = np.where(score > best[where], label, ids[where])
+        best[where] = np.maximum(best[where], score)
+        bounded = np.minimum(score, MAX_SCORE)
+        mass[where] += np.exp(bounded)
+        weighted[where] += bounded * np.exp(bounded)
+    entropy = (np.log(mass) - weighted / mass) / np.log(2)
+    return Filled(ids, np.clip(entropy, 0, 1).astype(np.float32), best - second)
+
+
+def _score(setting: Setting, gap: Gap, label: int) -> tuple[Window, np.ndarray]:
+    """(window, score float32 [n, h, w] of a label in it, above 0 where it is more likely than background)."""
+    options, planes = setting.options, setting.volume.planes
+    before, after = setting.volume.pair(gap, label)
+    window = window_around(before | after, TIMES)
+    part = window.part(planes.shape)
+    pair = signed_distances(before, after)
+    scale = np.float32(options.distance_weight * SIZE / window.side)
+    score = scale * np.stack([_distance(setting, gap, row, pair)[part] for row in range(len(gap))])
+    if options.network:
+        size = planes.shape
+        inputs = (_input(setting, gap, z, label, window) for z in range(gap.start, gap.stop))
+        score += np.stack([window.back(logits, size) for logits in _in_batches(setting, inputs)])
+    else:
+        setting.advance(len(gap))
+    ends = [scale * distance[part][None] for distance in pair]
+    first, last = ends[0] if gap.before is not None else score[:1], ends[1] if gap.after is not None else score[-1:]
+    if options.smooth:
+        padded = np.concatenate([first, score, last])
+        score = gaussian_filter1d(padded, options.smooth, axis=0, mode="nearest")[1:-1]
+    return window, score
+
+
+def _distance(setting: Setting, gap: Gap, row: int, pair: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """The signed distance, float32 [H, W] in pixels, of slice `row` of a gap from those of the labelled slices."""
+    share, total = gap.shares()[row], np.zeros_like(pair[0])
+    for distance, source, weight in ((pair[0], gap.before, 1 - share), (pair[1], gap.after, share)):
+        if source is not None:
+            total += weight * _carried(setting, distance, source, gap.start + row)
+    return total
+
+
+def _carried(setting: Setting, values: np.ndarray, source: int, index: int) -> np.ndarray:
+    """Values [H, W] of a labelled slice where its structures lie in slice `index`."""
+    return carry(values, setting.motion.to(source, index)) if setting.options.motion else values
+
+
+def _input(setting: Setting, gap: Gap, index: int, label: int, window: Window) -> tuple[np.ndarray, ...]:
+    """(query [size, size], images [S, size, size], masks likewise, float32 [S] that is 0 for places left free)."""
+    volume, count = setting.volume, setting.options.support_size
+    size = setting.predictor.config.image_size
+    images, masks = (np.zeros((count, size, size), np.float32) for _ in range(2))
+    present = np.zeros(count, np.float32)
+    for row, z in enumerate(nearest_slices(volume.slices, gap, count).tolist()):
+        image = _carried(setting, volume.planes[z], z, index)
+        mask = _carried(setting, (volume.ids[z] == label).astype(np.float32), z, index)
+        images[row], masks[row], present[row] = window.image(image, size), window.mask(mask, size), 1
+    free = np.flatnonzero(present == 0)
+    place = (index + 0.5) / len(volume.planes)
+    for row, (image, mask) in zip(free, _of_others(setting.others, label, place), strict=False):
+        around = window_around(mask, TIMES)
+        images[row], masks[row], present[row] = around.image(image, size), around.mask(mask, size), 1
+    return window.image(volume.planes[index], size), images, masks, present
+
+
+def _of_others(others: Support | None, label: int, place: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(image, mask [128, 128]) of other cases that show a label, from the most similar place in their volumes on."""
+    if others is None or label not in others.labels:
+        return
+    masks = others.masks[others.labels.index(label)] > 0
+    apart = np.zeros(len(others)) if others.positions is None else np.abs(others.positions - place)
+    for row in np.argsort(apart, kind="stable"):
+        if masks[row].any():
+            yield others.images[row], masks[row]
+
+
+def _in_batches(setting: Setting, inputs: Iterable[tuple[np.ndarray, ...]]) -> Iterator[np.ndarray]:
+    """The network's logits [size, size] of each of `inputs`."""
+    at_once, left = (1 if jax.default_backend() == "cpu" else AT_ONCE), iter(inputs)
+    while batch := list(itertools.islice(left, at_once)):
+        padded = batch + batch[-1:] * (at_once - len(batch))
+        query, images, masks, present = (np.stack(parts) for parts in zip(*padded, strict=True))
+        logits = setting.predictor.logits(query[..., None], images[..., None], masks[..., None], present)
+        yield from np.asarray(logits)[: len(batch), ..., 0]
+        setting.advance(len(batch))
