@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 TIMES = 2.0  # side of the window, in the longer side of the structure in the two labelled slices
 AT_ONCE = 16  # windows per forward pass; on a CPU one
-MAX_SCORE = 30.0  # of which the exponential is taken
+MAX_SCORE = 30.0  # of which the exponential is taken, and margin of background where no label is near
 SIZE = 128  # pixels along a window in which distances count: a magnified structure is as large as it looks
 
 
@@ -100,7 +100,7 @@ def fill_gap(setting: Setting, gap: Gap) -> Filled:
     """Labels the slices of a gap."""
     volume = setting.volume
     shape = (len(gap), *volume.planes.shape[1:])
-    ids, best, second = np.zeros(shape, np.int32), np.zeros(shape, np.float32), np.full(shape, -np.inf, np.float32)
+    ids, best, second = np.zeros(shape, np.int32), np.zeros(shape, np.float32), np.full(shape, -MAX_SCORE, np.float32)
     mass, weighted = np.ones(shape, np.float32), np.zeros(shape, np.float32)  # Σ e^s and Σ s e^s; background: s = 0
     for label in volume.of(gap):
         window, score = _score(setting, gap, label)
@@ -158,13 +158,13 @@ def _input(setting: Setting, gap: Gap, index: int, label: int, window: Window) -
     size = setting.predictor.config.image_size
     images, masks = (np.zeros((count, size, size), np.float32) for _ in range(2))
     present = np.zeros(count, np.float32)
-    for row, z in enumerate(nearest_slices(volume.slices, gap, count).tolist()):
+    own = nearest_slices(volume.slices, gap, count).tolist()
+    for row, z in enumerate(own):
         image = _carried(setting, volume.planes[z], z, index)
         mask = _carried(setting, (volume.ids[z] == label).astype(np.float32), z, index)
         images[row], masks[row], present[row] = window.image(image, size), window.mask(mask, size), 1
-    free = np.flatnonzero(present == 0)
     place = (index + 0.5) / len(volume.planes)
-    for row, (image, mask) in zip(free, _of_others(setting.others, label, place), strict=False):
+    for row, (image, mask) in zip(range(len(own), count), _of_others(setting.others, label, place), strict=False):
         around = window_around(mask, TIMES)
         images[row], masks[row], present[row] = around.image(image, size), around.mask(mask, size), 1
     return window.image(volume.planes[index], size), images, masks, present

@@ -73,9 +73,9 @@ def complete(
         raise UserError("every slice counts as labelled, so that nothing is left to complete: name those that are")
     results = []
     with tqdm(total=work, desc="complete", unit="slice", leave=False, disable=not progress) as bar:
-        for each in seen:
-            setting = Setting(predictor, each, Motion(each.planes), others, options or CompletionOptions(), bar.update)
-            results.append(_fill(setting))
+        for along in seen:
+            motion = Motion(along.planes)
+            results.append(_fill(Setting(predictor, along, motion, others, options or CompletionOptions(), bar.update)))
     ids, uncertainty = _merge(volume, labelled, results)
     known = np.zeros(volume.shape, bool)
     for each in labelled:

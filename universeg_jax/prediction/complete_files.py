@@ -12,7 +12,13 @@ from universeg_jax.prediction.between import CompletionOptions
 from universeg_jax.prediction.complete import complete
 from universeg_jax.prediction.support import Support
 from universeg_jax.readers.file_names import NIFTI_EXTENSIONS, TIFF_EXTENSIONS, extension
-from universeg_jax.readers.labelled_slices import LabelledSlices, find_axis, find_labelled_slices, unused_slices
+from universeg_jax.readers.labelled_slices import (
+    LabelledSlices,
+    check_slices,
+    find_axis,
+    find_labelled_slices,
+    unused_slices,
+)
 from universeg_jax.readers.preprocess import Window
 from universeg_jax.readers.segments import on_grid_of
 from universeg_jax.readers.tiff import write_tiff_stack
@@ -58,7 +64,7 @@ def read_partial(
     try:
         if slices is not None:
             axis = find_axis(ids.data, ignore) if axis is None else axis
-            slices = file_order(ids, axis, slices)
+            slices = file_order(ids, axis, check_slices(slices, axis, ids.shape[axis]))
         labelled = find_labelled_slices(ids.data, axis, slices, ignore)
     except UserError as error:
         raise UserError(f"{labels}: {error}") from error

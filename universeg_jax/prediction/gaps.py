@@ -64,7 +64,8 @@ class Window:
         rows, columns = self._inside(plane.shape)
         part = plane[rows, columns]
         top, left = rows.start - self.row, columns.start - self.column
-        crop[top : top + part.shape[0], left : left + part.shape[1]] = part
+        if part.size:
+            crop[top : top + part.shape[0], left : left + part.shape[1]] = part
         return crop
 
     def image(self, plane: np.ndarray, size: int) -> np.ndarray:
@@ -89,10 +90,9 @@ class Window:
 
     def _inside(self, shape: tuple[int, ...]) -> tuple[slice, slice]:
         height, width = shape[-2:]
-        return (
-            slice(max(self.row, 0), min(self.row + self.side, height)),
-            slice(max(self.column, 0), min(self.column + self.side, width)),
-        )
+        bounds = [np.clip((at, at + self.side), 0, n) for at, n in ((self.row, height), (self.column, width))]
+        rows, columns = (slice(int(start), int(stop)) for start, stop in bounds)
+        return rows, columns
 
 
 def window_around(mask: np.ndarray, times: float) -> Window:

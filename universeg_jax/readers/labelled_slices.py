@@ -13,10 +13,7 @@ import numpy as np
 from universeg_jax.errors import UserError
 from universeg_jax.readers.volumes import AXES, AXIS_NAMES
 
-ALONE = (
-    0.75  # share of the labelled voxels without a labelled neighbour along an axis: slices of this axis are labelled
-)
-ALONE_IN_SLICE = 0.5  # the same in one slice, where slices of several axes are labelled
+ALONE = 0.5  # share of the labelled voxels of a slice without a labelled neighbour across it
 COVERED = 0.99  # share of the labelled voxels that these slices must hold
 EMPTY = 0.2  # share of slices without a label between the first and the last, where labelled slices touch
 
@@ -47,7 +44,7 @@ def find_labelled_slices(
         return (_not_ignored(ids == ignore, axis),)
     if slices is not None:
         axis = find_axis(ids, ignore) if axis is None else axis
-        return (LabelledSlices(axis, _checked(slices, axis, ids.shape[axis]), ()),)
+        return (LabelledSlices(axis, check_slices(slices, axis, ids.shape[axis]), ()),)
     found = [(axis, _with_label(marked, axis))] if axis is not None else _detect(marked)
     return tuple(_with_empty(each, rows, ids.shape[each]) for each, rows in found)
 
@@ -71,7 +68,8 @@ def _with_label(marked: np.ndarray, axis: int) -> np.ndarray:
     return np.flatnonzero(marked.any(tuple(a for a in AXES if a != axis)))
 
 
-def _checked(slices: Sequence[int], axis: int, count: int) -> tuple[int, ...]:
+def check_slices(slices: Sequence[int], axis: int, count: int) -> tuple[int, ...]:
+    """`slices` of an axis with `count`, ascending. Raises UserError for one that does not exist."""
     if not slices:
         raise UserError("slices=(): name at least one labelled slice")
     if outside := [i for i in slices if not 0 <= i < count]:
@@ -93,32 +91,33 @@ def _not_ignored(ignored: np.ndarray, axis: int | None) -> LabelledSlices:
 
 def _detect(marked: np.ndarray) -> list[tuple[int, np.ndarray]]:
     """(axis, slices) of labelled voxels [X, Y, Z]. Raises UserError where the labels do not tell."""
-    count = int(marked.sum())
-    alone = {axis: marked & ~_neighbours(marked, axis) for axis in AXES if marked.shape[axis] > 1}
-    share = {axis: voxels.sum() / count for axis, voxels in alone.items()}
-    likely = [axis for axis in share if share[axis] >= ALONE]
-    if len(likely) == 1:
-        return [(likely[0], _with_label(marked, likely[0]))]
-    if not likely:
-        if found := _several_axes(marked, alone):
-            return found
-        gaps = {axis: _empty_share(_with_label(marked, axis)) for axis in share}
-        first, second = sorted(gaps, key=lambda axis: -gaps[axis])[:2]
-        if gaps[first] >= max(EMPTY, 2 * gaps[second]):
-            return [(first, _with_label(marked, first))]
+    axes = [axis for axis in AXES if marked.shape[axis] > 1]
+    alone = {axis: _alone(marked, axis) for axis in axes}
+    whole = [axis for axis in axes if _covers(marked, {axis: alone[axis]})]
+    if len(whole) == 1:
+        return [(whole[0], _with_label(marked, whole[0]))]
+    several = {axis: rows for axis, rows in alone.items() if len(rows)}
+    if not whole and len(several) > 1 and _covers(marked, several):
+        return list(several.items())
+    shares = sorted(((_empty_share(_with_label(marked, axis)), axis) for axis in axes), reverse=True)
+    if not whole and shares[0][0] >= max(EMPTY, 2 * sum(share for share, _ in shares[1:2])):
+        return [(shares[0][1], _with_label(marked, shares[0][1]))]
     raise UserError("the labels do not tell which slices are labelled: give the axis, as in --axis axial")
 
 
-def _several_axes(marked: np.ndarray, alone: dict[int, np.ndarray]) -> list[tuple[int, np.ndarray]]:
-    """Slices of several axes that hold nearly all labelled voxels, most of which have no neighbour across the slice."""
-    found, covered = [], np.zeros(marked.shape, bool)
-    for axis, voxels in alone.items():
-        others = tuple(a for a in AXES if a != axis)
-        rows = np.flatnonzero(voxels.sum(others) >= ALONE_IN_SLICE * np.maximum(marked.sum(others), 1))
-        if len(rows):
-            found.append((axis, rows))
-            np.moveaxis(covered, axis, 0)[rows] = True
-    return found if len(found) > 1 and (marked & covered).sum() >= COVERED * marked.sum() else []
+def _alone(marked: np.ndarray, axis: int) -> np.ndarray:
+    """Slices of an axis most of whose labelled voxels have no labelled neighbour across the slice."""
+    others = tuple(a for a in AXES if a != axis)
+    voxels = marked.sum(others)
+    return np.flatnonzero((marked & ~_neighbours(marked, axis)).sum(others) >= ALONE * np.maximum(voxels, 1))
+
+
+def _covers(marked: np.ndarray, slices: dict[int, np.ndarray]) -> bool:
+    """Whether slices hold nearly all labelled voxels."""
+    left = marked.copy()
+    for axis, rows in slices.items():
+        np.moveaxis(left, axis, 0)[rows] = False
+    return bool(left.sum() <= (1 - COVERED) * marked.sum())
 
 
 def _neighbours(marked: np.ndarray, axis: int) -> np.ndarray:

@@ -78,7 +78,7 @@ def stored_type(path: str | Path) -> np.dtype:
         if kind in NIFTI_EXTENSIONS:
             import nibabel as nib
 
-            return np.dtype(nib.load(path).get_data_dtype())
+            return np.dtype(nib.load(path).header.get_data_dtype())  # type: ignore[attr-defined]
         if kind in TIFF_EXTENSIONS:
             import tifffile
 
