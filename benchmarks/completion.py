@@ -6,15 +6,16 @@ Takes every volume of DATA whose meta.json names an `axis`, and labels every n-t
 Scores the slices between: the mean 3D Dice over the up to six largest labels, and their mean HD95 in mm, gap by gap.
 
 interpolation: signed distances between the two labelled slices. nearest: a copy of the nearest labelled slice. motion:
-the interpolation, carried along with the image. network: the network alone. full: `universeg complete`. `--gaps 2`
-scores at most two gaps of each volume, evenly spread, which bounds the time; so does `--labels`.
+the interpolation, carried along with the image. network: the network alone. sum: motion and network in equal parts.
+full: `universeg complete`, which chooses the parts for each label. `--gaps 2` scores at most two gaps of each volume,
+evenly spread, which bounds the time; so does `--labels`.
 """
 
 import argparse
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 from benchmarks.lines import write_line
 from universeg_jax.evaluation.metrics import dice_on_host
 from universeg_jax.evaluation.surfaces import surface_scores
-from universeg_jax.prediction.between import CompletionOptions, Labelled, Setting, fill_gap
+from universeg_jax.prediction.between import CompletionOptions, Labelled, Setting, choose_mixes, fill_gap
 from universeg_jax.prediction.gaps import Gap, find_gaps
 from universeg_jax.prediction.motion import Motion
 from universeg_jax.prediction.predictor import Predictor
@@ -36,7 +37,8 @@ from universeg_jax.readers.volume_files import read_label_volume, read_volume
 METHODS = {
     "interpolation": CompletionOptions(motion=False, network=False, smooth=0),
     "motion": CompletionOptions(network=False, smooth=0),
-    "network": CompletionOptions(distance_weight=0, smooth=0),
+    "network": CompletionOptions(distance_weight=0, smooth=0, choose=False),
+    "sum": CompletionOptions(choose=False),
     "full": CompletionOptions(),
 }
 
@@ -114,13 +116,18 @@ def measure(predictor: Predictor, scan: Scan, step: int, gaps: int, methods: lis
     volume, motion, remembering = Labelled(scan.planes, hidden, slices), Motion(scan.planes), Remembering(predictor)
     row: dict[str, Any] = {"benchmark": "completion", "volume": scan.name, "step": step, "gaps": len(chosen)}
     row["nearest"] = score(scan, [(gap, nearest(scan, gap)) for gap in chosen])
+    setting = Setting(remembering, volume, motion, None, CompletionOptions())  # type: ignore[arg-type]
+    mixes = choose_mixes(setting) if "full" in methods else {}
+    row["mixes"] = {label: [mix.moved, mix.weight] for label, mix in mixes.items()}
     found: dict[str, list[tuple[Gap, np.ndarray]]] = {name: [] for name in methods}
     start = time.perf_counter()
     for gap in chosen:
         remembering.known.clear()
         motion.forget()
         for name in methods:
-            setting = Setting(remembering, volume, motion, None, METHODS[name])  # type: ignore[arg-type]
+            setting = replace(
+                setting, options=METHODS[name], mixes=mixes if METHODS[name].choose and METHODS[name].network else {}
+            )
             found[name].append((gap, fill_gap(setting, gap).ids))
     row["seconds"] = round(time.perf_counter() - start, 1)
     return row | {name: score(scan, each) for name, each in found.items()}

@@ -7,7 +7,7 @@ import pytest
 
 from tests.fixtures import disc
 from universeg_jax.errors import UserError
-from universeg_jax.prediction.between import CompletionOptions, Labelled, Setting, fill_gap
+from universeg_jax.prediction.between import CompletionOptions, Labelled, Mix, Setting, choose_mixes, fill_gap
 from universeg_jax.prediction.complete import complete
 from universeg_jax.prediction.gaps import Gap
 from universeg_jax.prediction.motion import Motion
@@ -141,7 +141,7 @@ def test_the_network_is_asked_for_each_label_and_slice_with_carried_examples(pre
     image, part = (make_volume(data, np.eye(4)) for data in (image, some(ids)))
     asked, size = Asked(), predictor.config.image_size
     others = Support(*_other_cases())
-    found = complete(asked, image, part, others=others, window="none", options=CompletionOptions(5))
+    found = complete(asked, image, part, others=others, window="none", options=CompletionOptions(5, choose=False))
     assert len(asked.inputs) == 2 * (COUNT - len(LABELLED))
     query, images, masks, present = asked.inputs[0]
     assert query.shape == (1, size, size, 1)
@@ -150,6 +150,47 @@ def test_the_network_is_asked_for_each_label_and_slice_with_carried_examples(pre
     np.testing.assert_array_equal(asked.inputs[len(asked.inputs) // 2 - 1][3], [[1, 1, 1, 1, 0]])
     assert set(np.unique(masks)) == {0, 1}
     assert found.mask[0].any()  # the windows reach it, and the logits say yes everywhere
+
+
+class Wrong:
+    """A network that sees everything, and only it, inverted."""
+
+    def __init__(self, predictor):
+        self.config = predictor.config
+
+    def logits(self, query, images, masks, present):
+        return 3 - 6 * np.asarray(masks[:, 0])
+
+
+def test_a_network_that_is_wrong_on_labelled_slices_is_not_heard(predictor):
+    image, ids = tube()
+    slices = (0, 4, 8, 12, 16)
+    planes, given = (np.moveaxis(data, 2, 0) for data in (image, some(ids, slices)))
+    setting = Setting(Wrong(predictor), Labelled(planes, given, slices), Motion(planes), None, CompletionOptions())
+    mixes = choose_mixes(setting)
+    assert mixes.keys() == {2, 5}
+    assert all(mix.weight >= 8 for mix in mixes.values())
+    volume, part = (make_volume(data, np.eye(4)) for data in (image, some(ids, slices)))
+    chosen, given = (
+        complete(Wrong(predictor), volume, part, window="none", options=CompletionOptions(choose=choose)).mask
+        for choose in (True, False)
+    )
+    assert dice(chosen == 5, ids == 5) > 0.97
+    assert dice(given == 5, ids == 5) < dice(chosen == 5, ids == 5)
+
+
+def test_motion_is_chosen_where_it_helps(predictor):
+    class Silent(Wrong):
+        def logits(self, query, images, masks, present):
+            return np.zeros(query.shape, np.float32)
+
+    image, ids = tube(4)
+    planes, given = (np.moveaxis(data, 2, 0) for data in (image, some(ids, (0, 4, 8, 12, 16))))
+    setting = Setting(Silent(predictor), Labelled(planes, given, (0, 4, 8, 12, 16)), Motion(planes), None, MOVED)
+    assert choose_mixes(setting) == {}  # without the network nothing is chosen
+    mixes = choose_mixes(replace(setting, options=CompletionOptions()))
+    assert mixes[5].moved
+    assert isinstance(mixes[2], Mix)
 
 
 def _other_cases():

@@ -55,7 +55,7 @@ def test_the_network_is_used_without_fast(tmp_path, predictor, monkeypatch):
     monkeypatch.setattr(Predictor, "logits", lambda self, *inputs: asked.append(1) or np.zeros(inputs[0].shape))
     arguments = ["complete", str(tmp_path / "scan.nii.gz"), str(tmp_path / "some.nii.gz")]
     assert main([*arguments, "--out", str(tmp_path / "full.nii.gz")]) == 0
-    assert len(asked) == 2 * (COUNT - len(LABELLED))
+    assert len(asked) == 2 * (COUNT - len(LABELLED)) + 2  # of each label one slice to choose on
 
 
 def test_slices_are_numbered_as_in_the_file(tmp_path, capsys):

@@ -12,8 +12,8 @@ A pixel gets the label of the largest sum, or background if none is above 0.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from universeg_jax.prediction.predictor import Predictor
 
 TIMES = 2.0  # side of the window, in the longer side of the structure in the two labelled slices
+WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0, 64.0)  # times distance_weight, to choose from; the last leaves the network no say
+CHECKED = 6  # labelled slices of a label to choose on
+SLACK = 0.005  # Dice
 AT_ONCE = 16  # windows per forward pass; on a CPU one
 MAX_SCORE = 30.0  # of which the exponential is taken, and margin of background where no label is near
 SIZE = 128  # pixels along a window in which distances count: a magnified structure is as large as it looks
@@ -43,6 +46,7 @@ class CompletionOptions:
     distance_weight: float = 1.0  # of the signed distance in pixels of a window of SIZE, against the network's logit
     smooth: float = 0.5  # slices; standard deviation of a Gaussian across them
     motion: bool = True  # carry labelled slices along with the image; False: interpolate in place
+    choose: bool = True  # choose motion and weight for each label on labelled slices; False: as given
     network: bool = True  # False: interpolate alone, in a fraction of the time
 
     def __post_init__(self) -> None:
@@ -85,6 +89,28 @@ class Filled:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """What is known of a label in a window of each slice of a gap, before it is added up."""
+
+    window: Window
+    in_place: np.ndarray  # float32 [n, h, w], the interpolated signed distance in pixels of the network
+    moved: np.ndarray  # the same, carried along with the image; empty without motion
+    logits: np.ndarray  # float32 [n, h, w], of the network; 0 without it
+    ends: np.ndarray  # float32 [2, h, w], the distances of the labelled slices
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How the parts are added up."""
+
+    moved: bool
+    weight: float  # of the distance, against the network's logits
+
+    def of(self, parts: Parts) -> np.ndarray:
+        return parts.logits + np.float32(self.weight) * (parts.moved if self.moved else parts.in_place)
+
+
+@dataclass(frozen=True)
 class Setting:
     """What all gaps of an axis share."""
 
@@ -94,6 +120,7 @@ class Setting:
     others: Support | None  # examples of other cases
     options: CompletionOptions
     advance: Callable[[int], Any] = lambda count: None  # is told how many slices of a label are done
+    mixes: Mapping[int, Mix] = field(default_factory=dict)  # of the labels, where they were chosen
 
 
 def fill_gap(setting: Setting, gap: Gap) -> Filled:
@@ -117,33 +144,93 @@ def fill_gap(setting: Setting, gap: Gap) -> Filled:
 
 def _score(setting: Setting, gap: Gap, label: int) -> tuple[Window, np.ndarray]:
     """(window, score float32 [n, h, w] of a label in it, above 0 where it is more likely than background)."""
+    parts = _parts(setting, gap, label)
+    mix = setting.mixes.get(label, Mix(setting.options.motion, setting.options.distance_weight))
+    score = mix.of(parts)
+    first = mix.weight * parts.ends[:1] if gap.before is not None else score[:1]
+    last = mix.weight * parts.ends[1:] if gap.after is not None else score[-1:]
+    if setting.options.smooth:
+        padded = np.concatenate([first, score, last])
+        score = gaussian_filter1d(padded, setting.options.smooth, axis=0, mode="nearest")[1:-1]
+    return parts.window, score
+
+
+def _parts(setting: Setting, gap: Gap, label: int) -> Parts:
     options, planes = setting.options, setting.volume.planes
     before, after = setting.volume.pair(gap, label)
     window = window_around(before | after, TIMES)
-    part = window.part(planes.shape)
+    part, scale = window.part(planes.shape), np.float32(SIZE / window.side)
     pair = signed_distances(before, after)
-    scale = np.float32(options.distance_weight * SIZE / window.side)
-    score = scale * np.stack([_distance(setting, gap, row, pair)[part] for row in range(len(gap))])
+    in_place, moved = (
+        scale * np.stack([_distance(setting, gap, row, pair, motion)[part] for row in range(len(gap))])
+        if motion in (False, options.motion)
+        else np.zeros(0, np.float32)
+        for motion in (False, True)
+    )
+    logits = np.zeros_like(in_place)
     if options.network:
-        size = planes.shape
         inputs = (_input(setting, gap, z, label, window) for z in range(gap.start, gap.stop))
-        score += np.stack([window.back(logits, size) for logits in _in_batches(setting, inputs)])
+        logits = np.stack([window.back(each, planes.shape) for each in _in_batches(setting, inputs)])
     else:
         setting.advance(len(gap))
-    ends = [scale * distance[part][None] for distance in pair]
-    first, last = ends[0] if gap.before is not None else score[:1], ends[1] if gap.after is not None else score[-1:]
-    if options.smooth:
-        padded = np.concatenate([first, score, last])
-        score = gaussian_filter1d(padded, options.smooth, axis=0, mode="nearest")[1:-1]
-    return window, score
+    return Parts(window, in_place, moved, logits, scale * np.stack([each[part] for each in pair]))
 
 
-def _distance(setting: Setting, gap: Gap, row: int, pair: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def choose_mixes(setting: Setting) -> dict[int, Mix]:
+    """For each label, how to add up what is known, chosen on labelled slices that are taken for unlabelled ones.
+
+    Each of up to CHECKED labelled slices is completed from the others. Among the mixes whose mean Dice is within SLACK
+    of the best, the one with the largest weight of the distance counts: the slices that are left lie twice as far apart
+    as they will, and interpolation gains most from their coming closer.
+    """
+    found: dict[int, Mix] = {}
+    for label, checks in checks_of(setting.volume, setting.options).items():
+        dices = [_dices_without(setting, label, k) for k in checks]
+        if dices:
+            mean = np.mean(dices, 0)
+            good = [mix for mix, dice in zip(_mixes(setting.options), mean, strict=True) if dice >= mean.max() - SLACK]
+            found[label] = max(good, key=lambda mix: (mix.weight, mix.moved))
+    return found
+
+
+def checks_of(volume: Labelled, options: CompletionOptions) -> dict[int, list[int]]:
+    """For each label, the labelled slices to choose on, as places among the labelled slices."""
+    slices, found = volume.slices, {}
+    for label in np.unique(volume.ids[list(slices)]).tolist() if options.network and options.choose else []:
+        shows = [bool((volume.ids[z] == label).any()) for z in slices]
+        inner = range(1, len(slices) - 1)
+        usable = [k for k in inner if label and shows[k] and (shows[k - 1] or shows[k + 1]) and _is_apart(slices, k)]
+        rows = np.unique(np.linspace(0, len(usable) - 1, min(CHECKED, len(usable))).round().astype(int))
+        found[label] = [usable[row] for row in rows]
+    return found
+
+
+def _is_apart(slices: tuple[int, ...], k: int) -> bool:
+    return slices[k] - slices[k - 1] > 1 and slices[k + 1] - slices[k] > 1
+
+
+def _dices_without(setting: Setting, label: int, k: int) -> list[float]:
+    """The Dice of each mix in labelled slice k, completed from the others."""
+    slices, z = setting.volume.slices, setting.volume.slices[k]
+    volume = replace(setting.volume, slices=slices[:k] + slices[k + 1 :])
+    parts = _parts(replace(setting, volume=volume), Gap(z, z + 1, slices[k - 1], slices[k + 1]), label)
+    truth = setting.volume.ids[z] == label
+    inside = truth[parts.window.part(truth.shape)]
+    masks = [mix.of(parts)[0] > 0 for mix in _mixes(setting.options)]
+    return [float(2 * (mask & inside).sum() / (mask.sum() + truth.sum())) for mask in masks]
+
+
+def _mixes(options: CompletionOptions) -> list[Mix]:
+    motions = (True, False) if options.motion else (False,)
+    return [Mix(moved, options.distance_weight * times) for moved in motions for times in WEIGHTS]
+
+
+def _distance(setting: Setting, gap: Gap, row: int, pair: tuple[np.ndarray, np.ndarray], motion: bool) -> np.ndarray:
     """The signed distance, float32 [H, W] in pixels, of slice `row` of a gap from those of the labelled slices."""
     share, total = gap.shares()[row], np.zeros_like(pair[0])
     for distance, source, weight in ((pair[0], gap.before, 1 - share), (pair[1], gap.after, share)):
         if source is not None:
-            total += weight * _carried(setting, distance, source, gap.start + row)
+            total += weight * (_carried(setting, distance, source, gap.start + row) if motion else distance)
     return total
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from universeg_jax.errors import UserError
-from universeg_jax.prediction.between import CompletionOptions, Labelled, Setting, fill_gap
+from universeg_jax.prediction.between import CompletionOptions, Labelled, Setting, checks_of, choose_mixes, fill_gap
 from universeg_jax.prediction.gaps import find_gaps
 from universeg_jax.prediction.motion import Motion
 from universeg_jax.prediction.support import Support
@@ -65,17 +65,18 @@ def complete(
     UserError, and ImageError for labels on another grid.
     """
     check_same_grid(volume, partial)
+    options = options or CompletionOptions()
     labelled = tuple(labelled) or find_labelled_slices(partial.data)
     window = guess_window(volume) if window == "auto" else window
     seen = [_along(volume, partial, each, window) for each in labelled]
-    work = sum(_work(each) for each in seen)
+    work = sum(_work(each, options) for each in seen)
     if not any(find_gaps(each.slices, len(each.ids)) for each in seen):
         raise UserError("every slice counts as labelled, so that nothing is left to complete: name those that are")
     results = []
     with tqdm(total=work, desc="complete", unit="slice", leave=False, disable=not progress) as bar:
         for along in seen:
             motion = Motion(along.planes)
-            results.append(_fill(Setting(predictor, along, motion, others, options or CompletionOptions(), bar.update)))
+            results.append(_fill(Setting(predictor, along, motion, others, options, bar.update)))
     ids, uncertainty = _merge(volume, labelled, results)
     known = np.zeros(volume.shape, bool)
     for each in labelled:
@@ -123,14 +124,16 @@ def _square_shape(volume: Volume, axis: int) -> Shape:
     return x, y, z
 
 
-def _work(volume: Labelled) -> int:
-    """The number of slices to complete, counted once for each label."""
-    return sum(len(gap) * len(volume.of(gap)) for gap in find_gaps(volume.slices, len(volume.ids)))
+def _work(volume: Labelled, options: CompletionOptions) -> int:
+    """The number of slices to complete and to choose on, counted once for each label."""
+    checks = sum(map(len, checks_of(volume, options).values()))
+    return checks + sum(len(gap) * len(volume.of(gap)) for gap in find_gaps(volume.slices, len(volume.ids)))
 
 
 def _fill(setting: Setting) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(ids, uncertainty, margin) of all slices [N, H, W] of an axis."""
     given = setting.volume.ids
+    setting = replace(setting, mixes=choose_mixes(setting))
     ids, uncertainty, margin = given.copy(), np.zeros(given.shape, np.float32), np.zeros(given.shape, np.float32)
     for gap in find_gaps(setting.volume.slices, len(given)):
         filled = fill_gap(setting, gap)
