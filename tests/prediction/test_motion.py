@@ -37,3 +37,12 @@ def test_forgetting_changes_nothing_but_the_memory():
     before = motion.to(3, 0)
     motion.forget()
     np.testing.assert_array_equal(motion.to(3, 0), before)
+
+
+def test_a_part_is_carried_as_the_whole_is():
+    planes = moving_blob()
+    moves, part = Motion(planes).to(0, 4), (slice(10, 30), slice(5, 40))
+    carried = carry(planes[0], moves, part)
+    np.testing.assert_array_equal(carried[part], carry(planes[0], moves)[part])
+    carried[part] = 0
+    assert not carried.any()

@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from universeg_jax.prediction.predictor import Predictor
 
 TIMES = 2.0  # side of the window, in the longer side of the structure in the two labelled slices
-WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0, 64.0)  # times distance_weight, to choose from; the last leaves the network no say
+WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0, 32.0)  # times distance_weight, to choose from; the last leaves the network no say
 CHECKED = 6  # labelled slices of a label to choose on
-SLACK = 0.005  # Dice
+SLACK = 0.005  # Dice, up to which mixes are nearly equal
+CLOSER = 2.0  # the weight in a gap, in weights that are best in one of twice the length
 AT_ONCE = 16  # windows per forward pass; on a CPU one
 MAX_SCORE = 30.0  # of which the exponential is taken, and margin of background where no label is near
 SIZE = 128  # pixels along a window in which distances count: a magnified structure is as large as it looks
@@ -161,12 +162,8 @@ def _parts(setting: Setting, gap: Gap, label: int) -> Parts:
     window = window_around(before | after, TIMES)
     part, scale = window.part(planes.shape), np.float32(SIZE / window.side)
     pair = signed_distances(before, after)
-    in_place, moved = (
-        scale * np.stack([_distance(setting, gap, row, pair, motion)[part] for row in range(len(gap))])
-        if motion in (False, options.motion)
-        else np.zeros(0, np.float32)
-        for motion in (False, True)
-    )
+    in_place = scale * _interpolated(setting, gap, window, pair, motion=False)
+    moved = scale * _interpolated(setting, gap, window, pair, motion=True) if options.motion else in_place[:0]
     logits = np.zeros_like(in_place)
     if options.network:
         inputs = (_input(setting, gap, z, label, window) for z in range(gap.start, gap.stop))
@@ -179,9 +176,9 @@ def _parts(setting: Setting, gap: Gap, label: int) -> Parts:
 def choose_mixes(setting: Setting) -> dict[int, Mix]:
     """For each label, how to add up what is known, chosen on labelled slices that are taken for unlabelled ones.
 
-    Each of up to CHECKED labelled slices is completed from the others. Among the mixes whose mean Dice is within SLACK
-    of the best, the one with the largest weight of the distance counts: the slices that are left lie twice as far apart
-    as they will, and interpolation gains most from their coming closer.
+    Each of up to CHECKED labelled slices is completed from the others. The mix with the best mean Dice counts, of
+    nearly equal ones that with the largest weight of the distance. The weight is then raised by CLOSER: the slices that
+    are left lie half as far from a labelled one, where interpolation errs less and the network hardly so.
     """
     found: dict[int, Mix] = {}
     for label, checks in checks_of(setting.volume, setting.options).items():
@@ -189,7 +186,8 @@ def choose_mixes(setting: Setting) -> dict[int, Mix]:
         if dices:
             mean = np.mean(dices, 0)
             good = [mix for mix, dice in zip(_mixes(setting.options), mean, strict=True) if dice >= mean.max() - SLACK]
-            found[label] = max(good, key=lambda mix: (mix.weight, mix.moved))
+            best = max(good, key=lambda mix: (mix.weight, mix.moved))
+            found[label] = replace(best, weight=CLOSER * best.weight)
     return found
 
 
@@ -225,18 +223,28 @@ def _mixes(options: CompletionOptions) -> list[Mix]:
     return [Mix(moved, options.distance_weight * times) for moved in motions for times in WEIGHTS]
 
 
-def _distance(setting: Setting, gap: Gap, row: int, pair: tuple[np.ndarray, np.ndarray], motion: bool) -> np.ndarray:
-    """The signed distance, float32 [H, W] in pixels, of slice `row` of a gap from those of the labelled slices."""
-    share, total = gap.shares()[row], np.zeros_like(pair[0])
-    for distance, source, weight in ((pair[0], gap.before, 1 - share), (pair[1], gap.after, share)):
-        if source is not None:
-            total += weight * (_carried(setting, distance, source, gap.start + row) if motion else distance)
-    return total
+def _interpolated(
+    setting: Setting, gap: Gap, window: Window, pair: tuple[np.ndarray, np.ndarray], motion: bool
+) -> np.ndarray:
+    """The signed distance, float32 [n, h, w] in pixels of the plane, from those of the two labelled slices."""
+    part = window.part(pair[0].shape)
+    found = []
+    for z, share in zip(range(gap.start, gap.stop), gap.shares(), strict=True):
+        known = [(pair[0], gap.before, 1 - share), (pair[1], gap.after, share)]
+        moved = (
+            weight * (_carried(setting, distance, source, z, window) if motion else distance)[part]
+            for distance, source, weight in known
+            if source is not None
+        )
+        found.append(sum(moved))
+    return np.stack(found).astype(np.float32)
 
 
-def _carried(setting: Setting, values: np.ndarray, source: int, index: int) -> np.ndarray:
-    """Values [H, W] of a labelled slice where its structures lie in slice `index`."""
-    return carry(values, setting.motion.to(source, index)) if setting.options.motion else values
+def _carried(setting: Setting, values: np.ndarray, source: int, index: int, window: Window) -> np.ndarray:
+    """Values [H, W] of a labelled slice where its structures lie in slice `index`, at least in the window."""
+    if not setting.options.motion:
+        return values
+    return carry(values, setting.motion.to(source, index), window.part(values.shape))
 
 
 def _input(setting: Setting, gap: Gap, index: int, label: int, window: Window) -> tuple[np.ndarray, ...]:
@@ -247,8 +255,8 @@ def _input(setting: Setting, gap: Gap, index: int, label: int, window: Window) -
     present = np.zeros(count, np.float32)
     own = nearest_slices(volume.slices, gap, count).tolist()
     for row, z in enumerate(own):
-        image = _carried(setting, volume.planes[z], z, index)
-        mask = _carried(setting, (volume.ids[z] == label).astype(np.float32), z, index)
+        image = _carried(setting, volume.planes[z], z, index, window)
+        mask = _carried(setting, (volume.ids[z] == label).astype(np.float32), z, index, window)
         images[row], masks[row], present[row] = window.image(image, size), window.mask(mask, size), 1
     place = (index + 0.5) / len(volume.planes)
     for row, (image, mask) in zip(range(len(own), count), _of_others(setting.others, label, place), strict=False):

@@ -10,6 +10,7 @@ from scipy.ndimage import map_coordinates
 
 ITERATIONS = 10
 SMOOTH = 1.5  # pixels; standard deviation of the Gaussian that keeps a displacement smooth
+WHOLE = (slice(None), slice(None))
 GREY_LEVELS = 255.0  # demons expect intensities of this size
 
 
@@ -57,7 +58,12 @@ def register(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
     return np.stack([field[..., 1], field[..., 0]]).astype(np.float32)
 
 
-def carry(values: np.ndarray, displacements: np.ndarray) -> np.ndarray:
-    """Values [H, W] of a source slice at the displaced positions, float32, linear; beyond the border as at it."""
-    grid = np.indices(values.shape, np.float32)
-    return map_coordinates(values, grid + displacements, np.float32, order=1, mode="nearest")
+def carry(values: np.ndarray, displacements: np.ndarray, part: tuple[slice, slice] = WHOLE) -> np.ndarray:
+    """Values [H, W] of a source slice at the displaced positions, float32, linear; beyond the border as at it.
+
+    Only `part` of the plane is computed, and the rest is 0.
+    """
+    carried = np.zeros(values.shape, np.float32)
+    places = (np.indices(values.shape, np.float32) + displacements)[:, *part]
+    carried[part] = map_coordinates(values, places, np.float32, order=1, mode="nearest")
+    return carried
