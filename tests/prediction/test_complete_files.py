@@ -151,3 +151,23 @@ def test_a_file_is_understood_without_a_model(tmp_path):
     partial = read_partial(tmp_path / "scan.nii.gz", tmp_path / "some.nii.gz")
     assert partial.labelled[0].slices == LABELLED
     assert partial.dtype == np.int16
+
+
+def test_other_cases_fill_up_the_support(tmp_path, monkeypatch, capsys):
+    ids = write_nifti(tmp_path)
+    for name in ("images", "labels"):
+        (tmp_path / "cases" / name).mkdir(parents=True)
+    nib.save(nib.load(tmp_path / "scan.nii.gz"), tmp_path / "cases" / "images" / "b.nii.gz")
+    nib.save(nib.Nifti1Image(ids.astype(np.uint8), AFFINE), tmp_path / "cases" / "labels" / "b.nii.gz")
+    present = []
+    monkeypatch.setattr(Predictor, "logits", lambda self, *inputs: present.append(inputs[3]) or 0 * inputs[0])
+    arguments = ["complete", str(tmp_path / "scan.nii.gz"), str(tmp_path / "some.nii.gz"), "--support_size", "6"]
+    arguments += ["--out", str(tmp_path / "full.nii.gz"), "--overwrite"]
+    assert main(arguments) == 0
+    assert present[-1].sum() == 3
+    assert main([*arguments, "--support", str(tmp_path / "cases")]) == 0
+    assert present[-1].sum() == 6
+    nib.save(nib.Nifti1Image((ids == 2).astype(np.uint8), AFFINE), tmp_path / "cases" / "labels" / "b.nii.gz")
+    capsys.readouterr()
+    assert main([*arguments, "--support", str(tmp_path / "cases")]) == 1
+    assert "its ids are [1], those to complete [2, 5]: use the same ids in both" in capsys.readouterr().err

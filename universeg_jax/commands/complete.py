@@ -48,7 +48,7 @@ def slice_numbers(text: str) -> tuple[int, ...]:
 
 def run(args: argparse.Namespace) -> int:
     from universeg_jax.prediction.between import CompletionOptions
-    from universeg_jax.prediction.complete_files import check_out, complete_file, read_partial
+    from universeg_jax.prediction.complete_files import check_out, check_same_ids, complete_file, read_partial
     from universeg_jax.prediction.predictor import Predictor
     from universeg_jax.prediction.support import read_support_folder
     from universeg_jax.readers.notes import collect
@@ -56,8 +56,10 @@ def run(args: argparse.Namespace) -> int:
     with collect() as notes:
         partial = read_partial(args.volume, args.labels, axis_number(args), args.slices, args.ignore)
         check_out(args.out, partial, (args.volume, args.labels), args.overwrite)
-        axis = partial.labelled[0].axis
-        others = read_support_folder(args.support, axis=axis, window=args.window) if args.support else None
+        others = None
+        if args.support:
+            others = read_support_folder(args.support, axis=partial.labelled[0].axis, window=args.window)
+            check_same_ids(others, partial, args.support)
         options = CompletionOptions(args.support_size, network=not args.fast)
         print("\n".join(partial.notes))
         predictor = Predictor.from_checkpoint(args.checkpoint)

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from universeg_jax.prediction.predictor import Predictor
 
 TIMES = 2.0  # side of the window, in the longer side of the structure in the two labelled slices
-WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0, 32.0)  # times distance_weight, to choose from; the last leaves the network no say
+WEIGHTS = (0.5, 1.0, 2.0, 4.0, 32.0)  # times distance_weight, to choose from; the last leaves the network no say
 CHECKED = 6  # labelled slices of a label to choose on
-SLACK = 0.005  # Dice, up to which mixes are nearly equal
+SLACK = 0.01  # Dice, up to which mixes are nearly equal
 CLOSER = 2.0  # the weight in a gap, in weights that are best in one of twice the length
 AT_ONCE = 16  # windows per forward pass; on a CPU one
 MAX_SCORE = 30.0  # of which the exponential is taken, and margin of background where no label is near

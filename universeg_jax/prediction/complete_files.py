@@ -107,6 +107,15 @@ def check_out(out: Path, partial: PartialLabels, inputs: Sequence[Path], overwri
         raise UserError(f"{out} exists; give another --out, or --overwrite")
 
 
+def check_same_ids(others: Support, partial: PartialLabels, folder: str | Path) -> None:
+    """Raises UserError if examples of other cases show none of the labels."""
+    ids = np.unique(partial.ids.data[partial.ids.data > 0]).tolist()
+    if not set(ids) & set(others.labels):
+        raise UserError(
+            f"{folder}: its ids are {list(others.labels)}, those to complete {ids}: use the same ids in both"
+        )
+
+
 def out_extensions(source: Path) -> tuple[str, ...]:
     """The formats of completed labels whose given ones are `source`."""
     if extension(source) in TIFF_EXTENSIONS:
