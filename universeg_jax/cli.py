@@ -13,6 +13,7 @@ COMMANDS = (
     "build",
     "tasks",
     "predict",
+    "complete",
     "check",
     "finetune",
     "evaluate",

@@ -7,10 +7,10 @@ prediction.mask  # label ids, at the query's own size
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,9 @@ from universeg_jax.readers.preprocess import preprocess_image, restore
 from universeg_jax.readers.slices import from_slices, smooth_slices, volume_slices
 from universeg_jax.readers.volumes import Volume
 from universeg_jax.startup import compiler_options, use_compilation_cache
+
+if TYPE_CHECKING:
+    from universeg_jax.prediction.complete import Completion, VolumeLike
 
 Array = jax.Array | np.ndarray
 BATCH_SIZE = 8  # slices per forward pass
@@ -125,6 +128,22 @@ class Predictor:
     def segmenter(self, support: Support, options: Options | None = None) -> "Segmenter":
         """Like `for_support`, for a `Support` of images or volumes (`prediction.support.read_support_folder`)."""
         return Segmenter(self, support, options or Options())
+
+    def complete(
+        self,
+        volume: "VolumeLike",
+        partial: "VolumeLike",
+        labelled: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> "Completion":
+        """Labels the rest of a volume of which some slices are labelled.
+
+        `volume`, `partial`: arrays [X, Y, Z], files or `Volume`s. `labelled`: arguments of `find_labelled_slices` that
+        say what is labelled, such as {"axis": 2}. Options are fields of `CompletionOptions`. Raises UserError.
+        """
+        from universeg_jax.prediction.complete import complete_any  # which needs this module
+
+        return complete_any(self, volume, partial, labelled or {}, options)
 
     def _apply(self, params: Any, *inputs: Array | None) -> jax.Array:
         return cast(jax.Array, self.model.apply({"params": params}, *inputs))

@@ -69,6 +69,13 @@ def read_tiff_stack(path: Path, channel: int | None, is_label: bool = False) -> 
     return np.stack([to_grey(page) for page in data])
 
 
+def write_tiff_stack(path: Path, data: np.ndarray) -> None:
+    """Writes label ids [N, H, W], one page a slice, compressed without loss."""
+    import tifffile
+
+    tifffile.imwrite(path, data, photometric="minisblack", compression="zlib")
+
+
 def _read(
     source: Path | BinaryIO, name: Any, is_label: bool, channel: int | None = None, upright: bool = True
 ) -> np.ndarray:

@@ -74,6 +74,30 @@ def read_label_volume(path: str | Path) -> Volume:
     return replace(volume, data=check_ids(volume.data, path))
 
 
+def stored_type(path: str | Path) -> np.dtype:
+    """The type in which a label file holds its ids; int32 for DICOM and OME-Zarr. Raises ImageError."""
+    path = Path(path)
+    kind = extension(path)
+    with as_image_errors(path):
+        if kind in NIFTI_EXTENSIONS:
+            import nibabel as nib
+
+            return np.dtype(nib.load(path).header.get_data_dtype())  # type: ignore[attr-defined]
+        if kind in TIFF_EXTENSIONS:
+            import tifffile
+
+            with tifffile.TiffFile(path) as file:
+                return np.dtype(file.series[0].dtype)
+        if kind in ITK_EXTENSIONS:
+            import SimpleITK as sitk
+
+            reader = sitk.ImageFileReader()
+            reader.SetFileName(str(path))
+            reader.ReadImageInformation()
+            return sitk.GetArrayViewFromImage(sitk.Image([1, 1], reader.GetPixelID())).dtype
+    return np.dtype(np.int32)
+
+
 def write_like(path: str | Path, data: np.ndarray, source: str | Path, volume: Volume) -> None:
     """Writes a mask [X, Y, Z] on the grid of `volume`, which was read from `source`, in the grid of that file.
 

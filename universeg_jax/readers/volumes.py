@@ -6,6 +6,7 @@ and remembers the axes of its file, so that a mask goes back to exactly that gri
 (`preprocess.apply_window`) → zero-pad to a centred cube, blur, resize (`slices.py`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -80,6 +81,12 @@ class Volume:
 
         turn = nib.orientations.ornt_transform(_CANONICAL, self.axes)
         return self.affine @ nib.orientations.inv_ornt_aff(turn, self.shape)
+
+
+def file_order(volume: Volume, axis: int, slices: Sequence[int]) -> tuple[int, ...]:
+    """Indices of slices along a canonical axis as numbered in the file; and back, since it only turns them around."""
+    turn = volume.axes[volume.axes[:, 0] == axis, 1][0]
+    return tuple(volume.shape[axis] - 1 - i if turn < 0 else i for i in slices)
 
 
 def make_affine(matrix: np.ndarray, origin: np.ndarray) -> np.ndarray:
