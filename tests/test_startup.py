@@ -95,6 +95,18 @@ def test_the_compilation_cache_has_a_default_folder(monkeypatch):
         jax.config.update("jax_compilation_cache_dir", chosen)
 
 
+def test_programs_that_run_often_compile_with_less_effort_on_a_cpu_alone(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1")
+    options = startup.compiler_options()
+    assert options == {"xla_backend_optimization_level": 1}
+    assert jax.jit(lambda x: x + 1, compiler_options=options)(1) == 2  # XLA knows the option
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert startup.compiler_options() is None
+    monkeypatch.undo()
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # the user's own choice
+    assert startup.compiler_options() is None
+
+
 def test_deterministic_adds_its_flag_once(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_a=1")
     startup.make_deterministic()
