@@ -116,7 +116,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_is_reported(data_dir, tmp_pa
     said = process.communicate(timeout=100)[0]
     assert process.returncode == 1
     # Python may add what Orbax's event loop leaves when it is thrown away.
-    (said,) = (line for line in said.splitlines() if line.startswith("train.py: "))
+    (said,) = (line.rstrip() for line in said.splitlines() if line.startswith("train.py: "))
     assert said.startswith(f"train.py: {tmp_path / 'run'} could not be written to")
     assert said.endswith("the last good checkpoint is of step 2: make room there and start the same command again")
     again = loop.train_and_evaluate(tiny_config(data_dir, num_steps=4), tmp_path / "run")  # there is room again

@@ -8,7 +8,7 @@ with one name make a faulty case: a build drops and counts it, a support set is 
 Medical Segmentation Decathlon are recognised (layouts.py).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -32,6 +32,7 @@ from universeg_jax.readers.palettes import check_palettes
 from universeg_jax.readers.volume_files import is_volume, read_label_volume, voxels_of
 
 T = TypeVar("T")
+Files = dict[str, list[Path]]  # case → its files
 MANY_IDS = 20  # from which on ids without names probably number objects
 INSTANCES_NOTE = (
     "{} ids without names: each is taken for a class of its own; if they number objects, such as cells, write "
@@ -60,14 +61,7 @@ def read_folder(path: str | Path, size: int = 128) -> Folder[Case]:
         return read_dataset_json(path, size)
     meta, images = read_meta(path), _files(path / "images")
     with collect() as notes:
-        found = find_labels(path, images, meta)
-        labels = {n: [Path(files[0].path)] for n, files in found.files.items()} if found else _files(path / "labels")
-        if found:  # a COCO file may describe images that are not here
-            labels = {
-                name: files for name, files in labels.items() if name in images or not found.taken.startswith(COCO)
-            }
-        elif not images.keys() & labels.keys():
-            images, labels, found = pair_labels(images, labels, meta)
+        images, labels, found = _pairs(path, images, meta)
     colours = tuple((i, *colour) for i, colour in meta.colours.items())
     objects = OBJECTS if meta.instances else ()
     faults = {name: _fault(images.get(name, []), labels.get(name, []), name) for name in images | labels}
@@ -97,7 +91,6 @@ def read_folder(path: str | Path, size: int = 128) -> Folder[Case]:
     with collect() as notes_on_values:
         cases, names, taken, named = _label_names(path, cases, meta, found)
     notes.update(notes_on_values)
-    used = {Path(file.path) for case in cases for file in case.labels}
     return Folder(
         cases,
         labels=names,
@@ -106,18 +99,27 @@ def read_folder(path: str | Path, size: int = 128) -> Folder[Case]:
         licence=meta.licence,
         citation=meta.citation,
         subjects_identifiable=meta.subjects_identifiable,
-        ignored=(
-            *(
-                f"{part}/{name}"
-                for part in ("images", "labels")
-                for name in _other_files(path / part)
-                if path / part / name not in used
-            ),
-            *_strangers(path, images),
-        ),
+        ignored=(*_unused(path, cases), *_strangers(path, images)),
         notes=notes,
         named=named,
     )
+
+
+def _pairs(path: Path, images: Files, meta: Meta) -> tuple[Files, Files, FoundLabels | None]:
+    """Name → files of images and of labels, and how the labels are kept where that is not one file for each image."""
+    if found := find_labels(path, images, meta):
+        everything = not found.taken.startswith(COCO)  # a COCO file may describe images that are not here
+        labels = {n: [Path(files[0].path)] for n, files in found.files.items() if everything or n in images}
+        return images, labels, found
+    labels = _files(path / "labels")
+    return (images, labels, None) if images.keys() & labels.keys() else pair_labels(images, labels, meta)
+
+
+def _unused(path: Path, cases: tuple[Case, ...]) -> Iterator[str]:
+    """Files of images/ and labels/ that are neither."""
+    used = {Path(file.path) for case in cases for file in case.labels}
+    for part in ("images", "labels"):
+        yield from (f"{part}/{name}" for name in _other_files(path / part) if path / part / name not in used)
 
 
 def _label_names(
@@ -220,11 +222,11 @@ def _fault(images: list[Path], labels: list[Path], name: str) -> tuple[str, str]
     return "", ""
 
 
-def _files(path: Path) -> dict[str, list[Path]]:
+def _files(path: Path) -> Files:
     """Case → its files or DICOM folders; more than one is a fault."""
     if not path.is_dir():
         raise FolderError(f"{path} is missing; a folder needs images/ and labels/ with the same file names")
-    files: dict[str, list[Path]] = {}
+    files: Files = {}
     for name in natural_order(each.name for each in path.iterdir() if not each.name.startswith(".")):
         if is_ome_zarr(path / name):
             files.setdefault(composed(zarr_stem(name)), []).append(path / name)

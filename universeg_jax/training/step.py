@@ -109,15 +109,18 @@ def train_step(
 def pmap_step(step: Callable[..., Any]) -> Callable[..., Any]:
     """Maps the step over all devices: state replicated, batch [devices, B / devices, ...].
 
-    Compiles it for each size of the support, in the words of `startup.compiler_options`.
+    On a single host compiles it, for each size of the support, with `startup.compiler_options`, which pmap cannot take.
     """
     mapped = jax.pmap(step, axis_name="batch", in_axes=(None, 0), out_axes=None, donate_argnums=0)
+    options = compiler_options()
+    if options is None or jax.process_count() > 1:  # lowered by hand, pmap takes shapes of all hosts for those of one
+        return mapped
     compiled: dict[tuple[int, ...], Callable[..., Any]] = {}
 
     def run(state: TrainState, batch: Batch) -> Any:
         shape = batch.episode.support_images.shape
         if shape not in compiled:
-            compiled[shape] = mapped.lower(state, batch).compile(compiler_options())
+            compiled[shape] = mapped.lower(state, batch).compile(options)
         return compiled[shape](state, batch)
 
     return run
