@@ -68,6 +68,7 @@ def augmentation(add: Add, config: ConfigDict, datasets: list[str], tasks: int) 
 
 
 def real_synthetic(add: Add, config: ConfigDict, datasets: list[str], tasks: int) -> None:
+    """Real tasks alone, synthetic tasks alone, and both half and half."""
     for name, real, synthetic in (("real", 1.0, 0.0), ("synthetic", 0.0, 1.0), ("both", 0.5, 0.5)):
         add(name, train={"kinds.real": real, "kinds.synthetic": synthetic})
 
@@ -111,11 +112,13 @@ def matching(add: Add, config: ConfigDict, datasets: list[str], tasks: int) -> N
 
 
 def support_schedule(add: Add, config: ConfigDict, datasets: list[str], tasks: int) -> None:
+    """The support size fixed, and sampled for each step: uniformly, and log-uniformly."""
     for name in ("fixed", "uniform", "log_uniform"):
         add(name, train={"support_schedule": name})
 
 
 def width(add: Add, config: ConfigDict, datasets: list[str], tasks: int) -> None:
+    """A quarter, a half, and twice the features of each level."""
     for factor in (0.25, 0.5, 1, 2):
         blocks = tuple(int(factor * features) for features in config.model.encoder_blocks)
         add("x".join(map(str, sorted(set(blocks)))), train={"model.encoder_blocks": blocks})

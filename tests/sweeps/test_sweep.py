@@ -73,6 +73,15 @@ def test_every_sweep_lists_commands_that_train_can_read(data_dir, tmp_path, caps
     assert not (tmp_path / "out").exists()
 
 
+def test_the_sweeps_are_listed_with_what_they_compare(capsys):
+    assert main(["ablate", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(ablations.SWEEPS)
+    assert "num_tasks         Nested subsets, by hash of the task's name, over all datasets." in lines
+    assert main(["ablate"]) == 1
+    assert "--sweep is missing: name one of support_size, num_datasets, " in capsys.readouterr().err
+
+
 def test_subsets_of_datasets_and_tasks_are_nested(data_dir, tmp_path):
     points = []
     names = sorted(f"train_{i}" for i in range(5))

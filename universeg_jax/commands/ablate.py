@@ -11,9 +11,12 @@ EXAMPLE = "universeg ablate --sweep=support_size --workdir runs/ablations --data
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sweep", required=True, help="name of the sweep; a wrong one lists them all")
+    parser.add_argument("--sweep", default="", help="name of the sweep; --list alone lists them all")
     parser.add_argument(
-        "--workdir", type=Path, required=True, help="folder for the runs, tables and figures of all sweeps"
+        "--workdir",
+        type=Path,
+        default=Path("runs/ablations"),
+        help="folder for the runs, tables and figures of all sweeps (default: runs/ablations)",
     )
     parser.add_argument("--data_dir", default="data", help="folder of built datasets")
     parser.add_argument("--base", default="configs/ablations.py", help="configuration, FILE[:argument]")
@@ -32,7 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--minutes", type=float, default=0, help="start no run after so many minutes, with local (default: no limit)"
     )
-    parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="print the commands of the sweep, or without --sweep all sweeps, and run nothing",
+    )
     parser.add_argument(
         "--launcher", default="local", choices=LAUNCHERS, help="where to run; none only collects finished runs"
     )
@@ -48,10 +55,16 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def run(args: argparse.Namespace) -> int:
+    from universeg_jax.configs.ablations import SWEEPS
     from universeg_jax.errors import UserError
     from universeg_jax.sweeps.report import write_report
     from universeg_jax.sweeps.sweep import SweepOptions, evaluated, listing, missing, plan, run_local, run_slurm
 
+    if not args.sweep:
+        if not args.list:
+            raise UserError(f"--sweep is missing: name one of {', '.join(SWEEPS)} (--list says what each compares)")
+        print("\n".join(f"{name:18}{function.__doc__.splitlines()[0]}" for name, function in SWEEPS.items()))
+        return 0
     changes = tuple(args.set)
     options = SweepOptions(args.data_dir, args.workdir, args.base, args.role, args.seeds, changes, args.max_cases)
     points, jobs = plan(args.sweep, options)
