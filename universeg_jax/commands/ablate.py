@@ -4,6 +4,7 @@ Writes a table and a figure of the sweep.
 """
 
 import argparse
+from inspect import getdoc
 from pathlib import Path
 
 LAUNCHERS = ("local", "slurm", "none")
@@ -63,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
     if not args.sweep:
         if not args.list:
             raise UserError(f"--sweep is missing: name one of {', '.join(SWEEPS)} (--list says what each compares)")
-        print("\n".join(f"{name:18}{function.__doc__.splitlines()[0]}" for name, function in SWEEPS.items()))
+        for name, function in SWEEPS.items():
+            print(f"{name:18}{str(getdoc(function)).splitlines()[0]}")
         return 0
     changes = tuple(args.set)
     options = SweepOptions(args.data_dir, args.workdir, args.base, args.role, args.seeds, changes, args.max_cases)
