@@ -115,13 +115,22 @@ def unpack_cache(kit: Path, cache: Path) -> None:
 
 
 def pack_cache(run: Run, cache: Path) -> None:
-    """What was compiled, for the kit of a next time: `benchmarks.pack --cache OUT/cache.tar`."""
-    packed = run.args.out / CACHE
+    """What was compiled, for the kit of a next time: `benchmarks.pack --cache OUT/cache.tar`.
+
+    The latest first, as much as one file may hold: what trains is compiled last and takes longest.
+    """
+    files = sorted((p for p in cache.rglob("*") if p.is_file()), key=lambda p: p.stat().st_mtime, reverse=True)
+    packed, total, left_out = run.args.out / f"{CACHE}.tmp", 0, 0
     with tarfile.open(packed, "w") as tar:
-        tar.add(cache, arcname=".")
-    if packed.stat().st_size > FILE_MB * 1e6:
-        run.line(skipped=CACHE, bytes=packed.stat().st_size)
-        packed.unlink()
+        for file in files:
+            total += file.stat().st_size + 2 * tarfile.BLOCKSIZE
+            if total > (FILE_MB - 1) * 1e6:
+                left_out += 1
+                continue
+            tar.add(file, arcname=str(file.relative_to(cache)))
+    packed.replace(run.args.out / CACHE)
+    if left_out:
+        run.line(programs_left_out_of=CACHE, count=left_out)
 
 
 def check_out(run: Run) -> None:
@@ -162,7 +171,7 @@ def measure(run: Run, manifest: dict[str, Any], site: Path) -> None:
             run.line(of="datasets", **row, last_words=run.last_words.get(unpacking[0].pid))
             unpacking = None
         run.stage(name, env, flags)
-    pack_cache(run, site / "cache")
+        pack_cache(run, site / "cache")  # at once: a kill may come before the next one ends
 
 
 def parse() -> argparse.Namespace:

@@ -163,7 +163,7 @@ def run(stage: Stage, sizes: Sizes) -> list[tuple[Case, dict[str, Any]]]:
 
     def one(case: Case) -> dict[str, Any]:
         ours = case.by == "jax"
-        found = measure_jax(*programs[case].result(stage.left()), case, sizes) if ours else measure_torch(case, sizes)
+        found = measure_jax(*stage.result(programs[case]), case, sizes) if ours else measure_torch(case, sizes)
         others = {c.by: row["seconds"] for c, row in done if c.same_work(case)}
         mine = found["seconds"] if ours else others.pop("jax", None)
         others = others if ours else {case.by: found["seconds"]}

@@ -89,6 +89,13 @@ class Stage:
         began, (done, pending) = time.time(), wait(programs, COMPILING * self.left())
         self.line(compiled=len(done), still_compiling=len(pending), seconds=round(time.time() - began, 1))
 
+    def result(self, program: Future) -> Any:
+        """What was compiled, if it is in time. Raises TimeoutError."""
+        try:
+            return program.result(max(self.left(), 0.0))
+        except TimeoutError:
+            raise TimeoutError("is still being compiled") from None
+
     def end(self) -> None:
         """The line that says what was compiled; exits with status 1 where a part failed."""
         self.line(programs_compiled=self.programs, compile_seconds=round(self.compile_seconds, 1), failed=self.failed)
@@ -201,4 +208,5 @@ def longest_kernels(trace: Path, count: int = 25) -> list[tuple[str, float, int]
 @functools.cache
 def about_device() -> dict[str, Any]:
     device = jax.devices()[0]
-    return {"device": device.device_kind, "devices": jax.device_count(), "jax": jax.__version__}
+    about = {"device": device.device_kind, "devices": jax.device_count(), "jax": jax.__version__}
+    return {**about, "platform": " ".join(device.client.platform_version.split())}

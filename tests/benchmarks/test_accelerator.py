@@ -14,7 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import accelerator, accelerator_parity, accelerator_speed, accelerator_stage, accelerator_train, pack
+from benchmarks import (
+    accelerator,
+    accelerator_parity,
+    accelerator_speed,
+    accelerator_stage,
+    accelerator_train,
+    kit,
+    pack,
+)
 from benchmarks.lines import write_line
 from universeg_jax.checkpoints import store
 from universeg_jax.configs import accelerator as recipe
@@ -140,6 +148,23 @@ def test_boxes_shrink_with_the_minutes_and_what_is_left_goes_on(tmp_path):
         run.until = time.time() + 10
         assert run.box("speed") - time.time() == pytest.approx(10 - accelerator.LAST, abs=0.5)
     assert sum(boxes.values()) <= 0.5 * 60 * accelerator.FULL_MINUTES
+
+
+def test_the_cache_that_comes_back_is_the_latest_that_fits(tmp_path, monkeypatch):
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    (cache / "inner").mkdir(parents=True)
+    for age, name in enumerate(("new", "inner/middle", "old")):
+        (cache / name).write_bytes(bytes(400_000))
+        os.utime(cache / name, (1000 - age, 1000 - age))
+    run = accelerator.Run(argparse.Namespace(minutes=1, out=out))
+    monkeypatch.setattr(accelerator, "FILE_MB", 2)
+    accelerator.pack_cache(run, cache)
+    (out / accelerator.CACHE).rename(tmp_path / kit.CACHE)
+    accelerator.unpack_cache(tmp_path, tmp_path / "again")
+    there = {str(p.relative_to(tmp_path / "again")) for p in (tmp_path / "again").rglob("*") if p.is_file()}
+    assert there == {"new", "inner/middle"}
+    assert rows_of(out)[-1]["count"] == 1
+    assert not list(out.glob("*.tmp"))
 
 
 def test_a_stage_that_does_not_end_is_ended():
