@@ -157,6 +157,7 @@ def measure(run: Run, manifest: dict[str, Any], site: Path) -> None:
     env, args = prepare(run, manifest, site), run.args
     data_dir = args.data_dir or site / "data"
     flags = [f"--kit={args.kit}", f"--out={args.out}", f"--data_dir={data_dir}"]
+    flags += [f"--checkpoint={args.checkpoint}"] if args.checkpoint else []
     flags += [f"--{name}" for name in ("tiny", "profile") if getattr(args, name)]
     unpacking, run.measuring = None, time.time()
     if not args.data_dir and {"loop", "train"} & set(args.stages):
@@ -171,13 +172,15 @@ def measure(run: Run, manifest: dict[str, Any], site: Path) -> None:
             run.line(of="datasets", **row, last_words=run.last_words.get(unpacking[0].pid))
             unpacking = None
         run.stage(name, env, flags)
-        pack_cache(run, site / "cache")  # at once: a kill may come before the next one ends
+        if not args.profile:  # whose traces take the cache's place among the files that may come back
+            pack_cache(run, site / "cache")  # at once: a kill may come before the next one ends
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kit", type=Path, default=Path(".kit"))
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--checkpoint", type=Path, help="a file of weights or a workdir in place of the kit's")
     parser.add_argument("--minutes", type=float, default=FULL_MINUTES, help="of all, from now")
     parser.add_argument("--stages", default=",".join(STAGES), help="comma-separated, in this order")
     parser.add_argument("--profile", action="store_true", help="traces to OUT, longest kernels to lines")
@@ -188,6 +191,10 @@ def parse() -> argparse.Namespace:
     if not args.stages:
         parser.error(f"--stages: choose from {', '.join(STAGES)}")
     args.kit, args.out = args.kit.resolve(), args.out.resolve()
+    if args.checkpoint:
+        args.checkpoint = args.checkpoint.resolve()
+        if not args.checkpoint.exists():
+            parser.error(f"--checkpoint: {args.checkpoint} does not exist")
     return args
 
 
@@ -197,6 +204,7 @@ def main() -> None:
     try:
         manifest = read_manifest(args.kit)
         checkpoint = {key: manifest["checkpoint"][key] for key in ("name", "step", "params_hash")}
+        checkpoint = {"name": args.checkpoint.name} if args.checkpoint else checkpoint
         about = {"packed_from": manifest["code_version"], "checkpoint": checkpoint, "python": platform.python_version()}
         run.line(minutes=args.minutes, stages=args.stages, **about, tiny=args.tiny)
         with tempfile.TemporaryDirectory(prefix="universeg_kit_") as site:

@@ -28,7 +28,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from benchmarks.accelerator_stage import DETERMINISTIC, LIGHT, Stage, about_device, drawn_params, shrink, start, without
-from benchmarks.kit import CHECKPOINT
 from universeg_jax.checkpoints import store
 from universeg_jax.checkpoints.convert import config_for, from_release
 from universeg_jax.configs import accelerator
@@ -116,7 +115,7 @@ def drawn_inputs(size: int, support: int) -> list[np.ndarray]:
 
 def check_checkpoint(stage: Stage) -> None:
     """The kit's model on the device, in three precisions, against its float32 on the CPU."""
-    params, config = store.load(stage.args.kit / CHECKPOINT)
+    params, config = store.load(stage.args.checkpoint)
     params = jax.device_get(params)
     inputs = drawn_inputs(32 if stage.args.tiny else config.image_size, 4)
     cpu, device = jax.devices("cpu")[0], jax.devices()[0]

@@ -22,7 +22,6 @@ import optax
 from ml_collections import ConfigDict
 
 from benchmarks.accelerator_stage import FILE_MB, Stage, about_device, profiled, shrink, start
-from benchmarks.kit import CHECKPOINT
 from universeg_jax.checkpoints import packaged, store
 from universeg_jax.checkpoints.lineage import inherit, lineage
 from universeg_jax.configs import accelerator
@@ -121,7 +120,7 @@ class Training(NamedTuple):
 
 
 def prepare(stage: Stage) -> Training:
-    path = store.resolve(stage.args.kit / CHECKPOINT)
+    path = store.resolve(stage.args.checkpoint)
     before = ConfigDict(store.read_metadata(path)["config"])
     config = make_config(stage, before)
     setup.check_config(config)

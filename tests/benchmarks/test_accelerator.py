@@ -180,6 +180,40 @@ def test_a_stage_that_does_not_end_is_ended():
         assert time.time() - started < 3 * accelerator.GRACE
 
 
+OVERRUNS = """
+import sys, time
+from benchmarks import accelerator_stage
+sys.argv = ["stage", "--kit=k", "--out=" + sys.argv[1], f"--until={time.time() + 0.5}"]
+accelerator_stage.start("speed", "").part("slow part", 0, time.sleep, 600)
+"""
+
+
+def test_a_stage_that_overruns_is_cut_and_says_where(tmp_path):
+    started = time.time()
+    done = subprocess.run([sys.executable, "-c", OVERRUNS, str(tmp_path)], cwd=ROOT, timeout=300)
+    assert time.time() - started < 290
+    (row,) = rows_of(tmp_path)
+    assert done.returncode == 1
+    assert row["cut"] == ["slow part"]
+    assert 0 < row["seconds_over"] < accelerator.GRACE
+    assert row["failed"] == 1
+    assert row["compile_seconds"] == 0
+
+
+UNPACKS = "import time; from benchmarks.kit import die_with_parent as f; f(); print(1, flush=True); time.sleep(60)"
+
+
+def test_what_unpacks_the_kit_dies_with_the_run():
+    parent = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {UNPACKS!r}]).wait()"
+    process = subprocess.Popen([sys.executable, "-c", parent], cwd=ROOT, stdout=subprocess.PIPE)
+    assert process.stdout.read(2) == b"1\n"
+    process.kill()
+    started = time.time()
+    assert process.stdout.read() == b""  # ends when nobody holds the pipe, and the child does
+    assert time.time() - started < 30
+    process.wait()
+
+
 @pytest.fixture(scope="session")
 def small_kit(data_dir, checkpoint, tmp_path_factory):
     out = tmp_path_factory.mktemp("kits") / "kit"
