@@ -155,8 +155,7 @@ def step_and_inputs() -> tuple[Any, Any]:
     episode = Episode(images[:, 0], labels[:, 0], images[:, 1:], labels[:, 1:], mask)
     numbers = np.arange(config.batch_size, dtype=np.uint32)
     zeros = np.zeros(config.batch_size, np.uint8)
-    subjects = np.tile(np.arange(shape[1], dtype=np.int32), (config.batch_size, 1))
-    batch = Batch(numbers, zeros, zeros.astype(np.int32), episode, subjects)
+    batch = Batch(numbers, zeros, zeros.astype(np.int32), episode)
 
     def step(state: Any, batch: Any) -> Any:
         new, sums = train_step(
@@ -210,7 +209,7 @@ def main() -> None:
     if stage.args.part:
         stage.part("deterministic", 0, deterministic_part, stage)
         sys.exit(min(stage.failed, 1))
-    stage.line(**about_device(), jax_default_matmul_precision=str(jax.config.jax_default_matmul_precision))
+    stage.line(**about_device(), jax_default_matmul_precision=str(jax.config.read("jax_default_matmul_precision")))
     checks: list[tuple[str, Callable[[], None]]] = [
         (" ".join(vector), functools.partial(check_golden, stage, *vector))
         for vector in VECTORS[: 2 if stage.args.tiny else None]

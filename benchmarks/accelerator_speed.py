@@ -163,7 +163,11 @@ def run(stage: Stage, sizes: Sizes) -> list[tuple[Case, dict[str, Any]]]:
 
     def one(case: Case) -> dict[str, Any]:
         ours = case.by == "jax"
-        found = measure_jax(*stage.result(programs[case]), case, sizes) if ours else measure_torch(case, sizes)
+        if ours:
+            compiled, about = stage.result(programs[case])
+            found = measure_jax(compiled, about, case, sizes)
+        else:
+            found = measure_torch(case, sizes)
         others = {c.by: row["seconds"] for c, row in done if c.same_work(case)}
         mine = found["seconds"] if ours else others.pop("jax", None)
         others = others if ours else {case.by: found["seconds"]}

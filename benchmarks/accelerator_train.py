@@ -140,7 +140,7 @@ def prepare(stage: Stage) -> Training:
         config,
         init_state(params, optimizer, bool(config.ema_decay)),
         pmap_step(step),
-        inputs.sampler_of(config, train_data),
+        inputs.open_sampler(config, train_data),
         make_evaluator(config, val_data, scored),
         {"format": store.FORMAT, "config": to_dict(kept), "lineage": record},
     )
