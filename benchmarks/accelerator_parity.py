@@ -209,7 +209,8 @@ def main() -> None:
     if stage.args.part:
         stage.part("deterministic", 0, deterministic_part, stage)
         sys.exit(min(stage.failed, 1))
-    stage.line(**about_device(), jax_default_matmul_precision=str(jax.config.read("jax_default_matmul_precision")))
+    precision = str(jax.config.jax_default_matmul_precision)  # type: ignore[attr-defined]
+    stage.line(**about_device(), jax_default_matmul_precision=precision)
     checks: list[tuple[str, Callable[[], None]]] = [
         (" ".join(vector), functools.partial(check_golden, stage, *vector))
         for vector in VECTORS[: 2 if stage.args.tiny else None]
