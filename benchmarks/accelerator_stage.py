@@ -90,7 +90,10 @@ class Stage:
 
         What is timed after the latter is timed beside compilation, which may disturb it.
         """
-        began, (done, pending) = time.time(), wait(programs, COMPILING * self.left())
+        began = time.time()
+        self.running.append("compilation")
+        done, pending = wait(programs, COMPILING * self.left())
+        self.running.remove("compilation")
         self.line(compiled=len(done), still_compiling=len(pending), seconds=round(time.time() - began, 1))
 
     def result(self, program: Future) -> Any:

@@ -152,7 +152,7 @@ def pack(data_dir: Path, checkpoint: str, out: Path, wheels: Iterable[str], cach
     manifest = {
         "made": time.strftime("%Y-%m-%d %H:%M"),
         "code_version": code_version(),
-        "checkpoint": {"name": checkpoint, **header},
+        "checkpoint": {"name": Path(checkpoint).name, **header},
         "wheels": fetch_wheels(making / "wheels", wheels),
         "datasets": pack_datasets(data_dir, making / "data"),
     }
