@@ -150,6 +150,14 @@ def test_boxes_shrink_with_the_minutes_and_what_is_left_goes_on(tmp_path):
     assert sum(boxes.values()) <= 0.5 * 60 * accelerator.FULL_MINUTES
 
 
+@pytest.mark.parametrize(("minutes", "share"), [(5, 1.0), (2.5, 0.5)])
+def test_without_training_the_boxes_share_the_minutes(minutes, share, tmp_path):
+    stages = ["parity", "speed", "loop"]
+    run = accelerator.Run(argparse.Namespace(minutes=minutes, tiny=False, out=tmp_path, stages=stages))
+    assert run.box("loop") - run.measuring == pytest.approx(share * 270, abs=0.5)
+    assert run.box("loop") < run.until
+
+
 def test_the_cache_that_comes_back_is_the_latest_that_fits(tmp_path, monkeypatch):
     cache, out = tmp_path / "cache", tmp_path / "out"
     (cache / "inner").mkdir(parents=True)
