@@ -218,7 +218,7 @@ def train(stage: Stage, run: Training, reserve: float) -> tuple[Any, list[tuple[
             began = saved = time.time()  # what came before was compilation
         last = bool(stopped) or stage.left() < reserve or step == end
         due = last or (step > WARM and time.time() - saved > SAVE_SECONDS)
-        if step == WARM + MEASURED or (due and step > WARM):
+        if step == WARM + MEASURED or (due and step > WARM and not last):
             jax.block_until_ready(sums)
             seconds = (time.time() - began) / (step - WARM)
             end = fit_steps(step, stage.left() - reserve, seconds)

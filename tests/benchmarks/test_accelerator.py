@@ -229,6 +229,32 @@ def small_kit(data_dir, checkpoint, tmp_path_factory):
     return out
 
 
+def test_the_step_that_parity_compares_is_one_of_training():
+    step, (state, batch) = accelerator_parity.step_and_inputs()
+    params, loss = jax.eval_shape(step, state, batch)
+    assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(lambda x: x.shape, state.params)
+    assert loss.shape == ()
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """The tests have several devices, the rehearsal one: its batch does not divide."""
+    monkeypatch.setattr(jax, "device_count", lambda *_: 1)
+
+
+@pytest.mark.parametrize("handed_in", [False, True])
+def test_training_goes_on_from_the_kits_checkpoint_or_from_another(
+    handed_in, small_kit, checkpoint, data_dir, tmp_path, one_device
+):
+    path = checkpoint if handed_in else small_kit / kit.CHECKPOINT
+    args = argparse.Namespace(out=tmp_path, until=0.0, tiny=True, data_dir=data_dir, checkpoint=path)
+    run = accelerator_train.prepare(accelerator_stage.Stage("train", args))
+    jax.tree.map(np.testing.assert_array_equal, run.state.params, store.load(checkpoint)[0])
+    assert set(run.header["lineage"]["trained_on"]) == {"train_discs"}
+    assert run.sampler(0).episode.query_image.any()
+    assert run.evaluate is not None
+
+
 def start(kit: Path, out: Path, *flags: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "benchmarks.accelerator", f"--kit={kit}", f"--out={out}", "--tiny", *flags]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
