@@ -251,7 +251,7 @@ def test_training_goes_on_from_the_kits_checkpoint_or_from_another(
     run = accelerator_train.prepare(accelerator_stage.Stage("train", args))
     jax.tree.map(np.testing.assert_array_equal, run.state.params, store.load(checkpoint)[0])
     assert set(run.header["lineage"]["trained_on"]) == {"train_discs"}
-    assert run.sampler(0).episode.query_image.any()
+    assert len(run.sampler.tasks) == 1
     assert run.evaluate is not None
 
 
