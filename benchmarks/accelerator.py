@@ -27,9 +27,10 @@ from benchmarks.kit import CACHE, KitError, environment, install, read_manifest
 from benchmarks.lines import write_line
 
 STAGES = ("parity", "speed", "loop", "train")
-BOXES = {"parity": 60, "speed": 150, "loop": 60}  # seconds, of FULL_MINUTES or more; train has the rest
+BOXES = {"parity": 60, "speed": 150, "loop": 60}  # seconds; train has the rest
 TINY_BOXES = {"parity": 120, "speed": 60, "loop": 160}  # a CPU compiles slowly and has little to measure
-FULL_MINUTES = 9
+FULL_MINUTES = 9  # with train: in less time every box is smaller in proportion
+SETUP = 30  # seconds for installing and unpacking, beside the boxes, of a run without train
 RESULTS, LOG = "results.jsonl", "log.txt"
 FILES, FILE_MB = 8, 16
 GRACE = 3.0  # seconds after its box that a stage may take to end, after a SIGTERM and before a SIGKILL
@@ -52,10 +53,12 @@ class Run:
 
     def box(self, stage: str) -> float:
         """When a stage must end, in seconds since the epoch: it may use what the stages before it have left."""
-        end, share = self.until - LAST, min(1.0, self.args.minutes / FULL_MINUTES)
+        end, full = self.until - LAST, TINY_BOXES if self.args.tiny else BOXES
         if stage == "train":
             return end
-        boxes = {name: share * box for name, box in (TINY_BOXES if self.args.tiny else BOXES).items()}
+        alone = SETUP + sum(full.get(name, 0) for name in self.args.stages)
+        share = min(1.0, 60 * self.args.minutes / (60 * FULL_MINUTES if "train" in self.args.stages else alone))
+        boxes = {name: share * box for name, box in full.items()}
         before = self.args.stages[: self.args.stages.index(stage) + 1]
         return min(end, max(time.time() + boxes[stage], self.measuring + sum(boxes[name] for name in before)))
 
@@ -115,13 +118,22 @@ def unpack_cache(kit: Path, cache: Path) -> None:
 
 
 def pack_cache(run: Run, cache: Path) -> None:
-    """What was compiled, for the kit of a next time: `benchmarks.pack --cache OUT/cache.tar`."""
-    packed = run.args.out / CACHE
+    """What was compiled, for the kit of a next time: `benchmarks.pack --cache OUT/cache.tar`.
+
+    The latest first, as much as one file may hold: what trains is compiled last and takes longest.
+    """
+    files = sorted((p for p in cache.rglob("*") if p.is_file()), key=lambda p: p.stat().st_mtime, reverse=True)
+    packed, total, left_out = run.args.out / f"{CACHE}.tmp", 0, 0
     with tarfile.open(packed, "w") as tar:
-        tar.add(cache, arcname=".")
-    if packed.stat().st_size > FILE_MB * 1e6:
-        run.line(skipped=CACHE, bytes=packed.stat().st_size)
-        packed.unlink()
+        for file in files:
+            total += file.stat().st_size + 2 * tarfile.BLOCKSIZE
+            if total > (FILE_MB - 1) * 1e6:
+                left_out += 1
+                continue
+            tar.add(file, arcname=str(file.relative_to(cache)))
+    packed.replace(run.args.out / CACHE)
+    if left_out:
+        run.line(programs_left_out_of=CACHE, count=left_out)
 
 
 def check_out(run: Run) -> None:
@@ -148,6 +160,7 @@ def measure(run: Run, manifest: dict[str, Any], site: Path) -> None:
     env, args = prepare(run, manifest, site), run.args
     data_dir = args.data_dir or site / "data"
     flags = [f"--kit={args.kit}", f"--out={args.out}", f"--data_dir={data_dir}"]
+    flags += [f"--checkpoint={args.checkpoint}"] if args.checkpoint else []
     flags += [f"--{name}" for name in ("tiny", "profile") if getattr(args, name)]
     unpacking, run.measuring = None, time.time()
     if not args.data_dir and {"loop", "train"} & set(args.stages):
@@ -162,13 +175,15 @@ def measure(run: Run, manifest: dict[str, Any], site: Path) -> None:
             run.line(of="datasets", **row, last_words=run.last_words.get(unpacking[0].pid))
             unpacking = None
         run.stage(name, env, flags)
-    pack_cache(run, site / "cache")
+        if not args.profile:  # whose traces take the cache's place among the files that may come back
+            pack_cache(run, site / "cache")  # at once: a kill may come before the next one ends
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kit", type=Path, default=Path(".kit"))
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--checkpoint", type=Path, help="a file of weights or a workdir in place of the kit's")
     parser.add_argument("--minutes", type=float, default=FULL_MINUTES, help="of all, from now")
     parser.add_argument("--stages", default=",".join(STAGES), help="comma-separated, in this order")
     parser.add_argument("--profile", action="store_true", help="traces to OUT, longest kernels to lines")
@@ -179,6 +194,10 @@ def parse() -> argparse.Namespace:
     if not args.stages:
         parser.error(f"--stages: choose from {', '.join(STAGES)}")
     args.kit, args.out = args.kit.resolve(), args.out.resolve()
+    if args.checkpoint:
+        args.checkpoint = args.checkpoint.resolve()
+        if not args.checkpoint.exists():
+            parser.error(f"--checkpoint: {args.checkpoint} does not exist")
     return args
 
 
@@ -188,6 +207,7 @@ def main() -> None:
     try:
         manifest = read_manifest(args.kit)
         checkpoint = {key: manifest["checkpoint"][key] for key in ("name", "step", "params_hash")}
+        checkpoint = {"name": args.checkpoint.name} if args.checkpoint else checkpoint
         about = {"packed_from": manifest["code_version"], "checkpoint": checkpoint, "python": platform.python_version()}
         run.line(minutes=args.minutes, stages=args.stages, **about, tiny=args.tiny)
         with tempfile.TemporaryDirectory(prefix="universeg_kit_") as site:

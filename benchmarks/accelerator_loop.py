@@ -155,10 +155,10 @@ def main() -> None:
         pool.submit(lambda *x: Bench(stage, *x).first(), *of) for of in (sizes[0], (*sizes[0], True), sizes[1])
     )
     stage.wait_for((full, plain, small))
-    bare = stage.part("loop", 2, lambda: measure(stage, full.result(timeout=stage.left())))
+    bare = stage.part("loop", 2, lambda: measure(stage, stage.result(full)))
     if bare:
-        stage.part("plain", 2, lambda: measure_plain(stage, plain.result(timeout=stage.left()), bare))
-    stage.part("loop of the smaller support", 5, lambda: measure(stage, small.result(timeout=stage.left())))
+        stage.part("plain", 2, lambda: measure_plain(stage, stage.result(plain), bare))
+    stage.part("loop of the smaller support", 5, lambda: measure(stage, stage.result(small)))
     if bare:
         stage.part("deterministic", 2, deterministic, stage, child, bare)
     if bare and stage.args.profile:

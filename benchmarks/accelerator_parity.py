@@ -28,7 +28,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from benchmarks.accelerator_stage import DETERMINISTIC, LIGHT, Stage, about_device, drawn_params, shrink, start, without
-from benchmarks.kit import CHECKPOINT
 from universeg_jax.checkpoints import store
 from universeg_jax.checkpoints.convert import config_for, from_release
 from universeg_jax.configs import accelerator
@@ -116,7 +115,7 @@ def drawn_inputs(size: int, support: int) -> list[np.ndarray]:
 
 def check_checkpoint(stage: Stage) -> None:
     """The kit's model on the device, in three precisions, against its float32 on the CPU."""
-    params, config = store.load(stage.args.kit / CHECKPOINT)
+    params, config = store.load(stage.args.checkpoint)
     params = jax.device_get(params)
     inputs = drawn_inputs(32 if stage.args.tiny else config.image_size, 4)
     cpu, device = jax.devices("cpu")[0], jax.devices()[0]
@@ -156,8 +155,7 @@ def step_and_inputs() -> tuple[Any, Any]:
     episode = Episode(images[:, 0], labels[:, 0], images[:, 1:], labels[:, 1:], mask)
     numbers = np.arange(config.batch_size, dtype=np.uint32)
     zeros = np.zeros(config.batch_size, np.uint8)
-    subjects = np.tile(np.arange(shape[1], dtype=np.int32), (config.batch_size, 1))
-    batch = Batch(numbers, zeros, zeros.astype(np.int32), episode, subjects)
+    batch = Batch(numbers, zeros, zeros.astype(np.int32), episode)
 
     def step(state: Any, batch: Any) -> Any:
         new, sums = train_step(
@@ -211,7 +209,8 @@ def main() -> None:
     if stage.args.part:
         stage.part("deterministic", 0, deterministic_part, stage)
         sys.exit(min(stage.failed, 1))
-    stage.line(**about_device(), jax_default_matmul_precision=str(jax.config.jax_default_matmul_precision))
+    precision = str(jax.config.jax_default_matmul_precision)  # type: ignore[attr-defined]
+    stage.line(**about_device(), jax_default_matmul_precision=precision)
     checks: list[tuple[str, Callable[[], None]]] = [
         (" ".join(vector), functools.partial(check_golden, stage, *vector))
         for vector in VECTORS[: 2 if stage.args.tiny else None]

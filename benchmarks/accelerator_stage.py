@@ -1,16 +1,14 @@
 """What the stages of `benchmarks.accelerator` share: their clock, their lines, what they compile, and tiny sizes."""
 
 import argparse
-import ctypes
 import functools
 import gzip
 import json
 import os
-import signal
 import statistics
-import sys
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
@@ -22,12 +20,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarks.kit import CHECKPOINT, die_with_parent
 from benchmarks.lines import write_line
 from universeg_jax.model.factory import param_shapes
 
 RESULTS, FILE_MB = "results.jsonl", 16
 COMPILED = "/jax/core/compile/backend_compile_duration"
 LIGHT = ("noise", "flip_intensities")  # augmentation that compiles in a second
+OVERRUN = 1.0  # seconds after its box at which a stage is cut, before the run would end it without a word
 COMPILING = 0.5  # share of a box that may pass before measuring begins beside compilation
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
@@ -40,6 +40,7 @@ class Stage:
         self.started, self.until = time.time(), args.until or time.time() + 3600
         self.programs, self.compile_seconds, self.failed = 0, 0.0, 0
         self.names: set[str] = set()
+        self.running: list[str] = []  # parts
         jax.monitoring.register_event_duration_secs_listener(self._heard)
 
     def _heard(self, event: str, seconds: float, **_: Any) -> None:
@@ -74,33 +75,58 @@ class Stage:
         if self.left() < needed:
             self.line(skipped=name, seconds_left=round(self.left(), 1), seconds_needed=round(needed, 1))
             return None
+        self.running.append(name)
         try:
             return function(*inputs)
         except Exception as error:  # the other parts still tell something; the line and the exit status say so
             self.failed += 1
             self.line(failed=name, error=f"{type(error).__name__}: {str(error)[:600]}")
             return None
+        finally:
+            self.running.remove(name)
 
     def wait_for(self, programs: Iterable[Future]) -> None:
         """Waits until all are compiled, or for half of the time that is left; the line says which.
 
         What is timed after the latter is timed beside compilation, which may disturb it.
         """
-        began, (done, pending) = time.time(), wait(programs, COMPILING * self.left())
+        began = time.time()
+        self.running.append("compilation")
+        done, pending = wait(programs, COMPILING * self.left())
+        self.running.remove("compilation")
         self.line(compiled=len(done), still_compiling=len(pending), seconds=round(time.time() - began, 1))
 
-    def end(self) -> None:
+    def result(self, program: Future) -> Any:
+        """What was compiled, if it is in time. Raises TimeoutError."""
+        try:
+            return program.result(max(self.left(), 0.0))
+        except TimeoutError:
+            raise TimeoutError("is still being compiled") from None
+
+    def end(self, **row: Any) -> None:
         """The line that says what was compiled; exits with status 1 where a part failed."""
-        self.line(programs_compiled=self.programs, compile_seconds=round(self.compile_seconds, 1), failed=self.failed)
+        compiled = {"programs_compiled": self.programs, "compile_seconds": round(self.compile_seconds, 1)}
+        self.line(**row, **compiled, failed=self.failed)
         os._exit(min(self.failed, 1))  # not held up by what is compiled still
+
+    def cut_when_over(self) -> None:
+        """From a thread of its own, ends a stage that overruns its box and says what it was doing."""
+
+        def cut() -> None:
+            self.failed += 1
+            self.end(cut=list(self.running), seconds_over=round(-self.left(), 1))
+
+        timer = threading.Timer(self.left() + OVERRUN, cut)
+        timer.daemon = True
+        timer.start()
 
 
 def start(name: str, doc: str, parts: bool = False) -> Stage:
     """Reads the flags that all stages take."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no stage outlives the run
+    die_with_parent()  # no stage outlives the run
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kit", type=Path, required=True)
+    parser.add_argument("--checkpoint", type=Path, help="in place of the kit's")
     parser.add_argument("--data_dir", type=Path, help="the unpacked datasets")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--until", type=float, default=0.0, help="seconds since the epoch at which the stage must end")
@@ -108,7 +134,11 @@ def start(name: str, doc: str, parts: bool = False) -> Stage:
     parser.add_argument("--profile", action="store_true")
     if parts:
         parser.add_argument("--part", default="", help="of what runs in a process of its own")
-    return Stage(name, parser.parse_args())
+    args = parser.parse_args()
+    args.checkpoint = args.checkpoint or args.kit / CHECKPOINT
+    stage = Stage(name, args)
+    stage.cut_when_over()
+    return stage
 
 
 def shrink(config: ConfigDict) -> ConfigDict:
@@ -201,4 +231,5 @@ def longest_kernels(trace: Path, count: int = 25) -> list[tuple[str, float, int]
 @functools.cache
 def about_device() -> dict[str, Any]:
     device = jax.devices()[0]
-    return {"device": device.device_kind, "devices": jax.device_count(), "jax": jax.__version__}
+    about = {"device": device.device_kind, "devices": jax.device_count(), "jax": jax.__version__}
+    return {**about, "platform": " ".join(device.client.platform_version.split())}

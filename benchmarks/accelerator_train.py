@@ -7,7 +7,6 @@ lineage: `--checkpoint OUT/train.safetensors` takes them. Val is scored before a
 """
 
 import functools
-import itertools
 import os
 import signal
 import time
@@ -22,7 +21,6 @@ import optax
 from ml_collections import ConfigDict
 
 from benchmarks.accelerator_stage import FILE_MB, Stage, about_device, profiled, shrink, start
-from benchmarks.kit import CHECKPOINT
 from universeg_jax.checkpoints import packaged, store
 from universeg_jax.checkpoints.lineage import inherit, lineage
 from universeg_jax.configs import accelerator
@@ -121,7 +119,7 @@ class Training(NamedTuple):
 
 
 def prepare(stage: Stage) -> Training:
-    path = store.resolve(stage.args.kit / CHECKPOINT)
+    path = store.resolve(stage.args.checkpoint)
     before = ConfigDict(store.read_metadata(path)["config"])
     config = make_config(stage, before)
     setup.check_config(config)
@@ -141,7 +139,7 @@ def prepare(stage: Stage) -> Training:
         config,
         init_state(params, optimizer, bool(config.ema_decay)),
         pmap_step(step),
-        inputs.sampler_of(config, train_data),
+        inputs.open_sampler(config, train_data),
         make_evaluator(config, val_data, scored),
         {"format": store.FORMAT, "config": to_dict(kept), "lineage": record},
     )
@@ -199,8 +197,8 @@ class Progress:
         return row
 
 
-def train(stage: Stage, run: Training, reserve: float) -> Any:
-    """Trains until `reserve` seconds are left; returns the last state."""
+def train(stage: Stage, run: Training, reserve: float) -> tuple[Any, list[tuple[int, float]]]:
+    """Trains until `reserve` seconds are left; returns the last state and the loss of each step."""
     replicated, split = local_shardings()
     config, stopped = run.config, []
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
@@ -210,7 +208,9 @@ def train(stage: Stage, run: Training, reserve: float) -> Any:
     )
     progress, saved, end, began = Progress(config), time.time(), 0, time.time()
     peak, warmup = config.optimizer.learning_rate, config.optimizer.warmup_steps
-    for step in itertools.count(1):
+    step = 0
+    while True:
+        step += 1
         state, sums = run.step_fn(state, shard_batch(next(stream), split))
         progress.add(step, sums)
         if step == WARM:
@@ -218,7 +218,7 @@ def train(stage: Stage, run: Training, reserve: float) -> Any:
             began = saved = time.time()  # what came before was compilation
         last = bool(stopped) or stage.left() < reserve or step == end
         due = last or (step > WARM and time.time() - saved > SAVE_SECONDS)
-        if step == WARM + MEASURED or (due and step > WARM):
+        if step == WARM + MEASURED or (due and step > WARM and not last):
             jax.block_until_ready(sums)
             seconds = (time.time() - began) / (step - WARM)
             end = fit_steps(step, stage.left() - reserve, seconds)
@@ -229,9 +229,7 @@ def train(stage: Stage, run: Training, reserve: float) -> Any:
             save(stage, run, state, step, {"learning_rate": rate, **progress.row()})
             saved = time.time()
         if last:
-            break
-    draw(stage, progress.curve)
-    return state
+            return state, progress.curve
 
 
 def trace(stage: Stage, run: Training, state: Any) -> None:
@@ -269,9 +267,11 @@ def main() -> None:
     if run.evaluate:
         seconds = stage.part("val before", 10, score, stage, run, run.state.params, "before")
         reserve += MARGIN * (seconds or 0.0)
-    state = stage.part("train", reserve + FEWEST_SECONDS, train, stage, run, reserve)
+    state, curve = stage.part("train", reserve + FEWEST_SECONDS, train, stage, run, reserve) or (None, [])
     if state is not None and run.evaluate:
         stage.part("val after", 2, score, stage, run, evaluated_params(state), "after")
+    if state is not None:
+        stage.part("train.png", 1, draw, stage, curve)
     if state is not None and stage.args.profile:
         stage.part("profile", 2, trace, stage, run, state)
     stage.end()

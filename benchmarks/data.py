@@ -165,10 +165,10 @@ def build_time(collection: str, report: Reporter) -> None:
 def synthetic_index(examples: int, subjects: int, labels: int) -> Index:
     """An index in which every example has one mask of each label."""
     code = np.arange(examples, dtype=np.int32) % subjects
-    zeros = [np.zeros(examples, kind) for kind in (np.int16, np.int16, np.int8, np.int8)]
+    short, byte = np.zeros(examples, np.int16), np.zeros(examples, np.int8)
     masks = examples * labels
     return Index(
-        code, *zeros, np.repeat(np.arange(examples, dtype=np.int32), labels),
+        code, short, short, byte, byte, np.repeat(np.arange(examples, dtype=np.int32), labels),
         np.tile(np.arange(labels, dtype=np.int16), examples),
         np.tile(np.arange(1, labels + 1, dtype=np.int32), examples),
         np.full(masks, 100, np.int32), tuple(f"s{i}" for i in range(subjects)), ("",), ("CT",), ("image", "mid", "max"),

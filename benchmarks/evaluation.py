@@ -99,7 +99,7 @@ def time_torch(features: int, datasets: Sequence[Dataset], tasks: Sequence[Task]
     def loop(cases) -> None:
         for case in cases:
             episode, _ = gather_episodes([case], by_name, settings, settings.support_sizes[0], 1)
-            total = 0.0
+            total = torch.zeros(())
             for k in range(episode.support_images.shape[1]):
                 inputs = channels_first(episode.query_image, 255), channels_first(episode.support_images[:, k], 255)
                 with torch.inference_mode():

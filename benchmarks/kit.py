@@ -8,6 +8,7 @@ the same input gives the same bytes, which their fingerprints prove. This module
 """
 
 import argparse
+import ctypes
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -15,6 +16,7 @@ import io
 import json
 import lzma
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -30,6 +32,12 @@ PIXELS = ("image", "masks", "labels")  # fields of an example that are arrays
 
 class KitError(RuntimeError):
     """A kit that cannot be used; says why."""
+
+
+def die_with_parent() -> None:
+    """Asks Linux to kill this process when the one that started it ends, by a SIGKILL too."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def sha256(path: Path) -> str:
@@ -146,7 +154,7 @@ def unpack_dataset(path: Path, data_dir: Path) -> str:
 def unpack(kit: Path, data_dir: Path, processes: int) -> list[str]:
     """Every dataset of a kit; returns their names."""
     packed = sorted((kit / "data").glob("*.npz.xz"))
-    with ProcessPoolExecutor(min(processes, len(packed)), get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(processes, len(packed)), get_context("spawn"), die_with_parent) as pool:
         return list(pool.map(unpack_dataset, packed, [data_dir] * len(packed)))
 
 
@@ -156,6 +164,7 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--processes", type=int, default=min(os.cpu_count() or 1, 16))
     args = parser.parse_args()
+    die_with_parent()
     print(f"{len(unpack(args.kit, args.data_dir, args.processes))} datasets in {args.data_dir}")
 
 

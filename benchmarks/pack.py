@@ -37,6 +37,7 @@ PLATFORMS = [f"manylinux_2_{n}_x86_64" for n in (28, 27, 24, 17)] + ["manylinux2
 MISSING = (
     "array-record", "dm-tree", "grain", "immutabledict", "importlib-resources", "ml-collections", "portpicker",
     "promise", "tensorboardX", "tensorflow-datasets", "tensorflow-metadata", "termcolor", "toml",
+    "attrs", "cloudpickle", "six", "wrapt",  # which dm-tree, grain and promise import
 )  # fmt: skip
 BOUNDED = ("etils", "flax", "optax", "orbax-checkpoint")  # there already, perhaps in a version that we do not take
 SOURCE_ONLY = ("promise",)  # published without a wheel, and pure Python
@@ -151,7 +152,7 @@ def pack(data_dir: Path, checkpoint: str, out: Path, wheels: Iterable[str], cach
     manifest = {
         "made": time.strftime("%Y-%m-%d %H:%M"),
         "code_version": code_version(),
-        "checkpoint": {"name": checkpoint, **header},
+        "checkpoint": {"name": Path(checkpoint).name, **header},
         "wheels": fetch_wheels(making / "wheels", wheels),
         "datasets": pack_datasets(data_dir, making / "data"),
     }

@@ -37,7 +37,13 @@ def test_arguments():
     for name in ("senet", "panet", "alpnet"):
         config = importlib.import_module("universeg_jax.configs.baselines").get_config(f"{name}:paper")
         assert (config.model.name, config.image_size, config.support_size) == (name, 128, 64)
-    for name, wrong in (("small", "96"), ("default", "x"), ("release", "x"), ("baselines", "unet")):
+    for name, wrong in (
+        ("small", "96"),
+        ("accelerator", "x"),
+        ("default", "x"),
+        ("release", "x"),
+        ("baselines", "unet"),
+    ):
         with pytest.raises(ValueError, match=wrong):
             importlib.import_module(f"universeg_jax.configs.{name}").get_config(wrong)
 

@@ -14,7 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import accelerator, accelerator_parity, accelerator_speed, accelerator_stage, accelerator_train, pack
+from benchmarks import (
+    accelerator,
+    accelerator_parity,
+    accelerator_speed,
+    accelerator_stage,
+    accelerator_train,
+    kit,
+    pack,
+)
 from benchmarks.lines import write_line
 from universeg_jax.checkpoints import store
 from universeg_jax.configs import accelerator as recipe
@@ -142,6 +150,31 @@ def test_boxes_shrink_with_the_minutes_and_what_is_left_goes_on(tmp_path):
     assert sum(boxes.values()) <= 0.5 * 60 * accelerator.FULL_MINUTES
 
 
+@pytest.mark.parametrize(("minutes", "share"), [(5, 1.0), (2.5, 0.5)])
+def test_without_training_the_boxes_share_the_minutes(minutes, share, tmp_path):
+    stages = ["parity", "speed", "loop"]
+    run = accelerator.Run(argparse.Namespace(minutes=minutes, tiny=False, out=tmp_path, stages=stages))
+    assert run.box("loop") - run.measuring == pytest.approx(share * 270, abs=0.5)
+    assert run.box("loop") < run.until
+
+
+def test_the_cache_that_comes_back_is_the_latest_that_fits(tmp_path, monkeypatch):
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    (cache / "inner").mkdir(parents=True)
+    for age, name in enumerate(("new", "inner/middle", "old")):
+        (cache / name).write_bytes(bytes(400_000))
+        os.utime(cache / name, (1000 - age, 1000 - age))
+    run = accelerator.Run(argparse.Namespace(minutes=1, out=out))
+    monkeypatch.setattr(accelerator, "FILE_MB", 2)
+    accelerator.pack_cache(run, cache)
+    (out / accelerator.CACHE).rename(tmp_path / kit.CACHE)
+    accelerator.unpack_cache(tmp_path, tmp_path / "again")
+    there = {str(p.relative_to(tmp_path / "again")) for p in (tmp_path / "again").rglob("*") if p.is_file()}
+    assert there == {"new", "inner/middle"}
+    assert rows_of(out)[-1]["count"] == 1
+    assert not list(out.glob("*.tmp"))
+
+
 def test_a_stage_that_does_not_end_is_ended():
     stubborn = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
@@ -155,11 +188,71 @@ def test_a_stage_that_does_not_end_is_ended():
         assert time.time() - started < 3 * accelerator.GRACE
 
 
+OVERRUNS = """
+import sys, time
+from benchmarks import accelerator_stage
+sys.argv = ["stage", "--kit=k", "--out=" + sys.argv[1], f"--until={time.time() + 0.5}"]
+accelerator_stage.start("speed", "").part("slow part", 0, time.sleep, 600)
+"""
+
+
+def test_a_stage_that_overruns_is_cut_and_says_where(tmp_path):
+    started = time.time()
+    done = subprocess.run([sys.executable, "-c", OVERRUNS, str(tmp_path)], cwd=ROOT, timeout=300)
+    assert time.time() - started < 290
+    (row,) = rows_of(tmp_path)
+    assert done.returncode == 1
+    assert row["cut"] == ["slow part"]
+    assert 0 < row["seconds_over"] < accelerator.GRACE
+    assert row["failed"] == 1
+    assert row["compile_seconds"] == 0
+
+
+UNPACKS = "import time; from benchmarks.kit import die_with_parent as f; f(); print(1, flush=True); time.sleep(60)"
+
+
+def test_what_unpacks_the_kit_dies_with_the_run():
+    parent = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {UNPACKS!r}]).wait()"
+    process = subprocess.Popen([sys.executable, "-c", parent], cwd=ROOT, stdout=subprocess.PIPE)
+    assert process.stdout.read(2) == b"1\n"
+    process.kill()
+    started = time.time()
+    assert process.stdout.read() == b""  # ends when nobody holds the pipe, and the child does
+    assert time.time() - started < 30
+    process.wait()
+
+
 @pytest.fixture(scope="session")
 def small_kit(data_dir, checkpoint, tmp_path_factory):
     out = tmp_path_factory.mktemp("kits") / "kit"
     pack.pack(data_dir, str(checkpoint), out, wheels=())
     return out
+
+
+def test_the_step_that_parity_compares_is_one_of_training():
+    step, (state, batch) = accelerator_parity.step_and_inputs()
+    params, loss = jax.eval_shape(step, state, batch)
+    assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(lambda x: x.shape, state.params)
+    assert loss.shape == ()
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """The tests have several devices, the rehearsal one: its batch does not divide."""
+    monkeypatch.setattr(jax, "device_count", lambda *_: 1)
+
+
+@pytest.mark.parametrize("handed_in", [False, True])
+def test_training_goes_on_from_the_kits_checkpoint_or_from_another(
+    handed_in, small_kit, checkpoint, data_dir, tmp_path, one_device
+):
+    path = checkpoint if handed_in else small_kit / kit.CHECKPOINT
+    args = argparse.Namespace(out=tmp_path, until=0.0, tiny=True, data_dir=data_dir, checkpoint=path)
+    run = accelerator_train.prepare(accelerator_stage.Stage("train", args))
+    jax.tree.map(np.testing.assert_array_equal, run.state.params, store.load(checkpoint)[0])
+    assert set(run.header["lineage"]["trained_on"]) == {"train_discs"}
+    assert len(run.sampler.tasks) == 1
+    assert run.evaluate is not None
 
 
 def start(kit: Path, out: Path, *flags: str) -> subprocess.Popen:

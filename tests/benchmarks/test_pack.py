@@ -1,10 +1,14 @@
 """The kit: datasets come back byte for byte, wheels are chosen and slimmed, and what is damaged is refused."""
 
+import importlib.metadata
 import json
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from benchmarks import kit, pack
 from universeg_jax.checkpoints import store
@@ -90,6 +94,43 @@ def test_versions_are_those_of_the_target_and_bounds_those_of_setup():
     assert pack.pins()["array-record"]
     assert pack.bounds()["flax"].startswith("flax<0.13")
     assert {pack.canonicalize_name(name) for name in (*pack.MISSING, *pack.BOUNDED)} <= set(pack.pins())
+
+
+IMAGE = (
+    "jax", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "pillow", "matplotlib", "safetensors", "tqdm",
+    "tifffile", "packaging",
+)  # fmt: skip
+STAGES = """
+import sys
+from pathlib import Path
+sys.modules.update(dict.fromkeys({hidden}))  # importing one of them raises
+from benchmarks import accelerator_loop, accelerator_parity, accelerator_speed, accelerator_train, kit
+print(kit.unpack_dataset(Path({packed!r}), {data_dir!r}))
+"""
+
+
+def with_needs(names, found=()):
+    """Names of distributions and of all that they declare to need."""
+    found = set(found)
+    for name in map(pack.canonicalize_name, names):
+        if name not in found:
+            found.add(name)
+            needs = map(Requirement, importlib.metadata.requires(name) or ())
+            found |= with_needs([r.name for r in needs if not r.marker or r.marker.evaluate({"extra": ""})], found)
+    return found
+
+
+def test_stages_need_nothing_but_the_image_and_the_wheels(packed, tmp_path):
+    there = with_needs(IMAGE) | {pack.canonicalize_name(name) for name in (*pack.MISSING, "universeg_jax")}
+    modules = importlib.metadata.packages_distributions()
+    hidden = [m for m, names in modules.items() if not there & {pack.canonicalize_name(name) for name in names}]
+    assert {"SimpleITK", "nibabel", "pytest"} <= set(hidden)
+    code = STAGES.format(
+        hidden=hidden, packed=str(packed[0] / "data" / "val_discs.npz.xz"), data_dir=str(tmp_path / "data")
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert done.stdout == "val_discs\n", done.stderr[-2000:]
 
 
 def test_wheels_are_installed_offline_and_slim(tmp_path):
