@@ -42,16 +42,17 @@ def split(folder: Path) -> tuple[list[int], list[int]]:
 
 def measure(predictor: Predictor, folder: Path, times: int, queries: int, support_size: int) -> dict:
     images, labels, _ = read_support(folder)
+    masks_of = [np.any([*label.values()], 0) if isinstance(label, dict) else label > 0 for label in labels]
     pool, query_rows = split(folder)
-    query_rows = [row for row in query_rows if labels[row].any()][:queries]
+    query_rows = [row for row in query_rows if masks_of[row].any()][:queries]
     options = {"support_size": support_size, "tiles": times}
-    segment = predictor.for_support([images[i] for i in pool], [labels[i] > 0 for i in pool], **options)
+    segment = predictor.for_support([images[i] for i in pool], [masks_of[i] for i in pool], **options)
     started = time.perf_counter()
     masks = [segment(images[i]).mask > 0 for i in query_rows]
     seconds = (time.perf_counter() - started) / len(query_rows)
     row = {"benchmark": "tiles", "folder": folder.name, "times": times, "support_size": support_size}
     row |= {"pool": len(pool), "queries": len(query_rows)}
-    truths = [labels[i] > 0 for i in query_rows]
+    truths = [masks_of[i] for i in query_rows]
     row["dice"] = round(float(np.mean([dice_on_host(*pair) for pair in zip(masks, truths, strict=True)])), 4)
     row["bound"] = round(float(np.mean([bound(truth) for truth in truths])), 4)
     share = segment.support.tile_support.first_weight if times else 1.0
