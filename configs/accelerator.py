@@ -17,6 +17,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg:
         raise ValueError(f"configs/accelerator.py takes no argument, got {arg!r}")
     config = keys.get_config()
+    config.init_from = ""  # given with the command
     config.seed = 2  # other episodes than those of the stages on a CPU
     config.read_threads = 16
     config.batch_size = 32
