@@ -18,7 +18,7 @@ from universeg_jax.readers.file_names import TIFF_EXTENSIONS, VOLUME_EXTENSIONS,
 from universeg_jax.readers.folder import list_images
 from universeg_jax.readers.label_formats import OBJECTS, find_labels, pair_labels
 from universeg_jax.readers.label_names import with_segment_names
-from universeg_jax.readers.label_values import MASK_VALUES, MIXED_NOTE
+from universeg_jax.readers.label_values import MASK_VALUES, MIXED_NOTE, doubt_of_ids
 from universeg_jax.readers.labels import LabelFile, class_masks
 from universeg_jax.readers.layouts import read_classes
 from universeg_jax.readers.meta import Meta, read_json_object, read_meta, subject_rule
@@ -39,6 +39,7 @@ class MaskSet:
     files: Files
     known: tuple[int, ...] = ()  # ids that its files may hold; () = any
     taken: str = ""  # what they were taken for, where they are no files of ids
+    named: bool = False  # the files name their ids themselves
     root: Path = Path()  # where its meta.json lies
     meta: Meta | None = None
 
@@ -68,17 +69,20 @@ def read_sets(predictions: Path, labels: Path) -> tuple[MaskSet, MaskSet]:
     predicted = {name: [file] for name, file in find_masks(predictions).items()}
     truth, predicted = _read_truth(labels, predicted)
     files: Files = {}
+    objects = OBJECTS if truth.meta and truth.meta.instances else ()
     for name, label in truth.files.items():
-        whole = tuple(LabelFile(str(file), _classes_of(label)) for file in predicted.pop(name, []))
+        whole = tuple(LabelFile(str(file), objects or _classes_of(label)) for file in predicted.pop(name, []))
         files[name] = whole or _mask_per_id(predicted, name)
+    if objects:
+        note(predictions, "objects of one class, as meta.json of the labels says: every value above 0 is id 1")
     if missing := [name for name, found in files.items() if not found]:
         shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
         raise UserError(f"{predictions} lacks masks for {len(missing)} of {len(truth.files)} labels: {shown}")
     files |= {name: (LabelFile(str(found[0])),) for name, found in predicted.items()}
     names = truth.meta.labels if truth.meta else {}
-    renamed, _ = with_segment_names([*truth.files.values(), *files.values()], names)
+    renamed, segments = with_segment_names([*truth.files.values(), *files.values()], names)
     count = len(truth.files)
-    truth = replace(truth, files=dict(zip(truth.files, renamed[:count], strict=True)))
+    truth = replace(truth, files=dict(zip(truth.files, renamed[:count], strict=True)), named=bool(segments))
     return _as_one_class(MaskSet(dict(zip(files, renamed[count:], strict=True))), truth)
 
 
@@ -231,12 +235,19 @@ def _void(files: Sequence[LabelFile], read: Callable[[LabelFile], np.ndarray]) -
 
 
 def class_ids(labels: MaskSet) -> list[int]:
-    """The ids that occur in the labels, without the background. Raises UserError where there is none."""
-    found = set().union(*(_ids_of(file) for files in labels.files.values() for file in files))
+    """The ids that occur in the labels, without the background; a note where they may be no classes of their own.
+
+    Raises UserError where there is none.
+    """
+    occurring = {file: _ids_of(file) for files in labels.files.values() for file in files}
+    found = set().union(*occurring.values())
     if not found:
         raise UserError(f"every label in {labels.paths()[0].parent} is empty; 0 is the background")
     if len(labels.known) == 1 and len(found) == 1 and found <= set(MASK_VALUES):  # as `class_masks` reads them
         return list(labels.known)
+    is_plain = not (labels.known or labels.named or any(file.classes or file.colours for file in occurring))
+    if is_plain and (doubt := doubt_of_ids([*occurring.values()])):
+        note(labels.paths()[0].parent, doubt)
     return sorted(found)
 
 

@@ -22,7 +22,7 @@ from universeg_jax.readers.file_names import IMAGE_EXTENSIONS, READABLE_EXTENSIO
 from universeg_jax.readers.images import read_label
 from universeg_jax.readers.label_formats import COCO, OBJECT, OBJECTS, FoundLabels, composed, find_labels, pair_labels
 from universeg_jax.readers.label_names import snap_names, with_segment_names
-from universeg_jax.readers.label_values import MIXED_NOTE, one_class
+from universeg_jax.readers.label_values import MIXED_NOTE, doubt_of_ids, one_class
 from universeg_jax.readers.labels import LabelFile
 from universeg_jax.readers.layouts import is_dataset_json, read_dataset_json
 from universeg_jax.readers.meta import Folder, Meta, read_meta, subject_rule
@@ -33,21 +33,6 @@ from universeg_jax.readers.volume_files import is_volume, read_label_volume, vox
 
 T = TypeVar("T")
 Files = dict[str, list[Path]]  # case → its files
-MANY_IDS = 20  # from which on ids without names probably number objects
-INSTANCES_NOTE = (
-    "{} ids without names: each is taken for a class of its own; if they number objects, such as cells, write "
-    '"instances": true into meta.json and they become one class'
-)
-
-WHITE, BRIGHT = 255, 100  # values that programs use to show a mask, and from which on others probably do so too
-VOID_NOTE = (
-    "255 occurs beside small ids, where programs often write it for pixels without a class: it is taken for a class; "
-    'otherwise write "ignore": [255] into meta.json'
-)
-GREYS_NOTE = (
-    "each mask holds one value above 0, but not all the same ({}): each is taken for a class of its own; if they mean "
-    'one class, write "instances": true into meta.json'
-)
 
 
 def read_folder(path: str | Path, size: int = 128) -> Folder[Case]:
@@ -260,20 +245,9 @@ def _find_ids(
         )
         return cases, (1,)
     ids = tuple(sorted(set().union(*occurring)))
-    if len(ids) >= MANY_IDS and not names:
-        note(path / "labels", INSTANCES_NOTE.format(len(ids)))
-    elif not names and (doubt := _doubt(occurring, ids)):
+    if not names and (doubt := doubt_of_ids(occurring)):
         note(path / "labels", doubt)
     return cases, ids
-
-
-def _doubt(occurring: list[set[int]], ids: tuple[int, ...]) -> str:
-    """A note on ids without names that may be no classes of their own; "" without doubt."""
-    if WHITE in ids and any(WHITE in each and len(each) > 1 for each in occurring) and ids[:-1][-1] < BRIGHT:
-        return VOID_NOTE
-    if len(ids) > 1 and ids[-1] >= BRIGHT and all(len(each) <= 1 for each in occurring):
-        return GREYS_NOTE.format(", ".join(map(str, ids[:5])))
-    return ""
 
 
 def _occurring_ids(path: Path, cases: Iterable[Case]) -> list[set[int]]:

@@ -5,7 +5,7 @@ JPEG or a resize, or that holds probabilities, has values between its two ends: 
 note, where the values pile up at both ends, and refused elsewhere.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,20 @@ NO_IDS = "values are not class ids"
 REMEDY = "whole numbers from 0"
 PILED_NOTE = "values pile up at 0 and at the maximum (JPEG, a resize or probabilities): the upper half is the structure"
 MIXED_NOTE = "some masks hold 0 and 1, others 0 and 255: both mean one class, id 1"
+MANY_IDS = 20  # from which on ids without names probably number objects
+INSTANCES_NOTE = (
+    "{} ids without names: each is taken for a class of its own; if they number objects, such as cells, write "
+    '"instances": true into meta.json and they become one class'
+)
+WHITE, BRIGHT = 255, 100  # values that programs use to show a mask, and from which on others probably do so too
+VOID_NOTE = (
+    "255 occurs beside small ids, where programs often write it for pixels without a class: it is taken for a class; "
+    'otherwise write "ignore": [255] into meta.json'
+)
+GREYS_NOTE = (
+    "each mask holds one value above 0, but not all the same ({}): each is taken for a class of its own; if they mean "
+    'one class, write "instances": true into meta.json'
+)
 
 
 def to_ids(values: np.ndarray, path: Any) -> np.ndarray:
@@ -72,6 +86,21 @@ def one_class(occurring: Iterable[set[int]]) -> tuple[int, ...]:
     if len(union) > 1 and union <= set(MASK_VALUES) and all(len(values) == 1 for values in sets):
         return tuple(sorted(union))
     return ()
+
+
+def doubt_of_ids(occurring: Sequence[set[int]]) -> str:
+    """A note on ids without names that may be no classes of their own; "" without doubt.
+
+    `occurring`: the values above 0 of each label file.
+    """
+    ids = sorted(set().union(*occurring))
+    if len(ids) >= MANY_IDS:
+        return INSTANCES_NOTE.format(len(ids))
+    if WHITE in ids and any(WHITE in each and len(each) > 1 for each in occurring) and ids[:-1][-1] < BRIGHT:
+        return VOID_NOTE
+    if len(ids) > 1 and ids[-1] >= BRIGHT and all(len(each) <= 1 for each in occurring):
+        return GREYS_NOTE.format(", ".join(map(str, ids[:5])))
+    return ""
 
 
 def _piled_up(values: np.ndarray) -> np.ndarray | None:
