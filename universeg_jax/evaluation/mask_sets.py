@@ -39,9 +39,9 @@ class MaskSet:
     files: Files
     known: tuple[int, ...] = ()  # ids that its files may hold; () = any
     taken: str = ""  # what they were taken for, where they are no files of ids
-    named: bool = False  # the files name their ids themselves
     root: Path = Path()  # where its meta.json lies
     meta: Meta | None = None
+    named: bool = False  # the files name their ids themselves
 
     def paths(self) -> list[Path]:
         """All files, each once."""
