@@ -18,7 +18,7 @@ from universeg_jax.readers.file_names import TIFF_EXTENSIONS, VOLUME_EXTENSIONS,
 from universeg_jax.readers.folder import list_images
 from universeg_jax.readers.label_formats import OBJECTS, find_labels, pair_labels
 from universeg_jax.readers.label_names import with_segment_names
-from universeg_jax.readers.label_values import MASK_VALUES, MIXED_NOTE, doubt_of_ids
+from universeg_jax.readers.label_values import MASK_VALUES, MIXED_NOTE, doubts_of_ids, rim_ids
 from universeg_jax.readers.labels import LabelFile, class_masks
 from universeg_jax.readers.layouts import read_classes
 from universeg_jax.readers.meta import Meta, read_json_object, read_meta, subject_rule
@@ -239,23 +239,25 @@ def class_ids(labels: MaskSet) -> list[int]:
 
     Raises UserError where there is none.
     """
-    occurring = {file: _ids_of(file) for files in labels.files.values() for file in files}
-    found = set().union(*occurring.values())
+    files = [file for of_case in labels.files.values() for file in of_case]
+    occurring, rims = zip(*map(_ids_of, files), strict=True)
+    found = set().union(*occurring)
     if not found:
         raise UserError(f"every label in {labels.paths()[0].parent} is empty; 0 is the background")
     if len(labels.known) == 1 and len(found) == 1 and found <= set(MASK_VALUES):  # as `class_masks` reads them
         return list(labels.known)
-    is_plain = not (labels.known or labels.named or any(file.classes or file.colours for file in occurring))
-    if is_plain and (doubt := doubt_of_ids([*occurring.values()])):
+    is_plain = not (labels.known or labels.named or any(file.classes or file.colours for file in files))
+    for doubt in doubts_of_ids(occurring, rims) if is_plain else ():
         note(labels.paths()[0].parent, doubt)
     return sorted(found)
 
 
-def _ids_of(file: LabelFile) -> set[int]:
+def _ids_of(file: LabelFile) -> tuple[set[int], set[int]]:
+    """(ids that occur in a file, those of them that are only rims)"""
     if file.part is not None:
-        return {i for i, _ in file.classes}
+        return {i for i, _ in file.classes}, set()
     values = read_label_volume(file.path).data if is_volume(file.path) else read_image_values(file, (0, 0))
     occurring = set(np.unique(values).tolist()) - {0, *file.ignored}
     if not file.classes:
-        return occurring
-    return {i for i, of_class in file.classes if occurring & set(of_class) or (occurring and not of_class)}
+        return occurring, rim_ids(values)
+    return {i for i, of_class in file.classes if occurring & set(of_class) or (occurring and not of_class)}, set()

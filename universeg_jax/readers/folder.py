@@ -22,7 +22,7 @@ from universeg_jax.readers.file_names import IMAGE_EXTENSIONS, READABLE_EXTENSIO
 from universeg_jax.readers.images import read_label
 from universeg_jax.readers.label_formats import COCO, OBJECT, OBJECTS, FoundLabels, composed, find_labels, pair_labels
 from universeg_jax.readers.label_names import snap_names, with_segment_names
-from universeg_jax.readers.label_values import MIXED_NOTE, doubt_of_ids, one_class
+from universeg_jax.readers.label_values import MIXED_NOTE, doubts_of_ids, one_class, rim_ids
 from universeg_jax.readers.labels import LabelFile
 from universeg_jax.readers.layouts import is_dataset_json, read_dataset_json
 from universeg_jax.readers.meta import Folder, Meta, read_meta, subject_rule
@@ -235,7 +235,7 @@ def _find_ids(
 
     Masks of which some mark the structure with 1 and others with 255 become one class, unless `names` has both.
     """
-    occurring = _occurring_ids(path, cases)
+    occurring, rims = _occurring_ids(path, cases)
     values = one_class(occurring)
     if values and not names.keys() >= set(values):
         note(path / "labels", MIXED_NOTE)
@@ -245,14 +245,15 @@ def _find_ids(
         )
         return cases, (1,)
     ids = tuple(sorted(set().union(*occurring)))
-    if not names and (doubt := doubt_of_ids(occurring)):
+    for doubt in () if names else doubts_of_ids(occurring, rims):
         note(path / "labels", doubt)
     return cases, ids
 
 
-def _occurring_ids(path: Path, cases: Iterable[Case]) -> list[set[int]]:
-    """The ids above 0 of each label file that can be read. Raises FolderError where there are none."""
+def _occurring_ids(path: Path, cases: Iterable[Case]) -> tuple[list[set[int]], list[set[int]]]:
+    """(ids above 0, those that are rims) of each label file that can be read. Raises FolderError without any id."""
     occurring: list[set[int]] = []
+    rims: list[set[int]] = []
     problems = []
     for case in cases:
         try:
@@ -260,9 +261,10 @@ def _occurring_ids(path: Path, cases: Iterable[Case]) -> list[set[int]]:
             for file in case.labels:
                 label = read_label_volume(file.path).data if case.volume else read_label(file.path)
                 occurring.append(set(np.unique(label).tolist()) - {0, *file.ignored})
+                rims.append(rim_ids(label))
         except ImageError as error:
             problems.append(str(error))  # the build meets the error again, then drops and counts the case
     if not any(occurring):
         empty = f"{path}/labels: every label is empty; mark what is to be segmented with ids above 0"
         raise FolderError(problems[0] if problems else empty)
-    return occurring
+    return occurring, rims

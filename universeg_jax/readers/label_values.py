@@ -5,10 +5,12 @@ JPEG or a resize, or that holds probabilities, has values between its two ends: 
 note, where the values pile up at both ends, and refused elsewhere.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from universeg_jax.readers.errors import ImageError
 from universeg_jax.readers.notes import note
@@ -41,6 +43,12 @@ VOID_NOTE = (
 GREYS_NOTE = (
     "each mask holds one value above 0, but not all the same ({}): each is taken for a class of its own; if they mean "
     'one class, write "instances": true into meta.json'
+)
+RIM = 0.8  # share of the pixels and of the contour that make a rim, and of the files in which an id must be one
+MIN_RIM = 20  # pixels
+RIM_NOTE = (
+    "id {} is a rim of one or two pixels between two other ids, as a resize with interpolation makes it: resize labels "
+    "by the nearest neighbour; if it is a class, name it in meta.json"
 )
 
 
@@ -88,19 +96,46 @@ def one_class(occurring: Iterable[set[int]]) -> tuple[int, ...]:
     return ()
 
 
-def doubt_of_ids(occurring: Sequence[set[int]]) -> str:
-    """A note on ids without names that may be no classes of their own; "" without doubt.
+def doubts_of_ids(occurring: Sequence[set[int]], rims: Sequence[set[int]] = ()) -> Iterator[str]:
+    """Notes on ids without names that may be no classes of their own.
 
-    `occurring`: the values above 0 of each label file.
+    `occurring`: the values above 0 of each label file; `rims`: its `rim_ids`.
     """
     ids = sorted(set().union(*occurring))
     if len(ids) >= MANY_IDS:
-        return INSTANCES_NOTE.format(len(ids))
-    if WHITE in ids and any(WHITE in each and len(each) > 1 for each in occurring) and ids[:-1][-1] < BRIGHT:
-        return VOID_NOTE
-    if len(ids) > 1 and ids[-1] >= BRIGHT and all(len(each) <= 1 for each in occurring):
-        return GREYS_NOTE.format(", ".join(map(str, ids[:5])))
-    return ""
+        yield INSTANCES_NOTE.format(len(ids))
+    elif WHITE in ids and any(WHITE in each and len(each) > 1 for each in occurring) and ids[:-1][-1] < BRIGHT:
+        yield VOID_NOTE
+    elif len(ids) > 1 and ids[-1] >= BRIGHT and all(len(each) <= 1 for each in occurring):
+        yield GREYS_NOTE.format(", ".join(map(str, ids[:5])))
+    counts, of_rims = (Counter(i for each in sets for i in each) for sets in (occurring, rims))
+    if thin := [str(i) for i in ids if of_rims[i] >= RIM * counts[i]]:
+        yield RIM_NOTE.format(", ".join(thin[:5]))
+
+
+def rim_ids(ids: np.ndarray) -> set[int]:
+    """Ids [H, W] or [X, Y, Z] that are only a thin rim between a lower and a higher one, as interpolation makes them.
+
+    Nearly all pixels of a rim lie within two pixels of both, and along nearly all of it the two do not meet directly.
+    """
+    if ids.ndim == 3:
+        ids = ids[..., :: 1 + ids.shape[2] // 16]  # some planes of a volume tell enough
+    found, counts = np.unique(ids, return_counts=True)
+    if not 3 <= len(found) < MANY_IDS:
+        return set()
+    reach = (5, 5, 1)[: ids.ndim]
+    low, high = ndimage.minimum_filter(ids, reach), ndimage.maximum_filter(ids, reach)
+    inner = _equal_neighbours(ids) == 4
+    rims = set()
+    for i, count in zip(found[1:-1].tolist(), counts[1:-1].tolist(), strict=True):
+        of_id = ids == i
+        is_between = of_id & (low < i) & (high > i) & ~inner
+        if count < MIN_RIM or is_between.sum() < RIM * count:
+            continue
+        jumps = _count_neighbours(ids, lambda a, b, i=i: (np.minimum(a, b) < i) & (np.maximum(a, b) > i)).sum() / 2
+        if jumps <= (1 - RIM) * count:
+            rims.add(i)
+    return rims
 
 
 def _piled_up(values: np.ndarray) -> np.ndarray | None:
