@@ -84,6 +84,18 @@ def to_ids(values: np.ndarray, path: Any) -> np.ndarray:
     return whole.astype(np.int32)
 
 
+def mask_of_lossy(values: np.ndarray, path: Any, kind: str) -> np.ndarray:
+    """A label [H, W] in a format that changes values: 0 and 255, or what piles up at both ends. Raises ImageError."""
+    if set(np.unique(values)) <= {0, 255}:
+        return values
+    mask = _piled_up(values, is_lossy=True)
+    if mask is None:
+        detail = f"its compression {'may change' if kind == 'JPEG 2000' else 'changes'} class ids; save it as PNG"
+        raise ImageError(path, f"a label in {kind}", detail)
+    note(path, PILED_NOTE)
+    return mask
+
+
 def one_class(occurring: Iterable[set[int]]) -> tuple[int, ...]:
     """The values that mean the only class where some masks mark it with 1 and others with 255; else ().
 
@@ -138,8 +150,11 @@ def rim_ids(ids: np.ndarray) -> set[int]:
     return rims
 
 
-def _piled_up(values: np.ndarray) -> np.ndarray | None:
-    """Thresholds a mask whose values pile up at 0 and at 1, 255 or 65535; None for all others."""
+def _piled_up(values: np.ndarray, is_lossy: bool = False) -> np.ndarray | None:
+    """Thresholds a mask whose values pile up at 0 and at 1, 255 or 65535; None for all others.
+
+    Values in between must differ from their neighbours, as no id does, unless the format changes values anyway.
+    """
     high = float(values.max())
     is_fraction = values.dtype.kind == "f" and bool((values != np.floor(values)).any())
     tops = [1.0] if high <= 1 + WHOLE else [255.0] if high <= 255 else [65535.0] if high <= 65535 else []
@@ -156,7 +171,8 @@ def _piled_up(values: np.ndarray) -> np.ndarray | None:
     inner = np.unique(values[between])
     if not inner.size or ((len(inner) < 3) and ((inner > END * top) & (inner < (1 - END) * top)).any()):
         return None
-    if (_equal_neighbours(values)[between] <= 2).mean() < LOOSE or _has_third_level(values, top):
+    is_loose = is_lossy or (_equal_neighbours(values)[between] <= 2).mean() >= LOOSE
+    if not is_loose or _has_third_level(values, top):
         return None
     return (values >= top / 2).astype(np.int32) * (255 if top > 1 else 1)
 
