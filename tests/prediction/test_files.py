@@ -100,6 +100,15 @@ def test_the_command_names_labels_that_are_inverted(loaded, checkpoint, tmp_path
     assert "of every image: is it the background, with 0 for the structure?" in capsys.readouterr().err
 
 
+def test_queries_are_listed_once_and_inner_folders_named(tmp_path, capsys):
+    images = write_folder(tmp_path, count=2) / "images"
+    (images / "more").mkdir()
+    (images / "p1_0.png").rename(images / "more" / "p1_0.png")
+    os.mkfifo(images / "pipe.png")
+    assert find_queries([images, images / "p0_0.png", images]) == [images / "p0_0.png"]
+    assert f"{images}: skipped more/: give it as a query of its own" in capsys.readouterr().err
+
+
 def test_overlapping_labels_have_a_file_each(predictor, tmp_path):
     support = read_support_folder(write_folder(tmp_path / "s", count=3, ids=(1, 200)))
     segmenter = predictor.segmenter(support, Options(overlap=True))

@@ -187,3 +187,40 @@ def test_labels_in_pgm_and_pbm_have_the_values_that_are_stored(tmp_path):
     (tmp_path / "f.pbm").write_bytes(b"P4\n8 6\n" + np.packbits(bits, 1).tobytes())
     for name in ("e.pbm", "f.pbm"):
         np.testing.assert_array_equal(read_label(tmp_path / name), bits)
+
+
+@pytest.mark.parametrize(("bits", "step"), [(2, 1), (4, 5)])
+def test_grey_pngs_of_2_and_4_bits_have_the_ids_that_are_stored(tmp_path, bits, step):
+    ids = (np.random.default_rng(0).integers(0, 4, (6, 8)) * step).astype(np.uint8)
+    file = write(tmp_path / "a.png", ids, bits=bits)
+    np.testing.assert_array_equal(read_label(file), ids)
+    np.testing.assert_array_equal(read_label(file.read_bytes()), ids)
+    assert read_image(file).max() == 255  # an image is read as a viewer shows it
+
+
+def test_transparent_ids_other_than_0_are_refused(tmp_path):
+    ids = np.kron(disc(16, (7, 7), 4), np.ones((2, 2))).astype(np.uint8)
+    palette = Image.fromarray(ids, "P")
+    palette.putpalette([0] * 6)
+    palette.save(tmp_path / "a.png", transparency=b"\xff\x00")
+    palette.save(tmp_path / "b.png", transparency=1)
+    Image.fromarray(ids * 7).save(tmp_path / "c.png", transparency=7)
+    for name in ("a.png", "b.png", "c.png"):
+        with pytest.raises(ImageError, match=f"{name}: its transparency shows another id than 0 as the background"):
+            read_label(tmp_path / name)
+    palette.save(tmp_path / "d.png", transparency=b"\x00\xff")
+    np.testing.assert_array_equal(read_label(tmp_path / "d.png"), ids)
+
+
+def test_a_palette_of_greys_that_are_not_the_ids_is_said(tmp_path):
+    ids = np.kron(disc(16, (7, 7), 4), np.ones((2, 2))).astype(np.uint8)
+    for name, array, words in (
+        ("a.gif", ids * 5, "its palette shows id 1 as grey 5"),
+        ("b.gif", ids * 255, ""),
+        ("c.png", ids * 5, ""),
+        ("d.gif", ids * 5 + np.eye(32, dtype=np.uint8) * 200, "its palette shows id"),
+    ):
+        with notes.collect() as said:
+            found = read_label(write(tmp_path / name, array))
+        assert len(np.unique(found)) == len(np.unique(array))
+        assert [words in line for line in said.lines()] == ([True] if words else [])

@@ -28,6 +28,7 @@ from universeg_jax.readers.segments import on_grid_of
 from universeg_jax.readers.volume_files import is_volume, read_label_volume
 from universeg_jax.readers.volumes import Volume, check_same_grid
 
+NNUNET = "ids of dataset.json"
 Classes = tuple[tuple[int, tuple[int, ...]], ...]  # as in LabelFile
 Files = dict[str, tuple[LabelFile, ...]]  # name → what its files mean
 
@@ -48,7 +49,9 @@ class MaskSet:
         return [*dict.fromkeys(Path(file.path) for files in self.files.values() for file in files)]
 
     def subject_of(self, default: Callable[[str], str]) -> Callable[[str], str]:
-        """The rule name → subject of meta.json, else `default`."""
+        """The rule name → subject of meta.json, else `default`; a case of nnU-Net is a subject."""
+        if self.taken == NNUNET:
+            return lambda name: name
         return subject_rule(self.root, self.meta, default) if self.meta else default
 
 
@@ -123,7 +126,7 @@ def _read_truth(folder: Path, predicted: dict[str, list[Path]]) -> tuple[MaskSet
     if (root / "dataset.json").is_file() and labels.name in ("labelsTr", "labelsTs"):
         spec = root / "dataset.json"
         names, regions, ignored = read_classes(spec, read_json_object(spec))
-        classes, known, taken = regions or tuple((i, (i,)) for i in names), (), "ids of dataset.json"
+        classes, known, taken = regions or tuple((i, (i,)) for i in names), (), NNUNET
     elif meta.colours:
         taken = "colours of meta.json"
     elif not meta.instances:

@@ -112,7 +112,7 @@ def may_be_case(path: Path) -> bool:
     """Judges by the name whether a file or folder is read as an image or volume."""
     if path.is_dir():
         return is_volume(path)
-    return extension(path) in READABLE_EXTENSIONS or is_dicom_file(path)
+    return path.is_file() and (extension(path) in READABLE_EXTENSIONS or is_dicom_file(path))  # no pipe of a stranger's
 
 
 def make_examples(case: Case) -> list[Example]:

@@ -44,9 +44,11 @@ def read_folder(path: str | Path, size: int = 128) -> Folder[Case]:
     path = Path(path)
     if is_dataset_json(path):
         return read_dataset_json(path, size)
-    meta, images = read_meta(path), _files(path / "images")
     with collect() as notes:
+        meta, images = read_meta(path), _files(path / "images")
         images, labels, found = _pairs(path, images, meta)
+        for part in ("images", *(() if found else ("labels",))):
+            _name_inner_folders(path / part, images if part == "images" else labels)
     colours = tuple((i, *colour) for i, colour in meta.colours.items())
     objects = OBJECTS if meta.instances else ()
     faults = {name: _fault(images.get(name, []), labels.get(name, []), name) for name in images | labels}
@@ -105,6 +107,16 @@ def _unused(path: Path, cases: tuple[Case, ...]) -> Iterator[str]:
     used = {Path(file.path) for case in cases for file in case.labels}
     for part in ("images", "labels"):
         yield from (f"{part}/{name}" for name in _other_files(path / part) if path / part / name not in used)
+
+
+def _name_inner_folders(folder: Path, used: Files) -> None:
+    """A note on folders with images that are not read; folders of DICOM series are, and those of masks by class."""
+    read = [file for files in used.values() for file in files]
+    names = natural_order(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+    for name in names:
+        inner = folder / name
+        if not any(file.is_relative_to(inner) for file in read) and any(map(may_be_case, inner.iterdir())):
+            note(inner, f"is not read: put its files into {folder.name}/ itself")
 
 
 def _label_names(

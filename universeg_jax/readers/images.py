@@ -18,7 +18,7 @@ from universeg_jax.readers.file_names import IMAGE_EXTENSIONS, extension
 from universeg_jax.readers.label_values import mask_of_lossy
 from universeg_jax.readers.labels import check_label, one_channel
 from universeg_jax.readers.notes import note
-from universeg_jax.readers.palettes import check_palette
+from universeg_jax.readers.palettes import check_palette, check_transparency
 from universeg_jax.readers.preprocess import to_grey
 from universeg_jax.readers.tiff import TURNS, read_tiff_image, turned
 
@@ -206,10 +206,12 @@ def _pixels(path: Any, image: Image.Image, is_label: bool, upright: bool) -> np.
     if pages > 1 and image.format in ("TIFF", "GIF", "PNG", "WEBP"):
         raise ImageError(path, "has several pages", f"{pages}; save each as a file of its own")
     lossy = lossy_format(image) if is_label else ""
-    top = _ppm_top(image) if is_label else 0  # before the image is decoded, which forgets it
-    if is_label and image.mode == "P":
-        palette = np.array(image.getpalette("RGB") or [], int).reshape(-1, 3)
-        check_palette(path, palette, np.flatnonzero(image.histogram()))
+    top = _stored_top(image) if is_label else 0  # before the image is decoded, which forgets it
+    if is_label and (image.mode == "P" or (image.mode == "L" and "transparency" in image.info)):
+        occurring = np.flatnonzero(image.histogram())
+        check_transparency(path, image.info.get("transparency"), occurring)
+        if image.mode == "P":
+            check_palette(path, np.array(image.getpalette("RGB") or [], int).reshape(-1, 3), occurring)
     shown = ImageOps.exif_transpose(image) if upright else image
     if (image.mode in ("P", "PA") and not is_label) or image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         shown = shown.convert("RGB")
@@ -240,11 +242,13 @@ def lossy_format(image: Image.Image) -> str:
     return {"JPEG": "JPEG", "MPO": "JPEG", "JPEG2000": "JPEG 2000"}.get(image.format or "", "")
 
 
-def _ppm_top(image: Image.Image) -> int:
-    """The value that the header of a PPM or PGM states for white, where it is not that of 8 or 16 bits; else 0."""
-    if image.format != "PPM" or not image.tile:
+def _stored_top(image: Image.Image) -> int:
+    """The value of white in a PPM, or in a grey PNG of 2 or 4 bits, where it is not that of 8 or 16 bits; else 0."""
+    args = image.tile[0].args if image.tile else ()
+    if image.format == "PNG":
+        return {"L;2": 3, "L;4": 15}.get(str(args), 0)
+    if image.format != "PPM":
         return 0
-    args = image.tile[0].args
     top = args[-1] if isinstance(args, tuple) and len(args) == 2 else 0
     return top if isinstance(top, int) and top not in (255, 65535) else 0
 
