@@ -189,6 +189,9 @@ def test_masks_of_overlapping_labels_and_regions(folder):
     assert scores(folder, "nn/labelsTr", "ours")[0] == [1.0] * 6
     assert scores(folder, "nn/labelsTr", "nn/its")[0] == [1.0] * 6
     assert "ids of dataset.json" in scores(folder, "nn/labelsTr", "nn/its")[1]
+    rows = (folder / "out" / "cases.csv").read_text().splitlines()
+    at = rows[0].split(",").index("subject")
+    assert {row.split(",")[at] for row in rows[1:]} == {f"p{i}_0" for i in range(3)}  # a case of nnU-Net is a subject
     assert scores(folder, "nn/labelsTr", "tool")[0] != [1.0] * 6
 
 

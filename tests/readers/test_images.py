@@ -7,8 +7,9 @@ from PIL import Image
 from tests.fixtures import disc
 from universeg_jax.readers import checks, images, notes
 from universeg_jax.readers.errors import ImageError
-from universeg_jax.readers.images import read_image, read_label
+from universeg_jax.readers.images import read_colours, read_image, read_label
 from universeg_jax.readers.preprocess import to_grey
+from universeg_jax.readers.volume_files import read_volume
 
 
 def write(path, array, **options):
@@ -224,3 +225,17 @@ def test_a_palette_of_greys_that_are_not_the_ids_is_said(tmp_path):
             found = read_label(write(tmp_path / name, array))
         assert len(np.unique(found)) == len(np.unique(array))
         assert [words in line for line in said.lines()] == ([True] if words else [])
+
+
+def test_transparent_pixels_of_a_label_in_colours_are_background(tmp_path):
+    ids = np.kron(disc(16, (7, 7), 4), np.ones((2, 2))).astype(np.uint8)
+    red = np.stack([np.full_like(ids, 255), 0 * ids, 0 * ids, 128 * ids], -1)
+    np.testing.assert_array_equal(read_colours(write(tmp_path / "a.png", red))[..., 0], 255 * ids)
+    np.testing.assert_array_equal(read_colours(write(tmp_path / "b.png", red[..., :3]))[..., 0], 255)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.nii.gz", "a.dcm"])
+def test_a_pointer_of_git_lfs_is_named(tmp_path, name):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n")
+    with pytest.raises(ImageError, match=f"{name}: is a pointer of Git LFS, not the file itself .run git lfs pull"):
+        (read_image if name == "a.png" else read_volume)(tmp_path / name)

@@ -31,7 +31,8 @@ def describe(support: Support, names: Mapping[int, str], path: str | Path, taken
         occurs = f"in {int(masks.any((1, 2)).sum())} of {len(support)} {share}"
         lines.append(f"id {i} ({names.get(i, 'no name')}): {pixels:,} {unit}, {occurs}")
     if volumes:
-        lines.append(f"window: {support.window if isinstance(support.window, str) else tuple(support.window)}")
+        window = "chosen by the intensities of each" if support.window == "auto" else support.window
+        lines.append(f"window: {window if isinstance(window, str) else tuple(window)}")
     subjects = sorted(set(support.subjects))
     shown = ", ".join(subjects[:5]) + (f" and {len(subjects) - 5} more" if len(subjects) > 5 else "")
     return [*lines, f"subjects: {len(subjects)}: {shown}"]

@@ -110,7 +110,10 @@ def _sides(source: Source) -> tuple[tuple[int, int], int]:
 
 
 def read_colours(path: str | Path) -> np.ndarray:
-    """Reads the colours of a label as uint8 [H, W, 3]; a palette gives its colours. Raises ImageError."""
+    """Reads the colours of a label as uint8 [H, W, 3]; a palette gives its colours, and what is transparent is black.
+
+    Raises ImageError.
+    """
     path = Path(path)
     with as_image_errors(path):
         checks.check_bytes(path)
@@ -118,7 +121,8 @@ def read_colours(path: str | Path) -> np.ndarray:
             checks.check_pixels(path, *image.size)
             if lossy := lossy_format(image):
                 raise ImageError(path, f"a label in {lossy}", "its compression changes colours; save it as PNG")
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            colours = np.array(ImageOps.exif_transpose(image).convert("RGBA"))
+            return np.where(colours[..., 3:] > 0, colours[..., :3], np.uint8(0))
 
 
 def read_contour(path: str | Path, shape: tuple[int, int]) -> np.ndarray:
