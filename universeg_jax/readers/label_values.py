@@ -5,6 +5,7 @@ JPEG or a resize, or that holds probabilities, has values between its two ends: 
 note, where the values pile up at both ends, and refused elsewhere.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -132,22 +133,31 @@ def rim_ids(ids: np.ndarray) -> set[int]:
     """
     if ids.ndim == 3:
         ids = ids[..., :: 1 + ids.shape[2] // 16]  # some planes of a volume tell enough
-    found, counts = np.unique(ids, return_counts=True)
-    if not 3 <= len(found) < MANY_IDS:
+    if not ids.size or ids.max() >= 1 << 16:
+        return set()
+    counts = np.bincount(ids.ravel())
+    found = np.flatnonzero(counts)
+    if not 3 <= len(found) <= MANY_IDS:
+        return set()
+    inner = _equal_neighbours(ids) == 4
+    inside = np.bincount(ids[inner], minlength=len(counts))
+    thin = [i for i in found[1:-1].tolist() if counts[i] >= MIN_RIM and inside[i] <= (1 - RIM) * counts[i]]
+    if not thin:
         return set()
     reach = (5, 5, 1)[: ids.ndim]
     low, high = ndimage.minimum_filter(ids, reach), ndimage.maximum_filter(ids, reach)
-    inner = _equal_neighbours(ids) == 4
     rims = set()
-    for i, count in zip(found[1:-1].tolist(), counts[1:-1].tolist(), strict=True):
-        of_id = ids == i
-        is_between = of_id & (low < i) & (high > i) & ~inner
-        if count < MIN_RIM or is_between.sum() < RIM * count:
-            continue
-        jumps = _count_neighbours(ids, lambda a, b, i=i: (np.minimum(a, b) < i) & (np.maximum(a, b) > i)).sum() / 2
-        if jumps <= (1 - RIM) * count:
+    for i in thin:
+        is_between = (ids == i) & (low < i) & (high > i) & ~inner
+        meet = functools.partial(_lie_around, i)  # directly, without a pixel of i in between
+        jumps = _count_neighbours(ids, meet).sum() / 2
+        if is_between.sum() >= RIM * counts[i] and jumps <= (1 - RIM) * counts[i]:
             rims.add(i)
     return rims
+
+
+def _lie_around(value: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (np.minimum(a, b) < value) & (np.maximum(a, b) > value)
 
 
 def _piled_up(values: np.ndarray, is_lossy: bool = False) -> np.ndarray | None:

@@ -5,7 +5,7 @@ may be 0, and red 1 in one file and 2 in the next. Such files are refused, with 
 reads them by their colours.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,10 @@ def check_palette(path: Any, colours: np.ndarray, occurring: Iterable[int]) -> N
         raise ImageError(path, "its palette shows another id than 0 as the background", detail)
 
 
-def _note_greys(path: Any, colours: np.ndarray, ids: Iterable[int]) -> None:
+def _note_greys(path: Any, colours: np.ndarray, ids: Sequence[int]) -> None:
     """A note where a palette shows ids as other greys: programs number the colours of a GIF anew."""
     above = [i for i in ids if i]
-    if any(np.ptp(colours[i]) for i in ids) or _is_inverting(colours) or colours[0].max() > 0:
+    if not above or any(np.ptp(colours[i]) for i in ids) or _is_inverting(colours) or colours[0].max() > 0:
         return
     other = [i for i in above if colours[i, 0] != i and (len(above) > 1 or colours[i, 0] < LIGHT)]
     if other:
