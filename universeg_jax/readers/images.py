@@ -248,7 +248,8 @@ def lossy_format(image: Image.Image) -> str:
 
 def _stored_top(image: Image.Image) -> int:
     """The value of white in a PPM, or in a grey PNG of 2 or 4 bits, where it is not that of 8 or 16 bits; else 0."""
-    args = image.tile[0].args if image.tile else ()
+    tiles = getattr(image, "tile", [])
+    args = tiles[0].args if tiles else ()
     if image.format == "PNG":
         return {"L;2": 3, "L;4": 15}.get(str(args), 0)
     if image.format != "PPM":

@@ -95,7 +95,7 @@ def write_nibabel(path: str | Path, data: np.ndarray, source: Path, volume: Volu
     kind = extension(source)
     data = np.ascontiguousarray(data)
     if kind in MGH_EXTENSIONS:
-        header = nib.load(source).header.copy()  # type: ignore[attr-defined]
+        header: Any = nib.load(source).header.copy()  # type: ignore[attr-defined]
         dtype = np.dtype(data.dtype if data.dtype.name in MGH_TYPES else np.int32)
         header.set_data_dtype(dtype)
         image: Any = nib.MGHImage(data.astype(dtype), volume.file_affine(), header)
