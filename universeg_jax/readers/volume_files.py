@@ -8,11 +8,12 @@ a .mhd may name the one file of voxels beside it.
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from universeg_jax.readers import checks
+from universeg_jax.readers import checks, metaimage, nrrd
 from universeg_jax.readers.dicom import read_dicom
 from universeg_jax.readers.dicom_files import is_dicom_file, is_multiframe, is_seg, is_series
 from universeg_jax.readers.errors import ImageError, as_image_errors
@@ -26,8 +27,10 @@ from universeg_jax.readers.file_names import (
     stem,
 )
 from universeg_jax.readers.labels import check_ids
+from universeg_jax.readers.metaimage import LOCAL
 from universeg_jax.readers.notes import note
 from universeg_jax.readers.ome_zarr import is_ome_zarr, read_ome_zarr
+from universeg_jax.readers.raw_voxels import read_start, read_voxels
 from universeg_jax.readers.segments import read_seg
 from universeg_jax.readers.tiff import page_count, read_tiff_stack
 from universeg_jax.readers.volumes import LPS_TO_RAS, Volume, make_affine, make_volume
@@ -35,8 +38,6 @@ from universeg_jax.readers.volumes import LPS_TO_RAS, Volume, make_affine, make_
 if TYPE_CHECKING:
     import nibabel as nib  # slow to import, and training reads no files
 
-LOCAL = "LOCAL"  # in the header of a MetaImage whose voxels follow it
-HEADER_BYTES = 1 << 16  # enough for the text header of an ITK format
 MILLIMETRES = {"micron": 1e-3, "meter": 1e3}  # per unit of a NIfTI header
 MAX_VOXEL_SIDE = 100.0  # mm
 GZIP_START = b"\x1f\x8b"
@@ -89,12 +90,7 @@ def stored_type(path: str | Path) -> np.dtype:
             with tifffile.TiffFile(path) as file:
                 return np.dtype(file.series[0].dtype)
         if kind in ITK_EXTENSIONS:
-            import SimpleITK as sitk
-
-            reader = sitk.ImageFileReader()
-            reader.SetFileName(str(path))
-            reader.ReadImageInformation()
-            return sitk.GetArrayViewFromImage(sitk.Image([1, 1], reader.GetPixelID())).dtype
+            return _itk_format(path).read_header(path).dtype.newbyteorder("=")
     return np.dtype(np.int32)
 
 
@@ -109,7 +105,9 @@ def write_like(path: str | Path, data: np.ndarray, source: str | Path, volume: V
     source, data = Path(source), replace(volume, data=data).file_data()
     kind = extension(source)
     if kind in ITK_EXTENSIONS:
-        _write_itk(path, data, source)
+        form = _itk_format(source)
+        like = form.read_header(source)
+        form.write(Path(path), data.reshape(like.size), like)
         return
     if kind in NIFTI_EXTENSIONS:
         header = nib.Nifti1Header.from_header(nib.load(source).header)
@@ -121,18 +119,6 @@ def write_like(path: str | Path, data: np.ndarray, source: str | Path, volume: V
     else:
         image = nib.Nifti1Image(np.ascontiguousarray(data), volume.file_affine())
     nib.save(image, path)
-
-
-def _write_itk(path: str | Path, data: np.ndarray, source: Path) -> None:
-    import SimpleITK as sitk
-
-    reference = sitk.ReadImage(str(source))
-    image = sitk.GetImageFromArray(np.ascontiguousarray(data.T.reshape(reference.GetSize()[::-1])))
-    image.CopyInformation(reference)
-    try:
-        sitk.WriteImage(image, str(path), True)
-    except RuntimeError as error:  # ITK reports a full disk in no other way
-        raise OSError(f"{path} cannot be written") from error
 
 
 def mask_extension(source: str | Path) -> str:
@@ -234,41 +220,35 @@ def _compact(data: np.ndarray) -> np.ndarray:
 
 
 def _read_itk(path: Path, channel: int | None) -> Volume:
-    import SimpleITK as sitk
-
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
     voxels = _check_itk_header(path)
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("NrrdImageIO" if extension(path) == ".nrrd" else "MetaImageIO")
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    size, channels = reader.GetSize(), reader.GetNumberOfComponents()
-    checks.check_voxels(path, (*size, channels))
+    header = _itk_format(path).read_header(path)
+    size = header.size
+    checks.check_voxels(path, header.shape)
     if len(size) not in (2, 3):
         raise ImageError(path, "is no volume of three axes", str(size))
     held = voxels.stat().st_size
-    if np.prod(size, dtype=float) * channels > MAX_GZIP_RATIO * held:
+    if np.prod(header.shape, dtype=float) > MAX_GZIP_RATIO * held:
         raise ImageError(path, "its header promises more voxels than the file can hold", f"{size} in {held} bytes")
-    image = reader.Execute()
-    data = sitk.GetArrayViewFromImage(image)  # [Z, Y, X] or [Z, Y, X, C]
-    data = data[..., _pick(path, channels, channel)] if channels > 1 else data
-    data = data.reshape((1, *data.shape)) if len(size) == 2 else data
-    spacing, origin, direction = np.ones(3), np.zeros(3), np.eye(3)
+    data = read_voxels(voxels, header)[..., _pick(path, header.channels, channel)]
+    steps, origin = np.eye(3), np.zeros(3)
     count = len(size)
-    spacing[:count], origin[:count] = image.GetSpacing(), image.GetOrigin()
-    direction[:count, :count] = np.reshape(image.GetDirection(), (count, count))
-    return make_volume(_compact(data.T.copy()), LPS_TO_RAS @ make_affine(direction * spacing, origin), str(path))
+    steps[:count, :count], origin[:count] = header.steps, header.origin
+    data = data if count == 3 else data[..., None]
+    return make_volume(_compact(data), LPS_TO_RAS @ make_affine(steps, origin), str(path))
+
+
+def _itk_format(path: str | Path) -> ModuleType:
+    return nrrd if extension(path) == ".nrrd" else metaimage
 
 
 def _check_itk_header(path: Path) -> Path:
     """The file that holds the voxels: `path`, or for a .mhd the one beside it. Raises ImageError for any other."""
-    with path.open("rb") as file:
-        head = file.read(HEADER_BYTES)
+    head = read_start(path)
     if extension(path) == ".nrrd":
         header = re.split(rb"\r?\n\r?\n", head)[0].lower().replace(b"datafile", b"data file")
         name = "another" if b"data file:" in header else LOCAL
     else:
-        name = _mhd_data(head)
+        name = metaimage.voxel_file(head)
     if name == LOCAL:
         return path
     if extension(path) == ".mhd":
@@ -287,16 +267,8 @@ def voxels_of(path: str | Path) -> Path | None:
     """The file beside a .mhd that holds its voxels; None for other files, and where the header names none."""
     if extension(path) != ".mhd":
         return None
-    with Path(path).open("rb") as file:
-        name = _mhd_data(file.read(HEADER_BYTES))
+    name = metaimage.voxel_file(read_start(Path(path)))
     return Path(path).parent / Path(name).name if name not in ("", LOCAL) else None
-
-
-def _mhd_data(head: bytes) -> str:
-    """The file of voxels that a header names; "" where it names none, a list or a numbered pattern."""
-    found = re.search(rb"^[ \t]*ElementDataFile[ \t]*=[ \t]*([^\r\n]*)", head, re.MULTILINE)
-    name = found[1].strip().decode("utf-8", "replace").removeprefix("./") if found else ""
-    return "" if name.startswith("LIST") or "%" in name else name
 
 
 def _read_tiff(path: Path, channel: int | None, is_label: bool) -> Volume:
