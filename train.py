@@ -14,8 +14,12 @@ from ml_collections import config_flags
 
 from universeg_jax import startup
 from universeg_jax.configuration import load_config, unknown_field
-from universeg_jax.errors import UserError
-from universeg_jax.training.loop import train_and_evaluate
+from universeg_jax.errors import UserError, missing_extra
+
+try:
+    from universeg_jax.training.loop import train_and_evaluate
+except ModuleNotFoundError as error:
+    sys.exit(f"train.py: {missing_extra(error)}")
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config: FILE.py[:argument].", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints and logs; a run in it is resumed.")

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 
-from universeg_jax.errors import UserError
+from universeg_jax.errors import UserError, missing_extra
 
 COMMANDS = (
     "build",
@@ -86,6 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.run(args)
     except BrokenPipeError:  # the reader, such as `| head`, has stopped reading
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout at exit
+        return 1
+    except ModuleNotFoundError as error:
+        print(f"universeg {args.command}: {missing_extra(error)}", file=sys.stderr)
         return 1
     except (UserError, FloatingPointError, OSError) as error:
         print(f"universeg {args.command}: {error}", file=sys.stderr)
