@@ -1,7 +1,7 @@
 """Errors that a user can fix; commands print the message without a traceback."""
 
 EXTRAS = {  # top-level modules that the plain installation lacks → the extra of setup.cfg that brings them
-    **dict.fromkeys(("absl", "array_record", "grain", "importlib_resources", "matplotlib"), "train"),
+    **dict.fromkeys(("array_record", "grain", "importlib_resources", "matplotlib"), "train"),
     **dict.fromkeys(("optax", "tensorboardX", "tensorflow_datasets"), "train"),
     "apache_beam": "beam",
     "gradio": "demo",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import ml_collections
 
-from universeg_jax.checkpoints import packaged
+from universeg_jax.checkpoints import packaged, remote
 from universeg_jax.checkpoints.packaged import CheckpointError
 from universeg_jax.model.factory import build_model, param_shapes
 
@@ -140,7 +140,10 @@ def saved(workdir: str | Path) -> dict[int, Path]:
 
 
 def resolve(path: str | Path) -> Path:
-    """Finds a checkpoint: a path itself, the best (else the latest) of a workdir, or packaged weights by name."""
+    """Finds a checkpoint: a path itself, the best (else the latest) of a workdir, packaged weights by name, or weights
+    at an https:// or hf:// address, which are downloaded once (remote.py)."""
+    if remote.is_address(path):
+        return remote.fetch(str(path))
     if str(path) in packaged.packaged() and not Path(path).exists():
         return packaged.packaged()[str(path)]
     path = Path(path).resolve()
