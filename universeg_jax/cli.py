@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -81,6 +82,9 @@ def _suggestion(word: str, known: Iterable[str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a subcommand; returns 0 if all that was asked for is done, else 1."""
+    for stream in (sys.stdout, sys.stderr):  # a pipe on Windows has an old code page, without "→" or a user's letters
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     args = parse(sys.argv[1:] if argv is None else argv)
     try:
         return args.run(args)
