@@ -66,7 +66,7 @@ PREDICTION = """
 import numpy as np
 from PIL import Image
 from universeg_jax import Predictor
-from universeg_jax.checkpoints import store
+from universeg_jax.checkpoints import lineage, store
 import {modules}
 from universeg_jax.readers import polygons, volume_files
 params, config = store.load("small")

@@ -88,6 +88,11 @@ def test_configs_are_found_where_git_makes_no_links(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_config("configs/small.py") == ROOT / "universeg_jax" / "configs" / "small.py"
     assert load_config("configs/small.py:128").image_size == 128
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the clone and the temporary folder may lie on two drives")
+def test_train_finds_them_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     argv = ["train.py", "--config=configs/small.py:128", "--config", "configs/quickstart.py", "--config=my/own.py"]
     found = train.with_package_configs(argv)
     assert (found[0], found[2], found[4]) == ("train.py", "--config", "--config=my/own.py")

@@ -30,7 +30,7 @@ def register(fixed: np.ndarray, moving: np.ndarray, iterations: int, smooth: flo
     field = np.zeros((2, *fixed.shape))
     for _ in range(iterations):
         places = grid + field
-        inside = ((places >= -0.5) & (places <= ends)).all(0)
+        inside = np.asarray(((places >= -0.5) & (places <= ends)).all(0))
         warped = map_coordinates(moving, places, order=1, mode="nearest")
         force, difference = gradient + _gradient_inside(warped, inside), fixed - warped
         size = (force**2).sum(0) + difference**2 / MAX_STEP**2

@@ -42,9 +42,8 @@ class Motion:
 
     def _neighbours(self, fixed: int, moving: int) -> np.ndarray:
         if (fixed, moving) not in self._known:
-            self._known[fixed, moving] = register(
-                *(GREY_LEVELS * self.planes[z] for z in (fixed, moving)), ITERATIONS, SMOOTH
-            )
+            images = (GREY_LEVELS * self.planes[z] for z in (fixed, moving))
+            self._known[fixed, moving] = register(*images, iterations=ITERATIONS, smooth=SMOOTH)
         return self._known[fixed, moving]
 
 

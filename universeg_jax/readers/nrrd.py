@@ -50,7 +50,7 @@ def read_header(path: Path) -> Header:
         raise ImageError(path, "cannot be read", "its header asks to skip lines")
     dtype = np.dtype(CODES[kind])
     if dtype.itemsize > 1 and ENCODINGS[encoding] != "text":
-        dtype = dtype.newbyteorder({"little": "<", "big": ">"}[fields["endian"].lower()])
+        dtype = np.dtype({"little": "<", "big": ">"}[fields["endian"].lower()] + CODES[kind])
     axes = {name: TOKEN.findall(fields[name]) for name in (*PER_AXIS, "space directions") if name in fields}
     if any(len(tokens) != count for tokens in axes.values()):
         raise ImageError(path, "cannot be read", f"a field of its header has not {count} values, one per axis")
