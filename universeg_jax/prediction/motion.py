@@ -42,8 +42,8 @@ class Motion:
 
     def _neighbours(self, fixed: int, moving: int) -> np.ndarray:
         if (fixed, moving) not in self._known:
-            images = (GREY_LEVELS * self.planes[z] for z in (fixed, moving))
-            self._known[fixed, moving] = register(*images, iterations=ITERATIONS, smooth=SMOOTH)
+            first, second = GREY_LEVELS * self.planes[fixed], GREY_LEVELS * self.planes[moving]
+            self._known[fixed, moving] = register(first, second, ITERATIONS, SMOOTH)
         return self._known[fixed, moving]
 
 
