@@ -1,8 +1,8 @@
 """Checks that an installation makes masks: python tools/smoke.py FOLDER [COMMAND …]
 
 Draws discs into FOLDER, with names beyond ASCII, and runs `COMMAND predict` on images and `COMMAND complete` on a
-volume (COMMAND: universeg). Exits with code 0 if the masks have their queries' sizes and mark the discs. Needs only what the
-plain installation has.
+volume (COMMAND: universeg). Exits with code 0 if the masks have their queries' sizes and mark the discs. Needs only
+what the plain installation has.
 """
 
 import subprocess
