@@ -7,15 +7,20 @@ For several hosts, start it on each one with --distributed (TPU pods, Slurm, Ope
 import itertools
 import os
 import sys
+from pathlib import Path
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from universeg_jax import startup
-from universeg_jax.configuration import load_config, unknown_field
-from universeg_jax.errors import UserError
-from universeg_jax.training.loop import train_and_evaluate
+from universeg_jax.configuration import find_config, load_config, unknown_field
+from universeg_jax.errors import UserError, missing_extra
+
+try:
+    from universeg_jax.training.loop import train_and_evaluate
+except ModuleNotFoundError as error:
+    sys.exit(f"train.py: {missing_extra(error)}")
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config: FILE.py[:argument].", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints and logs; a run in it is resumed.")
@@ -30,7 +35,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags; a wrong one ends the program with one line and no traceback."""
     try:
-        arguments = flags.FLAGS(argv)
+        arguments = flags.FLAGS(with_package_configs(argv))
         _ = CONFIG.value.seed  # raises where the file is missing
         return arguments
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
@@ -39,6 +44,18 @@ def parse(argv: list[str]) -> list[str]:
             cause = cause.args[0]
         message = unknown_flag(argv) or " ".join(str(cause).split())
         sys.exit(f"train.py: {message}")
+
+
+def with_package_configs(argv: list[str]) -> list[str]:
+    """The arguments with configs/NAME.py as a path of the package where the working directory has no such file."""
+    found = []
+    for before, text in zip(["", *argv], argv, strict=False):
+        start = next((flag for flag in ("--config=", "-config=") if text.startswith(flag)), "")
+        name, colon, argument = text.removeprefix(start).partition(":")
+        if (start or before in ("--config", "-config")) and find_config(name) != Path(name):
+            text = f"{start}{os.path.relpath(find_config(name))}{colon}{argument}"  # relative: a drive has a colon
+        found.append(text)
+    return found
 
 
 def unknown_flag(argv: list[str]) -> str | None:

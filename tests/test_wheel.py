@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """bin/ of a virtual environment with the wheel and its requirements, and nothing from this clone."""
+    """bin/ of a virtual environment with the wheel, its requirements and [train], and nothing from this clone."""
     path = tmp_path_factory.mktemp("wheel")
     run = {"check": True, "cwd": path, "stdout": subprocess.DEVNULL}
     shutil.copytree(ROOT, path / "clone", ignore=shutil.ignore_patterns(".git", ".venv", "runs", "build", "*.egg-info"))
@@ -28,7 +28,7 @@ def installed(tmp_path_factory):
     subprocess.run([sys.executable, "-m", "venv", path / "env"], **run)
     (wheel,) = path.glob("*.whl")
     constraints = ROOT / "constraints.txt"
-    subprocess.run([path / "env/bin/python", "-m", "pip", "install", "-q", "-c", constraints, wheel], **run)
+    subprocess.run([path / "env/bin/python", "-m", "pip", "install", "-q", "-c", constraints, f"{wheel}[train]"], **run)
     shutil.rmtree(path / "clone")
     return path / "env" / "bin"
 

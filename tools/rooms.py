@@ -22,7 +22,6 @@ Graph = dict[str, set[str]]  # room → rooms it imports
 def imports() -> Graph:
     graph: Graph = defaultdict(set)
     files = {file: file.relative_to(PACKAGE).with_suffix("").parts[0] for file in PACKAGE.rglob("*.py")}
-    files |= dict.fromkeys((ROOT / "configs").glob("*.py"), "configs")  # a link in the package
     for file, room in sorted(files.items()):
         if room == "__init__":
             continue

@@ -3,11 +3,12 @@
 import argparse
 import difflib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Iterable, Sequence
 
-from universeg_jax.errors import UserError
+from universeg_jax.errors import UserError, missing_extra
 
 COMMANDS = (
     "build",
@@ -81,11 +82,17 @@ def _suggestion(word: str, known: Iterable[str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a subcommand; returns 0 if all that was asked for is done, else 1."""
+    for stream in (sys.stdout, sys.stderr):  # a pipe on Windows has an old code page, without "→" or a user's letters
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     args = parse(sys.argv[1:] if argv is None else argv)
     try:
         return args.run(args)
     except BrokenPipeError:  # the reader, such as `| head`, has stopped reading
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout at exit
+        return 1
+    except ModuleNotFoundError as error:
+        print(f"universeg {args.command}: {missing_extra(error)}", file=sys.stderr)
         return 1
     except (UserError, FloatingPointError, OSError) as error:
         print(f"universeg {args.command}: {error}", file=sys.stderr)

@@ -4,6 +4,7 @@ import difflib
 import importlib.util
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
@@ -111,10 +112,10 @@ def load_config(spec: str) -> ConfigDict:
 
     A file configs/NAME.py that the working directory does not have is that of the package.
     """
-    name, _, argument = spec.partition(":")
-    path = Path(name)
-    if not path.is_file() and path.parent == Path("configs"):
-        path = CONFIGS / path.name
+    drive, rest = os.path.splitdrive(spec)  # "C:" on Windows
+    name, _, argument = rest.partition(":")
+    name = drive + name
+    path = find_config(name)
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or module_spec is None or module_spec.loader is None:
         raise ConfigError(f"config {spec}: there is no Python file {name}; give one such as configs/default.py")
@@ -124,6 +125,15 @@ def load_config(spec: str) -> ConfigDict:
         return module.get_config(argument) if argument else module.get_config()
     except ValueError as error:
         raise ConfigError(f"config {spec}: {error}") from error
+
+
+def find_config(name: str) -> Path:
+    """The file of a config; configs/NAME.py is also that of the package, where the working directory has none.
+
+    In a clone configs is a link, of which git makes a text file where links are not allowed, as on Windows.
+    """
+    path = Path(name)
+    return CONFIGS / path.name if not path.is_file() and path.parent == Path("configs") else path
 
 
 def to_dict(config: ConfigDict | FrozenConfigDict) -> dict[str, Any]:

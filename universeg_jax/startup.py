@@ -6,13 +6,13 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
-CACHE = "~/.cache/universeg_jax"
+from universeg_jax.download import cache_folder
+
 # For programs that run once or twice: they compile much faster and run slower.
 jit_for_once = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
@@ -31,12 +31,12 @@ class Interrupted(Exception):
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs in ~/.cache/universeg_jax for later processes.
+    """Keeps compiled programs in `cache_folder()` for later processes.
 
     JAX_COMPILATION_CACHE_DIR chooses another folder; JAX_ENABLE_COMPILATION_CACHE=0 disables the cache.
     """
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
-        jax.config.update("jax_compilation_cache_dir", str(Path(CACHE).expanduser()))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
 
 
 def make_deterministic() -> None:

@@ -11,6 +11,7 @@ from tests.fixtures import write_folder
 from universeg_jax.errors import UserError
 from universeg_jax.prediction.files import predict_files
 from universeg_jax.prediction.options import Options
+from universeg_jax.prediction.out_folder import check_outputs
 from universeg_jax.prediction.support import read_support_folder
 
 
@@ -60,6 +61,14 @@ def test_the_table_has_each_mask_once_and_one_setting(segmenter, tmp_path):
     assert predict_files(other, [queries], out) == 0  # masks of the first setting are written again
     assert (out / "p1_0.png").stat().st_mtime_ns > written
     assert sorted(row["mask"] for row in rows(out)) == [f"p{i}_0.png" for i in range(3)]
+
+
+def test_names_that_differ_in_case_alone_are_one_file(tmp_path):
+    """On Windows and macOS the second mask would replace the first."""
+    one, two = tmp_path / "one" / "a.png", tmp_path / "two" / "A.png"
+    with pytest.raises(UserError, match=r"a.png and .*A.png would both become .*A.png; rename one"):
+        check_outputs({one: [tmp_path / "out" / "a.png"], two: [tmp_path / "out" / "A.png"]})
+    check_outputs({one: [tmp_path / "out" / "a.png"], two: [tmp_path / "out" / "b.png"]})
 
 
 def test_missing_overlays_are_written(segmenter, tmp_path):

@@ -7,12 +7,14 @@ import zlib
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import tifffile
 from PIL import Image
 
 from universeg_jax.readers import checks, notes
 from universeg_jax.readers.errors import ImageError
 from universeg_jax.readers.images import read_image, read_label
+from universeg_jax.readers.preprocess import to_grey
 from universeg_jax.readers.volume_files import is_volume, read_label_volume, read_volume
 
 STACK = np.random.default_rng(0).integers(0, 250, (5, 12, 9)).astype(np.uint8)
@@ -166,6 +168,14 @@ def test_16_bit_channels_keep_every_level(tmp_path, count):
     for path in tmp_path.iterdir():
         np.testing.assert_allclose(read_image(path), grey, rtol=1e-5)
         np.testing.assert_array_equal(read_label(path), grey)
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_16_bit_channels_of_a_filtered_png_are_those_that_were_written(tmp_path, count):
+    """libpng, which SimpleITK writes with, filters each row as it packs best."""
+    ramp = np.cumsum(np.random.default_rng(0).integers(0, 300, (40, 50, count)), axis=1).astype(np.uint16)
+    sitk.WriteImage(sitk.GetImageFromArray(ramp, isVector=True), str(tmp_path / "a.png"))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), to_grey(ramp))
 
 
 def test_too_many_pixels_are_refused_with_the_way_around_it(tmp_path, monkeypatch):

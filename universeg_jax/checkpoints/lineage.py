@@ -4,21 +4,23 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
 import universeg_jax
 from universeg_jax.checkpoints import packaged, store
-from universeg_jax.data.dataset import Dataset
 from universeg_jax.errors import UserError
 from universeg_jax.model.factory import NEUTRAL
+
+if TYPE_CHECKING:
+    from universeg_jax.data.dataset import Dataset  # which imports TFDS, and only the name of the type is needed
 
 TRAIN_ROLE, SELECT_ROLE = "train_open", "val"  # of weights that may be given away
 PARTS = ("trained_on", "selected_on")
 
 
-def lineage(config: ConfigDict, train: Sequence[Dataset], validation: Sequence[Dataset]) -> dict[str, Any]:
+def lineage(config: ConfigDict, train: Sequence["Dataset"], validation: Sequence["Dataset"]) -> dict[str, Any]:
     """The origin of a checkpoint: every dataset it was trained or selected on, and its parents.
 
     Datasets that only a parent was trained or selected on are marked as inherited.

@@ -85,5 +85,5 @@ def run(args: argparse.Namespace) -> int:
         problems = missing(jobs)
     finished = {out for job in jobs for out, _ in job.evaluations if evaluated(job, out)}
     write_report(args.sweep, points, options, problems, finished)
-    print((args.workdir / f"{args.sweep}_{args.role}.md").read_text(), end="")
+    print((args.workdir / f"{args.sweep}_{args.role}.md").read_text(encoding="utf-8"), end="")
     return int(bool(problems))

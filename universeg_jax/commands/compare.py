@@ -43,5 +43,5 @@ def run(args: argparse.Namespace) -> int:
     print(text, end="")
     if args.out:
         write_json(args.out / "compare.json", comparison)
-        (args.out / "compare.md").write_text(text)
+        (args.out / "compare.md").write_text(text, encoding="utf-8")
     return 0

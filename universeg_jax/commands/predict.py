@@ -16,7 +16,11 @@ AXES = ("sagittal", "coronal", "axial")
 def add_support_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that commands with a support folder share."""
     parser.add_argument("--support", required=True, help="folder with images/ and labels/, of images or of volumes")
-    parser.add_argument("--checkpoint", default="small", help="packaged weights, a run's workdir or a checkpoint")
+    parser.add_argument(
+        "--checkpoint",
+        default="small",
+        help="packaged weights, a run's workdir, a checkpoint, or an https:// or hf:// address",
+    )
     parser.add_argument("--label", type=int, help="use only this label id (default: all ids)")
     parser.add_argument(
         "--window",

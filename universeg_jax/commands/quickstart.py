@@ -124,7 +124,7 @@ def evaluate_and_report(workdir: Path, data_dir: str) -> None:
     for setting in summary["settings"]:
         by_size.setdefault(setting["method"], {})[setting["support_size"]] = setting["mean_dice"]
     plot_support_sizes(by_size, workdir / "figures" / "support_size.png")
-    evaluation = (workdir / "eval" / "report.md").read_text().replace("](figures/", "](eval/figures/")
+    evaluation = (workdir / "eval" / "report.md").read_text(encoding="utf-8").replace("](figures/", "](eval/figures/")
     text = [
         "# Quickstart report",
         f"{len(read_json_lines(workdir / 'metrics.jsonl'))} steps; checkpoint {Path(summary['checkpoint']).name} "
@@ -133,7 +133,7 @@ def evaluate_and_report(workdir: Path, data_dir: str) -> None:
         "![support size](figures/support_size.png)",
         evaluation,
     ]
-    (workdir / "report.md").write_text("\n\n".join(text))
+    (workdir / "report.md").write_text("\n\n".join(text), encoding="utf-8")
 
 
 def minutes(started: float) -> str:

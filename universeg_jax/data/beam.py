@@ -77,7 +77,9 @@ def read_notes(folder: Path) -> tuple[Notes, dict[str, tuple[Fit | None, ...]]]:
 
 
 def _read_lines(folder: Path, name: str) -> list[list[Any]]:
-    return sorted(json.loads(line) for path in folder.glob(f"{name}*") for line in path.read_text().splitlines())
+    return sorted(
+        json.loads(line) for path in folder.glob(f"{name}*") for line in path.read_text(encoding="utf-8").splitlines()
+    )
 
 
 def _numbered(attempt: Callable[[Any], Any], number: int, case: Any) -> tuple[int, Any]:

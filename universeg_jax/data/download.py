@@ -1,19 +1,13 @@
-"""Downloads of files that anybody may fetch: whole, checked, and unpacked without leaving their folder."""
+"""Files of public datasets: downloaded, and unpacked without leaving their folder."""
 
-import hashlib
 import shutil
 import tarfile
-import urllib.error
-import urllib.request
 import zipfile
 from pathlib import Path
 
-from tqdm import tqdm
-
 from universeg_jax.data.source import Download, Source, SourceError
+from universeg_jax.download import DownloadError, download
 from universeg_jax.reports.files import lock
-
-BLOCK = 1 << 20  # bytes read at a time
 
 
 def fetch(source: Source, folder: str | Path) -> Path:
@@ -27,40 +21,23 @@ def fetch(source: Source, folder: str | Path) -> Path:
         )
     folder = Path(folder) / source.name
     with lock(folder):
-        for download in source.downloads:
-            name = download.url.rpartition("/")[2]
+        for each in source.downloads:
+            name = each.url.rpartition("/")[2]
             unpacked = folder / f"{name}.unpacked"
             if not unpacked.exists():
                 archive = folder / name
                 if not archive.exists():
-                    _download(download, archive)
+                    _download(each, archive)
                 _unpack(archive, unpacked)
                 archive.unlink()
     return folder
 
 
-def _download(download: Download, target: Path) -> None:
-    """Downloads to `target`, which appears only whole and with the right checksum."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    kind, _, expected = download.checksum.partition(":")
-    digest, temporary = hashlib.new(kind), target.with_name(target.name + ".part")
+def _download(source: Download, target: Path) -> None:
     try:
-        with urllib.request.urlopen(download.url, timeout=60) as remote, temporary.open("wb") as file:
-            size = int(remote.headers.get("Content-Length") or 0)
-            bar = {"total": size or None, "unit": "B", "unit_scale": True, "leave": False, "delay": 2}
-            with tqdm(desc=target.name, **bar) as progress:
-                while block := remote.read(BLOCK):
-                    digest.update(block)
-                    file.write(block)
-                    progress.update(len(block))
-    except (urllib.error.URLError, TimeoutError) as error:
-        raise SourceError(f"{download.url} cannot be downloaded: {error}; try again, or give --path") from error
-    if digest.hexdigest() != expected:
-        temporary.unlink()
-        raise SourceError(
-            f"{download.url}: its {kind} is {digest.hexdigest()}, not {expected}; it was removed, try again"
-        )
-    temporary.replace(target)
+        download(source.url, target, source.checksum)
+    except DownloadError as error:
+        raise SourceError(f"{error}; or give --path") from error
 
 
 def _unpack(archive: Path, target: Path) -> None:

@@ -5,7 +5,6 @@ dataset to .<name>.previous, the new one to its place. Whenever it dies, one of 
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from universeg_jax.data.dataset import BuildError
+from universeg_jax.reports.files import lock_file
 
 
 @contextlib.contextmanager
@@ -23,11 +23,11 @@ def open_staging(data_dir: Path, name: str) -> Iterator[Path]:
         raise BuildError(f"{target} exists and is no built dataset: it is left alone; take another name or data_dir")
     staging = data_dir / f".{name}.building"
     staging.mkdir(exist_ok=True)
-    with (staging / "lock").open("w") as lock:
+    with (staging / "lock").open("wb") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = os.path.samestat(os.fstat(lock.fileno()), os.stat(lock.name))  # else its holder has just removed it
-        except (BlockingIOError, FileNotFoundError):
+            # Where the file is another one by now, its holder has just removed it.
+            held = lock_file(lock) and os.path.samestat(os.fstat(lock.fileno()), os.stat(lock.name))
+        except FileNotFoundError:
             held = False
         if not held:
             raise BuildError(f"{name} is being built in {data_dir} by another process; wait for it")

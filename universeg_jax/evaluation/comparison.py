@@ -95,7 +95,7 @@ def read_cases(folder: Path, score: str) -> list[dict[str, str]]:
     path = folder / "cases.csv"
     if not path.is_file():
         raise UserError(f"no {path}; `universeg evaluate … --out {folder}` writes it")
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         rows = list(reader)
         columns = reader.fieldnames or []

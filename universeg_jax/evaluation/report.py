@@ -35,7 +35,7 @@ def write(out: Path, summary: dict[str, Any], rows: Sequence[CaseRow], segment: 
         (out / "figures").mkdir(exist_ok=True)
     for name, (_, png) in figures.items():
         (out / "figures" / f"{name}.png").write_bytes(png)
-    (out / "report.md").write_text(as_markdown(title, lines, tables, figures))
+    (out / "report.md").write_text(as_markdown(title, lines, tables, figures), encoding="utf-8")
     parts = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(line)}</p>" for line in lines)]
     for head, (columns, cells) in tables:
         parts += [f"<h2>{head}</h2>", html_table(columns, cells)]

@@ -1,17 +1,18 @@
 """How the structures of a volume move from slice to slice: registration of neighbouring slices by their intensities.
 
-Neighbours are registered by Thirion's demons with symmetric forces (Med Image Anal 1998;2:243; Vercauteren et al.,
-NeuroImage 2009;45:S61) as SimpleITK has them, and the steps are put together. What a labelled slice knows of a
+Neighbours are registered by demons (demons.py), and the steps are put together. What a labelled slice knows of a
 structure is then carried to where the structure has gone.
 """
 
 import numpy as np
 from scipy.ndimage import map_coordinates
 
+from universeg_jax.prediction.demons import register
+
 ITERATIONS = 10
 SMOOTH = 1.5  # pixels; standard deviation of the Gaussian that keeps a displacement smooth
 WHOLE = (slice(None), slice(None))
-GREY_LEVELS = 255.0  # demons expect intensities of this size
+GREY_LEVELS = np.float32(255)  # demons expect intensities of this size
 
 
 class Motion:
@@ -41,21 +42,9 @@ class Motion:
 
     def _neighbours(self, fixed: int, moving: int) -> np.ndarray:
         if (fixed, moving) not in self._known:
-            self._known[fixed, moving] = register(self.planes[fixed], self.planes[moving])
+            first, second = GREY_LEVELS * self.planes[fixed], GREY_LEVELS * self.planes[moving]
+            self._known[fixed, moving] = register(first, second, ITERATIONS, SMOOTH)
         return self._known[fixed, moving]
-
-
-def register(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
-    """Displacements, float32 [2, H, W], from the image `fixed` [H, W] in [0, 1] to the similar image `moving`."""
-    import SimpleITK as sitk  # slow to import
-
-    demons = sitk.FastSymmetricForcesDemonsRegistrationFilter()
-    demons.SetNumberOfIterations(ITERATIONS)
-    demons.SetStandardDeviations(SMOOTH)
-    demons.SetNumberOfThreads(1)
-    images = [sitk.GetImageFromArray(np.float32(GREY_LEVELS) * image) for image in (fixed, moving)]
-    field = sitk.GetArrayFromImage(demons.Execute(*images))  # [H, W, (x, y)]
-    return np.stack([field[..., 1], field[..., 0]]).astype(np.float32)
 
 
 def carry(values: np.ndarray, displacements: np.ndarray, part: tuple[slice, slice] = WHOLE) -> np.ndarray:

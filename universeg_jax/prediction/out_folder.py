@@ -24,14 +24,14 @@ TABLE, SETTINGS = "predictions.csv", "predict.json"
 def check_outputs(outputs: Mapping[Path, Sequence[Path]]) -> None:
     """Raises UserError if an output (query → files to write) is a query, or belongs to two queries."""
     queries = {query.resolve() for query in outputs}
-    owners: dict[Path, Path] = {}
+    owners: dict[str, Path] = {}  # by name in one case, in which Windows and macOS take two names for one
     for query, files in outputs.items():
         for file in files:
             if file.resolve() in queries:
                 raise UserError(f"{file} would overwrite a query; use another --out")
-            if file in owners:
-                raise UserError(f"{owners[file]} and {query} would both become {file}; rename one")
-            owners[file] = query
+            if str(file).casefold() in owners:
+                raise UserError(f"{owners[str(file).casefold()]} and {query} would both become {file}; rename one")
+            owners[str(file).casefold()] = query
 
 
 def open_out(

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +47,7 @@ def as_image_errors(path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # a damaged file makes libraries raise almost anything
         message = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
-        message = message.replace(f"{path.parent}/", "")  # reports must not depend on where files lie
+        message = message.replace(f"{path.parent}{os.sep}", "")  # reports must not depend on where files lie
         raise ImageError(path, "cannot be read", message[-160:]) from error
 
 

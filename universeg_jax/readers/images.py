@@ -5,7 +5,6 @@ Volumes and files of several pages are refused, so that no part of a file is dro
 
 import gzip
 import io
-import tempfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,8 +25,8 @@ from universeg_jax.readers.tiff import TURNS, read_tiff_image, turned
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "PPM", "WEBP", "JPEG2000")
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PNG_START = b"\x89PNG\r\n\x1a\n"
-GREY_ALPHA = 4
-COLOUR_TYPES = (2, GREY_ALPHA, 6)  # of a PNG: RGB, grey with alpha, RGBA
+RGB, GREY_ALPHA = 2, 4
+COLOUR_TYPES = (RGB, GREY_ALPHA, 6)  # of a PNG: RGB, grey with alpha, RGBA
 ORIENTATION, PHOTOMETRIC = 0x0112, 0x0106  # tags of EXIF and TIFF
 SWAPS_SIDES = 5  # from this orientation on, rows and columns are exchanged
 WEBP_HEAD = 4096  # bytes that hold the first chunks
@@ -186,22 +185,24 @@ def _decode_file(path: Any, file: BinaryIO, is_label: bool, upright: bool) -> np
 
 
 def _decode_png16(data: bytes) -> np.ndarray:
-    """uint16 [H, W, C] of a PNG with 16 bits per channel.
+    """uint16 [H, W, C] of a PNG with 16 bits per channel and several channels.
 
-    ITK has no type for grey with alpha, so that Pillow's own decoder reads its four bytes per pixel.
+    Pillow unpacks such pixels to 8 bits, the upper ones or, where it is told that the lower byte comes first, the lower
+    ones; of grey with alpha it can be made to keep all four bytes.
     """
     if data[25] == GREY_ALPHA:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            image.tile = [tile._replace(args="RGBA") for tile in image.tile]
-            image._mode = "RGBA"
-            pairs = np.asarray(image).astype(np.uint16)
+        pairs = _decode_as(data, "RGBA", "RGBA")
         return pairs[..., 0::2] << 8 | pairs[..., 1::2]
-    import SimpleITK as sitk
+    mode = "RGB" if data[25] == RGB else "RGBA"
+    return _decode_as(data, mode, f"{mode};16B") << 8 | _decode_as(data, mode, f"{mode};16L")
 
-    with tempfile.NamedTemporaryFile(suffix=".png") as file:
-        file.write(data)
-        file.flush()
-        return sitk.GetArrayFromImage(sitk.ReadImage(file.name, imageIO="PNGImageIO"))
+
+def _decode_as(data: bytes, mode: str, raw_mode: str) -> np.ndarray:
+    """The pixels of a PNG, uint16 [H, W, C], by one of Pillow's raw modes."""
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        image.tile = [tile._replace(args=raw_mode) for tile in image.tile]
+        image._mode = mode
+        return np.asarray(image).astype(np.uint16)
 
 
 def _pixels(path: Any, image: Image.Image, is_label: bool, upright: bool) -> np.ndarray:

@@ -5,13 +5,13 @@ Headers that point to other files are refused, because a stranger's header must 
 a .mhd, .nhdr or .hdr has one file of voxels beside it.
 """
 
-import re
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
-from universeg_jax.readers import checks
+from universeg_jax.readers import checks, metaimage, nrrd
 from universeg_jax.readers.dicom import read_dicom
 from universeg_jax.readers.dicom_files import is_dicom_file, is_multiframe, is_seg, is_series
 from universeg_jax.readers.errors import ImageError, as_image_errors
@@ -27,12 +27,11 @@ from universeg_jax.readers.file_names import (
 from universeg_jax.readers.labels import check_ids
 from universeg_jax.readers.nibabel_files import read_nibabel, write_nibabel
 from universeg_jax.readers.ome_zarr import is_ome_zarr, read_ome_zarr
+from universeg_jax.readers.raw_voxels import LOCAL, read_start, read_voxels
 from universeg_jax.readers.segments import read_seg
 from universeg_jax.readers.tiff import page_count, read_tiff_stack
 from universeg_jax.readers.volumes import LPS_TO_RAS, Volume, compact, make_affine, make_volume, pick_channel
 
-LOCAL = "LOCAL"  # in the header of a MetaImage whose voxels follow it
-HEADER_BYTES = 1 << 16  # enough for the text header of an ITK format
 HEADERS = (".mhd", ".nhdr")  # that name a file of voxels
 NRRD_EXTENSIONS = (".nrrd", ".nhdr")
 MAX_GZIP_RATIO = 2000  # gzip reaches 1032 to 1
@@ -84,12 +83,7 @@ def stored_type(path: str | Path) -> np.dtype:
             with tifffile.TiffFile(path) as file:
                 return np.dtype(file.series[0].dtype)
         if kind in ITK_EXTENSIONS:
-            import SimpleITK as sitk
-
-            reader = sitk.ImageFileReader()
-            reader.SetFileName(str(path))
-            reader.ReadImageInformation()
-            return sitk.GetArrayViewFromImage(sitk.Image([1, 1], reader.GetPixelID())).dtype
+            return _itk_format(path).read_header(path).dtype.newbyteorder("=")
     return np.dtype(np.int32)
 
 
@@ -101,21 +95,11 @@ def write_like(path: str | Path, data: np.ndarray, source: str | Path, volume: V
     """
     source, data = Path(source), replace(volume, data=data).file_data()
     if extension(source) in ITK_EXTENSIONS:
-        _write_itk(path, data, source)
+        form = _itk_format(source)
+        like = form.read_header(source)
+        form.write(Path(path), data.reshape(like.size), like)
     else:
         write_nibabel(path, data, source, volume)
-
-
-def _write_itk(path: str | Path, data: np.ndarray, source: Path) -> None:
-    import SimpleITK as sitk
-
-    reference = sitk.ReadImage(str(source))
-    image = sitk.GetImageFromArray(np.ascontiguousarray(data.T.reshape(reference.GetSize()[::-1])))
-    image.CopyInformation(reference)
-    try:
-        sitk.WriteImage(image, str(path), True)
-    except RuntimeError as error:  # ITK reports a full disk in no other way
-        raise OSError(f"{path} cannot be written") from error
 
 
 def mask_extension(source: str | Path) -> str:
@@ -149,36 +133,30 @@ def _read(path: Path, channel: int | None, is_label: bool = False) -> Volume:
 
 
 def _read_itk(path: Path, channel: int | None) -> Volume:
-    import SimpleITK as sitk
-
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
     voxels = _check_itk_header(path)
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("NrrdImageIO" if extension(path) in NRRD_EXTENSIONS else "MetaImageIO")
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    size, channels = reader.GetSize(), reader.GetNumberOfComponents()
-    checks.check_voxels(path, (*size, channels))
+    header = _itk_format(path).read_header(path)
+    size = header.size
+    checks.check_voxels(path, header.shape)
     if len(size) not in (2, 3):
         raise ImageError(path, "is no volume of three axes", str(size))
     held = voxels.stat().st_size
-    if np.prod(size, dtype=float) * channels > MAX_GZIP_RATIO * held:
+    if np.prod(header.shape, dtype=float) > MAX_GZIP_RATIO * held:
         raise ImageError(path, "its header promises more voxels than the file can hold", f"{size} in {held} bytes")
-    image = reader.Execute()
-    data = sitk.GetArrayViewFromImage(image)  # [Z, Y, X] or [Z, Y, X, C]
-    data = data[..., pick_channel(path, channels, channel)] if channels > 1 else data
-    data = data.reshape((1, *data.shape)) if len(size) == 2 else data
-    spacing, origin, direction = np.ones(3), np.zeros(3), np.eye(3)
+    data = read_voxels(voxels, header)[..., pick_channel(path, header.channels, channel)]
+    steps, origin = np.eye(3), np.zeros(3)
     count = len(size)
-    spacing[:count], origin[:count] = image.GetSpacing(), image.GetOrigin()
-    direction[:count, :count] = np.reshape(image.GetDirection(), (count, count))
-    return make_volume(compact(data.T.copy()), LPS_TO_RAS @ make_affine(direction * spacing, origin), str(path))
+    steps[:count, :count], origin[:count] = header.steps, header.origin
+    data = data if count == 3 else data[..., None]
+    return make_volume(compact(data), LPS_TO_RAS @ make_affine(steps, origin), str(path))
+
+
+def _itk_format(path: str | Path) -> ModuleType:
+    return nrrd if extension(path) in NRRD_EXTENSIONS else metaimage
 
 
 def _check_itk_header(path: Path) -> Path:
     """The file that holds the voxels: `path`, or for a .mhd or .nhdr the one beside it. Raises ImageError."""
-    with path.open("rb") as file:
-        name = _data_file(path, file.read(HEADER_BYTES))
+    name = _itk_format(path).voxel_file(read_start(path))
     if extension(path) in HEADERS and name != LOCAL:
         return _check_beside(path, voxels_of(path), name)
     if name == LOCAL:
@@ -205,29 +183,8 @@ def voxels_of(path: str | Path) -> Path | None:
         return next((path.with_suffix(end) for end in endings if path.with_suffix(end).exists()), None)
     if extension(path) not in HEADERS:
         return None
-    with path.open("rb") as file:
-        name = _data_file(path, file.read(HEADER_BYTES))
+    name = _itk_format(path).voxel_file(read_start(path))
     return path.parent / Path(name).name if name not in ("", LOCAL) else None
-
-
-def _data_file(path: Path, head: bytes) -> str:
-    """The file of voxels that a header names, LOCAL for its own; "" for none, a list or a numbered pattern."""
-    if extension(path) not in NRRD_EXTENSIONS:
-        return _mhd_data(head)
-    header = re.split(rb"\r?\n\r?\n", head)[0]
-    found = re.search(rb"^data ?file:[ \t]*([^\r\n]*)", header, re.MULTILINE | re.IGNORECASE)
-    return _plain_name(found[1]) if found else LOCAL
-
-
-def _mhd_data(head: bytes) -> str:
-    """The file of voxels that a header names; "" where it names none, a list or a numbered pattern."""
-    found = re.search(rb"^[ \t]*ElementDataFile[ \t]*=[ \t]*([^\r\n]*)", head, re.MULTILINE)
-    return _plain_name(found[1]) if found else ""
-
-
-def _plain_name(name: bytes) -> str:
-    text = name.strip().decode("utf-8", "replace").removeprefix("./")
-    return "" if text.startswith("LIST") or "%" in text else text
 
 
 def _read_tiff(path: Path, channel: int | None, is_label: bool) -> Volume:

@@ -2,14 +2,19 @@
 
 import contextlib
 import csv
-import fcntl
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from universeg_jax.errors import UserError
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 
 @contextlib.contextmanager
@@ -23,7 +28,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".tmp.{path.name}")
     try:
         yield temporary
-        with temporary.open("rb") as file:
+        with temporary.open("rb+") as file:  # Windows writes no file out that is open for reading alone
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
@@ -40,8 +45,8 @@ class JsonLines:
     def __init__(self, path: Path, resume_step: int):
         kept = [row for row in read_json_lines(path) if row["step"] < resume_step]
         with atomic_write(path) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self.file = path.open("a")
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        self.file = path.open("a", encoding="utf-8")
 
     def write(self, row: dict[str, Any]) -> None:
         self.file.write(json.dumps(row) + "\n")
@@ -55,18 +60,18 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """All complete lines; [] without a file."""
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")
+    lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1]]  # the text after the last newline is incomplete
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON, atomically."""
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 class LockedError(UserError):
@@ -80,17 +85,27 @@ def lock(workdir: Path | None, name: str = ".lock") -> Iterator[None]:
         yield
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / name).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LockedError(f"another process works in {workdir}; wait for it, or choose another folder") from None
+    with (workdir / name).open("wb") as file:
+        if not lock_file(file):
+            raise LockedError(f"another process works in {workdir}; wait for it, or choose another folder")
         yield
+
+
+def lock_file(file: IO[Any]) -> bool:
+    """Locks an open file until it is closed or the process ends; False where another process holds the lock."""
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # the first byte, which need not exist
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes rows with the columns of the first one, atomically."""
-    with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

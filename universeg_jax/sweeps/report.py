@@ -65,7 +65,7 @@ def write_report(
         f"![{name}]({out.name}.png)",
         *(f"\n- not finished: {run}: {problem}" for run, problem in problems.items()),
     ]
-    out.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    out.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     plot(name, rows, out.with_suffix(".png"))
     return rows
 

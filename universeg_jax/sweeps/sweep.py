@@ -226,10 +226,11 @@ def run_job(job: Job) -> str:
         for command, folder, what in unfinished(job):
             folder.mkdir(parents=True, exist_ok=True)
             log = folder / "log.txt"
-            with log.open("a") as file:
+            with log.open("a", encoding="utf-8") as file:
                 code = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
             if code:
-                lines = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines() or ["no output"]
+                said = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").strip()
+                lines = said.splitlines() or ["no output"]
                 return f"not {what}, exit code {code}: {lines[-1]} ({log})"
             arguments = list(command[1:])
             record = {"command": arguments, "config": run_config(job.run)} if what == "evaluated" else arguments

@@ -1,6 +1,5 @@
 """Logs of a run: metrics.jsonl, the progress line, optional TensorBoard files and traces."""
 
-import resource
 import sys
 import time
 from pathlib import Path
@@ -143,4 +142,9 @@ def peak_memory() -> str:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return f"{stats['peak_bytes_in_use'] / 1e9:.1f} GB of device memory at most"
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB of memory at most"
+    if sys.platform == "win32":
+        return "memory is not measured on Windows"
+    import resource
+
+    unit = 1e9 if sys.platform == "darwin" else 1e6  # macOS counts bytes, Linux kilobytes
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:.1f} GB of memory at most"
