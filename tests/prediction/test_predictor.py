@@ -13,8 +13,9 @@ from universeg_jax.episode import resize
 from universeg_jax.errors import UserError
 from universeg_jax.model.factory import build_model
 from universeg_jax.prediction import predictor as predictor_module
+from universeg_jax.prediction.forward import exclusive_probabilities
 from universeg_jax.prediction.options import Options
-from universeg_jax.prediction.predictor import exclusive_probabilities, make_prediction
+from universeg_jax.prediction.predictor import make_prediction
 from universeg_jax.prediction.selection import select_examples
 from universeg_jax.prediction.support import make_support
 from universeg_jax.readers.preprocess import preprocess_image
