@@ -11,15 +11,17 @@ import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import ml_collections
-from orbax.checkpoint import v1 as ocp
 
 from universeg_jax.checkpoints import packaged
 from universeg_jax.checkpoints.packaged import CheckpointError
 from universeg_jax.model.factory import build_model, param_shapes
+
+if TYPE_CHECKING:
+    from orbax.checkpoint import v1 as ocp  # at run time where it is used: importing it takes a second
 
 METRIC = "mean_dice"
 FORMAT = "universeg_jax checkpoint 1"
@@ -27,13 +29,20 @@ DAMAGE = (ValueError, KeyError, OSError, RuntimeError)  # raised where a file is
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full disk
 
 
+def _orbax() -> Any:
+    from orbax.checkpoint import v1
+
+    return v1
+
+
 @contextlib.contextmanager
-def open_checkpointer(workdir: str | Path, keep_every: int = 0) -> Iterator[ocp.training.Checkpointer]:
+def open_checkpointer(workdir: str | Path, keep_every: int = 0) -> Iterator["ocp.training.Checkpointer"]:
     """Keeps the latest two, the best by METRIC, and every `keep_every`-th step if that is not 0.
 
     Raises CheckpointError if a checkpoint, or a log inside the `with`, cannot be written, as on a full disk; earlier
     checkpoints stay.
     """
+    ocp = _orbax()
     policies = ocp.training.preservation_policies
     keep = [
         policies.LatestN(2),
@@ -74,7 +83,7 @@ def _check_scores(workdir: str | Path) -> None:
 
 
 def save(
-    checkpointer: ocp.training.Checkpointer,
+    checkpointer: "ocp.training.Checkpointer",
     step: int,
     params: Any,
     state: Any,
@@ -97,7 +106,7 @@ def save(
     )
 
 
-def restore_state(checkpointer: ocp.training.Checkpointer, state: Any) -> Any:
+def restore_state(checkpointer: "ocp.training.Checkpointer", state: Any) -> Any:
     """Loads the latest state into host memory, with the shapes of `state`; returns `state` without a checkpoint.
 
     Raises CheckpointError where its files are damaged.
@@ -112,14 +121,14 @@ def restore_state(checkpointer: ocp.training.Checkpointer, state: Any) -> Any:
         raise CheckpointError(f"{path} is damaged: {what}; {_remedy(path)}") from error
 
 
-def latest_metadata(checkpointer: ocp.training.Checkpointer) -> dict[str, Any] | None:
+def latest_metadata(checkpointer: "ocp.training.Checkpointer") -> dict[str, Any] | None:
     """`read_metadata` of the latest checkpoint, or None."""
     return None if checkpointer.latest is None else read_metadata(checkpointer.latest.path)
 
 
 def write_params(path: str | Path, params: Any, metadata: dict[str, Any]) -> None:
     """Writes a checkpoint of parameters alone, for prediction."""
-    ocp.save_checkpointables(
+    _orbax().save_checkpointables(
         Path(path).resolve(), {"params": params}, custom_metadata={"format": FORMAT, **metadata}, overwrite=True
     )
 
@@ -162,7 +171,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         return packaged.read_header(Path(path))
     path = Path(path).resolve()
     try:
-        metadata = ocp.checkpointables_metadata(path).custom_metadata or {}
+        metadata = _orbax().checkpointables_metadata(path).custom_metadata or {}
     except DAMAGE as error:
         raise CheckpointError(f"{path} is damaged ({' '.join(str(error).split())[:120]}); {_remedy(path)}") from error
     if not metadata and path.name.isdigit() and path.parent.name == "checkpoints":
@@ -189,7 +198,7 @@ def load_params(path: str | Path, abstract_params: Any) -> Any:
             f"{path} holds a model of another shape ({wrong}): give the config.model that "
             f"`universeg checkpoint {path}` shows, or another checkpoint"
         )
-    return stored if path.is_file() else ocp.load_checkpointables(path, {"params": abstract_params})["params"]
+    return stored if path.is_file() else _orbax().load_checkpointables(path, {"params": abstract_params})["params"]
 
 
 def modules(path: str | Path) -> set[str]:
@@ -199,7 +208,7 @@ def modules(path: str | Path) -> set[str]:
 
 def _tree(path: Path) -> Any:
     """The parameters of a file, or their shapes for a directory."""
-    return packaged.read_file(path) if path.is_file() else ocp.checkpointables_metadata(path).metadata["params"]
+    return packaged.read_file(path) if path.is_file() else _orbax().checkpointables_metadata(path).metadata["params"]
 
 
 def first_difference(stored: Any, wanted: Any) -> str | None:
@@ -218,6 +227,8 @@ def load(path: str | Path) -> tuple[Any, ml_collections.ConfigDict]:
     """Loads (parameters on one device, config) of anything `resolve` takes."""
     path = resolve(path)
     config = ml_collections.ConfigDict(read_metadata(path)["config"])
+    if path in packaged.packaged().values():  # tested: computing the shapes takes two seconds
+        return packaged.read_file(path), config
     return load_params(path, abstract_params(config)), config
 
 

@@ -55,8 +55,8 @@ class Forward:
         """Probabilities, float32 [Q, L, 128, 128], averaged over K support samples and flips.
 
         queries [Q, 128, 128, 1]; images [N, H, W, 1] and masks [L, N, H, W, 1] at the model's size; rows int32
-        [Q, K, S] selects from them. keys [N, ...] of the images, for each flip, where the model has any. `on_done` is
-        called with a number of finished queries.
+        [Q, K, S] selects from them, and -1 is padding. keys [N, ...] of the images, for each flip, where the model has
+        any. `on_done` is called with a number of finished queries.
         """
         if jax.default_backend() == "cpu":
             support = (np.asarray(images), np.asarray(masks), [tuple(map(np.asarray, each)) for each in keys])
@@ -85,15 +85,15 @@ class Forward:
         overlap: bool,
     ) -> np.ndarray:
         """Probabilities [L, 128, 128] of a query [128, 128, 1]; rows [K, S]."""
-        total, count = 0.0, rows.shape[-1]
-        room = self.room(count)
-        padded = np.pad(rows, ((0, 0), (0, room - count)), mode="edge")  # which entries fill the room has no effect
+        total = np.zeros((len(masks), OFFICIAL_SIZE, OFFICIAL_SIZE), np.float32)
+        counts, padded = (rows >= 0).sum(1), np.sort(rows, 1)[:, ::-1]
+        padded = np.pad(padded, ((0, 0), (0, self.room(rows.shape[1]) - rows.shape[1])), constant_values=-1)
         for i, flip in enumerate(FLIPS if flips else FLIPS[:1]):
             axes = flip_axes(flip)
             turned = np.flip(query, axes)[None]
             query_keys = self._query_keys(params, turned) if keys else None
             logits = np.empty((len(masks), len(rows), OFFICIAL_SIZE, OFFICIAL_SIZE), np.float32)
-            for k, chosen in enumerate(padded):
+            for k, (chosen, count) in enumerate(zip(padded, counts, strict=True)):
                 entries = np.flip(images[chosen], axes)[None]
                 entry_keys = tuple(each[chosen][None] for each in keys[i]) if keys else None
                 for j, mask in enumerate(masks):
@@ -144,6 +144,7 @@ class Forward:
             query = jnp.broadcast_to(resize(query, self.size), (samples * num_labels, self.size, self.size, 1))
             support = jnp.tile(images[rows], (num_labels, 1, 1, 1, 1))  # label by label
             labels = masks[:, rows].astype(jnp.float32).reshape(support.shape)
+            counts = jnp.tile(rows >= 0, (num_labels, 1)).astype(jnp.float32)
             total = jnp.zeros((num_labels, OFFICIAL_SIZE, OFFICIAL_SIZE))
             for i, flip in enumerate(FLIPS if flips else FLIPS[:1]):
                 axes = flip_axes(flip)
@@ -152,11 +153,10 @@ class Forward:
                 if keys:
                     query_keys = self._keys_of(params, inputs[0][:1], False)
                     prepared = [
-                        None,
                         tuple(jnp.broadcast_to(k, (samples * num_labels, *k.shape)) for k in query_keys),
                         tuple(jnp.tile(k[rows], (num_labels, *[1] * k.ndim)) for k in keys[i]),
                     ]
-                logits = self._apply(params, *inputs, *prepared)
+                logits = self._apply(params, *inputs, counts, *prepared)
                 logits = resize(jnp.flip(logits, axes) if axes else logits, OFFICIAL_SIZE)
                 logits = logits.reshape((num_labels, samples, OFFICIAL_SIZE, OFFICIAL_SIZE))
                 total += (jax.nn.sigmoid(logits) if overlap else exclusive_probabilities(logits)).mean(1)

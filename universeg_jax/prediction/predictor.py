@@ -176,7 +176,7 @@ class Segmenter:
 
     def keys_of(self, rows: np.ndarray) -> list[Keys]:
         """Pretrained keys of the examples `rows`, for each flip, in arrays for all examples."""
-        return [keys.of(rows) for keys in self.keys]
+        return [keys.of(rows[rows >= 0]) for keys in self.keys]
 
     @functools.cached_property
     def statistics(self) -> SupportStatistics:
@@ -251,7 +251,7 @@ class Segmenter:
     ) -> np.ndarray:
         """Like `probabilities`, with the examples `rows`, int [Q, K, S]: K samples of S examples for each query.
 
-        Calls `on_done` with the number of queries that are finished since the last call.
+        A row of -1 is no example. Calls `on_done` with the number of queries that are finished since the last call.
         """
         options, parts = self.options, (self.images, self.masks, self.keys_of(rows), rows)
         inputs = (self.predictor.params, queries[..., None], *parts)
