@@ -24,7 +24,7 @@ from universeg_jax.errors import UserError
 from universeg_jax.model.factory import build_model
 from universeg_jax.model.recognition import Keys
 from universeg_jax.prediction.forward import Forward, flip_axes
-from universeg_jax.prediction.options import Options
+from universeg_jax.prediction.options import Options, default_support_size
 from universeg_jax.prediction.prepared import PreparedKeys
 from universeg_jax.prediction.result import Prediction
 from universeg_jax.prediction.selection import select_examples
@@ -159,7 +159,8 @@ class Segmenter:
     """
 
     def __init__(self, predictor: Predictor, support: Support, options: Options) -> None:
-        options = replace(options, overlap=options.overlap or support.overlapping)
+        size = options.support_size or default_support_size(support)
+        options = replace(options, support_size=size, overlap=options.overlap or support.overlapping)
         self.predictor, self.support, self.options = predictor, support, options
         tile_support = support.tile_support
         if options.tiles != (tile_support.magnification if tile_support else 0):
@@ -171,7 +172,7 @@ class Segmenter:
         at_size = resize(support.masks[..., None].astype(np.float32), predictor.config.image_size)
         self.masks = (at_size >= 0.5).astype(jnp.uint8)
         self.keys = predictor.prepared_keys(self.images, options.flips)
-        if len(support) <= options.support_size:
+        if len(support) <= size:
             self.keys_of(np.arange(len(support)))  # every query will ask for all
 
     def keys_of(self, rows: np.ndarray) -> list[Keys]:
@@ -240,7 +241,7 @@ class Segmenter:
         """
         o, places = self.options, [None] * len(queries) if positions is None else positions.tolist()
         rows = [
-            select_examples(self.support, query, place, o.support_size, o.ensemble, o.choose, o.seed)
+            select_examples(self.support, query, place, o.support_size or 1, o.ensemble, o.choose, o.seed)
             for query, place in zip(queries, places, strict=True)
         ]
         with tqdm(total=len(queries), desc="segment", unit="slice", leave=False, disable=not progress) as bar:
