@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from universeg_jax.errors import UserError
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no "Very slow compile?" of XLA over a bar: waiting.py says it
 COMMANDS = (
     "build",
     "tasks",

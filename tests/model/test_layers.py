@@ -13,7 +13,7 @@ def test_a_sum_of_the_first_entries_reads_no_others(count):
     """As `map_sum` over those alone; the others, NaN here, leave zeros."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(5, 2, 3)).astype(np.float32)
-    weights = np.arange(5, dtype=np.float32)[:, None]
+    weights = np.arange(5, dtype=np.float32)[:, None, None]
     x[count:] = np.nan
 
     def function(chunk):

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from universeg_jax.commands.predict import add_support_arguments, axis_number
+from universeg_jax.commands.predict import add_support_arguments, axis_number, label_id
 
 EXAMPLE = "universeg check --support my_scans --html my_scans.html"
 
@@ -25,6 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from universeg_jax.reports.files import require_writable
+
+    for file in filter(None, (args.json, args.html)):
+        require_writable(file.parent)  # before imports and work that take minutes
     from universeg_jax.prediction.check import check
     from universeg_jax.prediction.check_report import check_text, write_check_page
     from universeg_jax.prediction.predictor import Predictor
@@ -35,7 +39,9 @@ def run(args: argparse.Namespace) -> int:
     from universeg_jax.reports.files import write_json
 
     unusable: dict[str, str] = {}
-    support = read_support_folder(args.support, args.label, axis_number(args), unusable=unusable, window=args.window)
+    support = read_support_folder(
+        args.support, label_id(args), axis_number(args), unusable=unusable, window=args.window
+    )
     with collect():  # the notes are those of the support set
         folder = read_folder(args.support)
     about = {"understood": describe(support, folder.labels, args.support, folder.taken), "notes": list(support.notes)}

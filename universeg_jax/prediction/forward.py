@@ -4,6 +4,7 @@ On a CPU the program's shapes depend on the model alone, so that every support s
 examples up to ROOM shares one compiled program, which later processes load from the compilation cache.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -16,6 +17,7 @@ import numpy as np
 from universeg_jax.episode import FLIPS, OFFICIAL_SIZE, resize
 from universeg_jax.model.layers import sum_of_first
 from universeg_jax.model.recognition import Keys
+from universeg_jax.reports.waiting import say_if_compiling
 from universeg_jax.startup import compiler_options
 
 Array = jax.Array | np.ndarray
@@ -30,6 +32,7 @@ class Forward:
         self.model, self.size = model, size
         self.has_keys = getattr(model, "keys", "none") != "none"
         self.streams = hasattr(model, "support_chunk")  # reads one entry at a time, so that unused room costs nothing
+        self._compiled: set[int] = set()  # rooms of programs that ran
         jit = functools.partial(jax.jit, compiler_options=compiler_options())
         self._one = jit(self._logits_of_one)
         self._query_keys = jit(lambda params, image: self._keys_of(params, resize(image, self.size), False))
@@ -99,13 +102,21 @@ class Forward:
                 for j, mask in enumerate(masks):
                     labels = np.flip(mask[chosen], axes)[None]
                     inputs = (turned, entries, labels, np.int32(count), query_keys, entry_keys)
-                    logits[j, k] = np.flip(self._one(params, *inputs)[0], axes)[..., 0]
+                    with self._announced(entries.shape[1]):
+                        logits[j, k] = np.flip(self._one(params, *inputs)[0], axes)[..., 0]
             total += (sigmoid(logits) if overlap else exclusive_probabilities(logits)).mean(1)
         return total / (4 if flips else 1)
 
     def room(self, count: int) -> int:
         """Entries of the program for `count` entries: a power of two where those beyond `count` cost no time."""
         return max(ROOM, 1 << (count - 1).bit_length()) if self.streams else count
+
+    def _announced(self, room: int) -> contextlib.AbstractContextManager[None]:
+        """Says that the program for `room` entries is being compiled, if it is and takes long."""
+        if room in self._compiled:
+            return contextlib.nullcontext()
+        self._compiled.add(room)
+        return say_if_compiling("the model", "half a minute")
 
     def _logits_of_one(
         self,

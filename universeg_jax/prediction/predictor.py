@@ -229,7 +229,7 @@ class Segmenter:
 
     def _prediction(self, slices: np.ndarray, at_size: np.ndarray, restored: np.ndarray) -> Prediction:
         prediction = make_prediction(restored, self.support.labels, self.options.overlap)
-        warnings = find_warnings(self.statistics, slices, at_size, self.support.labels)
+        warnings = find_warnings(self.statistics, slices, at_size, prediction)
         return replace(prediction, warnings=warnings, seen=slices)
 
     def probabilities(
