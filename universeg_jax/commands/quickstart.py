@@ -113,9 +113,8 @@ def print_plan(workdir: Path, config: ConfigDict, data: str) -> None:
     built = list_datasets(config.data_dir)
     print(f"{workdir}: about 10 minutes on 2 cores in all")
     print(f"  1 data, 1 min: {f'folders of {data}' if data else '12 synthetic datasets'}; {len(built)} built so far")
-    print(
-        f"  2 training, 5 min: up to {config.num_steps} steps; {f'step {saved[-1]} reached' if saved else 'not started'}"
-    )
+    reached = f"step {saved[-1]} reached" if saved else "not started"
+    print(f"  2 training, 5 min: up to {config.num_steps} steps, as many as the machine allows; {reached}")
     print("  3 evaluation, 4 min: test datasets, support sizes 1, 4 and 16, with packaged weights and baselines")
 
 
