@@ -1,7 +1,5 @@
 """Warnings about predictions: present if something is wrong, absent if not."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -53,11 +51,10 @@ def test_empty_unsure_and_unusually_sized_masks_give_a_warning(statistics):
 
 @pytest.mark.parametrize(("confidence", "warns"), [(0.5994, True), (0.5996, False), (0.6, False)])
 def test_a_confidence_that_prints_as_the_limit_gives_no_warning(statistics, confidence, warns):
-    """Where p is c / (2 - c) on the mask and 0 elsewhere, the expected Dice 2 p / (p + 1) is c."""
+    """With p = 0.6 on m of N pixels and b elsewhere, the expected Dice is 1.2 m / (1.6 m + b (N - m))."""
     image, mask = disc_image(20)
-    p = np.where(mask, confidence / (2 - confidence), 0)
-    prediction = replace(make_prediction(p[None].astype(np.float32), (3,)), mask=3 * mask)
-    found = find_warnings(statistics, image[None].astype(np.float32), p[None, None], prediction)
+    inside, outside = mask.sum(), (1 - mask).sum()
+    found = warnings_of(statistics, image, np.where(mask, 0.6, (1.2 / confidence - 1.6) * inside / outside))
     assert found == (("label 3: low confidence (0.599)",) if warns else ())
 
 

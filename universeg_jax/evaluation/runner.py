@@ -39,6 +39,7 @@ from universeg_jax.evaluation.summary import open_results, summarize
 from universeg_jax.evaluation.surfaces import surface_scores
 from universeg_jax.model.factory import build_model
 from universeg_jax.reports.files import write_csv, write_json
+from universeg_jax.reports.waiting import say_if_compiling
 
 Masks = dict[tuple[str, int], np.ndarray]  # (task, row) → mask, packed bits [128, 16]
 PENDING = 2  # batches whose scores may still be in progress
@@ -78,7 +79,8 @@ def evaluate(
             for batch in prefetch_batches(cases, by_name, settings, support_size):
                 check()
                 episode = jax.device_put(batch.episode)
-                scores = {name: scorer(m, settings)(params, episode) for name, (m, params) in methods.items()}
+                with say_if_compiling(f"the evaluation with {support_size} examples", "one or two minutes"):
+                    scores = {name: scorer(m, settings)(params, episode) for name, (m, params) in methods.items()}
                 # Dispatch is asynchronous: a thread waits for the scores while this one dispatches the next batch.
                 kept = keep if support_size == max(settings.support_sizes) else None
                 arguments = (batch, scores, by_name, settings, support_size, kept)
@@ -103,7 +105,9 @@ def _rows(
         arrays = jax.device_get(device_scores)
         if keep is not None and not number:
             shown = arrays["masks"][:, settings.ensembles.index(max(settings.ensembles))]
-            keep.update({(case.task.name, case.row): mask for case, mask in zip(batch.cases, shown, strict=True)})
+            keep.update(
+                {(c.task.name, c.row): mask for c, mask in zip(batch.cases, shown, strict=False)}
+            )  # padded batches
         for i, case in enumerate(batch.cases):
             if not arrays["finite"][i]:
                 raise FloatingPointError(
