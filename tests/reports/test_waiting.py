@@ -17,8 +17,8 @@ def test_a_slow_wait_is_named(capsys, seconds, said):
 
 
 def test_a_failure_inside_ends_the_wait(capsys):
-    with pytest.raises(ValueError), say_if_slow("reading", 0.1):
-        raise ValueError
+    with pytest.raises(ValueError, match="broken"), say_if_slow("reading", 0.1):
+        raise ValueError("broken")
     time.sleep(0.2)
     assert capsys.readouterr().err == ""
 
