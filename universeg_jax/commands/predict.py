@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_support_arguments(parser)
     parser.add_argument("--queries", required=True, nargs="+", help="files to segment, or folders of them")
     parser.add_argument("--out", required=True, help="folder for the masks and predictions.csv")
-    parser.add_argument("--support_size", type=int, help="examples per forward pass (default: 16)")
+    parser.add_argument("--support_size", type=int, help="examples per forward pass (default: 16, or 8 slices)")
     parser.add_argument(
         "--ensemble",
         type=int,

@@ -9,11 +9,11 @@ from universeg_jax.prediction.selection import CHOICES
 from universeg_jax.prediction.support import Support
 from universeg_jax.prediction.tiles import MAX_MAGNIFICATION
 
-OF_IMAGES, OF_VOLUMES = 16, 16  # examples per forward pass (measured: docs/predict.md)
+OF_IMAGES, OF_SLICES = 16, 8  # examples per forward pass for an image and for a slice of a volume (docs/predict.md)
 
 
 def default_support_size(support: Support) -> int:
-    return OF_IMAGES if support.positions is None else OF_VOLUMES
+    return OF_IMAGES if support.positions is None else OF_SLICES
 
 
 @dataclass(frozen=True)
