@@ -124,7 +124,7 @@ class Forward:
         query: Array,
         images: Array,
         labels: Array,
-        count: Array,
+        count: jax.Array,
         query_keys: Keys | None,
         support_keys: Keys | None,
     ) -> jax.Array:
