@@ -125,9 +125,8 @@ def test_the_mask_of_a_volume_is_on_its_grid(predictor, tmp_path, seed):
     np.testing.assert_array_equal(read_label_volume(tmp_path / "out" / "case0.nii.gz").data, expected.mask)
     row = next(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
     assert row["unit"] == "ml"
-    np.testing.assert_allclose(
-        float(row["size"]), (expected.mask > 0).sum() * abs(np.linalg.det(affine[:3, :3])) / 1000, atol=2e-3
-    )
+    millilitres = (expected.mask > 0).sum() * abs(np.linalg.det(affine[:3, :3])) / 1000
+    np.testing.assert_allclose(float(row["size"]), millilitres, rtol=0.005)  # three significant digits
 
 
 def test_images_may_support_volumes(segmenter, tmp_path):
@@ -415,7 +414,7 @@ def test_the_overlay_of_a_small_volume_is_enlarged_and_names_its_colours():
     probabilities[0, 5:20, 5:20, 4] = probabilities[1, 22:30, 30:40, 4] = 0.9
     prediction = make_prediction(probabilities, (1, 2))
     drawn = plot_overlay(volume, prediction, 2, {1: "liver"})
-    assert min(drawn.size) > 7 * 35  # 52 pixels become 7 x 52, the largest below 384
+    assert min(drawn.size) == 7 * 35  # 52 pixels become 7 x 52, the largest below 384
     picture = np.asarray(drawn)
     for colour in COLOURS[:2]:  # outlines, and squares of the legend in the lines below
         found = (picture == colour).all(-1)
@@ -428,7 +427,8 @@ def test_a_warning_is_printed_once_and_has_the_confidence_of_the_table(predictor
     """Of two labels, an image unlike the support is said once; each low confidence is that of its line."""
     support = read_support_folder(write_folder(tmp_path / "s", count=4, ids=(1, 2)))
     (tmp_path / "q").mkdir()
-    Image.fromarray(np.kron(np.eye(8), np.full((16, 16), 255)).astype(np.uint8)).save(tmp_path / "q" / "odd.png")
+    noise = np.random.default_rng(0).integers(0, 2, (128, 128)) * 255
+    Image.fromarray(noise.astype(np.uint8)).save(tmp_path / "q" / "odd.png")
     assert predict_files(predictor.segmenter(support), [tmp_path / "q"], tmp_path / "out", overlay=True) == 0
     said = capsys.readouterr()
     assert said.err.count("looks unlike the support") == 1
