@@ -9,6 +9,8 @@ import os
 import sys
 from pathlib import Path
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before JAX: no "Very slow compile?" of XLA over the bar
+
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags

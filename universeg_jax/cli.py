@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from universeg_jax.errors import UserError, missing_extra
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no "Very slow compile?" of XLA over a bar: waiting.py says it
 COMMANDS = (
     "build",
     "tasks",

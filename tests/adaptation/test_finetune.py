@@ -1,5 +1,8 @@
 """`universeg finetune`: held-out subjects are not trained on, the score never drops, and the lineage is recorded."""
 
+import os
+import signal
+
 import jax
 import numpy as np
 import pytest
@@ -164,3 +167,30 @@ def test_weights_without_a_loss_have_the_published_one(tmp_path):
     about = finetune_to(write_checkpoint(tmp_path / "start", config), support, "mine", tmp_path / "out", steps=1)
     assert about["scored"] == 4
     assert "too few to hold one out" in scores_text(about, "out")
+
+
+def test_stopping_keeps_the_best_so_far(tmp_path, monkeypatch, capsys):
+    """Ctrl-C in step 5: what scored best after step 4 is written. Before any step was better, nothing is."""
+    scores, at = iter([0.5, 0.4, 0.6]), [5]
+
+    def step(state, number, key, data):
+        if number == at[0]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return (jax.tree.map(lambda x: x + 1.0, state[0]), state[1])
+
+    monkeypatch.setattr(fitting, "programs", lambda *_: (fitting.optax.identity(), lambda *_: (step, score)))
+    score = lambda *_: next(scores)  # noqa: E731
+    start, folder = write_checkpoint(tmp_path / "start"), write_folder(tmp_path / "mine", count=6)
+    arguments = ["finetune", "--support", str(folder), "--checkpoint", str(start), "--out", str(tmp_path / "tuned")]
+    assert main([*arguments, "--steps", "8", "--score_every", "2"]) == 0
+    output = capsys.readouterr().out
+    assert output.startswith(f"fine-tuning {start} on {folder}")
+    assert "stopped after 5 steps" in output
+    assert "the parameters of step 4" in output
+    before, after = (jax.tree.leaves(store.load(path)[0]) for path in (start, tmp_path / "tuned"))
+    np.testing.assert_allclose(after[0], before[0] + 4, rtol=1e-6)
+    scores, at = iter([0.5, 0.4]), [2]
+    other = tmp_path / "other"
+    assert main([*arguments[:-1], str(other), "--steps", "8", "--score_every", "2"]) == 130
+    assert "nothing was written" in capsys.readouterr().out
+    assert not other.exists()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from tests.fixtures import disc
 from universeg_jax.checkpoints import packaged, store
@@ -46,6 +47,8 @@ def test_all_weights_are_measured_and_on_the_card():
     for name, path in packaged.packaged().items():
         header = store.read_metadata(path)
         check_open(header["lineage"])
+        shapes = store.abstract_params(ConfigDict(header["config"]))
+        assert store.first_difference(packaged.read_file(path), shapes) is None  # `load` takes that for granted
         assert all(dataset in card for dataset in header["lineage"]["trained_on"])
         assert hashlib.sha256(path.read_bytes()).hexdigest() in card
         assert f"`{name}`" in card

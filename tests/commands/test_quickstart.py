@@ -11,7 +11,8 @@ from universeg_jax.commands import quickstart
 from universeg_jax.data.dataset import open_dataset
 from universeg_jax.episodes import synthetic_datasets
 from universeg_jax.evaluation.cases import Settings
-from universeg_jax.reports.files import read_json
+from universeg_jax.reports.files import read_json, write_json
+from universeg_jax.training import loop
 
 
 @pytest.fixture
@@ -21,6 +22,7 @@ def small(monkeypatch):
     monkeypatch.setattr(quickstart, "default_config", lambda: config.copy_and_resolve_references())
     monkeypatch.setattr(quickstart, "SETTINGS", Settings((1, 2), (1,), batch_size=4))
     monkeypatch.setattr(synthetic_datasets, "SUBJECTS", 6)
+    monkeypatch.setattr(loop, "seconds_per_step", lambda config: 0.1)
 
 
 def test_real_folders_from_start_to_report_and_again(tmp_path, small, capsys):
@@ -40,7 +42,7 @@ def test_real_folders_from_start_to_report_and_again(tmp_path, small, capsys):
     assert figures == ["figures/curves.png", "figures/support_size.png", "eval/figures/c.png"]
     for name in figures:
         assert np.asarray(Image.open(tmp_path / "run" / name)).std() > 5
-    assert (tmp_path / "run" / "config.json").exists()
+    assert quickstart.recorded_steps(tmp_path / "run") == 4
     capsys.readouterr()
     assert quickstart.main(arguments) == 0
     output = capsys.readouterr().out
@@ -54,6 +56,36 @@ def test_real_folders_from_start_to_report_and_again(tmp_path, small, capsys):
     assert read_json(tmp_path / "run" / "eval" / "summary.json")["mean_dice"] != summary["mean_dice"]
     assert quickstart.main(arguments[:2]) == 1  # synthetic data does not mix with real folders
     assert "holds real datasets" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(0.3, 600), (0.7, 400), (0.91, 300), (1.0, 200), (9.0, 200)])
+def test_the_steps_fit_the_machine(monkeypatch, capsys, seconds, steps):
+    """280 s of steps, in fifties; below 300 the program that was measured, for 200 steps, is kept."""
+    measured = []
+    monkeypatch.setattr(loop, "seconds_per_step", lambda config: measured.append(config.num_steps) or seconds)
+    config = quickstart.default_config()
+    assert quickstart.fit_steps(config) == steps
+    assert (measured, config.num_steps) == ([200], 600)
+    assert f"--num_steps={steps} repeats this run" in capsys.readouterr().out
+
+
+def test_the_number_given_wins_and_a_resumed_run_keeps_its_own(tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(quickstart, "build_data", lambda *_: None)
+    monkeypatch.setattr(quickstart, "evaluate_and_report", lambda *_: None)
+    monkeypatch.setattr(quickstart, "fit_steps", lambda config: 250)
+    monkeypatch.setattr(loop, "train_and_evaluate", lambda config, workdir: trained.append(config.num_steps))
+    quickstart.quickstart(tmp_path, "")
+    write_json(tmp_path / "config.json", {"num_steps": 350})
+    quickstart.quickstart(tmp_path, "")
+    quickstart.quickstart(tmp_path, "", num_steps=7)
+    assert trained == [250, 350, 7]
+
+
+def test_a_step_is_timed_without_writing(tmp_path, data_dir):
+    config = tiny_config(data_dir, num_steps=4)
+    assert 0 < loop.seconds_per_step(config, count=1) < 60
+    assert not list(tmp_path.iterdir())
 
 
 def test_synthetic_data(tmp_path, small):

@@ -68,9 +68,12 @@ def test_the_command_names_missing_and_surplus_masks(folders, tmp_path, capsys):
     predictions, labels, shape = folders
     arguments = ["evaluate", "--predictions", str(predictions), "--labels", str(labels), "--out", str(tmp_path / "out")]
     save(predictions / "extra", shifted(shape))
+    for name in ("predict.json", "s0_0_overlay.png"):  # `predict --overlay` wrote the folder; the picture is no mask
+        (predictions / name).write_bytes(b"")
     assert main(arguments) == 0
     output = capsys.readouterr().out
     assert "1 masks have no label: extra" in output
+    assert "hd95 and nsd of cases.csv are empty: --surfaces measures them" in output
     assert "| mine |" in output
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["datasets"]["mine"]["n_subjects"] == 3
     next(predictions.glob("s1_0*")).unlink()

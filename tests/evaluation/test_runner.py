@@ -226,13 +226,18 @@ def test_the_report_shows_tables_and_the_best_median_and_worst_case(dataset, tmp
     assert f"{percent(of['ci_low'])} to {percent(of['ci_high'])}" in page
 
 
-def test_figures_show_the_masks_that_were_scored(dataset):
-    settings = Settings((2,), (3,), flips=True)
-    (task,) = dataset_tasks(dataset)
-    rows = evaluate({"m": (trivial.mean_mask, None)}, [dataset], [task], settings, progress=False)
+def test_figures_show_the_masks_that_were_scored(dataset, tmp_path, monkeypatch):
+    kept, methods = {}, {"m": (trivial.mean_mask, None)}
+    settings, (task,) = Settings((2,), (3,), flips=True), dataset_tasks(dataset)
+    rows = evaluate(methods, [dataset], [task], settings, progress=False, keep=kept)
     for case, of in zip(query_cases(task), rows, strict=True):
         drawn = runner.segment_case(trivial.mean_mask, None, dataset, case, settings)
         np.testing.assert_allclose(drawn["dice"], of["dice"], rtol=1e-6)
+        shown = runner.show_case(dataset, case, settings, kept[task.name, case.row], of["dice"])
+        np.testing.assert_array_equal(shown["probabilities"], drawn["probabilities"])
+    monkeypatch.setattr(runner, "mean_probabilities", None)  # a report predicts nothing again
+    evaluate_to(tmp_path, methods, [dataset], Settings((3, 1), (2, 1)), {"role": "test"})
+    assert "figures/discs.png" in (tmp_path / "report.md").read_text()
 
 
 def test_files_and_skipped_datasets(dataset, tmp_path):

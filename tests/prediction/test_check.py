@@ -19,13 +19,15 @@ from universeg_jax.prediction.check import (
     dice_scores,
     find_duplicates,
     find_few_subjects,
-    find_harmful,
     find_label_mistakes,
     find_unusual_intensities,
     find_vanished_labels,
+    nearest_others,
     rows_of_others,
-    sample_supports,
 )
+from universeg_jax.prediction.check_curve import compare_sizes, find_harmful, sample_supports, sizes_to_compare
+from universeg_jax.prediction.check_report import curve_lines
+from universeg_jax.prediction.selection import select_examples
 from universeg_jax.prediction.support import Support, make_support
 
 
@@ -170,7 +172,63 @@ def test_the_benchmark_samples_sixteen_or_all(clean):
 
 def test_only_clear_harm_is_a_finding(clean):
     influence = np.array([np.nan, -0.05, 0.1, -0.01, *[np.nan] * 12])
-    assert [f.example for f in find_harmful(influence, clean)] == ["e1"]
+    assert [i for i, _ in find_harmful(influence)] == [1]
+
+
+def test_a_slice_at_the_end_is_not_taken_for_another_slice_of_the_same_patient(clean):
+    """Predictions of the neighbouring slices fit better, as at the apex of a heart, those of strangers a bit."""
+    names = tuple(f"scan{i // 4}, slice {i % 4}" for i in range(16))
+    subjects = tuple(f"scan{i // 4}" for i in range(16))
+    probabilities = perfect(clean)
+    probabilities[0], probabilities[1] = 0.05, perfect(clean)[0]  # the first slice is found in the second image
+    images = replace(clean, names=tuple(f"p{i}" for i in range(16)), subjects=subjects)
+    for support in (images, replace(images, names=names, positions=np.tile(np.linspace(0, 1, 4), 4))):
+        kinds = {f.kind for f in find_label_mistakes(probabilities, support)}
+        assert "another's label" not in kinds
+
+
+def test_labels_of_two_volumes_that_are_exchanged_are_found(clean):
+    names = tuple(f"scan{i // 4}, slice {i % 4}" for i in range(16))
+    subjects = tuple(f"scan{i // 4}" for i in range(16))
+    masks = clean.masks[:, [4, 5, 6, 7, 0, 1, 2, 3, *range(8, 16)]]
+    positions = np.tile(np.linspace(0, 1, 4), 4)
+    support = replace(clean, masks=masks, names=names, subjects=subjects, positions=positions)
+    findings = find_label_mistakes(perfect(clean), support)
+    assert {f.example.partition(",")[0] for f in findings} == {"scan0", "scan1"}
+    one = replace(support, masks=np.concatenate([masks[:, :1], clean.masks[:, 1:]], 1))
+    kinds = [f.kind for f in find_label_mistakes(perfect(clean), one)]
+    assert "another's label" not in kinds  # a label file is exchanged whole
+
+
+def test_the_nearest_others_are_those_that_predict_would_choose(clean):
+    rows = nearest_others(clean, rows_of_others(clean), 4)
+    assert rows.shape == (16, 1, 4)
+    for i, chosen in enumerate(rows[:, 0]):
+        assert i not in chosen
+        others = np.delete(np.arange(16), i)
+        expected = others[select_examples(clean.take(others), clean.images[i], None, 4, 1, "nearest", 0)[0]]
+        np.testing.assert_array_equal(chosen, expected)
+
+
+def test_sizes_are_compared_by_paired_gains(clean):
+    others = rows_of_others(clean)
+    assert sizes_to_compare(others, 4) == [8, 15]
+    assert sizes_to_compare(others, 15) == [8]
+    before = np.full((2, 16), 0.5)
+
+    def segment(rows, what):
+        return perfect(clean) if rows.shape[2] == 8 else np.full((16, 2, 128, 128), 0.1)
+
+    rows = {size: nearest_others(clean, others, size) for size in (8, 15)}
+    eight, all_others = compare_sizes(segment, clean, rows, before)
+    assert (eight["support_size"], eight["dice"], eight["gain"], eight["error"]) == (8, 1.0, 0.5, 0.0)
+    assert (all_others["dice"], all_others["gain"]) == (0.0, -0.5)
+    curve = [{"support_size": 2, "dice": 0.4}, {"support_size": 4, "dice": 0.5}]
+    lines = curve_lines({"curve": curve, "support_sizes": [curve[1], eight, all_others]})
+    assert lines[-1] == "--support_size 8 is better for this set than the default, 4"
+    lines = curve_lines({"curve": curve, "support_sizes": [curve[1], all_others]})
+    assert lines[-1] == "no number of examples is clearly better than the default, 4"
+    assert curve_lines({"curve": curve[:1]}) == []
 
 
 def test_the_command_on_a_folder(tmp_path, capsys):
@@ -179,16 +237,21 @@ def test_the_command_on_a_folder(tmp_path, capsys):
     store.write_params(tmp_path / "tiny", params, {"config": to_dict(config), "lineage": {}})
     folder = write_folder(tmp_path / "s", count=5)
     arguments = ["check", "--support", str(folder), "--checkpoint", str(tmp_path / "tiny")]
-    assert main([*arguments, "--json", str(tmp_path / "a.json"), "--html", str(tmp_path / "a.html")]) == 0
-    assert "leave-one-out Dice" in capsys.readouterr().out
+    assert main([*arguments, "--json", str(tmp_path / "a.json"), "--html", str(tmp_path / "a.html"), "--curve"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("leave-one-out Dice") == out.count("subjects: 5") == 1
+    assert out.index("leave-one-out Dice") < out.index("by number of labelled examples: 1: ")
     result = json.loads((tmp_path / "a.json").read_text())
     assert [e["name"] for e in result["examples"]] == [f"p{i}_0" for i in range(5)]
     assert [c["support_size"] for c in result["curve"]] == [1, 2, 4]
+    assert [c["support_size"] for c in result["support_sizes"]] == [4]
     assert (tmp_path / "a.html").read_text().count("<figure>") == 5
     Image.fromarray(np.ones((9, 7), np.uint8)).save(folder / "labels" / "p3_0.png")
     (folder / "images" / "p4_0.png").write_bytes(b"broken")
     assert main([*arguments, "--json", str(tmp_path / "a.json")]) == 0
-    assert "p3_0: unusable: " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "p3_0: unusable: " in out
+    assert "by number" not in out  # without --curve
     result = json.loads((tmp_path / "a.json").read_text())
     assert [f["example"] for f in result["findings"] if f["kind"] == "unusable"] == ["p3_0", "p4_0"]
     assert len(result["examples"]) == 3

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from universeg_jax.cli import main
 from universeg_jax.errors import UserError
 from universeg_jax.prediction.files import (
     find_queries,
+    label_names,
     mask_files,
     plot_overlay,
     predict_files,
@@ -33,6 +35,8 @@ from universeg_jax.readers.errors import ImageError
 from universeg_jax.readers.folder import read_folder
 from universeg_jax.readers.slices import volume_slices
 from universeg_jax.readers.volume_files import read_label_volume, read_volume
+from universeg_jax.readers.volumes import make_volume
+from universeg_jax.reports.overlay import COLOURS, colours_text
 
 
 def names(path):
@@ -142,9 +146,8 @@ def test_the_mask_of_a_volume_is_on_its_grid(predictor, tmp_path, seed):
     np.testing.assert_array_equal(read_label_volume(tmp_path / "out" / "case0.nii.gz").data, expected.mask)
     row = next(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
     assert row["unit"] == "ml"
-    np.testing.assert_allclose(
-        float(row["size"]), (expected.mask > 0).sum() * abs(np.linalg.det(affine[:3, :3])) / 1000, atol=2e-3
-    )
+    millilitres = (expected.mask > 0).sum() * abs(np.linalg.det(affine[:3, :3])) / 1000
+    np.testing.assert_allclose(float(row["size"]), millilitres, rtol=0.005)  # three significant digits
 
 
 def test_images_may_support_volumes(segmenter, tmp_path):
@@ -424,6 +427,39 @@ def test_overlays_show_the_outline_alone():
     red = (drawn == (230, 60, 60)).all(-1)
     assert red.sum() == 16
     assert not red[3:6, 3:6].any()
+
+
+def test_the_overlay_of_a_small_volume_is_enlarged_and_names_its_colours():
+    volume = make_volume(np.random.default_rng(0).random((35, 52, 9)).astype(np.float32), np.eye(4))
+    probabilities = np.zeros((2, 35, 52, 9), np.float32)
+    probabilities[0, 5:20, 5:20, 4] = probabilities[1, 22:30, 30:40, 4] = 0.9
+    prediction = make_prediction(probabilities, (1, 2))
+    drawn = plot_overlay(volume, prediction, 2, {1: "liver"})
+    assert min(drawn.size) == 7 * 35  # 52 pixels become 7 x 52, the largest below 384
+    picture = np.asarray(drawn)
+    for colour in COLOURS[:2]:  # outlines, and squares of the legend in the lines below
+        found = (picture == colour).all(-1)
+        assert found[:-32].any()
+        assert found[-32:].any()
+    assert colours_text(label_names((1, 2), {1: "liver"})) == "liver red, label 2 blue"
+
+
+def test_a_warning_is_printed_once_and_has_the_confidence_of_the_table(predictor, tmp_path, capsys):
+    """Of two labels, an image unlike the support is said once; each low confidence is that of its line."""
+    support = read_support_folder(write_folder(tmp_path / "s", count=4, ids=(1, 2)))
+    (tmp_path / "q").mkdir()
+    noise = np.random.default_rng(0).integers(0, 2, (128, 128)) * 255
+    Image.fromarray(noise.astype(np.uint8)).save(tmp_path / "q" / "odd.png")
+    assert predict_files(predictor.segmenter(support), [tmp_path / "q"], tmp_path / "out", overlay=True) == 0
+    said = capsys.readouterr()
+    assert said.err.count("looks unlike the support") == 1
+    assert "outlines: label 1 red, label 2 blue" in said.out
+    rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
+    assert len(rows) == 2
+    for row in rows:
+        for number in re.findall(r"low confidence \(([0-9.]+)\)", row["warnings"]):
+            assert float(number) == float(row["confidence"]) < 0.6
+        assert ("low confidence" in row["warnings"]) == (0 < float(row["confidence"]) < 0.6)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Prediction from Python: geometry, labels, support samples, flips and errors."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,9 @@ from universeg_jax.episode import resize
 from universeg_jax.errors import UserError
 from universeg_jax.model.factory import build_model
 from universeg_jax.prediction import predictor as predictor_module
+from universeg_jax.prediction.forward import exclusive_probabilities
 from universeg_jax.prediction.options import Options
-from universeg_jax.prediction.predictor import exclusive_probabilities, make_prediction
+from universeg_jax.prediction.predictor import make_prediction
 from universeg_jax.prediction.selection import select_examples
 from universeg_jax.prediction.support import make_support
 from universeg_jax.readers.preprocess import preprocess_image
@@ -75,6 +77,16 @@ def test_a_prepared_support_equals_the_model(predictor):
     np.testing.assert_allclose(prediction.probabilities, expected, atol=1e-5)
     batch = segment.probabilities(np.stack([preprocess_image(query, 128)] * 11))
     np.testing.assert_allclose(batch, np.repeat(np.asarray(expected)[None], 11, 0), atol=1e-5)
+
+
+def test_images_get_16_examples_and_slices_8(predictor):
+    """The defaults of docs/predict.md; a number that is given counts for both."""
+    images = np.random.default_rng(0).random((20, 16, 16))
+    support = make_support(images, images > 0.5)
+    slices = replace(support, positions=np.linspace(0, 1, 20, dtype=np.float32))
+    for each, size in ((support, 16), (slices, 8)):
+        assert predictor.segmenter(each).options.support_size == size
+        assert predictor.segmenter(each, Options(support_size=5)).options.support_size == 5
 
 
 def test_flips_of_query_and_support_are_averaged(predictor):

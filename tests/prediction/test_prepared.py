@@ -51,7 +51,7 @@ def test_prepared_keys_change_no_prediction(predictor, monkeypatch, flips):
     assert found.shape == (2, 16, 16)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     computed = []
-    monkeypatch.setattr(predictor, "_support_keys", lambda *args: computed.append(args))
+    monkeypatch.setattr(predictor.forward, "_support_keys", lambda *args: computed.append(args))
     prepared(examples[1].image)
     assert not computed
     assert np.isfinite(jax.tree.leaves(prepared.keys_of(np.arange(4)))[0]).all()

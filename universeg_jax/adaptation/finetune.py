@@ -86,10 +86,13 @@ def training_episode(key: Array, data: SupportTasks, query: Array, support_size:
 def finetune(
     params: Any, config: ConfigDict, tasks: SupportTasks, support_size: int, recipe: Recipe, progress: bool = False
 ) -> Fitted:
-    """The parameters with the best Dice on the scored queries, the initial ones included; `about` has both scores."""
+    """The parameters with the best Dice on the scored queries, the initial ones included; `about` has both scores.
+
+    A KeyboardInterrupt ends the training with the best so far.
+    """
     start = Start(params, config)
     samplers = (training_episode, scoring_episode)
-    return fit_checkpoint(start, tasks, support_size, recipe, *samplers, patience=PATIENCE, progress=progress)
+    return fit_checkpoint(start, tasks, support_size, recipe, *samplers, PATIENCE, progress, stoppable=True)
 
 
 def finetune_to(
@@ -105,6 +108,8 @@ def finetune_to(
     progress: bool = False,
 ) -> dict[str, Any]:
     """Fine-tunes `checkpoint` into <out>, with config and lineage, and returns its scores. Raises UserError.
+
+    Stopped by a KeyboardInterrupt, it writes the best parameters so far, and raises it if no step was better.
 
     `name` identifies the support set in the lineage. Each step takes two episodes at a learning rate of 1e-4, like
     `universeg baseline --kind finetune`.
@@ -122,6 +127,9 @@ def finetune_to(
     out.mkdir(parents=True, exist_ok=True)  # fails before the training if it cannot be written
     shapes = store.abstract_params(config)
     fitted = finetune(store.load_params(start, shapes), config, tasks, support_size, recipe, progress)
+    if "stopped_at" in fitted.about and not fitted.about["best_step"]:
+        out.rmdir()
+        raise KeyboardInterrupt
     record = lineage_of(f"user:{name}-{support.digest()[:8]}", support, licence, fitted.about["best_step"] > 0)
     record = {**before.get("lineage", {}), **lineage.inherit(start, record, shapes)[1]}
     about = {**fitted.about, **scored_on(tasks, support.subjects)}
@@ -161,6 +169,8 @@ def scores_text(about: dict[str, Any], out: str | Path) -> str:
         if about["subjects"] == 1:  # names such as img_000 have one part before the last _
             where += '; a subject is the name before the last _, or what "subjects" in meta.json says'
     lines = [f"leave-one-out Dice {before:.1f} before, {after:.1f} after, {where}"]
+    if "stopped_at" in about:
+        lines.append(f"stopped after {about['stopped_at']} steps, which keeps the best so far")
     if about["best_step"]:
         lines.append(f"the parameters of step {about['best_step']} are in {out}")
     else:

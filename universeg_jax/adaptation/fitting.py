@@ -6,6 +6,7 @@ Arrays are padded to powers of two, so that tasks of similar size share a compil
 import functools
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from universeg_jax.episodes import augment
 from universeg_jax.errors import UserError
+from universeg_jax.reports.waiting import say_if_compiling, say_if_slow
 from universeg_jax.startup import compiler_options
 
 Array = jax.Array | np.ndarray
@@ -118,37 +120,47 @@ def fit(
     keep_start: bool,
     patience: int = 0,
     progress: bool = False,
+    stoppable: bool = False,
 ) -> Fitted:
     """The parameters with the best score among those at every `score_every` steps, or the last without scored images.
 
     With `keep_start`, the initial parameters are a candidate too. A `patience` above 0 stops the training after that
-    many scores without improvement. Raises FloatingPointError if the parameters become non-finite.
+    many scores without improvement. If it is `stoppable`, a KeyboardInterrupt does so too, and `about` has
+    "stopped_at". Raises FloatingPointError if the parameters become non-finite.
     """
     optimizer, compiled = programs(loss, score, recipe)
     key = random.key(recipe.seed, impl="threefry2x32")
     state = params, optimizer.init(params)
     started = time.perf_counter()
-    step, score = compiled(state, key, data)
+    with say_if_compiling("the training step and the scores", "one to three minutes"):
+        step, score = compiled(state, key, data)
     compile_seconds, started = time.perf_counter() - started, time.perf_counter()
-    scored = bool(data.counts.sum())
-    start_score = float(score(params, data)) if scored else 0.0
+    scored, number, stopped = bool(data.counts.sum()), -1, {}
+    with say_if_slow(f"scoring {len(data.scored)} masks before the training") if progress else nullcontext():
+        start_score = float(score(params, data)) if scored else 0.0
     best, best_score, best_step = (params, start_score, 0) if keep_start else (params, -1.0, 0)
-    for number in tqdm(range(recipe.steps), "train", unit="step", leave=False, disable=not progress):
-        state = step(state, np.int32(number), key, data)
-        if progress:
-            jax.block_until_ready(state)  # dispatch is asynchronous, and the bar would run ahead
-        if (number + 1) % recipe.score_every:
-            continue
-        value = float(score(state[0], data)) if scored else 0.0
-        if not scored or value > best_score or (value == best_score and not keep_start):
-            best, best_score, best_step = state[0], value, number + 1
-        elif patience and number + 1 - best_step >= patience * recipe.score_every:
-            break
-    if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(state[0])):
+    try:
+        for number in tqdm(range(recipe.steps), "train", unit="step", leave=False, disable=not progress):
+            state = step(state, np.int32(number), key, data)
+            if progress:
+                jax.block_until_ready(state)  # dispatch is asynchronous, and the bar would run ahead
+            if (number + 1) % recipe.score_every:
+                continue
+            value = float(score(state[0], data)) if scored else 0.0
+            if not scored or value > best_score or (value == best_score and not keep_start):
+                best, best_score, best_step = state[0], value, number + 1
+            elif patience and number + 1 - best_step >= patience * recipe.score_every:
+                break
+    except KeyboardInterrupt:
+        if not stoppable:
+            raise
+        stopped = {"stopped_at": number}
+    if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(best if stopped else state[0])):
         raise FloatingPointError(f"training on one task gave NaN or inf; lower learning_rate={recipe.learning_rate}")
     about: dict[str, float] = {
         "seconds": time.perf_counter() - started,
         "compile_seconds": compile_seconds,
         "best_step": best_step,
+        **stopped,
     }
     return Fitted(best, about | ({"start_score": start_score, "best_score": best_score} if scored else {}))

@@ -126,6 +126,7 @@ def fit_checkpoint(
     scoring: SampleEpisode = leave_one_out,
     patience: int = 0,
     progress: bool = False,
+    stoppable: bool = False,
 ) -> Fitted:
     """The checkpoint trained further on `data`, or unchanged where no step scores better; see `fit`.
 
@@ -134,4 +135,4 @@ def fit_checkpoint(
     size, weights = min(support_size, len(data.images)), loss_weights(start.config)
     model = start.config.model.to_json()
     functions = finetune_functions(model, weights.to_json(), recipe.batch_size, size, training, scoring)
-    return fit(start.params, data, *functions, recipe, keep_start=True, patience=patience, progress=progress)
+    return fit(start.params, data, *functions, recipe, True, patience, progress, stoppable)

@@ -77,12 +77,17 @@ def print_datasets(summary: dict[str, Any]) -> None:
     print(summary_markdown(summary))
     for note in (*(f"skipped {name}: {reason}" for name, reason in summary["skipped"].items()), *summary["notes"]):
         print(note)
+    if "distance_unit" not in summary:
+        print("the columns hd95 and nsd of cases.csv are empty: --surfaces measures them")
     if "cost" in summary:
         parameters, milliseconds, seconds = cost_cells(summary["cost"])
         print(f"{parameters} M parameters, {milliseconds} ms per mask, {seconds} s of preparation per task")
 
 
 def run(args: argparse.Namespace) -> int:
+    from universeg_jax.reports.files import require_writable
+
+    require_writable(args.out)
     print_datasets(_evaluate(args) if args.checkpoint else _score(args))
     return 0
 

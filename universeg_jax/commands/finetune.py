@@ -4,9 +4,12 @@ Keeps the result only if subjects held out of training gain.
 """
 
 import argparse
+import signal
+import sys
 from pathlib import Path
+from typing import Any
 
-from universeg_jax.commands.predict import add_support_arguments, axis_number
+from universeg_jax.commands.predict import add_support_arguments, axis_number, label_id
 
 EXAMPLE = "universeg finetune --support my_scans --out my_weights"
 
@@ -22,14 +25,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
 
 
+def _stop(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def run(args: argparse.Namespace) -> int:
+    from universeg_jax.reports.files import require_writable
+
+    print(f"fine-tuning {args.checkpoint} on {args.support}, at most {args.steps} steps; Ctrl-C keeps the best so far")
+    sys.stdout.flush()  # before imports that take seconds
+    require_writable(Path(args.out).absolute().parent)
     from universeg_jax.adaptation.finetune import finetune_to, scores_text
     from universeg_jax.prediction.support import read_support_folder
     from universeg_jax.readers.folder import read_folder
     from universeg_jax.startup import use_compilation_cache
 
     use_compilation_cache()
-    support = read_support_folder(args.support, args.label, axis_number(args))
+    support = read_support_folder(args.support, label_id(args), axis_number(args))
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
         about = finetune_to(
             args.checkpoint,
@@ -44,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
             progress=True,
         )
     except KeyboardInterrupt:
-        print(f"stopped; nothing was written to {args.out}")
+        print(f"stopped before any step was better; nothing was written to {args.out}")
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print(scores_text(about, args.out))
     return 0

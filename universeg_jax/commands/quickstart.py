@@ -1,12 +1,15 @@
 """`make quickstart`: data, training, evaluation and report in one command, which resumes when it is run again."""
 
 import argparse
+import os
 import shutil
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before JAX: no "Very slow compile?" of XLA over a bar
 
 from ml_collections import ConfigDict
 
@@ -24,8 +27,12 @@ from universeg_jax.evaluation.scoring import Method, model_method
 from universeg_jax.prediction.predictor import Predictor
 from universeg_jax.reports.figures import plot_curves, plot_support_sizes
 from universeg_jax.reports.files import read_json, read_json_lines
+from universeg_jax.startup import use_compilation_cache
 from universeg_jax.training import loop
 
+TRAINING_SECONDS = 280.0  # that steps may take, without compiling and validation
+LEAST_STEPS = 200  # for slow machines, whose compiled program is kept
+ROUND = 50  # steps
 ROLES = ["train_open", "val", "test"]
 SETTINGS = Settings(support_sizes=(1, 4, 16), ensembles=(1,), batch_size=16)
 BASELINES = {"mean_mask": (trivial.mean_mask, None), "nearest_label": (trivial.nearest_label, None)}
@@ -37,21 +44,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--data", default="", help="folder with dataset folders and splits.json (default: synthetic data)"
     )
     parser.add_argument("--workdir", default="runs/quickstart")
+    parser.add_argument(
+        "--num_steps", type=int, default=0, help="training steps (default: as many as about 10 minutes allow)"
+    )
     parser.add_argument("--fresh", action="store_true", help="delete the workdir first")
     args = parser.parse_args(argv)
     workdir = Path(args.workdir)
     try:
         if args.fresh:
             shutil.rmtree(workdir, ignore_errors=True)
-        quickstart(workdir, args.data)
+        quickstart(workdir, args.data, args.num_steps)
     except (UserError, OSError) as error:
         print(f"quickstart: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def quickstart(workdir: Path, data: str) -> None:
-    """Builds the data, trains and evaluates; each part keeps what is finished."""
+def quickstart(workdir: Path, data: str, num_steps: int = 0) -> None:
+    """Builds the data, trains and evaluates; each part keeps what is finished.
+
+    `num_steps`: of the training; 0: those of a run that is resumed, or `fit_steps`.
+    """
     config = default_config()
     config.data_dir = str(workdir / "data")
     print_plan(workdir, config, data)
@@ -59,6 +72,8 @@ def quickstart(workdir: Path, data: str) -> None:
     build_data(config.data_dir, data)
     print(f"[1/3] data: {minutes(started)} min")
     started = time.time()
+    use_compilation_cache()  # the step that is measured need not be compiled again
+    config.num_steps = num_steps or recorded_steps(workdir) or fit_steps(config)
     loop.train_and_evaluate(config, workdir)
     print(f"[2/3] training: {minutes(started)} min")
     started = time.time()
@@ -71,12 +86,35 @@ def default_config() -> ConfigDict:
     return quickstart_config.get_config()
 
 
+def recorded_steps(workdir: Path) -> int:
+    """The steps of a run that started here; 0 without one."""
+    path = workdir / "config.json"
+    return int(read_json(path)["num_steps"]) if path.exists() else 0
+
+
+def fit_steps(config: ConfigDict) -> int:
+    """As many steps as TRAINING_SECONDS allow on this machine, from LEAST_STEPS to config.num_steps.
+
+    Measures the program for the fewest steps. The learning rate's schedule is compiled into it, so only a machine that
+    is clearly faster compiles once more. The result depends on the number alone, not on when it was measured.
+    """
+    most, least = config.num_steps, min(LEAST_STEPS, config.num_steps)
+    short = config.copy_and_resolve_references()
+    short.num_steps = least
+    seconds = loop.seconds_per_step(short)
+    fitting = int(TRAINING_SECONDS / seconds) // ROUND * ROUND
+    steps = least if fitting < 1.5 * least else min(fitting, most)
+    print(f"a step takes {seconds:.2f} s here: {steps} of {most} steps (--num_steps={steps} repeats this run)")
+    return steps
+
+
 def print_plan(workdir: Path, config: ConfigDict, data: str) -> None:
     saved = sorted(int(p.name) for p in (workdir / "checkpoints").glob("[0-9]*") if p.name.isdigit())
     built = list_datasets(config.data_dir)
     print(f"{workdir}: about 10 minutes on 2 cores in all")
     print(f"  1 data, 1 min: {f'folders of {data}' if data else '12 synthetic datasets'}; {len(built)} built so far")
-    print(f"  2 training, 5 min: {config.num_steps} steps; {f'step {saved[-1]} reached' if saved else 'not started'}")
+    reached = f"step {saved[-1]} reached" if saved else "not started"
+    print(f"  2 training, 5 min: up to {config.num_steps} steps, as many as the machine allows; {reached}")
     print("  3 evaluation, 4 min: test datasets, support sizes 1, 4 and 16, with packaged weights and baselines")
 
 

@@ -27,6 +27,7 @@ from universeg_jax.readers.palettes import check_palettes
 from universeg_jax.readers.segments import on_grid_of
 from universeg_jax.readers.volume_files import is_volume, read_label_volume
 from universeg_jax.readers.volumes import Volume, check_same_grid
+from universeg_jax.reports.overlay import is_overlay
 
 NNUNET = "ids of dataset.json"
 Classes = tuple[tuple[int, tuple[int, ...]], ...]  # as in LabelFile
@@ -96,7 +97,7 @@ def find_masks(folder: Path) -> dict[str, Path]:
     files = [f for f in folder.iterdir() if f.is_file() and not f.name.startswith(".")]
     volumes = [f for f in files if extension(f) in VOLUME_EXTENSIONS or is_seg(f)]
     found: dict[str, Path] = {}
-    for file in (*list_images(folder), *volumes):
+    for file in (f for f in (*list_images(folder), *volumes) if not is_overlay(f)):
         name = unicodedata.normalize("NFC", stem(file))  # macOS writes ü as u and ¨
         if name in found:
             raise UserError(f"{found[name]} and {file} have the same name; keep one of them")

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from universeg_jax.checkpoints import packaged, store
 from universeg_jax.data.dataset import Dataset, list_datasets, open_dataset
 from universeg_jax.data.tasks import Task, check_groups, dataset_tasks, usable
+from universeg_jax.episode import OFFICIAL_SIZE, to_device_floats
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation import report
 from universeg_jax.evaluation.cases import (
@@ -38,7 +39,9 @@ from universeg_jax.evaluation.summary import open_results, summarize
 from universeg_jax.evaluation.surfaces import surface_scores
 from universeg_jax.model.factory import build_model
 from universeg_jax.reports.files import write_csv, write_json
+from universeg_jax.reports.waiting import say_if_compiling
 
+Masks = dict[tuple[str, int], np.ndarray]  # (task, row) → mask, packed bits [128, 16]
 PENDING = 2  # batches whose scores may still be in progress
 
 
@@ -49,10 +52,12 @@ def evaluate(
     settings: Settings,
     progress: bool = True,
     check: Callable[[], None] = lambda: None,
+    keep: Masks | None = None,
 ) -> list[dict[str, Any]]:
     """One row per (case, method, support size, ensemble); `methods` maps a name to (method, its parameters).
 
-    `check` is called before each batch; it may raise to abort. All methods see the same episodes. `tasks` must be
+    `check` is called before each batch; it may raise to abort. `keep` receives the masks of the first method at the
+    largest support size and ensemble, for figures. All methods see the same episodes. `tasks` must be
     usable tasks of `datasets`. Raises FloatingPointError, naming the case, if a prediction is not finite.
     """
     sizes = {dataset.meta.name: dataset.meta.size for dataset in datasets}
@@ -74,9 +79,12 @@ def evaluate(
             for batch in prefetch_batches(cases, by_name, settings, support_size):
                 check()
                 episode = jax.device_put(batch.episode)
-                scores = {name: scorer(m, settings)(params, episode) for name, (m, params) in methods.items()}
+                with say_if_compiling(f"the evaluation with {support_size} examples", "one or two minutes"):
+                    scores = {name: scorer(m, settings)(params, episode) for name, (m, params) in methods.items()}
                 # Dispatch is asynchronous: a thread waits for the scores while this one dispatches the next batch.
-                pending.append((len(batch.cases), pool.submit(_rows, batch, scores, by_name, settings, support_size)))
+                kept = keep if support_size == max(settings.support_sizes) else None
+                arguments = (batch, scores, by_name, settings, support_size, kept)
+                pending.append((len(batch.cases), pool.submit(_rows, *arguments)))
                 if len(pending) > PENDING:
                     collect()
         while pending:
@@ -90,10 +98,16 @@ def _rows(
     datasets: dict[str, Dataset],
     settings: Settings,
     support_size: int,
+    keep: Masks | None,
 ) -> list[dict[str, Any]]:
     rows = []
-    for name, device_scores in scores.items():
+    for number, (name, device_scores) in enumerate(scores.items()):
         arrays = jax.device_get(device_scores)
+        if keep is not None and not number:
+            shown = arrays["masks"][:, settings.ensembles.index(max(settings.ensembles))]
+            keep.update(
+                {(c.task.name, c.row): mask for c, mask in zip(batch.cases, shown, strict=False)}
+            )  # padded batches
         for i, case in enumerate(batch.cases):
             if not arrays["finite"][i]:
                 raise FloatingPointError(
@@ -218,15 +232,15 @@ def evaluate_to(
     identity = {name: value for name, value in about.items() if name not in ("cost", "notes")}
     record = {**identity, "methods": list(methods), "datasets": fingerprints, "options": options}
     open_results(out, json_value(record), overwrite)
-    rows = evaluate(methods, datasets, tasks, settings)
+    masks: Masks = {}
+    rows = evaluate(methods, datasets, tasks, settings, keep=masks)
     summary = write_results(out, rows, list(methods), datasets, settings, about)
     if with_report:
         by_name, by_task = {d.meta.name: d for d in datasets}, {task.name: task for task in tasks}
-        method, params = methods[summary["method"]]
 
         def segment(shown: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             return [
-                segment_case(method, params, by_name[row["dataset"]], case, settings)
+                show_case(by_name[row["dataset"]], case, settings, masks[case.task.name, case.row], row["dice"])
                 for row in shown
                 for case in query_cases(by_task[row["task"]])
                 if case.row == row["row"]
@@ -276,16 +290,24 @@ def json_value(value: Any) -> Any:
 
 
 def segment_case(method: Method, params: Any, dataset: Dataset, case: QueryCase, settings: Settings) -> dict[str, Any]:
-    """Segments a case at the largest support size and ensemble for `plot_sheet`, which shows its first support draw."""
+    """Segments a case at the largest support size and ensemble, for `plot_sheet`."""
     episode, _ = gather_episodes([case], {dataset.meta.name: dataset}, settings, max(settings.support_sizes), 1)
-    mean, dice, floats = jax.device_get(mean_probabilities(method, settings.flips)(params, episode))
+    mean, dice, _ = jax.device_get(mean_probabilities(method, settings.flips)(params, episode))
+    mask = np.packbits(mean[0] >= 0.5, axis=-1)
+    return show_case(dataset, case, settings, mask, float(dice[0]))
+
+
+def show_case(dataset: Dataset, case: QueryCase, settings: Settings, mask: np.ndarray, dice: float) -> dict[str, Any]:
+    """A case with its predicted mask, packed bits, and its first support draw, for `plot_sheet`."""
+    episode, _ = gather_episodes([case], {dataset.meta.name: dataset}, settings, max(settings.support_sizes), 1)
+    floats = jax.device_get(to_device_floats(episode, OFFICIAL_SIZE))
     return {
         "query_image": floats.query_image[0, ..., 0],
         "query_label": floats.query_label[0, ..., 0],
         "support_images": floats.support_images[0, 0, ..., 0],
         "support_labels": floats.support_labels[0, 0, ..., 0],
-        "probabilities": mean[0],
-        "dice": float(dice[0]),
+        "probabilities": np.unpackbits(mask, axis=-1).astype(np.float32),
+        "dice": dice,
         "task": case.task.label_name,
     }
 

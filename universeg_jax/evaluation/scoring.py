@@ -61,14 +61,15 @@ def over_flips(method: Method) -> Method:
 def scorer(method: Method, settings: Settings) -> Callable[[Any, Episode], dict[str, jax.Array]]:
     """(params, episode) → scores [N, ensembles] of N cases with K draws of the support: [N, K, S, H, W, 1].
 
-    "draws" is [N, K], "empty" and "finite" are [N]. With `settings.surfaces`, "masks" and "truth" are packed bits.
+    "draws" is [N, K], "empty" and "finite" are [N]. As packed bits: "masks" [N, ensembles, H, W / 8] and
+    "truth" [N, H, W / 8].
     """
-    return _compiled(method, settings.ensembles, settings.flips, settings.surfaces)
+    return _compiled(method, settings.ensembles, settings.flips)
 
 
 @functools.lru_cache(maxsize=16)
 def _compiled(
-    method: Method, ensembles: tuple[int, ...], flips: bool, with_masks: bool
+    method: Method, ensembles: tuple[int, ...], flips: bool
 ) -> Callable[[Any, Episode], dict[str, jax.Array]]:
     def score(params: Any, episode: Episode) -> dict[str, jax.Array]:
         floats = to_device_floats(episode, OFFICIAL_SIZE)
@@ -79,16 +80,15 @@ def _compiled(
         single = metrics.dice_score(probabilities >= 0.5, truths)
         at_thresholds = jax.lax.map(lambda t: metrics.dice_score(means >= t, truths), jnp.asarray(THRESHOLDS))
         counts = metrics.overlap(masks, truths)
-        scores = {name: metric(counts) for name, metric in metrics.METRICS.items()} | {
+        return {name: metric(counts) for name, metric in metrics.METRICS.items()} | {
             "draws": single,
             "single_dice": jnp.stack([single[:, :k].mean(1) for k in ensembles], 1),
             "oracle_dice": at_thresholds.max(0),
             "empty": truth.sum((1, 2)) == 0,
             "finite": jnp.isfinite(probabilities).all((1, 2, 3)),
+            "masks": jnp.packbits(masks, axis=-1),
+            "truth": jnp.packbits(truth > 0, axis=-1),
         }
-        if with_masks:  # eight pixels per byte
-            scores |= {"masks": jnp.packbits(masks, axis=-1), "truth": jnp.packbits(truth > 0, axis=-1)}
-        return scores
 
     return jax.jit(score, compiler_options=compiler_options())
 

@@ -1,5 +1,6 @@
 """Building blocks of the networks: convolution, pooling, upsampling, and sums over streamed support entries."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -118,6 +119,30 @@ def map_sum(function: Callable[[Any], tuple[Any, Any]], chunks: Any) -> tuple[An
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, first)[0])
     return lax.scan(body, zeros, chunks)
+
+
+def sum_of_first(count: Array) -> MapSum:
+    """Like `map_sum`, over the first `count` chunks alone, int32 []; what is kept of the others is 0.
+
+    One program serves every count, and the other chunks cost no time. A loop of unknown length has no gradients.
+    """
+
+    def over(function: Callable[[Any], tuple[Any, Any]], chunks: Any) -> tuple[Any, Any]:
+        (length,) = {x.shape[0] for x in jax.tree.leaves(chunks)}
+        partial, kept = jax.eval_shape(function, jax.tree.map(lambda x: x[0], chunks))
+
+        def body(i: Array, state: tuple[Any, Any]) -> tuple[Any, Any]:
+            total, stored = state
+            chunk = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), chunks)
+            partial, kept = function(chunk)
+            put = functools.partial(lax.dynamic_update_index_in_dim, index=i, axis=0)
+            return jax.tree.map(jnp.add, total, partial), jax.tree.map(put, stored, kept)
+
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), partial)
+        empty = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), kept)
+        return lax.fori_loop(0, count, body, (zeros, empty))
+
+    return over
 
 
 def all_sum(partial: Any, axis: str, dtype: Any) -> Any:

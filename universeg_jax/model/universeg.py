@@ -182,6 +182,7 @@ class UniverSeg(nn.Module):
         support_mask: Array | None = None,
         query_keys: Keys | None = None,
         support_keys: Keys | None = None,
+        over: MapSum = map_sum,
     ) -> Array:
         """Logits [B, H, W, 1] in float32 (or float64).
 
@@ -189,7 +190,8 @@ class UniverSeg(nn.Module):
         of 2^(levels - 1). support_mask [B, S]: 1 for an entry, 0 for padding, whose content then has no effect;
         at least one entry of each episode must count. Raises ValueError for shapes that do not fit.
 
-        With `keys`, those of the images may be passed as `keys_of` gave them; otherwise they are computed.
+        With `keys`, those of the images may be passed as `keys_of` gave them; otherwise they are computed. `over` sums
+        over the support in the fast form: `sum_of_first` leaves padding out of the work.
         """
         check_shapes(query_image, support_images, support_labels, support_mask, len(self.encoder))
         dtype = jnp.dtype(self.dtype)
@@ -207,7 +209,7 @@ class UniverSeg(nn.Module):
             u_BHWC = self.plain(u_BHWC, v_BSHWC, weights_BS, query_keys, support_keys)
         else:
             entries, weights, key_chunks = chunked((v_BSHWC, weights_BS, support_keys), self.support_chunk)
-            u_BHWC = fast.forward(self, u_BHWC, entries, weights, map_sum, query_keys, key_chunks)
+            u_BHWC = fast.forward(self, u_BHWC, entries, weights, over, query_keys, key_chunks)
         return self.out(u_BHWC.astype(jnp.promote_types(jnp.float32, dtype)))
 
     def keys_of(self, images: Array, support: bool = False) -> Keys:

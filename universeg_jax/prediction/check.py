@@ -16,7 +16,18 @@ from tqdm import tqdm
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation.intervals import CaseScores, interval
 from universeg_jax.evaluation.metrics import dice_on_host
+from universeg_jax.prediction.check_curve import (
+    SegmentByRows,
+    compare_sizes,
+    dice_scores,
+    find_harmful,
+    learning_curve,
+    measure_influence,
+    sizes_to_compare,
+)
+from universeg_jax.prediction.options import default_support_size
 from universeg_jax.prediction.predictor import Predictor
+from universeg_jax.prediction.selection import select_examples
 from universeg_jax.prediction.support import Support, case_names
 from universeg_jax.prediction.understood import find_shared_mistakes
 from universeg_jax.prediction.warnings import appearance, nearest_distances
@@ -32,10 +43,7 @@ UNEXPLAINED = 0.6  # and below this share of it, because a slice at the end of a
 SAME_LABEL = 0.98  # Dice of the labels of two images from which one is taken for a copy
 MIN_GAIN = 0.15  # in Dice, of an explanation over the label as it is
 MIN_SHIFT = 0.06  # share of the image side
-HARMFUL = -0.02  # change in the Dice of other examples
-INFLUENCE_SAMPLES = 8  # random halves of the other examples
-CURVE_SAMPLES = 3
-SegmentByRows = Callable[[np.ndarray], np.ndarray]  # rows [N, K, S] → probabilities [N, L, 128, 128] of all examples
+BORROWED = 0.9  # share of the label's median Dice that another image's prediction must reach to be taken for its own
 
 
 @dataclass(frozen=True)
@@ -50,34 +58,24 @@ class Finding:
 def check(
     predictor: Predictor,
     support: Support,
-    support_size: int = 64,
+    support_size: int = 0,
     thorough: bool = True,
     progress: bool = False,
     unusable: Mapping[str, str] | None = None,
     named: bool = True,
+    on_first: Callable[[dict[str, Any]], Any] = lambda result: None,
 ) -> dict[str, Any]:
     """{"dice", "ci_low", "ci_high", "subjects", "examples": [...], "findings": [...], "curve": [...]}; Dice in [0, 1].
 
-    `thorough` adds the influence of each example and the learning curve, for twenty times the work. `unusable`: cases
-    missing from the support set, and why. `named`: False where no names of the ids are known. Raises UserError for
-    fewer than two images or volumes.
+    Each example is segmented with `support_size` of the others (0: as many as `predict` takes), chosen as `predict`
+    chooses. `thorough` adds the influence of each example, the learning curve and "support_sizes" (check_curve.py), for
+    ten times the work; `on_first` gets the result before that. `unusable`: cases missing from the support set, and why.
+    `named`: False where no names of the ids are known. Raises UserError for fewer than two images or volumes.
     """
     others = rows_of_others(support)
-    fewest = min(map(len, others))
-    size = min(fewest, support_size)
-    smaller = [s for s in (1 << k for k in range(10)) if thorough and s < size]  # sizes on the learning curve
-    halves = INFLUENCE_SAMPLES if thorough and fewest > 2 else 0
-    rng = np.random.default_rng(0)
-    total = len(support) * (1 + halves + CURVE_SAMPLES * len(smaller))
-    segmenter = predictor.segmenter(support)
-    with tqdm(total=total, desc="check", unit="image", leave=False, disable=not progress) as bar:
-
-        def segment(rows: np.ndarray) -> np.ndarray:
-            return segmenter.by_rows(support.images, rows, bar.update)
-
-        probabilities = segment(sample_supports(others, size, 1, rng))
-        influence = measure_influence(segment, support, others, halves, rng)
-        curve = learning_curve(segment, support, others, smaller, rng)
+    size = min(min(map(len, others)), support_size or default_support_size(support))
+    segment = _segmenter(predictor, support, progress)
+    probabilities = segment(nearest_others(support, others, size), "leave one out")
     dice = dice_scores(probabilities, support)
     findings = [
         *(Finding(name, "unusable", why) for name, why in (unusable or {}).items()),
@@ -87,10 +85,9 @@ def check(
         *find_duplicates(support),
         *find_unusual_intensities(support),
         *find_label_mistakes(probabilities, support),
-        *find_harmful(influence, support),
     ]
     estimate = interval(to_case_scores(dice, support)).overall
-    return {
+    result = {
         "dice": estimate.mean,
         "ci_low": estimate.low,
         "ci_high": estimate.high,
@@ -99,34 +96,77 @@ def check(
             {
                 "name": name,
                 "dice": {str(label): _json_number(dice[j, i]) for j, label in enumerate(support.labels)},
-                "influence": _json_number(influence[i]),
+                "influence": None,
             }
             for i, name in enumerate(support.names)
         ],
         "findings": [asdict(finding) for finding in findings],
-        "curve": [*curve, {"support_size": size, "dice": float(np.nanmean(dice))}],
+        "curve": [{"support_size": size, "dice": float(np.nanmean(dice))}],
     }
+    if not thorough:
+        return result
+    on_first(result)
+    return result | look_further(result, support, others, size, dice, segment)
+
+
+def look_further(
+    result: Mapping[str, Any],
+    support: Support,
+    others: Sequence[np.ndarray],
+    size: int,
+    dice: np.ndarray,
+    segment: SegmentByRows,
+) -> dict[str, Any]:
+    """What the influence of the examples, the learning curve and the support sizes add to the result."""
+    rng = np.random.default_rng(0)
+    rows = {n: nearest_others(support, others, n) for n in sizes_to_compare(others, size)}
+    sizes = [*compare_sizes(segment, support, rows, dice), {"support_size": size, "dice": float(np.nanmean(dice))}]
+    curve = learning_curve(segment, support, others, size, rng)
+    influence = measure_influence(segment, support, others, size, rng)
+    harmful = [asdict(Finding(support.names[i], "harmful", message)) for i, message in find_harmful(influence)]
+    return {
+        "examples": [
+            {**example, "influence": _json_number(influence[i])} for i, example in enumerate(result["examples"])
+        ],
+        "findings": [*result["findings"], *harmful],
+        "curve": [*curve, *result["curve"]],
+        "support_sizes": sorted(sizes, key=lambda each: each["support_size"]),
+    }
+
+
+def _segmenter(predictor: Predictor, support: Support, progress: bool) -> SegmentByRows:
+    segmenter = predictor.segmenter(support)
+
+    def segment(rows: np.ndarray, what: str) -> np.ndarray:
+        with tqdm(total=len(rows), desc=what, unit="example", leave=False, disable=not progress) as bar:
+            return segmenter.by_rows(support.images, rows, bar.update)
+
+    return segment
+
+
+def is_other_subject(support: Support, i: int) -> np.ndarray:
+    """Bool [N]: examples of other subjects than example i; of other images or volumes if there is only one subject."""
+    subjects = support.subjects if len(set(support.subjects)) > 1 else case_names(support)
+    return np.array([subject != subjects[i] for subject in subjects])
 
 
 def rows_of_others(support: Support) -> list[np.ndarray]:
     """For each example, the rows of other subjects; of other images or volumes if there is only one subject."""
-    subjects = np.array(support.subjects)
-    if len(set(subjects)) == 1:
-        subjects = np.array(case_names(support))
-    if len(set(subjects)) == 1:
-        raise UserError(f"the support set holds only {subjects[0]}: a check needs at least two images or volumes")
-    return [np.flatnonzero(subjects != subject) for subject in subjects]
+    cases = case_names(support)
+    if len(set(support.subjects)) == len(set(cases)) == 1:
+        raise UserError(f"the support set holds only {cases[0]}: a check needs at least two images or volumes")
+    return [np.flatnonzero(is_other_subject(support, i)) for i in range(len(support))]
 
 
-def sample_supports(others: Sequence[np.ndarray], size: int, samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Rows [N, samples, size] of other examples, without replacement within a sample."""
-    return np.stack([[rng.choice(rows, size, replace=False) for _ in range(samples)] for rows in others])
-
-
-def dice_scores(probabilities: np.ndarray, support: Support) -> np.ndarray:
-    """Dice [L, N] of predictions [N, L, 128, 128] with the labels; NaN where a label is empty."""
-    prediction, truth = probabilities.swapaxes(0, 1) >= 0.5, support.masks > 0
-    return np.where(truth.any((2, 3)), dice_on_host(prediction, truth), np.nan)
+def nearest_others(support: Support, others: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """Rows [N, 1, size] of the others that `predict` would choose for each example."""
+    places = [None] * len(support) if support.positions is None else support.positions.tolist()
+    return np.stack(
+        [
+            select_examples(support, query, place, size, 1, "nearest", 0, rows)
+            for query, place, rows in zip(support.images, places, others, strict=True)
+        ]
+    )
 
 
 def find_few_subjects(support: Support) -> list[Finding]:
@@ -191,7 +231,20 @@ def find_label_mistakes(probabilities: np.ndarray, support: Support) -> list[Fin
                 prefix = f"label {label}: " if len(support.labels) > 1 else ""
                 findings.append(Finding(name, mistake[0], prefix + mistake[1]))
                 break
-    return findings
+    return findings if support.positions is None else _without_scattered(findings, support)
+
+
+def _without_scattered(findings: Sequence[Finding], support: Support) -> list[Finding]:
+    """Leaves out labels of other volumes that fewer than half of a volume's labelled slices seem to have.
+
+    A label file is exchanged whole. At the ends of a structure its outlines of several heights are alike.
+    """
+    cases, marked = np.array(case_names(support)), support.masks.any((0, 2, 3))
+    suspects = {f.example for f in findings if f.kind == "another's label"}
+    is_suspect = np.array([name in suspects for name in support.names])
+    exchanged = {c for c in set(cases) if 2 * (is_suspect & (cases == c)).sum() >= (marked & (cases == c)).sum() > 0}
+    case_of = dict(zip(support.names, cases, strict=True))
+    return [f for f in findings if f.kind != "another's label" or case_of[f.example] in exchanged]
 
 
 def find_copied_labels(support: Support, fits: np.ndarray) -> dict[int, int]:
@@ -223,7 +276,8 @@ def _explain_label(
         )
     if fit >= MISFIT * medians[j] or medians[j] < PREDICTED:
         return None
-    kind, best_fit, message = max(_explanations(i, j, probabilities, support), key=lambda explanation: explanation[1])
+    explanations = _explanations(i, j, probabilities, support, medians[j])
+    kind, best_fit, message = max(explanations, key=lambda explanation: explanation[1])
     numbers = f"(Dice {fit:.2f} with the prediction from the others, median {medians[j]:.2f})"
     if best_fit >= fit + MIN_GAIN:
         return kind, f"{message} {numbers}"
@@ -232,8 +286,14 @@ def _explain_label(
     return ("misfit", f"does not match the prediction from the others {numbers}") if fit < limit else None
 
 
-def _explanations(i: int, j: int, probabilities: np.ndarray, support: Support) -> list[tuple[str, float, str]]:
-    """(kind, soft Dice after correcting such a mistake, message) for each kind of mistake in label j of example i."""
+def _explanations(
+    i: int, j: int, probabilities: np.ndarray, support: Support, median: float
+) -> list[tuple[str, float, str]]:
+    """(kind, soft Dice after correcting such a mistake, message) for each kind of mistake in label j of example i.
+
+    Neighbouring slices of one patient are alike, so a label is taken for another's only if that is another subject's,
+    and fits it nearly as well as labels usually do.
+    """
     p, mask = probabilities[i, j], support.masks[j, i]
     explanations = [("inverted", float(dice_on_host(p, 1 - mask)), "structure and background are exchanged")]
     for k, other in enumerate(support.labels):
@@ -246,9 +306,10 @@ def _explanations(i: int, j: int, probabilities: np.ndarray, support: Support) -
             ("shifted", shifted, f"shifted by {right:+d} right and {down:+d} down of {len(mask)} pixels")
         )
     borrowed = dice_on_host(probabilities[:, j], mask)
-    borrowed[i] = 0
+    borrowed[~is_other_subject(support, i)] = 0
     nearest = int(np.argmax(borrowed))
-    explanations.append(("another's label", float(borrowed[nearest]), f"it fits {support.names[nearest]} better"))
+    if borrowed[nearest] >= BORROWED * median:
+        explanations.append(("another's label", float(borrowed[nearest]), f"it fits {support.names[nearest]} better"))
     return explanations
 
 
@@ -266,58 +327,6 @@ def to_case_scores(dice: np.ndarray, support: Support) -> CaseScores:
     label, example = np.nonzero(np.isfinite(dice))
     tasks, subjects = [str(support.labels[j]) for j in label], [support.subjects[i] for i in example]
     return CaseScores(["support"] * len(label), tasks, subjects, dice[label, example])
-
-
-def measure_influence(
-    segment: SegmentByRows, support: Support, others: Sequence[np.ndarray], samples: int, rng: np.random.Generator
-) -> np.ndarray:
-    """[N] changes in the Dice of other examples due to the presence of an example in their support set.
-
-    Means over random halves of the others. NaN below twice the standard error, and without samples.
-    """
-    if not samples:
-        return np.full(len(support), np.nan)
-    rows = sample_supports(others, max(1, min(map(len, others)) // 2), samples, rng)
-    gains = np.full((len(support), samples), np.nan)
-    for k in range(samples):
-        dice = dice_scores(segment(rows[:, k : k + 1]), support)
-        gains[:, k] = np.nanmean(dice, 0) if dice.shape[0] > 1 else dice[0]
-    gains -= np.nanmean(gains, 1, keepdims=True)
-    influence = np.full(len(support), np.nan)
-    for i in range(len(support)):
-        is_included = (rows == i).any(2)
-        is_eligible = np.array([i in other_rows for other_rows in others])[:, None] & np.isfinite(gains)
-        included, excluded = gains[is_included & is_eligible], gains[~is_included & is_eligible]
-        if len(included) > 3 and len(excluded) > 3:
-            change = included.mean() - excluded.mean()
-            error = np.sqrt(included.var(ddof=1) / len(included) + excluded.var(ddof=1) / len(excluded))
-            influence[i] = change if abs(change) > 2 * error else np.nan
-    return influence
-
-
-def find_harmful(influence: np.ndarray, support: Support) -> list[Finding]:
-    return [
-        Finding(
-            support.names[i], "harmful", f"lowers the Dice of other examples ({100 * change:+.1f} percentage points)"
-        )
-        for i, change in enumerate(influence)
-        if np.isfinite(change) and change < HARMFUL
-    ]
-
-
-def learning_curve(
-    segment: SegmentByRows,
-    support: Support,
-    others: Sequence[np.ndarray],
-    sizes: Sequence[int],
-    rng: np.random.Generator,
-) -> list[dict[str, float]]:
-    """[{"support_size", "dice"}]: for each size the mean over a few samples."""
-    curve = []
-    for size in sizes:
-        dice = [dice_scores(segment(sample_supports(others, size, 1, rng)), support) for _ in range(CURVE_SAMPLES)]
-        curve.append({"support_size": size, "dice": float(np.nanmean(dice))})
-    return curve
 
 
 def _json_number(value: float) -> float | None:

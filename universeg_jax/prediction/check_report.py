@@ -2,6 +2,7 @@
 
 import html
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,38 @@ def check_text(result: dict[str, Any]) -> str:
         *result.get("understood", ()),
         *result.get("notes", ()),
         f"leave-one-out Dice {100 * result['dice']:.1f} (95 % interval {low:.1f} to {high:.1f}) over "
-        f"{len(result['examples'])} examples of {result['subjects']} subjects",
-        "by support size: " + ", ".join(f"{c['support_size']}: {100 * c['dice']:.1f}" for c in result["curve"]),
+        f"{len(result['examples'])} examples of {result['subjects']} subjects, each from "
+        f"{result['curve'][-1]['support_size']} others",
+        *curve_lines(result),
     ]
-    if len(result["curve"]) > 1:
-        gain = 100 * (result["curve"][-1]["dice"] - result["curve"][-2]["dice"])
-        lines.append(f"the last step of this curve gained {gain:+.1f}; expect at most that from twice as many examples")
     findings = [f"{f['example'] or 'the set'}: {f['kind']}: {f['message']}" for f in result["findings"]]
     return "\n".join([*lines, *(findings or ["no mistakes found"])])
+
+
+def curve_lines(result: dict[str, Any]) -> list[str]:
+    """The learning curve and the best number of examples, where they were measured (`check --curve`)."""
+    if len(result["curve"]) < 2:
+        return []
+    curve, gain = result["curve"], 100 * (result["curve"][-1]["dice"] - result["curve"][-2]["dice"])
+    lines = [
+        "by number of labelled examples: " + _by_size(curve),
+        f"the last step of this curve gained {gain:+.1f}; expect at most that from twice as many examples",
+    ]
+    if len(sizes := result.get("support_sizes", ())) > 1:
+        used = curve[-1]["support_size"]
+        better = [each for each in sizes if each.get("gain", 0) > 2 * each.get("error", 0)]
+        best = max(better, key=lambda each: each["gain"])["support_size"] if better else used
+        lines.append(f"by --support_size, of the examples nearest to each: {_by_size(sizes)}")
+        lines.append(
+            f"no number of examples is clearly better than the default, {used}"
+            if best == used
+            else f"--support_size {best} is better for this set than the default, {used}"
+        )
+    return lines
+
+
+def _by_size(scores: Sequence[dict[str, Any]]) -> str:
+    return ", ".join(f"{each['support_size']}: {100 * each['dice']:.1f}" for each in scores)
 
 
 def write_check_page(path: Path, result: dict[str, Any], support: Support) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from universeg_jax.prediction.out_folder import (
 )
 from universeg_jax.prediction.predictor import Segmenter
 from universeg_jax.prediction.result import Prediction
+from universeg_jax.prediction.warnings import DECIMALS
 from universeg_jax.prediction.workers import in_processes
 from universeg_jax.readers.dicom import read_dicom_image
 from universeg_jax.readers.dicom_files import is_dicom_file, nested_series, sorted_files
@@ -49,7 +51,7 @@ from universeg_jax.readers.slices import plane
 from universeg_jax.readers.volume_files import is_dicom, is_volume, mask_extension, read_volume, write_like
 from universeg_jax.readers.volumes import Volume, slice_axis
 from universeg_jax.reports.files import atomic_write
-from universeg_jax.reports.overlay import draw_outlines, to_display
+from universeg_jax.reports.overlay import OVERLAY, colours_text, draw_outlines, enlarge, to_display, with_legend
 
 SUPPORTED = (*IMAGE_EXTENSIONS, *VOLUME_EXTENSIONS, *DICOM_EXTENSIONS)
 VOLUME_UNITS = ((100.0, 1e-3, "ml"), (1e-4, 1.0, "mm3"), (0.0, 1e9, "um3"))  # from so many mm³ on, per mm³
@@ -128,7 +130,7 @@ def mask_files(
 
 
 def overlay_file(query: Path, out: Path, queries: Collection[Path] = ()) -> Path:
-    return out / f"{_name(query, [each for each in queries if each.is_dir()])}_overlay.png"
+    return out / f"{_name(query, [each for each in queries if each.is_dir()])}{OVERLAY}"
 
 
 def _name(query: Path, series: Collection[Path] = ()) -> str:
@@ -150,11 +152,13 @@ def predict_files(
     overwrite: bool = False,
     jobs: int = 1,
     dicom_seg: Mapping[int, str] | None = None,
+    names: Mapping[int, str] = MappingProxyType({}),
 ) -> int:
     """Writes <out>/<name>.* for every query, and <out>/predictions.csv; returns 0, or 1 if a file could not be read.
 
     Keeps masks that an earlier run wrote with the same support set, weights and options, unless `overwrite`. `jobs`:
-    processes. `dicom_seg`: label names; a DICOM series then gets a DICOM-SEG. Raises UserError before the first
+    processes. `dicom_seg`: label names; a DICOM series then gets a DICOM-SEG. `names`: of the
+    labels in overlays. Raises UserError before the first
     prediction if a mask would overwrite an input, the mask of another query or a file of somebody else, or if `out`
     cannot be written or holds masks of other settings; later if the disk is full.
     """
@@ -177,13 +181,15 @@ def predict_files(
         or escape_name(masks[file][-1].name) not in recorded
     ]
     remove_rows(out, {escape_name(mask.name) for file in todo for mask in masks[file]})
-    work = [(file, masks[file], axis, overlays[file], dicom_seg) for file in todo]
+    work = [(file, masks[file], axis, overlays[file], dicom_seg, dict(names)) for file in todo]
     unreadable = _predict_all(segmenter, work, out, jobs)
     print(
         f"{out}: {len(todo) - unreadable} masks written"
         + (f", {len(files) - len(todo)} already there" if len(todo) < len(files) else "")
         + (f", {unreadable} files could not be read" if unreadable else "")
     )
+    if overlay:
+        print(f"outlines: {colours_text(label_names(labels, names))}")
     return int(unreadable > 0)
 
 
@@ -202,7 +208,7 @@ def _predict_all(segmenter: Segmenter, work: Sequence[tuple[Any, ...]], out: Pat
                 unreadable += 1
                 continue
             append_rows(out / TABLE, rows)
-            for warning in sorted({_without(row["warnings"], notes.texts()) for row in rows} - {""}):
+            for warning in dict.fromkeys(each for row in rows for each in _without(row["warnings"], notes.texts())):
                 tqdm.write(f"{file}: {warning}", file=sys.stderr)
     except (OSError, BrokenProcessPool) as error:
         reason = getattr(error, "strerror", None) or error
@@ -214,9 +220,10 @@ def _predict_all(segmenter: Segmenter, work: Sequence[tuple[Any, ...]], out: Pat
     return unreadable
 
 
-def _without(warnings: str, notes: Sequence[str]) -> str:
+def _without(warnings: str, notes: Sequence[str]) -> list[str]:
     """Warnings without the notes, which are printed once for all files of a kind."""
-    return warnings.removesuffix("; ".join(notes)).removesuffix("; ")
+    rest = warnings.removesuffix("; ".join(notes)).removesuffix("; ")
+    return rest.split("; ") if rest else []
 
 
 def _try_file(segmenter: Segmenter, file: Path, *arguments: Any) -> tuple[Path, Rows | ImageError, Notes]:
@@ -234,6 +241,7 @@ def predict_file(
     axis: int | None,
     overlay: Path | None,
     dicom_seg: Mapping[int, str] | None = None,
+    names: Mapping[int, str] = MappingProxyType({}),
 ) -> Rows:
     """Segments one file, writes its masks and returns rows for predictions.csv, one per label. Raises ImageError."""
     with collect() as notes:  # how the query was understood
@@ -249,7 +257,7 @@ def predict_file(
         _write_masks(masks, prediction, file, query)
     if overlay:
         with atomic_write(overlay) as temporary:
-            plot_overlay(query, prediction, axis).save(temporary, format="PNG")
+            plot_overlay(query, prediction, axis, names).save(temporary, format="PNG")
     rows = []
     for i, label in enumerate(prediction.labels):
         mask = masks[i if len(masks) > 1 else 0].name
@@ -257,7 +265,7 @@ def predict_file(
         warnings += notes.texts()
         count = int(prediction.of(label)[0].sum())
         size, unit = volume_size(count * voxel) if voxel else (count, "pixels")
-        confidence = round(prediction.confidence(label), 3)
+        confidence = round(prediction.confidence(label), DECIMALS)
         values = (query_id(file), escape_name(mask), label, size, unit, confidence, "; ".join(warnings))
         rows.append(dict(zip(COLUMNS, values, strict=True)))
     return rows
@@ -302,14 +310,26 @@ def write_image_mask(file: Path, mask: np.ndarray) -> None:
         tifffile.imwrite(file, mask, photometric="minisblack")
 
 
-def plot_overlay(query: np.ndarray | Volume, prediction: Prediction, axis: int | None = None) -> Image.Image:
-    """The image, or the slice of a volume with the most foreground, with the outline of each label in its colour."""
+def plot_overlay(
+    query: np.ndarray | Volume,
+    prediction: Prediction,
+    axis: int | None = None,
+    names: Mapping[int, str] = MappingProxyType({}),
+) -> Image.Image:
+    """The image with the outline of each label in its colour; of a volume the slice with the most foreground.
+
+    A slice is enlarged, with a legend below it; the overlay of an image has the image's own pixels.
+    """
     masks = [prediction.of(label)[0] for label in prediction.labels]
-    if isinstance(query, Volume):
-        axis = slice_axis(query) if axis is None else axis
-        in_plane = tuple(a for a in range(3) if a != axis)
-        index = int(np.argmax(np.sum([mask.sum(in_plane) for mask in masks], 0)))
-        image, masks = plane(query.data, axis, index), [plane(mask, axis, index) for mask in masks]
-    else:
-        image = query
-    return Image.fromarray(draw_outlines(to_display(image), masks))
+    if not isinstance(query, Volume):
+        return Image.fromarray(draw_outlines(to_display(query), masks))
+    axis = slice_axis(query) if axis is None else axis
+    in_plane = tuple(a for a in range(3) if a != axis)
+    index = int(np.argmax(np.sum([mask.sum(in_plane) for mask in masks], 0)))
+    image, masks = plane(query.data, axis, index), [plane(mask, axis, index) for mask in masks]
+    image, masks = enlarge(to_display(image), masks)
+    return with_legend(draw_outlines(image, masks), label_names(prediction.labels, names))
+
+
+def label_names(labels: Sequence[int], names: Mapping[int, str]) -> list[str]:
+    return [names.get(label, f"label {label}") for label in labels]

@@ -23,7 +23,8 @@ from universeg_jax.episode import FLIPS, OFFICIAL_SIZE, resize
 from universeg_jax.errors import UserError
 from universeg_jax.model.factory import build_model
 from universeg_jax.model.recognition import Keys
-from universeg_jax.prediction.options import Options
+from universeg_jax.prediction.forward import Forward, flip_axes
+from universeg_jax.prediction.options import Options, default_support_size
 from universeg_jax.prediction.prepared import PreparedKeys
 from universeg_jax.prediction.result import Prediction
 from universeg_jax.prediction.selection import select_examples
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from universeg_jax.prediction.complete import Completion, VolumeLike
 
 Array = jax.Array | np.ndarray
-BATCH_SIZE = 8  # slices per forward pass
 
 
 class Predictor:
@@ -60,12 +60,9 @@ class Predictor:
         # On a CPU the model reads one support entry at a time, which saves memory and changes only rounding.
         self.model = build_model(config.model, support_chunk=1 if jax.default_backend() == "cpu" else 0)
         self.params = jax.tree.map(jnp.asarray, params)
-        jit = functools.partial(jax.jit, compiler_options=compiler_options())
-        self._logits = jit(self._apply)
-        self._resize = jit(functools.partial(resize, size=config.image_size))
-        self.has_keys = getattr(self.model, "keys", "none") != "none"
-        self._support_keys = jit(lambda params, images: self._keys_of(params, images[None], True))
-        self._probabilities = jit(self._forward, static_argnames=("flips", "overlap"))
+        self.forward = Forward(self.model, config.image_size)
+        self.has_keys = self.forward.has_keys
+        self._logits = jax.jit(self._apply, compiler_options=compiler_options())
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "Predictor":
@@ -148,84 +145,22 @@ class Predictor:
     def _apply(self, params: Any, *inputs: Array | None) -> jax.Array:
         return cast(jax.Array, self.model.apply({"params": params}, *inputs))
 
-    def _keys_of(self, params: Any, images: Array, support: bool) -> Keys:
-        """Pretrained keys of query images [1, H, W, 1] or support images [1, N, H, W, 1], without the first axis."""
-        keys = cast(Keys, self.model.apply({"params": params}, images, support, method="keys_of"))
-        return tuple(k[0] for k in keys)
-
     def prepared_keys(self, images: Array, flips: bool) -> list[PreparedKeys]:
         """Keys of support images [N, H, W, 1] at the model's size, one entry per flip; [] if the model has no keys."""
         turned = [flip_axes(flip) for flip in (FLIPS if flips else FLIPS[:1])] if self.has_keys else []
-        compute = functools.partial(self._support_keys, self.params)
-        return [PreparedKeys(compute, jnp.flip(images, axes) if axes else images) for axes in turned]
-
-    def _forward(
-        self,
-        params: Any,
-        queries: jax.Array,
-        images: jax.Array,
-        masks: jax.Array,
-        keys: Sequence[Keys],
-        rows: jax.Array,
-        flips: bool,
-        overlap: bool,
-    ) -> jax.Array:
-        """Probabilities [Q, L, 128, 128] of queries [Q, 128, 128, 1], averaged over K support samples and flips.
-
-        images [N, H, W, 1] and masks [L, N, H, W, 1] at the model's size; rows int32 [Q, K, S] selects from them. keys
-        [N, ...] of the images, for each flip, where the model has any.
-        """
-        size, num_labels = self.config.image_size, len(masks)
-
-        def segment_query(query: jax.Array, rows: jax.Array) -> jax.Array:
-            samples = len(rows)
-            query = jnp.broadcast_to(resize(query, size), (samples * num_labels, size, size, 1))
-            support = jnp.tile(images[rows], (num_labels, 1, 1, 1, 1))  # label by label
-            labels = masks[:, rows].astype(jnp.float32).reshape(support.shape)
-            total = jnp.zeros((num_labels, OFFICIAL_SIZE, OFFICIAL_SIZE))
-            for i, flip in enumerate(FLIPS if flips else FLIPS[:1]):
-                axes = flip_axes(flip)
-                inputs = [jnp.flip(x, axes) if axes else x for x in (query, support, labels)]
-                prepared: list[Any] = []
-                if keys:
-                    query_keys = self._keys_of(params, inputs[0][:1], False)
-                    prepared = [
-                        None,
-                        tuple(jnp.broadcast_to(k, (samples * num_labels, *k.shape)) for k in query_keys),
-                        tuple(jnp.tile(k[rows], (num_labels, *[1] * k.ndim)) for k in keys[i]),
-                    ]
-                logits = self._apply(params, *inputs, *prepared)
-                logits = resize(jnp.flip(logits, axes) if axes else logits, OFFICIAL_SIZE)
-                logits = logits.reshape((num_labels, samples, OFFICIAL_SIZE, OFFICIAL_SIZE))
-                total += (jax.nn.sigmoid(logits) if overlap else exclusive_probabilities(logits)).mean(1)
-            return total / (4 if flips else 1)
-
-        if jax.default_backend() == "cpu":
-            return cast(jax.Array, jax.lax.map(lambda x: segment_query(*x), (queries, rows)))
-        return jax.vmap(segment_query)(queries, rows)
-
-
-def flip_axes(flip: tuple[bool, bool]) -> tuple[int, ...]:
-    """The axes of [..., H, W, C] that one of FLIPS reverses."""
-    return tuple(axis for axis, flipped in zip((-3, -2), flip, strict=True) if flipped)
-
-
-def exclusive_probabilities(logits: jax.Array) -> jax.Array:
-    """Probabilities [L, ...] of mutually exclusive labels: a softmax over L logits and a background logit of 0.
-
-    For one label this is the sigmoid; of several, the most probable is the one with the largest logit above 0.
-    """
-    return jax.nn.softmax(jnp.concatenate([logits, jnp.zeros_like(logits[:1])]), 0)[:-1]
+        compute = functools.partial(self.forward.support_keys, self.params)
+        return [PreparedKeys(compute, np.flip(images, axes)) for axes in turned]
 
 
 class Segmenter:
     """Segments queries with one support set; made by `Predictor.for_support`. Thread-safe.
 
-    Compiles once for single images and once for batches of slices.
+    On a CPU all support sets share a compiled program (forward.py).
     """
 
     def __init__(self, predictor: Predictor, support: Support, options: Options) -> None:
-        options = replace(options, overlap=options.overlap or support.overlapping)
+        size = options.support_size or default_support_size(support)
+        options = replace(options, support_size=size, overlap=options.overlap or support.overlapping)
         self.predictor, self.support, self.options = predictor, support, options
         tile_support = support.tile_support
         if options.tiles != (tile_support.magnification if tile_support else 0):
@@ -233,16 +168,16 @@ class Segmenter:
         self.tile_segmenter = (
             Segmenter(predictor, tile_support.support, replace(options, tiles=0)) if tile_support else None
         )
-        self.images = predictor._resize(support.images[..., None])
-        at_size = predictor._resize(support.masks[..., None].astype(np.float32))
+        self.images = resize(support.images[..., None], predictor.config.image_size)
+        at_size = resize(support.masks[..., None].astype(np.float32), predictor.config.image_size)
         self.masks = (at_size >= 0.5).astype(jnp.uint8)
         self.keys = predictor.prepared_keys(self.images, options.flips)
-        if len(support) <= options.support_size:
+        if len(support) <= size:
             self.keys_of(np.arange(len(support)))  # every query will ask for all
 
     def keys_of(self, rows: np.ndarray) -> list[Keys]:
         """Pretrained keys of the examples `rows`, for each flip, in arrays for all examples."""
-        return [keys.of(rows) for keys in self.keys]
+        return [keys.of(rows[rows >= 0]) for keys in self.keys]
 
     @functools.cached_property
     def statistics(self) -> SupportStatistics:
@@ -294,7 +229,7 @@ class Segmenter:
 
     def _prediction(self, slices: np.ndarray, at_size: np.ndarray, restored: np.ndarray) -> Prediction:
         prediction = make_prediction(restored, self.support.labels, self.options.overlap)
-        warnings = find_warnings(self.statistics, slices, at_size, self.support.labels)
+        warnings = find_warnings(self.statistics, slices, at_size, prediction)
         return replace(prediction, warnings=warnings, seen=slices)
 
     def probabilities(
@@ -306,7 +241,7 @@ class Segmenter:
         """
         o, places = self.options, [None] * len(queries) if positions is None else positions.tolist()
         rows = [
-            select_examples(self.support, query, place, o.support_size, o.ensemble, o.choose, o.seed)
+            select_examples(self.support, query, place, o.support_size or 1, o.ensemble, o.choose, o.seed)
             for query, place in zip(queries, places, strict=True)
         ]
         with tqdm(total=len(queries), desc="segment", unit="slice", leave=False, disable=not progress) as bar:
@@ -317,16 +252,11 @@ class Segmenter:
     ) -> np.ndarray:
         """Like `probabilities`, with the examples `rows`, int [Q, K, S]: K samples of S examples for each query.
 
-        Runs in batches and calls `on_done` with the number of queries in each.
+        A row of -1 is no example. Calls `on_done` with the number of queries that are finished since the last call.
         """
-        o, size = self.options, BATCH_SIZE if len(queries) > 1 else 1
-        keys, batches = self.keys_of(rows), []
-        for start in range(0, len(queries), size):
-            batch = np.arange(start, start + size).clip(max=len(queries) - 1)  # repeats the last query as padding
-            inputs = (self.predictor.params, queries[batch][..., None], self.images, self.masks, keys, rows[batch])
-            batches.append(jax.device_get(self.predictor._probabilities(*inputs, flips=o.flips, overlap=o.overlap)))
-            on_done(min(size, len(queries) - start))
-        return np.concatenate(batches)[: len(queries)]
+        options, parts = self.options, (self.images, self.masks, self.keys_of(rows), rows)
+        inputs = (self.predictor.params, queries[..., None], *parts)
+        return self.predictor.forward(*inputs, options.flips, options.overlap, on_done)
 
 
 def make_prediction(probabilities: np.ndarray, labels: tuple[int, ...], overlap: bool = False) -> Prediction:

@@ -17,21 +17,27 @@ def thumbnails(images: np.ndarray) -> np.ndarray:
 
 
 def select_examples(
-    support: Support, query: np.ndarray, position: float | None, size: int, samples: int, how: str, seed: int
+    support: Support,
+    query: np.ndarray,
+    position: float | None,
+    size: int,
+    samples: int,
+    how: str,
+    seed: int,
+    allowed: np.ndarray | None = None,
 ) -> np.ndarray:
     """Rows, int [K, S], of the examples for one query [128, 128]: all of them if there are at most S = `size`.
 
     Otherwise K = `samples` samples without replacement. If query and support have positions, only the 3 S nearest
     positions are eligible. `how`: "random" samples by seed; "nearest" takes the examples most similar to the query;
     "diverse" takes a k-centre set, which covers all examples best. The last two have one best sample; each further one
-    is random among twice as many candidates.
+    is random among twice as many candidates. `allowed`: rows to choose from, all by default.
     """
-    everything = np.arange(len(support))
-    if len(support) <= size:
-        return everything[None]
-    rows = everything
+    rows = np.arange(len(support)) if allowed is None else allowed
+    if len(rows) <= size:
+        return rows[None]
     if position is not None and support.positions is not None:
-        rows = np.argsort(np.abs(support.positions - position), kind="stable")[: 3 * size]
+        rows = rows[np.argsort(np.abs(support.positions[rows] - position), kind="stable")[: 3 * size]]
     rng = np.random.default_rng(seed)
     if how == "random":
         return np.stack([np.sort(rng.choice(rows, size, replace=False)) for _ in range(samples)])

@@ -230,7 +230,10 @@ def _read_support_folder(
     unusable: dict[str, str] | None,
     window: Window | None,
 ) -> Support:
-    cases = read_folder(path).cases
+    folder = read_folder(path)
+    cases = folder.cases
+    for name in folder.ignored:
+        note(path / name, "passed over, since it is no image, volume or label that can be read")
     if not any(case.volume for case in cases):
         if window is not None:
             raise UserError(f"{path} holds images, and a window is for volumes: leave out --window")

@@ -4,12 +4,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from universeg_jax.prediction.result import Prediction
 from universeg_jax.prediction.support import Support
 
 BINS = 32
 MAX_DISTANCE_RATIO = 2.5  # to the largest distance between an example and its nearest other example
-MIN_DISTANCE = 0.04  # never warned about, for support sets whose examples are nearly equal
+MIN_DISTANCE = 0.06  # never warned about, for support sets whose examples are nearly equal
+MIN_DISTANCE_OF_FEW = 0.1  # with fewer than FEW examples, which do not show how much images of the set differ
+FEW = 4
 MIN_CONFIDENCE = 0.6  # expected Dice
+DECIMALS = 3  # of a confidence, in a warning and in predictions.csv
 MAX_AREA_RATIO = 4.0  # to the areas in the support set
 
 
@@ -53,27 +57,27 @@ def support_statistics(support: Support) -> SupportStatistics:
 
 
 def find_warnings(
-    statistics: SupportStatistics, slices: np.ndarray, probabilities: np.ndarray, labels: tuple[int, ...]
+    statistics: SupportStatistics, slices: np.ndarray, probabilities: np.ndarray, prediction: Prediction
 ) -> tuple[str, ...]:
-    """Warnings about a prediction [Q, L, 128, 128] of preprocessed slices [Q, 128, 128] of one query."""
+    """Warnings about one query's prediction; its `slices` [Q, 128, 128] got `probabilities` [Q, L, 128, 128]."""
     warnings = []
     middle = slices[len(slices) // 3 : len(slices) - len(slices) // 3]  # the end slices of a volume show little
     distance = float(np.median(appearance_distances(appearance(middle), statistics.appearances).min(1)))
-    limit = max(MAX_DISTANCE_RATIO * statistics.largest_distance, MIN_DISTANCE)
+    least = MIN_DISTANCE if len(statistics.appearances) >= FEW else MIN_DISTANCE_OF_FEW
+    limit = max(MAX_DISTANCE_RATIO * statistics.largest_distance, least)
     if distance > limit:
         warnings.append(
             f"looks unlike the support: another modality or contrast? (intensity distance {distance:.3f}, "
             f"above {limit:.3f})"
         )
-    for i, label in enumerate(labels):
-        p = probabilities[:, i]
-        mask = p >= 0.5
-        if not mask.any():
+    for i, label in enumerate(prediction.labels):
+        mask = probabilities[:, i] >= 0.5
+        confidence = round(prediction.confidence(label), DECIMALS)
+        if not confidence:
             warnings.append(f"label {label}: nothing found")
             continue
-        confidence = float(2 * p[mask].sum() / (p.sum() + mask.sum()))
         if confidence < MIN_CONFIDENCE:
-            warnings.append(f"label {label}: low confidence ({confidence:.2f})")
+            warnings.append(f"label {label}: low confidence ({confidence:.{DECIMALS}f})")
         areas = statistics.areas[i][statistics.areas[i] > 0]
         if (
             len(slices) == 1

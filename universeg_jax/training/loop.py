@@ -21,6 +21,7 @@ from universeg_jax.episodes.on_device import support_size_of, trim_support
 from universeg_jax.episodes.replay import plot_episode
 from universeg_jax.episodes.sampler import Batch, batches, task_name
 from universeg_jax.reports.files import lock
+from universeg_jax.reports.waiting import say_if_compiling
 from universeg_jax.startup import Interrupted, when_to_stop
 from universeg_jax.training.log import NotFinite, Profile, StepLog
 from universeg_jax.training.setup import Run, prepare_run
@@ -47,6 +48,25 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, profile: bool = 
             return train(run, config, workdir, checkpointer, stopping, profile)
         except NotFinite as error:
             raise explain(error, run, config, workdir) from None
+
+
+def seconds_per_step(config: ConfigDict, count: int = 8) -> float:
+    """Seconds of a training step of `config` on this machine, the fastest of `count`; compiles, and writes nothing."""
+    run = prepare_run(config)
+    replicated, split = local_shardings()
+    state, stream = jax.device_put(run.state, replicated), open_stream(run, config, 0)
+    with say_if_compiling("the training step", "one to three minutes"):
+        state, _ = jax.block_until_ready(run.step_fn(state, _next_batch(stream, 0, config, split)))
+    fastest = float("inf")
+    for step in range(1, count + 1):
+        started = time.perf_counter()
+        state, _ = jax.block_until_ready(run.step_fn(state, _next_batch(stream, step, config, split)))
+        fastest = min(fastest, time.perf_counter() - started)
+    return fastest
+
+
+def _next_batch(stream: Iterator[Batch], step: int, config: ConfigDict, split: Any) -> Any:
+    return shard_batch(trim_support(next(stream), *support_size_of(step, config)), split)
 
 
 def train(
@@ -89,9 +109,11 @@ def train(
             if stopped or step == config.num_steps:
                 break
             waiting = time.time()
-            batch = shard_batch(trim_support(next(stream), *support_size_of(step, config)), split)
+            batch = _next_batch(stream, step, config, split)
             waited = time.time() - waiting
-            state, sums = run.step_fn(state, batch)
+            first = step == first_step and jax.process_index() == 0
+            with say_if_compiling("the training step", "one to three minutes") if first else contextlib.nullcontext():
+                state, sums = run.step_fn(state, batch)
             log.dispatched(step, sums, waited)
             if trace:
                 trace.after(step - first_step + 1)
