@@ -172,8 +172,8 @@ class Predictor:
     ) -> jax.Array:
         """Probabilities [Q, L, 128, 128] of queries [Q, 128, 128, 1], averaged over K support samples and flips.
 
-        images [N, H, W, 1] and masks [L, N, H, W, 1] at the model's size; rows int32 [Q, K, S] selects from them. keys
-        [N, ...] of the images, for each flip, where the model has any.
+        images [N, H, W, 1] and masks [L, N, H, W, 1] at the model's size; rows int32 [Q, K, S] selects from them, and
+        -1 is padding. keys [N, ...] of the images, for each flip, where the model has any.
         """
         size, num_labels = self.config.image_size, len(masks)
 
@@ -182,6 +182,7 @@ class Predictor:
             query = jnp.broadcast_to(resize(query, size), (samples * num_labels, size, size, 1))
             support = jnp.tile(images[rows], (num_labels, 1, 1, 1, 1))  # label by label
             labels = masks[:, rows].astype(jnp.float32).reshape(support.shape)
+            counts = jnp.tile(rows >= 0, (num_labels, 1)).astype(jnp.float32)
             total = jnp.zeros((num_labels, OFFICIAL_SIZE, OFFICIAL_SIZE))
             for i, flip in enumerate(FLIPS if flips else FLIPS[:1]):
                 axes = flip_axes(flip)
@@ -190,11 +191,10 @@ class Predictor:
                 if keys:
                     query_keys = self._keys_of(params, inputs[0][:1], False)
                     prepared = [
-                        None,
                         tuple(jnp.broadcast_to(k, (samples * num_labels, *k.shape)) for k in query_keys),
                         tuple(jnp.tile(k[rows], (num_labels, *[1] * k.ndim)) for k in keys[i]),
                     ]
-                logits = self._apply(params, *inputs, *prepared)
+                logits = self._apply(params, *inputs, counts, *prepared)
                 logits = resize(jnp.flip(logits, axes) if axes else logits, OFFICIAL_SIZE)
                 logits = logits.reshape((num_labels, samples, OFFICIAL_SIZE, OFFICIAL_SIZE))
                 total += (jax.nn.sigmoid(logits) if overlap else exclusive_probabilities(logits)).mean(1)
@@ -242,7 +242,7 @@ class Segmenter:
 
     def keys_of(self, rows: np.ndarray) -> list[Keys]:
         """Pretrained keys of the examples `rows`, for each flip, in arrays for all examples."""
-        return [keys.of(rows) for keys in self.keys]
+        return [keys.of(rows[rows >= 0]) for keys in self.keys]
 
     @functools.cached_property
     def statistics(self) -> SupportStatistics:
@@ -317,7 +317,7 @@ class Segmenter:
     ) -> np.ndarray:
         """Like `probabilities`, with the examples `rows`, int [Q, K, S]: K samples of S examples for each query.
 
-        Runs in batches and calls `on_done` with the number of queries in each.
+        A row of -1 is no example: padding to an S for which the program is compiled already. Runs in batches and calls `on_done` with the number of queries in each.
         """
         o, size = self.options, BATCH_SIZE if len(queries) > 1 else 1
         keys, batches = self.keys_of(rows), []
