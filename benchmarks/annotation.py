@@ -87,9 +87,8 @@ def simulate(predictor: Predictor, pool: Support, policy: str, features: np.ndar
         left = [row for row in range(len(pool)) if row not in labelled]
         if policy == "doubt" and len(labelled) >= FIRST and (len(labelled) - FIRST) % LOOKS == 0:
             doubts = dict(zip(left, expected_dice(segment(segmenter, np.array(left), labelled)), strict=True))
-        labelled.append(
-            choose(policy, left, labelled, lambda: features, lambda rows=left: np.array([doubts[r] for r in rows]), seed)
-        )
+        known = np.array([doubts.get(row, np.nan) for row in left])
+        labelled.append(choose(policy, left, labelled, lambda: features, lambda known=known: known, seed))
         if len(labelled) in COUNTS:
             rest = np.array([row for row in range(len(pool)) if row not in labelled])
             p, truth = segment(segmenter, rest, labelled), pool.masks[0][rest]

@@ -14,6 +14,7 @@ COMMANDS = (
     "tasks",
     "predict",
     "complete",
+    "annotate",
     "check",
     "finetune",
     "evaluate",

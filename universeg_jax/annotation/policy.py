@@ -35,16 +35,15 @@ def choose(
 ) -> int:
     """The row of `left` to label next; rows number all images or slices in their natural order.
 
-    `features`: unit vectors [N, D] of all rows. `expected_dice` [len(left)] of the predictions of what is left. Both are
-    called only where the policy needs them.
+    `features`: unit vectors [N, D] of all rows. `expected_dice` [len(left)] of the predictions of what is left. Both
+    are called only where the policy needs them.
     """
     if not len(left):
         raise UserError("nothing is left to label")
     if policy == "order":
         return min(left)
     if policy == "random":
-        ranks = np.random.default_rng(seed).permutation(max(*left, *labelled, 0) + 1)
-        return min(left, key=lambda row: int(ranks[row]))
+        return min(left, key=lambda row: np.random.default_rng([seed, row]).random())
     if policy == "diverse" or len(labelled) < FIRST:
         return farthest(features(), left, labelled)
     return left[int(np.argmin(expected_dice()))]

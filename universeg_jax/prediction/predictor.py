@@ -317,7 +317,7 @@ class Segmenter:
     ) -> np.ndarray:
         """Like `probabilities`, with the examples `rows`, int [Q, K, S]: K samples of S examples for each query.
 
-        A row of -1 is no example: padding to an S for which the program is compiled already. Runs in batches and calls `on_done` with the number of queries in each.
+        A row of -1 is padding, to an S compiled already. Calls `on_done` with the number of queries in each batch.
         """
         o, size = self.options, BATCH_SIZE if len(queries) > 1 else 1
         keys, batches = self.keys_of(rows), []
