@@ -189,10 +189,12 @@ def test_layers_that_no_project_can_take_are_named(viewer, tmp_path):
 
 
 def test_sample_data_are_layers(viewer):
-    from universeg_jax.annotation.napari_sample import SUBJECTS, make_sample
+    from universeg_jax.annotation.napari_sample import SUBJECTS, make_sample, subjects
 
     sample = make_sample()
-    assert len(sample) == SUBJECTS
     for data, options, kind in sample:
         viewer._add_layer_from_data(data, options, kind)
     assert len(viewer.layers) == SUBJECTS
+    for image, label in subjects():
+        assert set(np.unique(label)) == {0, 1}
+        assert image[label > 0].mean() > image[label == 0].mean() + 30
