@@ -75,6 +75,16 @@ def label_names(text: str) -> dict[int, str]:
 
 
 def run(args: argparse.Namespace) -> int:
+    from universeg_jax.readers.notes import collect
+
+    with collect() as notes:
+        code = _act(args)
+    for line in notes.lines():
+        print(line, file=sys.stderr)
+    return code
+
+
+def _act(args: argparse.Namespace) -> int:
     if args.action == "new":
         return _new(args)
     from universeg_jax.annotation.session import Session
