@@ -120,9 +120,9 @@ def test_the_dice_to_expect_leaves_all_images_of_a_subject_out(tmp_path, predict
         asked = {}
         original = assistant.probabilities
 
-        def probabilities(unit, others):
+        def probabilities(unit, others, pool):
             asked[unit] = {assistant.pool().units[r] for r in others}
-            return original(unit, others)
+            return original(unit, others, pool)
 
         monkeypatch.setattr(assistant, "probabilities", probabilities)
         assert assistant.expected_dice().count == 2

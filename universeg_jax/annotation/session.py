@@ -29,7 +29,7 @@ from universeg_jax.annotation.journal import (
     Mark,
     reversed_changes,
 )
-from universeg_jax.annotation.project import Item, Project, read_file, read_project
+from universeg_jax.annotation.project import Item, Project, add_image, read_file, read_project
 from universeg_jax.annotation.store import Store, stamp
 from universeg_jax.errors import UserError
 from universeg_jax.readers.file_names import natural_order
@@ -85,6 +85,16 @@ class Session:
     def close(self) -> None:
         """Gives the project free for other processes."""
         self._exit.close()
+
+    def alone(self) -> Any:
+        """A lock that keeps other threads from changing the session."""
+        return self._thread_lock
+
+    @_alone
+    def add_image(self, name: str, file: Path) -> None:
+        """Copies an image or volume into the project, whole or not at all. Raises UserError."""
+        self.project = add_image(self.project, name, file)
+        self._store.project = self.project
 
     @property
     def version(self) -> int:
