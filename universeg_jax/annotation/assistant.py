@@ -141,8 +141,8 @@ class Assistant:
         pool = pool or self.pool()
         if pool is None:
             return None
-        rows = [r for r, name in enumerate(pool.units) if name != unit] if others is None else others
-        allowed = np.array(rows, int)
+        everything = [r for r, name in enumerate(pool.units) if name != unit]
+        allowed = np.array(everything if others is None else others, int)
         if not len(allowed) or not pool.support.masks[:, allowed].any():
             return None
         rows = self.rows_for(pool, unit, allowed)[None, None]
@@ -208,8 +208,8 @@ class Assistant:
         pool = self.pool()
         if pool is None or (found := self.probabilities(unit, pool=pool)) is None:
             return 0.0
-        present = pool.support.masks[:, : len(pool.units)].any((2, 3))
-        return float(np.mean([_expected(p, bool(row.all())) for p, row in zip(found, present, strict=True)]))
+        masks = pool.support.masks[:, : len(pool.units)]
+        return float(np.mean([_expected(p, all(m.any() for m in of)) for p, of in zip(found, masks, strict=True)]))
 
     def expected_dice(self, progress: bool = False) -> Estimate | None:
         """The Dice of each accepted label predicted from the others, with its interval; None below two of them.
@@ -220,7 +220,7 @@ class Assistant:
         if pool is None:
             return None
         count, several = len(pool.subjects), len(set(pool.subjects)) > 1
-        rows = np.unique(np.linspace(0, count - 1, min(count, CHECKED)).round().astype(int)) if count else []
+        rows = np.unique(np.linspace(0, count - 1, min(count, CHECKED)).round().astype(int))
         scores: list[tuple[str, str, float]] = []
         for i in tqdm(rows, "leave one out", unit="label", leave=False, disable=not progress or len(rows) < 8):
             subject = pool.subjects[i]

@@ -266,7 +266,7 @@ def read_project(path: Path) -> Project:
         project = _parse(path, values)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{file}: a field is missing or wrong ({error}); correct it") from error
-    check_labels(project.labels and {i: label.name for i, label in project.labels.items()})
+    check_labels({i: label.name for i, label in project.labels.items()})
     check_policy(project.order)
     new = {name: make_item(name, file) for name, file in _new_files(project)}
     if not new:

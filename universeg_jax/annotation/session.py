@@ -39,7 +39,8 @@ from universeg_jax.readers.volumes import Volume
 from universeg_jax.reports import files
 
 HELD = 4  # images and volumes in memory
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def _alone(method: "Callable[Concatenate[Session, P], T]") -> "Callable[Concatenate[Session, P], T]":
@@ -130,7 +131,7 @@ class Session:
         content = self._read(file := self.project.image_file(item), stamp(file) if file.exists() else None)
         if k is None:
             return content
-        return plane(content.data, item.axis, item.canonical(k))
+        return plane(content.data, int(item.axis or 0), item.canonical(k))
 
     @_alone
     def mask(self, unit: str) -> np.ndarray | None:
@@ -160,7 +161,7 @@ class Session:
         item, k = self.project.find(unit)
         self._check_unlocked(item)
         mask = self._checked(unit, mask)
-        target, ids, gone = unit, mask, ()
+        target, ids, gone = unit, mask, tuple[str, ...]()
         if k is not None:
             target, ids = self._with_slice(item, k, mask)
         if item.volume and target == item.name:  # the whole volume replaces its slices

@@ -1,5 +1,6 @@
 """What a request must pass before anything reads it: host, origin, token and size."""
 
+import contextlib
 import hmac
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -52,10 +53,8 @@ class Guard:
             if left >= 0:  # else it is what the application made of TooLarge
                 await send(message)
 
-        try:
+        with contextlib.suppress(TooLarge):
             await self.app(scope, limited, unless_too_large)
-        except TooLarge:
-            pass
         if left < 0:
             await _answer(send, 413, f"at most {self.max_bytes:,} bytes are read")
 
