@@ -2,15 +2,17 @@
 
     python -m benchmarks.annotation --checkpoint small --data_dir DATA --out results.jsonl
 
-Each set gives up to 32 images of its most frequent label. A policy says which image is labelled next; its true label
-joins the support, and the others are predicted. "doubt" looks again after every second label. Also measured is the work
+Each set gives up to 24 images of its most frequent label. A policy says which image is labelled next; its true label
+joins the support, and the others are predicted. "doubt" looks again after every fourth label. Also measured is the work
 that correcting a prediction saves against drawing from nothing: pixels to change, against pixels to mark; and points of
 the outline more than a pixel from the predicted one, against all of them. Only datasets with the role `val` are taken.
 """
 
 import argparse
+import json
 import time
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,12 +29,13 @@ from universeg_jax.prediction.options import Options
 from universeg_jax.prediction.predictor import Predictor, Segmenter
 from universeg_jax.prediction.selection import thumbnails
 from universeg_jax.prediction.support import Support
+from universeg_jax.reports.files import read_json_lines
 from universeg_jax.reports.overlay import outline
 
 SETS = "camus_echo,chasedb1_vessels,fh_ps_aop_us,ph2_dermoscopy,shenzhen_cxr_lungs"
 COUNTS = (1, 2, 4, 8, 16)  # labels
-IMAGES = 32
-LOOKS = 2  # labels after which "doubt" looks at the predictions again
+IMAGES = 24
+LOOKS = 4  # labels after which "doubt" looks at the predictions again
 NEAR = 1.5  # pixels
 
 
@@ -150,21 +153,28 @@ def main() -> None:
     parser.add_argument("--data_dir", required=True, help="built datasets")
     parser.add_argument("--sets", default=SETS)
     parser.add_argument("--images", type=int, default=IMAGES, help="of each set")
-    parser.add_argument("--seeds", type=int, default=2, help="of the policy random")
+    parser.add_argument("--seeds", type=int, default=1, help="of the policy random")
+    parser.add_argument("--rows", help="file for a line of each image and number of labels, from which a rerun resumes")
     parser.add_argument("--thumbnails", action="store_true", help="also k-centre over thumbnails of the images")
     parser.add_argument("--out", help="append the lines there too")
     args = parser.parse_args()
     predictor = Predictor.from_checkpoint(args.checkpoint)
     policies = [*POLICIES, *(["thumbnails"] if args.thumbnails else [])]
-    results: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    kept = read_json_lines(Path(args.rows)) if args.rows else []
+    results: dict[tuple[str, str], list[dict[str, Any]]] = {(k["set"], k["policy"]): k["rows"] for k in kept}
     for name in args.sets.split(","):
         pool, start = read_set(args.data_dir, name, args.images), time.time()
         features = image_features(predictor, pool.images)
         for policy in policies:
+            if (name, policy) in results:
+                continue
             seen = thumbnails(pool.images) if policy == "thumbnails" else features
             rule = "diverse" if policy == "thumbnails" else policy
             seeds = range(args.seeds if policy == "random" else 1)
             results[name, policy] = [row for seed in seeds for row in simulate(predictor, pool, rule, seen, seed)]
+            if args.rows:
+                with Path(args.rows).open("a") as file:
+                    file.write(json.dumps({"set": name, "policy": policy, "rows": results[name, policy]}) + "\n")
             print(f"# {name} {policy}: {time.time() - start:.0f} s", flush=True)
     summarise(results, policies, args.out)
 

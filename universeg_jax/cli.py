@@ -29,6 +29,7 @@ COMMANDS = (
     "convert",
     "export",
     "demo",
+    "serve",
 )  # in the order of `universeg --help`
 
 

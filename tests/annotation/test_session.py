@@ -150,8 +150,9 @@ def test_a_volume_with_one_slice_is_done_after_it(tmp_path):
 
 def test_a_second_process_is_refused_until_the_first_dies(tmp_path):
     path, _ = image_project(tmp_path)
-    code = f"import time; from universeg_jax.annotation.session import Session; s = Session({str(path)!r}); print(1, flush=True); time.sleep(60)"
-    child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
+    code = "import sys, time; from universeg_jax.annotation.session import Session as S; s = S(sys.argv[1]);"
+    command = [sys.executable, "-c", f"{code} print(1, flush=True); time.sleep(60)", str(path)]
+    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
     try:
         assert child.stdout.readline()
         with pytest.raises(LockedError, match="another process works in"):

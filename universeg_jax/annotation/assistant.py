@@ -8,7 +8,6 @@ that look most alike. Support sets are padded to powers of two, so that a new pr
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -17,6 +16,7 @@ from universeg_jax.annotation.features import image_features
 from universeg_jax.annotation.policy import choose
 from universeg_jax.annotation.session import Session
 from universeg_jax.annotation.views import Views
+from universeg_jax.episode import OFFICIAL_SIZE
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation.intervals import CaseScores, Estimate, interval
 from universeg_jax.evaluation.metrics import dice_on_host
@@ -26,6 +26,9 @@ from universeg_jax.prediction.result import Prediction
 from universeg_jax.prediction.selection import thumbnails
 from universeg_jax.prediction.support import Support, read_support_folder
 from universeg_jax.readers.meta import read_meta, subject_rule
+from universeg_jax.readers.preprocess import preprocess_image, restore
+from universeg_jax.readers.slices import from_slices, volume_slices
+from universeg_jax.readers.volumes import Volume
 
 CANDIDATES = 48  # of all that is left, among which `next` chooses
 CHECKED = 64  # accepted labels by which the Dice to expect is measured
@@ -58,10 +61,11 @@ class Assistant:
 
     def pool(self) -> Pool | None:
         """All accepted examples, and those of the project's support folder; None where there is no label yet."""
-        if self._pool[0] != self.session.version:
-            self.session.check_sound()
-            self._pool = self.session.version, self._make_pool()
-        return self._pool[1]
+        with self.session.alone():  # another thread may accept
+            if self._pool[0] != self.session.version:
+                self.session.check_sound()
+                self._pool = self.session.version, self._make_pool()
+            return self._pool[1]
 
     def _make_pool(self) -> Pool | None:
         units = self.session.labelled()
@@ -115,25 +119,30 @@ class Assistant:
     def rows_for(self, pool: Pool, unit: str, allowed: np.ndarray) -> np.ndarray:
         """Rows, int [S], of the examples for an image or slice among `allowed` rows; -1 is padding."""
         item, k = self.session.project.find(unit)
-        own = [r for r in allowed if k is not None and pool.units[r].rpartition("/")[0] == item.name]
+        own: list[int] = [r for r in allowed if k is not None and pool.units[r].rpartition("/")[0] == item.name]
         own.sort(key=lambda r: abs(int(pool.units[r].rpartition("/")[2]) - (k or 0)))
-        rest = np.array([r for r in allowed if r not in set(own)], int)
+        return self._most_alike(pool, self.views.image(unit), own, [r for r in allowed if r not in set(own)])
+
+    def _most_alike(self, pool: Pool, image: np.ndarray, own: Sequence[int], rest: Sequence[int]) -> np.ndarray:
+        """The rows `own` and then those of `rest` whose images are most alike, padded."""
         if len(rest):
-            alike = thumbnails(pool.support.images[rest]) @ thumbnails(self.views.image(unit)[None])[0]
-            rest = rest[np.argsort(-alike, kind="stable")]
+            alike = thumbnails(pool.support.images[list(rest)]) @ thumbnails(image[None])[0]
+            rest = [rest[i] for i in np.argsort(-alike, kind="stable")]
         rows = np.array([*own, *rest][: self.session.project.support_size], int)
         return np.concatenate([rows, np.full(_power_of_two(len(rows)) - len(rows), -1)])
 
-    def probabilities(self, unit: str, others: Sequence[int] | None = None) -> np.ndarray | None:
-        """Float32 [L, 128, 128] of an image or slice from the rows `others` (default: all but itself).
+    def probabilities(
+        self, unit: str, others: Sequence[int] | None = None, pool: Pool | None = None
+    ) -> np.ndarray | None:
+        """Float32 [L, 128, 128] of an image or slice from the rows `others` (default: all but itself) of the pool.
 
         None where there is no example.
         """
-        pool = self.pool()
+        pool = pool or self.pool()
         if pool is None:
             return None
-        rows = [r for r, name in enumerate(pool.units) if name != unit] if others is None else others
-        allowed = np.array(rows, int)
+        everything = [r for r, name in enumerate(pool.units) if name != unit]
+        allowed = np.array(everything if others is None else others, int)
         if not len(allowed) or not pool.support.masks[:, allowed].any():
             return None
         rows = self.rows_for(pool, unit, allowed)[None, None]
@@ -141,11 +150,27 @@ class Assistant:
 
     def predict(self, unit: str) -> Prediction | None:
         """Segments an image or slice at its own size; None where there is no example. Raises UserError."""
-        found = self.probabilities(unit)
         pool = self.pool()
-        if found is None or pool is None:
+        if pool is None or (found := self.probabilities(unit, pool=pool)) is None:
             return None
         return make_prediction(self.views.restored(unit, found), pool.support.labels)
+
+    def predict_other(self, content: np.ndarray | Volume) -> np.ndarray | None:
+        """The mask of an image [H, W] or volume [X, Y, Z] that is not of the project; None without examples."""
+        pool = self.pool()
+        if pool is None:
+            return None
+        everything = range(len(pool.units))
+        if isinstance(content, np.ndarray):
+            image = preprocess_image(content, OFFICIAL_SIZE)
+            rows = self._most_alike(pool, image, (), everything)[None, None]
+            found = pool.segmenter.by_rows(image[None], rows)[0]
+            return make_prediction(np.stack([restore(p, content.shape) for p in found]), pool.support.labels).mask
+        images, _, origin = volume_slices(content, OFFICIAL_SIZE, None, self.session.project.window)
+        rows = np.stack([self._most_alike(pool, image, (), everything) for image in images])[:, None]
+        found = pool.segmenter.by_rows(images, rows)
+        whole = np.stack([from_slices(found[:, i], origin).data for i in range(found.shape[1])])
+        return make_prediction(whole, pool.support.labels).mask
 
     def next(self, order: str = "", skipped: Sequence[str] = ()) -> str:
         """The image or slice to label next, by `order` (default: the project's). Raises UserError if none is left."""
@@ -180,11 +205,11 @@ class Assistant:
 
         An empty mask counts as 0, or, where an accepted example lacks the label too, as how sure the network is.
         """
-        found, pool = self.probabilities(unit), self.pool()
-        if found is None or pool is None:
+        pool = self.pool()
+        if pool is None or (found := self.probabilities(unit, pool=pool)) is None:
             return 0.0
-        present = pool.support.masks[:, : len(pool.units)].any((2, 3))
-        return float(np.mean([_expected(p, bool(row.all())) for p, row in zip(found, present, strict=True)]))
+        masks = pool.support.masks[:, : len(pool.units)]
+        return float(np.mean([_expected(p, all(m.any() for m in of)) for p, of in zip(found, masks, strict=True)]))
 
     def expected_dice(self, progress: bool = False) -> Estimate | None:
         """The Dice of each accepted label predicted from the others, with its interval; None below two of them.
@@ -195,13 +220,13 @@ class Assistant:
         if pool is None:
             return None
         count, several = len(pool.subjects), len(set(pool.subjects)) > 1
-        rows = np.unique(np.linspace(0, count - 1, min(count, CHECKED)).round().astype(int)) if count else []
+        rows = np.unique(np.linspace(0, count - 1, min(count, CHECKED)).round().astype(int))
         scores: list[tuple[str, str, float]] = []
         for i in tqdm(rows, "leave one out", unit="label", leave=False, disable=not progress or len(rows) < 8):
             subject = pool.subjects[i]
             same = {r for r in range(count) if r == i or (several and pool.subjects[r] == subject)}
             others = [r for r in range(len(pool.units)) if r not in same]
-            if (found := self.probabilities(pool.units[i], others)) is None:
+            if (found := self.probabilities(pool.units[i], others, pool)) is None:
                 continue
             for label, p, truth in zip(pool.support.labels, found, pool.support.masks[:, i], strict=True):
                 if truth.any():
@@ -220,11 +245,6 @@ class Assistant:
         find = self.session.project.find
         rows = [r for r, unit in enumerate(pool.units) if not unit or find(unit)[0].name != name]
         return _take(pool.support, rows) if rows else None
-
-    def settings(self) -> dict[str, Any]:
-        """What the assistant works with."""
-        project = self.session.project
-        return {"order": project.order, "checkpoint": project.checkpoint, "support_size": project.support_size}
 
 
 def _take(support: Support, rows: Sequence[int]) -> Support:

@@ -36,8 +36,5 @@ def image_features(predictor: "Predictor", images: np.ndarray) -> np.ndarray:
 def _keys(predictor: "Predictor"):
     """Parameters and images [N, H, W, 1] → keys of their cells."""
     apply = predictor.model.apply
-    return jax.jit(
-        lambda params, images: apply({"params": params}, images, method=lambda m, x: m.matches[0].keys(x)).astype(
-            jnp.float32
-        )
-    )
+    found = lambda params, images: apply({"params": params}, images, method=lambda m, x: m.matches[0].keys(x))  # noqa: E731
+    return jax.jit(lambda params, images: jnp.asarray(found(params, images), jnp.float32))

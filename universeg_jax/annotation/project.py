@@ -27,12 +27,13 @@ from universeg_jax.errors import UserError
 from universeg_jax.readers.dicom import read_dicom_image
 from universeg_jax.readers.dicom_files import is_dicom_file
 from universeg_jax.readers.errors import ImageError
+from universeg_jax.readers.file_names import extension
 from universeg_jax.readers.folder import PROJECT, case_files
 from universeg_jax.readers.images import check_image, read_image
 from universeg_jax.readers.preprocess import WINDOWS, Window
 from universeg_jax.readers.volume_files import is_volume, mask_extension, read_volume, voxels_of
 from universeg_jax.readers.volumes import AXES, Volume, slice_axis
-from universeg_jax.reports.files import read_json, write_json
+from universeg_jax.reports.files import atomic_write, read_json, write_json
 from universeg_jax.reports.overlay import COLOURS
 
 VERSION = 1
@@ -213,6 +214,21 @@ def read_file(file: Path) -> Any:
     return check_image(read_dicom_image(file), file) if is_dicom_file(file) else read_image(file)
 
 
+def add_image(project: Project, name: str, file: Path) -> Project:
+    """Copies an image or volume into images/ under another name, whole or not at all. Raises UserError."""
+    if name in project.items:
+        raise UserError(f"{name}: the project has an image of this name; choose another")
+    item = make_item(name, file)
+    if any(each.volume != item.volume for each in project.items.values()):
+        raise UserError(f"{name}: the project holds {'images' if item.volume else 'volumes'}; this is none")
+    place = project.path / "images" / f"{name}{extension(file)}"
+    with atomic_write(place) as temporary:
+        shutil.copyfile(file, temporary)
+    added = replace(project, items=project.items | {name: replace(item, file=place.name)})
+    write_project(added)
+    return added
+
+
 def check_labels(labels: Mapping[int, str]) -> None:
     """Raises UserError for label ids that cannot be stored."""
     if not labels:
@@ -250,7 +266,7 @@ def read_project(path: Path) -> Project:
         project = _parse(path, values)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{file}: a field is missing or wrong ({error}); correct it") from error
-    check_labels(project.labels and {i: label.name for i, label in project.labels.items()})
+    check_labels({i: label.name for i, label in project.labels.items()})
     check_policy(project.order)
     new = {name: make_item(name, file) for name, file in _new_files(project)}
     if not new:

@@ -29,7 +29,7 @@ from universeg_jax.annotation.journal import (
     Mark,
     reversed_changes,
 )
-from universeg_jax.annotation.project import Item, Project, read_file, read_project
+from universeg_jax.annotation.project import Item, Project, add_image, read_file, read_project
 from universeg_jax.annotation.store import Store, stamp
 from universeg_jax.errors import UserError
 from universeg_jax.readers.file_names import natural_order
@@ -39,7 +39,8 @@ from universeg_jax.readers.volumes import Volume
 from universeg_jax.reports import files
 
 HELD = 4  # images and volumes in memory
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def _alone(method: "Callable[Concatenate[Session, P], T]") -> "Callable[Concatenate[Session, P], T]":
@@ -86,6 +87,16 @@ class Session:
         """Gives the project free for other processes."""
         self._exit.close()
 
+    def alone(self) -> Any:
+        """A lock that keeps other threads from changing the session."""
+        return self._thread_lock
+
+    @_alone
+    def add_image(self, name: str, file: Path) -> None:
+        """Copies an image or volume into the project, whole or not at all. Raises UserError."""
+        self.project = add_image(self.project, name, file)
+        self._store.project = self.project
+
     @property
     def version(self) -> int:
         """A number that grows with every change."""
@@ -120,7 +131,7 @@ class Session:
         content = self._read(file := self.project.image_file(item), stamp(file) if file.exists() else None)
         if k is None:
             return content
-        return plane(content.data, item.axis, item.canonical(k))
+        return plane(content.data, int(item.axis or 0), item.canonical(k))
 
     @_alone
     def mask(self, unit: str) -> np.ndarray | None:
@@ -150,7 +161,7 @@ class Session:
         item, k = self.project.find(unit)
         self._check_unlocked(item)
         mask = self._checked(unit, mask)
-        target, ids, gone = unit, mask, ()
+        target, ids, gone = unit, mask, tuple[str, ...]()
         if k is not None:
             target, ids = self._with_slice(item, k, mask)
         if item.volume and target == item.name:  # the whole volume replaces its slices

@@ -75,6 +75,16 @@ def label_names(text: str) -> dict[int, str]:
 
 
 def run(args: argparse.Namespace) -> int:
+    from universeg_jax.readers.notes import collect
+
+    with collect() as notes:
+        code = _act(args)
+    for line in notes.lines():
+        print(line, file=sys.stderr)
+    return code
+
+
+def _act(args: argparse.Namespace) -> int:
     if args.action == "new":
         return _new(args)
     from universeg_jax.annotation.session import Session
@@ -132,7 +142,7 @@ def accept_file(session: "Session", unit: str, mask: Path | None, slices: tuple[
     from universeg_jax.readers.segments import on_grid_of
     from universeg_jax.readers.slices import plane
     from universeg_jax.readers.volume_files import read_label_volume
-    from universeg_jax.readers.volumes import check_same_grid
+    from universeg_jax.readers.volumes import Volume, check_same_grid
 
     item, k = session.project.find(unit)
     file = mask or session.project.prediction_file(unit)
@@ -143,6 +153,7 @@ def accept_file(session: "Session", unit: str, mask: Path | None, slices: tuple[
         session.accept(unit, read_label(file))
         return
     volume = session.image(unit)
+    assert isinstance(volume, Volume)
     ids = on_grid_of(read_label_volume(file), volume)
     check_same_grid(volume, ids)
     if slices is None:
