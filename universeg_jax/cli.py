@@ -16,6 +16,7 @@ COMMANDS = (
     "tasks",
     "predict",
     "complete",
+    "annotate",
     "check",
     "finetune",
     "evaluate",
@@ -30,6 +31,7 @@ COMMANDS = (
     "convert",
     "export",
     "demo",
+    "serve",
 )  # in the order of `universeg --help`
 
 

@@ -1,372 +1,339 @@
-"""The annotation page, by its functions and in a real browser."""
+"""A session on disk: accept, undo, redo, locks, and what goes wrong around it."""
 
-import importlib
-import io
+import errno
+import json
+import os
 import shutil
+import subprocess
 import sys
-import urllib.error
-import urllib.request
-import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from tests.fixtures import tiny_config, write_folder
-from universeg_jax import Predictor
-from universeg_jax.annotation import page as demo_page
-from universeg_jax.annotation import session as sessions
-from universeg_jax.annotation.session import LabelledImage, Session
+from tests.annotation.fixtures import image_project, volume_project, write_mask
+from universeg_jax.annotation import journal as journals
+from universeg_jax.annotation import store as stores
+from universeg_jax.annotation.project import create, read_project
+from universeg_jax.annotation.session import Session
 from universeg_jax.errors import UserError
-from universeg_jax.model.factory import build_model, init_params
-from universeg_jax.readers.folder import read_support
-from universeg_jax.readers.images import read_image, read_label
-from universeg_jax.reports.overlay import COLOURS
+from universeg_jax.prediction.support import read_support_folder
+from universeg_jax.readers.images import read_label
+from universeg_jax.readers.volume_files import read_label_volume
+from universeg_jax.reports.files import LockedError
 
-SHAPE = (40, 60)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("data") / "discs", count=5, shape=SHAPE)
+ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def cases(folder):
-    """The labelled images of the folder."""
-    images, labels, names = read_support(folder)
-    return [LabelledImage(*case) for case in zip(names, images, labels, strict=True)]
+def masks_on_disk(path: Path) -> dict[str, bytes]:
+    return {f.name: f.read_bytes() for f in sorted((path / "labels").iterdir())}
 
 
-@pytest.fixture(scope="module")
-def predictor(cases):
-    """Random weights, shifted so that they mark about half of the last image."""
-    config = tiny_config()
-    params = init_params(build_model(config.model), 0)
-    first = Predictor(params, config).segment(cases[-1].image, *_arrays(cases[:3])).probabilities
-    odds = np.median(np.log(first / (1 - first)))
-    params["out"]["bias"] = params["out"]["bias"] - odds
-    return Predictor(params, config)
+def test_accepted_labels_make_a_support_folder(tmp_path):
+    path, truth = image_project(tmp_path)
+    with Session(path) as session:
+        assert session.left() == list(truth)
+        for name in ("p1_0", "p3_0"):
+            session.accept(name, truth[name])
+        assert session.labelled() == ["p1_0", "p3_0"]
+        np.testing.assert_array_equal(session.mask("p3_0"), truth["p3_0"])
+        assert session.mask("p0_0") is None
+    support = read_support_folder(path)
+    assert support.names == ("p1_0", "p3_0")
+    assert support.labels == (1,)
 
 
-def _arrays(cases):
-    return [e.image for e in cases], [e.label for e in cases]
+def test_undo_and_redo_go_any_number_of_steps_after_a_restart_too(tmp_path):
+    path, truth = image_project(tmp_path, count=3)
+    states = [masks_on_disk(path)]
+    with Session(path) as session:
+        for name in truth:
+            session.accept(name, truth[name])
+            states.append(masks_on_disk(path))
+        session.accept("p1_0", 1 - truth["p1_0"])
+        states.append(masks_on_disk(path))
+    for state in states[-2::-1]:
+        with Session(path) as session:
+            session.undo()
+        assert masks_on_disk(path) == state
+    with Session(path) as session, pytest.raises(UserError, match="nothing is left to undo"):
+        session.undo()
+    for state in states[1:]:
+        with Session(path) as session:
+            session.redo()
+        assert masks_on_disk(path) == state
+    with Session(path) as session:
+        with pytest.raises(UserError, match="nothing is left to redo"):
+            session.redo()
+        session.undo()
+        session.accept("p0_0", 1 - truth["p0_0"])
+        with pytest.raises(UserError, match="nothing is left to redo"):
+            session.redo()
 
 
-def _session(cases, examples, queries):
-    session = Session()
-    for e in cases[:examples]:
-        session = sessions.add_example(session, e)
-    return sessions.add_queries(session, {e.name: e.image for e in cases[-queries:]})
+@settings(max_examples=25)
+@given(st.lists(st.sampled_from(["accept", "undo", "redo", "forget", "reopen"]), max_size=14), st.randoms())
+def test_disk_follows_a_model_of_the_loop(actions, random):
+    """Any sequence of actions, against two stacks of dicts."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path, truth = image_project(Path(folder), count=2)
+        past, now, future = [], {}, []
+        session = Session(path)
+        for action in actions:
+            name = random.choice(list(truth))
+            if action == "reopen":
+                session.close()
+                session = Session(path)
+            elif action == "accept":
+                mask = (np.indices(truth[name].shape)[0] < random.randrange(1, 20)).astype(np.int32)
+                session.accept(name, mask)
+                past, now, future = [*past, now], {**now, name: mask}, []
+            elif action == "forget" and name in now:
+                session.forget(name)
+                past, now, future = [*past, now], {n: m for n, m in now.items() if n != name}, []
+            elif action == "undo" and past:
+                session.undo()
+                future, now, past = [now, *future], past[-1], past[:-1]
+            elif action == "redo" and future:
+                session.redo()
+                past, now, future = [*past, now], future[0], future[1:]
+            assert {f.stem for f in (path / "labels").iterdir()} == set(now)
+            for each, mask in now.items():
+                np.testing.assert_array_equal(read_label(path / "labels" / f"{each}.png"), mask)
+        session.close()
 
 
-def test_uploads_are_read_and_deleted(tmp_path):
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 60000, SHAPE).astype(np.uint16)
-    (tmp_path / "up").mkdir()
-    Image.fromarray(image).save(tmp_path / "up" / "a.png")
-    arrays = sessions.read_uploads([str(tmp_path / "up" / "a.png")], tmp_path)
-    np.testing.assert_array_equal(arrays["a"], image)
-    (tmp_path / "up" / "b.png").write_bytes(b"broken")
-    with pytest.raises(UserError, match=r"^b\.png: cannot be read"):
-        sessions.read_uploads([str(tmp_path / "up" / "b.png")], tmp_path)
-    assert list((tmp_path / "up").iterdir()) == []
+def test_slices_of_a_volume_become_the_whole_with_the_last(tmp_path):
+    path, truth = volume_project(tmp_path)
+    with Session(path) as session:
+        assert session.left() == [f"scan0/{k}" for k in range(5)]
+        for k in (3, 0, 4, 2):
+            session.accept(f"scan0/{k}", _plane(session, truth["scan0"], k))
+        assert sorted(f.name for f in (path / "slices/scan0").iterdir()) == ["0.png", "2.png", "3.png", "4.png"]
+        assert not any((path / "labels").iterdir())
+        session.accept("scan0/1", _plane(session, truth["scan0"], 1))
+        assert session.left() == []
+        assert not any((path / "slices").iterdir())
+        stored = read_label_volume(path / "labels/scan0.nii.gz")
+        np.testing.assert_array_equal(stored.file_data(), truth["scan0"])
+        np.testing.assert_array_equal(session.mask("scan0/1"), _plane(session, truth["scan0"], 1))
+        session.undo()
+        assert session.left() == ["scan0/1"]
+        np.testing.assert_array_equal(session.mask("scan0/3"), _plane(session, truth["scan0"], 3))
+        session.redo()
+        session.accept("scan0/2", 0 * _plane(session, truth["scan0"], 2))  # a slice of a finished volume
+        expected = truth["scan0"].copy()
+        expected[..., 2] = 0
+        np.testing.assert_array_equal(read_label_volume(path / "labels/scan0.nii.gz").file_data(), expected)
+    assert read_support_folder(path).labels == (1,)
 
 
-def test_no_file_elsewhere_is_read_or_deleted(tmp_path):
-    (tmp_path / "up").mkdir()
-    secret = tmp_path / "secret.png"
-    Image.fromarray(np.eye(8, dtype=np.uint8)).save(secret)
-    (tmp_path / "up" / "link.png").symlink_to(secret)
-    for path in (secret, tmp_path / "up" / ".." / "secret.png", tmp_path / "up" / "link.png"):
-        with pytest.raises(UserError, match="secret.png was not uploaded here"):
-            sessions.read_uploads([str(path)], tmp_path / "up")
-    assert secret.exists()
+def _plane(session: Session, ids: np.ndarray, k: int) -> np.ndarray:
+    """Slice k, numbered as in the file, of ids in the axes of the file, as the session shows slices."""
+    item = session.project.items["scan0"]
+    assert item.turned
+    return ids[..., k].T[::-1, ::-1]
 
 
-def test_masks_of_0_and_255_mean_the_same_as_0_and_1(cases):
-    images = {e.name: e.image for e in cases}
-    session = sessions.add_examples(Session(), images, {e.name: 255 * e.label for e in cases})
-    for example, case in zip(session.examples, cases, strict=True):
-        np.testing.assert_array_equal(example.label, case.label)
-    again = sessions.add_examples(session, {"p1_0": images["p1_0"]}, {"p1_0": np.ones(SHAPE)})
-    assert [e.name for e in again.examples] == ["p0_0", "p2_0", "p3_0", "p4_0", "p1_0"]
-    second = sessions.add_examples(session, {"p1_0": images["p1_0"]}, {"p1_0": 2 * np.eye(*SHAPE)})
-    assert set(np.unique(second.examples[-1].label)) == {0, 2}  # a mask with the second structure alone
+def test_a_volume_with_one_slice_is_done_after_it(tmp_path):
+    path, _ = volume_project(tmp_path, shape=(12, 14, 1))
+    with Session(path) as session:
+        session.accept("scan0/0", np.ones((14, 12), int))
+        assert session.left() == []
+        assert session.mask("scan0").shape == (12, 14, 1)
 
 
-@pytest.mark.parametrize(
-    ("images", "labels", "message"),
-    [
-        ({}, {}, "no images"),
-        ({"a": np.eye(4)}, {}, "a has no mask"),
-        ({}, {"b": np.eye(4)}, "no images"),
-        ({"a": np.eye(4)}, {"a": np.eye(4), "b": np.eye(4)}, "b has no image"),
-        ({"a": np.eye(4)}, {"a": np.ones((5, 4))}, "the image is 4x4, its mask 4x5"),
-        ({"a": np.eye(4)}, {"a": np.zeros((4, 4))}, "every mask is empty"),
-        ({"a": np.eye(4)}, {"a": np.arange(16).reshape(4, 4)}, r"ids \[1, 2.* shows 1 to 6"),
-    ],
-)
-def test_mismatched_images_and_masks_are_named(images, labels, message):
-    with pytest.raises(UserError, match=message):
-        sessions.add_examples(Session(), images, labels)
-
-
-def test_an_image_is_not_its_own_example(predictor, cases):
-    session = _session(cases, 4, 1)
-    expected = predictor.segment(cases[-1].image, *_arrays(cases[:4])).mask
-    assert expected.any()
-    np.testing.assert_array_equal(sessions.predict(predictor, session).mask, expected)
-    accepted = sessions.accept(session, np.ones(SHAPE, np.uint8))
-    assert [e.name for e in accepted.examples] == [e.name for e in cases]
-    np.testing.assert_array_equal(sessions.predict(predictor, accepted).mask, expected)
-    assert sessions.predict(predictor, Session()) is None
-    assert sessions.predict(predictor, replace(session, examples=())) is None
-
-
-def test_accepting_goes_to_the_next_image_and_stops_at_the_last(cases):
-    session = _session(cases, 1, 2)
-    for name in ("p3_0", "p4_0", "p4_0"):
-        assert session.query[0] == name
-        session = sessions.accept(session, np.eye(*SHAPE, dtype=np.uint8))
-    assert sorted(session.masks) == ["p3_0", "p4_0"]
-    assert sessions.move(sessions.move(session, -1), -5).current == 0
-    with pytest.raises(UserError, match="p4_0 is empty"):
-        sessions.accept(session, np.zeros(SHAPE, np.uint8))
-    with pytest.raises(UserError, match="no image to accept"):
-        sessions.accept(Session(), np.ones(SHAPE, np.uint8))
-
-
-def test_a_new_image_of_an_old_name_has_no_mask_yet(cases):
-    first, second = np.ones((9, 7)), np.zeros((5, 6))
-    session = sessions.accept(sessions.add_queries(Session(), {"slice1": first}), np.ones((9, 7)))
-    session = sessions.add_queries(session, {"slice1": second, "slice2": first})
-    assert session.masks == {}
-    assert session.query[0] == "slice1"
-    np.testing.assert_array_equal(session.query[1], second)
-
-
-def test_effects_are_the_predictions_with_more_and_more_examples(predictor, cases):
-    session = _session(cases, 4, 1)
-    image = cases[-1].image
-    masks = [predictor.segment(image, *_arrays(cases[:n])).mask for n in (1, 2, 3, 4)]
-    effects = sessions.example_effects(predictor, session)
-    assert [caption for _, caption in effects] == [f"{np.count_nonzero(masks[0])}: p0_0"] + [
-        f"Δ {np.count_nonzero(masks[n] != masks[n - 1])}: + p{n}_0" for n in (1, 2, 3)
-    ]
-    for (shown, _), mask in zip(effects, masks, strict=True):
-        np.testing.assert_array_equal(shown, sessions.overlay(image, mask))
-    assert sessions.example_effects(predictor, Session()) == []
-    unmarked = [replace(case, label=np.zeros_like(case.label)) for case in cases[:2]]
-    effects = sessions.example_effects(predictor, replace(session, examples=(*unmarked, *cases[2:4])))
-    assert [caption.split(": ")[1] for _, caption in effects] == [
-        "p2_0",
-        "+ p3_0",
-    ]  # without a label there is no effect
-
-
-@pytest.mark.parametrize("shape", [(40, 60), (900, 700), (640, 640)])
-def test_an_untouched_mask_comes_back_exactly(shape):
-    rng = np.random.default_rng(0)
-    image, mask = rng.random(shape), rng.integers(0, 7, shape).astype(np.uint8)
-    np.testing.assert_array_equal(sessions.edited_mask(sessions.editor_value(image, mask), image, mask), mask)
-    empty = sessions.editor_value(image, None)
-    assert not sessions.edited_mask(empty, image, None).any()
-
-
-@pytest.mark.parametrize("shape", [(40, 60), (900, 700)])
-def test_strokes_and_the_eraser_change_what_they_touch(shape):
-    height, width = sessions.view_shape(shape)
-    image, mask = np.random.default_rng(0).random(shape), np.zeros(shape, np.uint8)
-    mask[: shape[0] // 4] = 3
-    value = sessions.editor_value(image, mask)
-    layer = value["layers"][0]
-    layer[: height // 8] = 0  # erased
-    layer[height // 2 : height, : width // 2] = (*COLOURS[1], 140)  # drawn in the colour of id 2
-    layer[height // 2 : height, width // 2 : width] = (*COLOURS[0], 30)  # the blurred rim of a stroke
-    edited = sessions.edited_mask(value, image, mask)
-    row, column = shape[0], shape[1]
-    assert not edited[: row // 8 - 1].any()
-    assert (edited[row // 8 + 1 : row // 4] == 3).all()
-    assert (edited[row // 2 + 1 :, : column // 2 - 1] == 2).all()
-    assert not edited[row // 4 + 1 :, column // 2 + 1 :].any()
-
-
-def test_overlays_and_heat_maps():
-    image = np.outer(np.linspace(0, 1000, 100), np.ones(50))
-    mask = np.zeros((100, 50), np.uint8)
-    mask[20:60, 10:40] = 2
-    shown = sessions.overlay(image, mask)
-    assert (shown.shape, shown.dtype) == ((640, 320, 3), np.uint8)
-    np.testing.assert_array_equal(shown[:, 0], sessions.view(image)[:, 0])  # unchanged outside the mask
-    assert (shown[128, 64:256] == COLOURS[1]).all()  # the outline
-    heat = sessions.heat_map(np.array([[0.0, 1.0]]))
-    assert heat[0, 0].sum() < 30 < 500 < heat[0, -1].sum()
-
-
-@pytest.mark.parametrize(
-    ("image", "suffix"),
-    [
-        (np.arange(12).reshape(3, 4), ".png"),
-        (np.arange(12).reshape(3, 4) * 5000, ".png"),
-        (np.arange(12).reshape(3, 4) / 7 - 1, ".tif"),
-    ],
-)
-def test_saved_images_keep_their_intensities(tmp_path, image, suffix):
-    found, content = sessions.encode(image.astype(np.float32))
-    (tmp_path / f"x{found}").write_bytes(content)
-    assert found == suffix
-    np.testing.assert_array_equal(read_image(tmp_path / f"x{found}"), image.astype(np.float32))
-
-
-def test_the_saved_examples_are_a_support_folder(tmp_path, cases):
-    with zipfile.ZipFile(io.BytesIO(sessions.support_zip(cases))) as archive:
-        archive.extractall(tmp_path)
-    images, labels, names = read_support(tmp_path)
-    assert names == [e.name for e in cases]
-    for image, label, e in zip(images, labels, cases, strict=True):
-        np.testing.assert_array_equal(image, e.image)
-        np.testing.assert_array_equal(label, e.label)
-    with pytest.raises(UserError, match="no examples to save"):
-        sessions.support_zip([])
-    with pytest.raises(UserError, match="no masks to save"):
-        sessions.masks_zip({})
-
-
-def test_without_gradio_the_error_names_the_package(tmp_path, predictor, monkeypatch):
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
-    with pytest.raises(UserError, match=r"pip install 'universeg_jax\[demo\]'"):
-        demo_page.launch(predictor, tmp_path)
-
-
-@pytest.fixture
-def page(predictor, tmp_path, monkeypatch):
-    pytest.importorskip("gradio", reason="gradio is not installed (extra `demo`)")
-    monkeypatch.setattr(demo_page, "MAX_FILE_SIZE", 4_000_000)
-    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):  # the page sets them
-        monkeypatch.setenv(name, "")
-    (tmp_path / "kept").mkdir()
-    page = demo_page.launch(predictor, tmp_path / "kept")
-    yield page, f"http://{demo_page.HOST}:{page.server_port}", tmp_path / "kept"
-    page.close()
-
-
-def test_a_port_that_is_taken_is_named(page, predictor, tmp_path):
-    blocks, _, _ = page
-    with pytest.raises(UserError, match=f"port {blocks.server_port} of 127.0.0.1 is taken; choose another with --port"):
-        demo_page.launch(predictor, tmp_path, blocks.server_port)
-
-
-def _status(url, data=None, headers=None):
+def test_a_second_process_is_refused_until_the_first_dies(tmp_path):
+    path, _ = image_project(tmp_path)
+    code = "import sys, time; from universeg_jax.annotation.session import Session as S; s = S(sys.argv[1]);"
+    command = [sys.executable, "-c", f"{code} print(1, flush=True); time.sleep(60)", str(path)]
+    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, data, headers or {}), timeout=30) as answer:
-            return answer.status
-    except urllib.error.HTTPError as error:
-        return error.code
-
-
-def test_the_page_reads_no_file_of_the_host_and_takes_no_large_one(page, tmp_path):
-    blocks, url, folder = page
-    assert blocks.server_name == "127.0.0.1"
-    (tmp_path / "secret.txt").write_text("secret")
-    for path in (tmp_path / "secret.txt", Path(__file__), Path("setup.cfg").resolve(), folder / ".." / "secret.txt"):
-        assert _status(f"{url}/gradio_api/file={path}") == 403
-
-    def upload(size):
-        body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n%s\r\n--x--\r\n' % (
-            b"0" * size
-        )
-        return _status(f"{url}/gradio_api/upload", body, {"Content-Type": "multipart/form-data; boundary=x"})
-
-    assert upload(1000) == 200
-    assert [p.name for p in folder.rglob("*") if p.is_file()] == ["a.png"]
-    assert upload(4_000_001) == 413
-
-
-@pytest.mark.browser
-def test_in_a_browser_examples_give_a_mask_that_can_be_corrected_accepted_and_saved(
-    page, predictor, folder, cases, tmp_path
-):
-    _, url, kept = page
-    browser = _browser()
-    from selenium.webdriver import ActionChains
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    def find(selector):
-        return browser.find_elements(By.CSS_SELECTOR, selector)
-
-    def wait(condition):
-        return WebDriverWait(browser, 60).until(lambda _: condition())
-
-    def upload(where, part, names):
-        paths = [str(folder / part / f"{name}.png") for name in names]
-        wait(lambda: find(f"#{where} input[type=file]"))[0].send_keys("\n".join(paths))
-
-    def picture(selector):
-        source = wait(lambda: find(f"{selector} img"))[0].get_attribute("src")
-        with urllib.request.urlopen(source) as answer:
-            return np.asarray(Image.open(io.BytesIO(answer.read())).convert("RGB"))
-
-    try:
-        browser.get(url)
-        upload("images", "images", ["p0_0", "p1_0", "p2_0"])
-        wait(lambda: "p2_0" in find("#images")[0].text)
-        upload("masks", "labels", ["p0_0", "p1_0", "p2_0"])
-        wait(lambda: "p2_0" in find("#masks")[0].text)
-        find("#add")[0].click()
-        wait(lambda: len(find("#support img")) == 3)
-        upload("queries", "images", ["p4_0"])
-        wait(lambda: "by 3 examples" in find("#status")[0].text)
-        expected = predictor.segment(cases[-1].image, *_arrays(cases[:3]))
-        assert expected.mask.any()
-        np.testing.assert_array_equal(picture("#result"), sessions.overlay(cases[-1].image, expected.mask))
-        np.testing.assert_array_equal(picture("#uncertainty"), sessions.heat_map(expected.uncertainty))
-        wait(lambda: len(find("#effects img")) == 3)
-        browser.save_screenshot(str(tmp_path / "page.png"))
-
-        canvas = wait(lambda: find("#editor canvas"))[0]
-        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
-        drawing = ActionChains(browser).move_to_element(canvas).click_and_hold()
-        drawing.move_by_offset(60, 0).move_by_offset(-120, 0).release().perform()
-        find("#accept")[0].click()
-        wait(lambda: len(find("#support img")) == 4)
-        find("#save_support")[0].click()
-        link = wait(lambda: find("#files a[href*='support.zip']"))[0].get_attribute("href")
-        with urllib.request.urlopen(link) as answer, zipfile.ZipFile(io.BytesIO(answer.read())) as archive:
-            archive.extractall(tmp_path / "saved")
-        errors = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
-        assert errors == []
+        assert child.stdout.readline()
+        with pytest.raises(LockedError, match="another process works in"):
+            Session(path)
     finally:
-        browser.save_screenshot(str(tmp_path / "end.png"))
-        browser.quit()
-    images, labels, names = read_support(tmp_path / "saved")
-    assert names == ["p0_0", "p1_0", "p2_0", "p4_0"]
-    np.testing.assert_array_equal(images[3], cases[-1].image)
-    np.testing.assert_array_equal(labels[0], read_label(folder / "labels" / "p0_0.png"))
-    stroke = labels[3] != expected.mask
-    assert 0 < stroke.sum() < stroke.size / 4
-    assert (labels[3][stroke] == 1).all()
-    uploaded = {"p0_0.png", "p1_0.png", "p2_0.png", "p4_0.png"}
-    assert not uploaded & {p.name for p in kept.rglob("*")}
+        child.kill()
+        child.wait()
+    Session(path).close()
 
 
-def _browser():
-    """A headless Chromium, or a skip that says what is absent."""
-    if importlib.util.find_spec("selenium") is None:
-        pytest.skip("selenium is not installed")
-    from selenium import webdriver
+def test_locked_images_and_labels_stay(tmp_path):
+    path, truth = image_project(tmp_path, labels={1: "a", 2: "b"})
+    with Session(path) as session:
+        session.accept("p0_0", truth["p0_0"])
+        session.lock(["p0_0"])
+        for change in (lambda: session.accept("p0_0", truth["p1_0"]), session.undo, lambda: session.forget("p0_0")):
+            with pytest.raises(UserError, match="p0_0 is locked"):
+                change()
+    with Session(path) as session:
+        assert session.locks == (["p0_0"], [])
+        session.lock(["p0_0"], unlock=True)
+        session.lock(labels=[1])
+        new = np.full_like(truth["p0_0"], 2)
+        new[0, 0] = 1  # neither may the locked label grow
+        session.accept("p0_0", new)
+        np.testing.assert_array_equal(session.mask("p0_0") == 1, truth["p0_0"] == 1)
+        assert session.mask("p0_0")[0, 1] == 2
+        assert session.mask("p0_0")[0, 0] == 0
 
-    names = ("chromium", "chromium-browser", "google-chrome")
-    binary = next((path for name in names if (path := shutil.which(name))), None)
-    driver = shutil.which("chromedriver")
-    if not binary or not driver:
-        pytest.skip("chromium and chromedriver are not on the PATH")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1500,1900"):
-        options.add_argument(argument)
-    return webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    path, truth = image_project(tmp_path)
+    with Session(path) as session:
+        session.accept("p0_0", truth["p0_0"])
+        before = masks_on_disk(path), (path / "history/journal.jsonl").read_bytes()
+        full = OSError(errno.ENOSPC, "No space left on device")
+
+        def fail(*_, **__):
+            raise full
+
+        for owner, name in ((Image.Image, "save"), (stores.shutil, "copyfile"), (journals.os, "fsync")):
+            with monkeypatch.context() as patched:
+                patched.setattr(owner, name, fail)
+                with pytest.raises(UserError, match="p0_0 was not accepted: No space left on device"):
+                    session.accept("p0_0", 1 - truth["p0_0"])
+            assert (masks_on_disk(path), (path / "history/journal.jsonl").read_bytes()) == before
+            assert not list(path.rglob(".tmp*"))
+            np.testing.assert_array_equal(session.mask("p0_0"), truth["p0_0"])
+        session.accept("p0_0", 1 - truth["p0_0"])
+    with Session(path) as session:
+        np.testing.assert_array_equal(session.mask("p0_0"), 1 - truth["p0_0"])
+
+
+def test_labels_edited_outside_are_named_and_both_remain(tmp_path):
+    path, truth = image_project(tmp_path)
+    with Session(path) as session:
+        for name in ("p0_0", "p1_0"):
+            session.accept(name, truth[name])
+    file = write_mask(path / "labels/p0_0.png", 1 - truth["p0_0"])
+    with Session(path) as session:
+        assert list(session.problems) == ["p0_0"]
+        for change in (session.undo, lambda: session.accept("p2_0", truth["p2_0"]), session.check_sound):
+            with pytest.raises(UserError, match=r"p0_0\.png was edited outside since it was accepted: accept it again"):
+                change()
+        session.restore("p0_0")
+        assert session.problems == {}
+        np.testing.assert_array_equal(read_label(file), truth["p0_0"])
+        file.unlink()  # while the session is open
+        with pytest.raises(UserError, match="was removed since it was accepted"):
+            session.accept("p0_0", truth["p0_0"])
+    write_mask(file, 1 - truth["p0_0"])
+    with Session(path) as session:
+        session.accept("p0_0", read_label(file))
+        np.testing.assert_array_equal(session.mask("p0_0"), 1 - truth["p0_0"])
+        session.undo()
+        np.testing.assert_array_equal(session.mask("p0_0"), truth["p0_0"])
+
+
+def test_a_label_that_nobody_accepted_is_named(tmp_path):
+    path, truth = image_project(tmp_path)
+    file = write_mask(path / "labels/p0_0.png", truth["p0_0"])
+    with Session(path) as session:
+        with pytest.raises(UserError, match=r"p0_0\.png was not accepted here: accept it with"):
+            session.check_sound()
+        session.accept("p0_0", read_label(file))
+        session.check_sound()
+
+
+def test_images_that_vanished_or_changed_are_named(tmp_path):
+    path, truth = image_project(tmp_path)
+    with Session(path) as session:
+        for name in ("p0_0", "p1_0"):
+            session.accept(name, truth[name])
+    os.utime(path / "images/p0_0.png")  # the same content
+    Session(path).check_sound()
+    image = path / "images/p0_0.png"
+    shutil.move(image, tmp_path / "kept.png")
+    (path / "images/p4_0.png").unlink()  # without a label
+    with Session(path) as session:
+        assert session.left() == ["p2_0", "p3_0"]
+        with pytest.raises(UserError, match="vanished after its label was accepted: put it back, or"):
+            session.check_sound()
+    shutil.copy(path / "images/p1_0.png", image)
+    with Session(path) as session:
+        with pytest.raises(UserError, match="has changed since its label was accepted: put the old image back, or"):
+            session.check_sound()
+        session.accept("p0_0", truth["p1_0"])
+        session.check_sound()
+        session.undo()  # the old label belongs to the old image
+    with Session(path) as session, pytest.raises(UserError, match="has changed since its label was accepted"):
+        session.check_sound()
+    shutil.copy(tmp_path / "kept.png", image)
+    with Session(path) as session:
+        session.check_sound()
+        session.forget("p0_0")
+        assert "p0_0" in session.left()
+
+
+@pytest.mark.parametrize(
+    ("unit", "mask", "message"),
+    [
+        ("p0_0", np.ones((30, 20)), "the image has 20x30 pixels, the label 30x20"),
+        ("p0_0", np.ones((20, 30, 4)), "the image has 20x30 pixels, the label 20x30x4"),
+        ("p0_0", np.full((20, 30), 7), "label 7 is not one of the project's, 1 \\(disc\\), 3 \\(ring\\)"),
+        ("p0_0", np.full((20, 30), 0.5), "p0_0"),
+        ("p9_9", np.ones((20, 30)), "no image 'p9_9'; its images are p0_0, "),
+        ("p0_0/1", np.ones((20, 30)), "no image 'p0_0/1'"),
+        ("../p0_0", np.ones((20, 30)), "no image"),
+    ],
+)
+def test_a_label_that_does_not_fit_is_refused(tmp_path, unit, mask, message):
+    path, _ = image_project(tmp_path, labels={1: "disc", 3: "ring"})
+    with Session(path) as session, pytest.raises(UserError, match=message):
+        session.accept(unit, mask)
+
+
+def test_a_mask_of_white_means_the_only_label(tmp_path):
+    path, truth = image_project(tmp_path, labels={4: "disc"})
+    with Session(path) as session:
+        session.accept("p0_0", 255 * truth["p0_0"])
+        np.testing.assert_array_equal(session.mask("p0_0"), 4 * truth["p0_0"])
+
+
+def test_a_project_that_cannot_be_read_is_named(tmp_path):
+    path, _ = image_project(tmp_path)
+    file = path / "project.json"
+    values = json.loads(file.read_text())
+    for text, message in (
+        (json.dumps({**values, "version": 9}), "version 9, and this program reads version 1"),
+        ("{", "is damaged"),
+        (json.dumps({k: v for k, v in values.items() if k != "labels"}), "a field is missing or wrong"),
+        (json.dumps({**values, "order": "best"}), "order 'best': choose one of"),
+        (json.dumps({**values, "items": {"a": {"name": "a", "file": "../a.png"}}}), "a field is missing or wrong"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=message):
+            Session(path)
+    with pytest.raises(UserError, match="is no project: make one with"):
+        Session(tmp_path)
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_images_that_are_added_later_join(tmp_path):
+    path, truth = image_project(tmp_path, count=2)
+    shutil.copy(path / "images/p0_0.png", path / "images/q.png")
+    with Session(path) as session:
+        assert session.left() == [*truth, "q"]
+    assert "q" in read_project(path).items
+
+
+def test_a_project_is_made_whole_or_not_at_all(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.png").write_bytes(b"broken")
+    with pytest.raises(UserError, match="no image can be used"):
+        create(tmp_path / "project", tmp_path / "images", {1: "x"})
+    assert [f.name for f in tmp_path.iterdir()] == ["images"]
+    write_mask(tmp_path / "images/b.png", np.eye(9))
+    _, unusable = create(tmp_path / "project", tmp_path / "images", {1: "x"}, link=True)
+    assert list(unusable) == ["a"]
+    assert (tmp_path / "project/images/b.png").stat().st_ino == (tmp_path / "images/b.png").stat().st_ino
+    with pytest.raises(UserError, match="exists; choose another name"):
+        create(tmp_path / "project", tmp_path / "images", {1: "x"})
+    with pytest.raises(UserError, match="ids are whole numbers from 1"):
+        create(tmp_path / "other", tmp_path / "images", {0: "x"})

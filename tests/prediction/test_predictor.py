@@ -89,6 +89,15 @@ def test_images_get_16_examples_and_slices_8(predictor):
         assert predictor.segmenter(each, Options(support_size=5)).options.support_size == 5
 
 
+def test_padding_of_a_support_changes_nothing(predictor):
+    rng = np.random.default_rng(4)
+    images = rng.random((6, 128, 128), np.float32)
+    segment = predictor.segmenter(make_support(images, [1 * (x > 0.4) + 4 * (x > 0.7) for x in images]))
+    rows = np.array([[[4, 0, 2]], [[1, 2, 3]]])
+    padded = np.concatenate([rows, np.full((2, 1, 5), -1)], -1)
+    np.testing.assert_allclose(segment.by_rows(images[:2], padded), segment.by_rows(images[:2], rows), atol=1e-6)
+
+
 def test_flips_of_query_and_support_are_averaged(predictor):
     rng = np.random.default_rng(3)
     images = [rng.random((128, 128), np.float32) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""The page of `universeg demo` in Gradio: its components and events; session.py computes what they show.
+"""The page of `universeg demo` in Gradio: its components and events; tab.py computes what they show.
 
 The page is served only to this machine, reads only files that a browser uploads, and keeps them in a temporary folder
 until it stops.
@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from universeg_jax.annotation import session as sessions
-from universeg_jax.annotation.session import Session
+from universeg_jax.annotation import tab as sessions
+from universeg_jax.annotation.tab import Session
 from universeg_jax.errors import UserError
 from universeg_jax.prediction.predictor import Predictor
 from universeg_jax.prediction.result import Prediction

@@ -1,277 +1,321 @@
-"""The state of an annotation page and what it computes: examples, queries, masks and how they are shown.
+"""The annotation loop without a screen: what is labelled, and the ways to change it. No network is needed.
 
-A `Session` is the state of one browser tab; functions that change it return a new one. Uploaded images keep their own
-intensities, so that a saved support folder loses nothing.
+with Session(path) as session:
+    unit = session.left()[0]
+    session.accept(unit, mask)  # on disk when this returns
+    session.undo()
+
+A session holds the project's lock, which dies with its process. Its methods may be called from several threads.
 """
 
-import io
-import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
-from PIL import Image
 
+from universeg_jax.annotation.journal import (
+    ACCEPT,
+    LOCK,
+    REDO,
+    UNDO,
+    UNLOCK,
+    Change,
+    Entry,
+    Journal,
+    Mark,
+    reversed_changes,
+)
+from universeg_jax.annotation.project import Item, Project, add_image, read_file, read_project
+from universeg_jax.annotation.store import Store, stamp
 from universeg_jax.errors import UserError
-from universeg_jax.prediction.predictor import Predictor
-from universeg_jax.prediction.result import Prediction
-from universeg_jax.readers.errors import ImageError
-from universeg_jax.readers.images import read_image, read_label
-from universeg_jax.reports.overlay import COLOURS, outline, to_display
+from universeg_jax.readers.file_names import natural_order
+from universeg_jax.readers.labels import check_ids
+from universeg_jax.readers.slices import from_planes, plane
+from universeg_jax.readers.volumes import Volume
+from universeg_jax.reports import files
 
-MAX_ID = len(COLOURS)  # the page shows ids from 1
-VIEW = 640  # pixels of the longer side of an image on the page
-OPACITY = 0.5
-MAX_EFFECTS = 6  # number of examples with their effect on the page
-
-
-@dataclass(frozen=True, eq=False)
-class LabelledImage:
-    name: str
-    image: np.ndarray  # float32 [H, W] in the file's own intensities
-    label: np.ndarray  # uint8 [H, W], ids 0 to MAX_ID
+HELD = 4  # images and volumes in memory
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, eq=False)
+def _alone(method: "Callable[Concatenate[Session, P], T]") -> "Callable[Concatenate[Session, P], T]":
+    """Lets one thread at a time in."""
+
+    @functools.wraps(method)
+    def locked(self: "Session", *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._thread_lock:
+            return method(self, *args, **kwargs)
+
+    return locked
+
+
 class Session:
-    """Examples, queries and accepted masks of one browser tab."""
+    """A project that is open in this process.
 
-    examples: tuple[LabelledImage, ...] = ()
-    queries: tuple[tuple[str, np.ndarray], ...] = ()  # (name, image)
-    current: int = 0  # index of the query on the page
-    masks: Mapping[str, np.ndarray] = field(default_factory=dict)  # accepted ones, by the name of the query
+    Raises UserError where the project cannot be read, and LockedError where another process has it open.
+    """
+
+    def __init__(self, path: str | Path):
+        self._thread_lock = threading.RLock()
+        self._exit = contextlib.ExitStack()
+        path = Path(path)
+        read_project(path)  # before a lock makes a file in a folder that is no project
+        self._exit.enter_context(files.lock(path))
+        try:
+            self.project: Project = read_project(path)
+            self._store = Store(self.project)
+            self._journal = Journal(path / "history" / "journal.jsonl")
+            self._store.make_good(self._journal)
+            self.problems = self._store.problems(self._journal.marks)
+        except BaseException:
+            self._exit.close()
+            raise
+        self._read = functools.lru_cache(HELD)(lambda file, state: read_file(file))  # read again when the file changes
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives the project free for other processes."""
+        self._exit.close()
+
+    def alone(self) -> Any:
+        """A lock that keeps other threads from changing the session."""
+        return self._thread_lock
+
+    @_alone
+    def add_image(self, name: str, file: Path) -> None:
+        """Copies an image or volume into the project, whole or not at all. Raises UserError."""
+        self.project = add_image(self.project, name, file)
+        self._store.project = self.project
 
     @property
-    def query(self) -> tuple[str, np.ndarray] | None:
-        return self.queries[self.current] if self.queries else None
+    def version(self) -> int:
+        """A number that grows with every change."""
+        return self._journal.length
 
+    def units(self) -> list[str]:
+        """All images and slices, in their natural order."""
+        return [unit for name in natural_order(self.project.items) for unit in self.project.items[name].units()]
 
-def read_uploads(files: Sequence[str], folder: Path, is_label: bool = False) -> dict[str, np.ndarray]:
-    """Reads name → image (or label) from files that a browser uploaded to `folder`, and deletes the files.
+    def is_labelled(self, unit: str) -> bool:
+        return unit in self._journal.marks or self.project.find(unit)[0].name in self._journal.marks
 
-    Opens no file outside the folder. Raises UserError with the name that the user gave the file.
-    """
-    paths = [Path(file).resolve() for file in files]
-    for path in paths:
-        if not path.is_relative_to(folder.resolve()):
-            raise UserError(f"{path.name} was not uploaded here; choose it again")
-    try:
-        arrays: dict[str, np.ndarray] = {}
-        for path in paths:
-            name = path.stem.lstrip(".") or "image"  # a hidden file would be skipped in a saved folder
-            if name in arrays:
-                raise UserError(f"two files are named {name}; rename one of them")
-            arrays[name] = read_label(path) if is_label else read_image(path)
-        return arrays
-    except ImageError as error:
-        raise UserError(str(ImageError(Path(error.path).name, error.problem, error.detail))) from error
-    finally:
-        for path in paths:
-            path.unlink(missing_ok=True)
+    @_alone
+    def labelled(self) -> list[str]:
+        """The labelled images and slices, in their natural order."""
+        return [unit for unit in self.units() if self.is_labelled(unit)]
 
+    @_alone
+    def left(self) -> list[str]:
+        """The images and slices without a label, in their natural order; those whose file is missing left out."""
+        missing = {n for n, item in self.project.items.items() if not self.project.image_file(item).exists()}
+        return [u for u in self.units() if not self.is_labelled(u) and self.project.find(u)[0].name not in missing]
 
-def add_examples(session: Session, images: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]) -> Session:
-    """Adds images with the labels of the same names; replaces examples of these names. Raises UserError."""
-    if not images:
-        raise UserError("no images: choose images, and masks with the same file names")
-    for name in images.keys() ^ labels.keys():
-        missing = "mask" if name in images else "image"
-        raise UserError(f"{name} has no {missing}; an image and its mask need the same file name")
-    for name, image in images.items():
-        if image.shape != labels[name].shape:
-            raise UserError(f"{name}: the image is {_size(image)}, its mask {_size(labels[name])}; they must be equal")
-    ids = sorted({int(i) for label in labels.values() for i in np.unique(label)} - {0})
-    if not ids:
-        raise UserError("every mask is empty: mark the structure with a value above 0")
-    if len(ids) == 1 and ids[0] > MAX_ID:  # many programs save masks as 0 and 255
-        labels = {name: label != 0 for name, label in labels.items()}
-    elif ids[-1] > MAX_ID:
-        raise UserError(f"masks hold ids {ids}; the page shows 1 to {MAX_ID}; use `universeg predict` for others")
-    for name, image in images.items():
-        session = add_example(session, LabelledImage(name, image, labels[name].astype(np.uint8)))
-    return session
+    def mark_of(self, unit: str) -> Mark | None:
+        """What identifies the accepted label of a unit, or of the volume that it is a slice of."""
+        return self._journal.marks.get(unit) or self._journal.marks.get(self.project.find(unit)[0].name)
 
+    @_alone
+    def image(self, unit: str) -> np.ndarray | Volume:
+        """The image, float32 [H, W] (of a slice as `plane` cuts it), or the whole volume. Raises ImageError."""
+        item, k = self.project.find(unit)
+        content = self._read(file := self.project.image_file(item), stamp(file) if file.exists() else None)
+        if k is None:
+            return content
+        return plane(content.data, int(item.axis or 0), item.canonical(k))
 
-def add_example(session: Session, example: LabelledImage) -> Session:
-    others = tuple(e for e in session.examples if e.name != example.name)
-    return replace(session, examples=(*others, example))
+    @_alone
+    def mask(self, unit: str) -> np.ndarray | None:
+        """The accepted label: int32 ids [H, W], or [X, Y, Z] of a whole volume; None where there is none."""
+        item, k = self.project.find(unit)
+        if unit in self._journal.marks:
+            return self._store.get(unit, self._journal.marks[unit])
+        if k is None or item.name not in self._journal.marks:
+            return None
+        return plane(self._store.get(item.name, self._journal.marks[item.name]), int(item.axis or 0), item.canonical(k))
 
+    @_alone
+    def slices(self, name: str) -> dict[int, np.ndarray]:
+        """The accepted slices of a volume, int32 [rows, columns] by number."""
+        item, _ = self.project.find(name)
+        numbers = [k for k, unit in enumerate(item.units()) if self.is_labelled(unit)]
+        return {k: mask for k in numbers if (mask := self.mask(f"{name}/{k}")) is not None}
 
-def add_queries(session: Session, images: Mapping[str, np.ndarray]) -> Session:
-    """Adds queries and moves to the first of them; replaces queries of the same names, and drops their masks."""
-    others = tuple((name, image) for name, image in session.queries if name not in images)
-    masks = {name: mask for name, mask in session.masks.items() if name not in images}
-    return replace(session, queries=(*others, *images.items()), current=len(others), masks=masks)
+    @_alone
+    def accept(self, unit: str, mask: np.ndarray) -> None:
+        """Accepts a label, ids [H, W] of an image or slice or [X, Y, Z] of a whole volume; it is on disk on return.
 
+        Locked labels stay as they are. Raises UserError for a label that does not fit its image, a locked unit and a
+        full disk; nothing has changed then.
+        """
+        self._check_others(unit)
+        item, k = self.project.find(unit)
+        self._check_unlocked(item)
+        mask = self._checked(unit, mask)
+        target, ids, gone = unit, mask, tuple[str, ...]()
+        if k is not None:
+            target, ids = self._with_slice(item, k, mask)
+        if item.volume and target == item.name:  # the whole volume replaces its slices
+            gone = tuple(each for each in item.units() if each in self._journal.marks)
+        with self._full_disk(unit):
+            mark = self._store.mark(item, self._store.put(target, ids, self.image(target)))
+            changes = [Change(target, self._journal.marks.get(target), mark)]
+            changes += [Change(each, self._journal.marks[each], None) for each in gone]
+            self._carry_out(ACCEPT, tuple(changes))
 
-def move(session: Session, by: int) -> Session:
-    """Moves to a later or, with a negative number, an earlier query, and stops at either end."""
-    return replace(session, current=int(np.clip(session.current + by, 0, max(len(session.queries) - 1, 0))))
+    def _with_slice(self, item: Item, k: int, mask: np.ndarray) -> tuple[str, np.ndarray]:
+        """The unit and the ids to store for a slice: the volume, where it has a label or no other slice is left."""
+        axis = int(item.axis or 0)
+        if item.name in self._journal.marks:
+            whole = self._store.get(item.name, self._journal.marks[item.name])
+            np.moveaxis(whole, axis, 0)[item.canonical(k)] = mask[::-1, ::-1].T
+            return item.name, whole
+        known = self.slices(item.name) | {k: mask}
+        if len(known) < item.slices:
+            return f"{item.name}/{k}", mask
+        return item.name, from_planes(np.stack([known[item.canonical(i)] for i in range(item.slices)]), axis)
 
+    def _checked(self, unit: str, mask: np.ndarray) -> np.ndarray:
+        """int32 ids that fit the image and the project."""
+        mask, shape = check_ids(np.asarray(mask), unit), self.image(unit).shape
+        if mask.shape != shape:
+            sizes = ["x".join(map(str, each)) for each in (shape, mask.shape)]
+            raise UserError(f"{unit}: the image has {sizes[0]} pixels, the label {sizes[1]}: they must be equal")
+        ids = set(np.unique(mask).tolist()) - {0}
+        if len(self.project.labels) == 1 and len(ids) == 1 and ids <= {1, 255}:  # how programs save a mask
+            return np.where(mask > 0, next(iter(self.project.labels)), 0).astype(np.int32)
+        if unknown := sorted(ids - set(self.project.labels)):
+            names = ", ".join(f"{i} ({label.name})" for i, label in self.project.labels.items())
+            raise UserError(
+                f"{unit}: label {unknown[0]} is not one of the project's, {names}; correct the mask, or add it to "
+                f"{self.project.path / 'project.json'}"
+            )
+        return self._keep_locked(unit, mask)
 
-def accept(session: Session, mask: np.ndarray) -> Session:
-    """Adds the current query with its mask to the examples and moves to the next query. Raises UserError."""
-    if session.query is None:
-        raise UserError("there is no image to accept: upload one")
-    name, image = session.query
-    if not mask.any():
-        raise UserError(f"the mask of {name} is empty: draw the structure first, or go to the next image")
-    mask = mask.astype(np.uint8)
-    session = add_example(session, LabelledImage(name, image, mask))
-    return move(replace(session, masks={**session.masks, name: mask}), 1)
+    def _keep_locked(self, unit: str, mask: np.ndarray) -> np.ndarray:
+        locked = [int(lock[1:]) for lock in self._journal.locks if lock.startswith("#")]
+        old = self.mask(unit) if locked else None
+        if old is None:
+            return mask
+        return np.where(np.isin(old, locked) | np.isin(mask, locked), np.where(np.isin(old, locked), old, 0), mask)
 
+    def _carry_out(self, kind: str, changes: tuple[Change, ...]) -> None:
+        for change in changes:
+            if change.unit not in self.problems and self._store.lies(change.unit) != (
+                change.before.label if change.before else ""
+            ):
+                self.problems = self._store.problems(self._journal.marks)
+                file = self.project.label_file(change.unit)
+                raise UserError(self.problems.get(change.unit, f"{file} was put there outside: move it away first"))
+        self._store.carry_out(changes, lambda: self._journal.append(Entry(kind, changes)))
+        for change in changes:
+            self.problems.pop(change.unit, None)
 
-def support_for(session: Session) -> tuple[LabelledImage, ...]:
-    """All examples but the current query itself."""
-    return tuple(e for e in session.examples if session.query is None or e.name != session.query[0])
+    @contextlib.contextmanager
+    def _full_disk(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{what} was not accepted: {error.strerror or error}; all that was accepted before is there: free some "
+                "space and accept it again"
+            ) from error
 
+    @_alone
+    def forget(self, unit: str) -> None:
+        """Takes the label of an image, slice or whole volume away; `undo` brings it back. Raises UserError."""
+        self._check_others(unit)
+        item, k = self.project.find(unit)
+        self._check_unlocked(item)
+        units = [unit] if k is not None or not item.volume else [item.name, *item.units()]
+        changes = tuple(Change(u, self._journal.marks[u], None) for u in units if u in self._journal.marks)
+        if not changes:
+            raise UserError(f"{unit} has no label of its own that could be forgotten")
+        with self._full_disk(unit):
+            self._carry_out(ACCEPT, changes)
 
-def predict(predictor: Predictor, session: Session) -> Prediction | None:
-    """Segments the current query; None without a query or without a label."""
-    examples = support_for(session)
-    if session.query is None or not any(e.label.any() for e in examples):
-        return None
-    return _segment(predictor, examples, session.query[1])
+    @_alone
+    def restore(self, unit: str) -> None:
+        """Brings the accepted label back into labels/ where it was edited or removed outside. Raises UserError."""
+        mark = self._journal.marks.get(unit)
+        if mark is None:
+            raise UserError(f"{unit} has no accepted label to restore")
+        with self._full_disk(unit):
+            self._store.carry_out([Change(unit, mark, mark)], lambda: None)
+        self.problems = self._store.problems(self._journal.marks)
 
+    @_alone
+    def undo(self) -> list[str]:
+        """Takes back the last accept, of any earlier process too; the units that it changed. Raises UserError."""
+        if not self._journal.done:
+            raise UserError(f"{self.project.path}: nothing is left to undo")
+        return self._step(UNDO, reversed_changes(self._journal.done[-1]))
 
-def example_effects(predictor: Predictor, session: Session) -> list[tuple[np.ndarray, str]]:
-    """(overlay, caption) of the current query with the first 1, 2, … examples; the last MAX_EFFECTS of them.
+    @_alone
+    def redo(self) -> list[str]:
+        """Brings back what `undo` took back last, unless something was accepted since. Raises UserError."""
+        if not self._journal.undone:
+            raise UserError(f"{self.project.path}: nothing is left to redo")
+        return self._step(REDO, self._journal.undone[-1])
 
-    The first caption counts marked pixels, the others the pixels (Δ) that one more example changes.
-    """
-    examples, overlays, before = support_for(session), [], None
-    if session.query is None:
-        return []
-    image = session.query[1]
-    for count in range(max(1, len(examples) - MAX_EFFECTS + 1), len(examples) + 1):
-        if not any(e.label.any() for e in examples[:count]):
-            continue
-        mask = _segment(predictor, examples[:count], image).mask
-        pixels = f"{np.count_nonzero(mask)}" if before is None else f"Δ {np.count_nonzero(mask != before)}"
-        caption = f"{pixels}: {'' if before is None else '+ '}{examples[count - 1].name}"
-        overlays.append((overlay(image, mask), caption))
-        before = mask
-    return overlays
+    def _step(self, kind: str, changes: tuple[Change, ...]) -> list[str]:
+        for change in changes:
+            self._check_others(None)
+            self._check_unlocked(self.project.find(change.unit)[0])
+        with self._full_disk(kind):
+            self._carry_out(kind, changes)
+        return [change.unit for change in changes]
 
+    @_alone
+    def lock(self, units: Sequence[str] = (), labels: Sequence[int] = (), unlock: bool = False) -> None:
+        """Locks images against every change, or labels in all images: their pixels then stay. Raises UserError."""
+        names = [self.project.find(unit)[0].name for unit in units]
+        if unknown := sorted(set(labels) - set(self.project.labels)):
+            raise UserError(f"label {unknown[0]} is not one of the project's")
+        with self._full_disk("the lock"):
+            locks = (*names, *(f"#{i}" for i in labels))
+            self._journal.append(Entry(UNLOCK if unlock else LOCK, locks=locks))
 
-def _segment(predictor: Predictor, examples: Sequence[LabelledImage], image: np.ndarray) -> Prediction:
-    return predictor.for_support([e.image for e in examples], [e.label for e in examples])(image)
+    @property
+    def locks(self) -> tuple[list[str], list[int]]:
+        """(locked images, ids of locked labels)."""
+        locks = sorted(self._journal.locks)
+        return [each for each in locks if each[0] != "#"], [int(each[1:]) for each in locks if each[0] == "#"]
 
+    def check_sound(self) -> None:
+        """Raises UserError where labels were edited outside, or images vanished or changed."""
+        self._check_others(None)
 
-def _size(image: np.ndarray) -> str:
-    return f"{image.shape[1]}x{image.shape[0]}"
+    def _check_others(self, unit: str | None) -> None:
+        others = [text for each, text in self.problems.items() if unit is None or self._name(each) != self._name(unit)]
+        if others:
+            more = f" (and {len(others) - 1} more: `universeg annotate status`)" if len(others) > 1 else ""
+            raise UserError(f"{others[0]}{more}")
 
+    def _name(self, unit: str) -> str:
+        return unit if unit in self.project.items else unit.rpartition("/")[0] or unit
 
-def view_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(height, width) on the page, where the longer side is VIEW pixels."""
-    height, width = (max(1, round(n * VIEW / max(shape))) for n in shape)
-    return height, width
+    def _check_unlocked(self, item: Item) -> None:
+        if item.name in self._journal.locks:
+            raise UserError(f"{item.name} is locked: `universeg annotate unlock {self.project.path} {item.name}` first")
 
-
-def resize_nearest(ids: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """[H, W] → `shape`; each pixel takes the value at its centre."""
-    rows, columns = (
-        ((np.arange(new) + 0.5) * old / new).astype(int) for old, new in zip(ids.shape, shape, strict=True)
-    )
-    return ids[rows[:, None], columns]
-
-
-def view(image: np.ndarray) -> np.ndarray:
-    """An image at the size of the page, uint8 [h, w, 3]."""
-    height, width = view_shape(image.shape)
-    grey = Image.fromarray(to_display(image)).resize((width, height), Image.Resampling.BILINEAR)
-    return np.repeat(np.asarray(grey)[..., None], 3, axis=-1)
-
-
-def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """An image at the size of the page with each id filled and outlined in its colour, uint8 [h, w, 3]."""
-    grey = view(image).astype(np.float32)
-    ids = resize_nearest(mask, grey.shape[:2])
-    opacity, colours = np.zeros(grey.shape, np.float32), np.zeros_like(grey)
-    for label, colour in enumerate(COLOURS, 1):
-        opacity[ids == label], colours[ids == label] = OPACITY * 0.7, colour
-        opacity[outline(ids == label)] = 1
-    return np.round((1 - opacity) * grey + opacity * colours).astype(np.uint8)
-
-
-def heat_map(uncertainty: np.ndarray) -> np.ndarray:
-    """Values in [0, 1] at the size of the page, uint8 [h, w, 3], black to yellow."""
-    import matplotlib
-
-    at_view = resize_nearest(uncertainty, view_shape(uncertainty.shape))
-    return (255 * matplotlib.colormaps["inferno"](np.clip(at_view, 0, 1))[..., :3]).astype(np.uint8)
-
-
-def editor_value(image: np.ndarray, mask: np.ndarray | None) -> dict[str, Any]:
-    """The editor's content: the image in a square, and the mask as a layer of colours, both [VIEW, VIEW, ...].
-
-    The square is the editor's canvas, because Gradio shifts layers against images that change in size.
-    """
-    height, width = view_shape(image.shape)
-    background, ids = np.full((VIEW, VIEW, 3), 255, np.uint8), np.zeros((VIEW, VIEW), np.uint8)
-    background[:height, :width] = view(image)
-    if mask is not None:
-        ids[:height, :width] = resize_nearest(mask, (height, width))
-    layer = np.zeros((*ids.shape, 4), np.uint8)
-    layer[ids > 0, :3] = np.asarray(COLOURS, np.uint8)[np.minimum(ids[ids > 0], MAX_ID) - 1]
-    layer[ids > 0, 3] = round(255 * OPACITY)
-    return {"background": background, "layers": [layer], "composite": None}
-
-
-def edited_mask(value: Mapping[str, Any], image: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """The mask, uint8 [H, W], after drawing and erasing in the editor; exact where nothing was touched."""
-    mask = np.zeros(image.shape, np.uint8) if mask is None else mask
-    height, width = view_shape(image.shape)
-    sent = resize_nearest(mask, (height, width))
-    returned = np.zeros_like(sent)
-    for layer in value["layers"]:
-        ids = resize_nearest(nearest_colour(np.asarray(layer)), (VIEW, VIEW))[:height, :width]
-        returned = np.where(ids > 0, ids, returned)
-    changed = resize_nearest(sent != returned, image.shape)
-    return np.where(changed, resize_nearest(returned, image.shape), mask).astype(np.uint8)
-
-
-def nearest_colour(layer: np.ndarray) -> np.ndarray:
-    """RGBA [h, w, 4] → ids [h, w] of the nearest colour, 0 where less than half as opaque as a stroke."""
-    difference = layer[..., None, :3].astype(np.int32) - np.asarray(COLOURS)
-    ids = 1 + (difference**2).sum(-1).argmin(-1)
-    return np.where(layer[..., 3] >= 255 * OPACITY / 2, ids, 0).astype(np.uint8)
-
-
-def support_zip(examples: Sequence[LabelledImage]) -> bytes:
-    """A zip of a support folder: images/ with their own intensities, and labels/ as PNG."""
-    if not examples:
-        raise UserError("there are no examples to save: upload or draw some")
-    files = {}
-    for e in examples:
-        suffix, content = encode(e.image)
-        files[f"images/{e.name}{suffix}"] = content
-        files[f"labels/{e.name}.png"] = encode(e.label)[1]
-    return _zip(files)
-
-
-def masks_zip(masks: Mapping[str, np.ndarray]) -> bytes:
-    """A zip of masks of label ids as PNG, each of its image's size."""
-    if not masks:
-        raise UserError("there are no masks to save: upload images and segment them")
-    return _zip({f"{name}.png": encode(mask)[1] for name, mask in masks.items()})
-
-
-def encode(image: np.ndarray) -> tuple[str, bytes]:
-    """(suffix, content) of a lossless file: PNG of 8 or 16 bits for whole numbers, else float32 TIFF."""
-    whole = image.min() >= 0 and image.max() < 65536 and (image == np.floor(image)).all()
-    suffix = ".png" if whole else ".tif"
-    dtype = np.float32 if not whole else np.uint8 if image.max() < 256 else np.uint16
-    buffer = io.BytesIO()
-    Image.fromarray(image.astype(dtype)).save(buffer, format="PNG" if whole else "TIFF")
-    return suffix, buffer.getvalue()
-
-
-def _zip(files: Mapping[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()
+    def status(self) -> dict[str, Any]:
+        """{"labelled", "left", "undo", "redo", "locked", "problems"}: counts, names and messages."""
+        locked_images, locked_labels = self.locks
+        return {
+            "labelled": len(self.labelled()),
+            "left": len(self.left()),
+            "undo": len(self._journal.done),
+            "redo": len(self._journal.undone),
+            "locked": [*locked_images, *(f"label {i}" for i in locked_labels)],
+            "problems": dict(self.problems),
+        }

@@ -4,7 +4,8 @@ It holds images, DICOM files of one frame among them, or volumes: NIfTI, NRRD, M
 of DICOM files for each series. A case's subject is its name before the last "_" (the whole name where there is none),
 unless meta.json says otherwise. Id 0 is the background. Hidden files and other inner folders are skipped; files of
 other types are skipped and named in `Folder.ignored`. An image without a label, a label without an image and two files
-with one name make a faulty case: a build drops and counts it, a support set is refused. Folders of nnU-Net and of the
+with one name make a faulty case: a build drops and counts it, a support set is refused. Of a project of `universeg
+annotate` only the labelled images are cases. Folders of nnU-Net and of the
 Medical Segmentation Decathlon are recognised (layouts.py).
 """
 
@@ -33,6 +34,7 @@ from universeg_jax.readers.volume_files import is_volume, read_label_volume, vox
 
 T = TypeVar("T")
 Files = dict[str, list[Path]]  # case → its files
+PROJECT = "project.json"  # in a folder of `universeg annotate`, whose images without a label are yet to be labelled
 
 
 def read_folder(path: str | Path, size: int = 128) -> Folder[Case]:
@@ -45,7 +47,10 @@ def read_folder(path: str | Path, size: int = 128) -> Folder[Case]:
     if is_dataset_json(path):
         return read_dataset_json(path, size)
     with collect() as notes:
-        meta, images = read_meta(path), _files(path / "images")
+        meta, images = read_meta(path), case_files(path / "images")
+        if (path / PROJECT).is_file():
+            labelled = case_files(path / "labels")
+            images = {name: files for name, files in images.items() if name in labelled}
         images, labels, found = _pairs(path, images, meta)
         for part in ("images", *(() if found else ("labels",))):
             _name_inner_folders(path / part, images if part == "images" else labels)
@@ -98,7 +103,7 @@ def _pairs(path: Path, images: Files, meta: Meta) -> tuple[Files, Files, FoundLa
         everything = not found.taken.startswith(COCO)  # a COCO file may describe images that are not here
         labels = {n: [Path(files[0].path)] for n, files in found.files.items() if everything or n in images}
         return images, labels, found
-    labels = _files(path / "labels")
+    labels = case_files(path / "labels")
     return (images, labels, None) if images.keys() & labels.keys() else pair_labels(images, labels, meta)
 
 
@@ -219,7 +224,7 @@ def _fault(images: list[Path], labels: list[Path], name: str) -> tuple[str, str]
     return "", ""
 
 
-def _files(path: Path) -> Files:
+def case_files(path: Path) -> Files:
     """Case → its files or DICOM folders; more than one is a fault."""
     if not path.is_dir():
         raise FolderError(f"{path} is missing; a folder needs images/ and labels/ with the same file names")

@@ -63,18 +63,19 @@ class SliceOrigin:
 
 
 def volume_slices(
-    volume: Volume, size: int, axis: int | None = None, window: Window = "auto"
+    volume: Volume, size: int, axis: int | None = None, window: Window = "auto", every: bool = False
 ) -> tuple[np.ndarray, np.ndarray, SliceOrigin]:
     """Cuts intensities into slices: (float32 [N, size, size], relative positions [N] in [0, 1], their origin).
 
     The plane is resampled to 1 mm, or finer where the volume is small (`Volume.fine_spacing`). Along `axis` (default:
-    `slice_axis`) the volume's own slices are used, or one per such step where there are more. The window "auto" is
-    `window_of_intensities`, and a note says which one it is.
+    `slice_axis`) the volume's own slices are used, or one per such step where there are more, unless `every` one is
+    wanted. The window "auto" is `window_of_intensities`, and a note says which one it is.
     """
     axis = slice_axis(volume) if axis is None else axis
     spacing = volume.fine_spacing(size)
     fine = volume.shape_at(spacing)
-    x, y, z = (min(n, fine[a]) if a == axis else fine[a] for a, n in enumerate(volume.shape))
+    own = volume.shape[axis] if every else min(volume.shape[axis], fine[axis])
+    x, y, z = (own if a == axis else n for a, n in enumerate(fine))
     shape = (x, y, z)
     check_voxels(volume.name, shape, f"{spacing:g} mm")
     if window == "auto":

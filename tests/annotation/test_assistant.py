@@ -1,0 +1,161 @@
+"""Predictions from what is accepted: their examples, what is next, and the rest of a project."""
+
+import numpy as np
+import pytest
+
+from tests.annotation.fixtures import image_project, volume_project
+from universeg_jax.annotation.assistant import Assistant, _expected
+from universeg_jax.annotation.rest import predict_rest
+from universeg_jax.annotation.session import Session
+from universeg_jax.annotation.views import Views
+from universeg_jax.errors import UserError
+from universeg_jax.readers.images import read_image, read_label
+from universeg_jax.readers.slices import mask_slices, plane, volume_slices
+from universeg_jax.readers.volume_files import read_label_volume
+from universeg_jax.readers.volumes import Volume
+
+
+def test_a_prediction_is_that_of_the_predictor_from_all_other_labels(tmp_path, predictor):
+    path, truth = image_project(tmp_path)
+    with Session(path) as session:
+        assistant = Assistant(session, predictor)
+        assert assistant.predict("p4_0") is None
+        for name in ("p0_0", "p1_0", "p4_0"):
+            session.accept(name, truth[name])
+        images = {name: read_image(path / f"images/{name}.png") for name in truth}
+        expected = predictor.segment(images["p4_0"], [images["p0_0"], images["p1_0"]], [truth["p0_0"], truth["p1_0"]])
+        found = assistant.predict("p4_0")  # it is labelled, and no example of itself
+        np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
+        np.testing.assert_array_equal(found.mask, expected.mask)
+        session.undo()
+        session.undo()
+        first = predictor.segment(images["p4_0"], [images["p0_0"]], [truth["p0_0"]])
+        np.testing.assert_allclose(assistant.predict("p4_0").probabilities, first.probabilities, atol=1e-5)
+
+
+def test_slices_are_seen_as_in_their_volume(tmp_path):
+    path, truth = volume_project(tmp_path, shape=(30, 44, 6))
+    with Session(path) as session:
+        views, volume = Views(session), session.image("scan0")
+        images, positions, origin = volume_slices(volume, 128, 2, every=True)
+        assert len(images) == 6
+        k = 4
+        row = session.project.items["scan0"].canonical(k)
+        np.testing.assert_array_equal(views.image(f"scan0/{k}"), images[row])
+        assert views.position(f"scan0/{k}") == positions[row]
+        label = plane(truth["scan0"][..., ::-1], 2, row)  # the file's last axis runs down
+        session.accept(f"scan0/{k}", label)
+        marked = Volume(truth["scan0"][..., ::-1].astype(np.int32), volume.affine, volume.axes)
+        np.testing.assert_array_equal(views.masks(f"scan0/{k}", (1,))[0], mask_slices(marked, 128, origin, 1)[row])
+        restored = views.restored(f"scan0/{k}", views.masks(f"scan0/{k}", (1,)).astype(np.float32))
+        assert restored.shape == (1, *label.shape)
+        assert ((restored[0] >= 0.5) == label).mean() > 0.98
+
+
+def test_slices_of_the_same_volume_come_first_and_nearest_first(tmp_path, predictor):
+    path, truth = volume_project(tmp_path, shape=(12, 14, 9), count=2, support_size=3)
+    with Session(path) as session:
+        assistant = Assistant(session, predictor)
+        for unit in ("scan0/0", "scan0/7", "scan0/5", "scan1/4"):
+            item, k = session.project.find(unit)
+            session.accept(unit, plane(truth[item.name][..., ::-1], 2, item.canonical(k)))
+        pool = assistant.pool()
+        everything = np.arange(len(pool.units))
+        rows = assistant.rows_for(pool, "scan0/4", everything)
+        assert [pool.units[r] for r in rows if r >= 0] == ["scan0/5", "scan0/7", "scan0/0"]
+        rows = assistant.rows_for(pool, "scan1/2", everything)
+        assert pool.units[rows[0]] == "scan1/4"
+        assert len(rows) == 4  # a power of two
+        assert rows[3] == -1
+
+
+def test_the_rest_is_predicted_and_accepted_slices_stay(tmp_path, predictor):
+    path, truth = volume_project(tmp_path, shape=(20, 24, 6), count=2)
+    with Session(path) as session:
+        assistant = Assistant(session, predictor)
+        with pytest.raises(UserError, match="nothing is labelled yet"):
+            predict_rest(assistant)
+        for k in (1, 4):
+            row = session.project.items["scan0"].canonical(k)
+            session.accept(f"scan0/{k}", plane(truth["scan0"][..., ::-1], 2, row))
+        rows = predict_rest(assistant)
+        assert [(row["image"], row["accepted_slices"]) for row in rows] == [("scan0", 2), ("scan1", 0)]
+        found = read_label_volume(path / "predictions/scan0.nii.gz").file_data()
+        np.testing.assert_array_equal(found[..., [1, 4]], truth["scan0"][..., [1, 4]])
+        assert read_label_volume(path / "predictions/scan1.nii.gz").shape == (20, 24, 6)
+        assert session.left() == [
+            u for u in session.units() if u not in ("scan0/1", "scan0/4")
+        ]  # predicted, not accepted
+
+
+def test_what_is_next_and_the_dice_to_expect(tmp_path, predictor):
+    path, truth = image_project(tmp_path, count=6)
+    with Session(path) as session:
+        assistant = Assistant(session, predictor)
+        assert assistant.expected_dice() is None
+        assert assistant.next("order") == "p0_0"
+        assert assistant.next("order", skipped=["p0_0"]) == "p1_0"
+        while session.left():
+            unit = assistant.next()
+            assert unit in session.left()
+            session.accept(unit, truth[unit])
+        with pytest.raises(UserError, match="nothing is left to label"):
+            assistant.next()
+        estimate = assistant.expected_dice()
+        assert estimate.count == 6
+        assert 0 <= estimate.low <= estimate.mean <= estimate.high <= 1
+
+
+def test_the_dice_to_expect_leaves_all_images_of_a_subject_out(tmp_path, predictor, monkeypatch):
+    path, truth = image_project(tmp_path, count=3)
+    for name in truth:  # p0_0 and p0_1 are one subject
+        (path / f"images/{name}.png").rename(path / f"images/p{int(name[1]) // 2}_{name[1]}.png")
+    (path / "project.json").write_text(
+        (path / "project.json").read_text().replace("p1_0", "p0_1").replace("p2_0", "p1_2")
+    )
+    with Session(path) as session:
+        assistant = Assistant(session, predictor)
+        for unit, mask in zip(session.units(), truth.values(), strict=True):
+            session.accept(unit, mask)
+        asked = {}
+        original = assistant.probabilities
+
+        def probabilities(unit, others, pool):
+            asked[unit] = {assistant.pool().units[r] for r in others}
+            return original(unit, others, pool)
+
+        monkeypatch.setattr(assistant, "probabilities", probabilities)
+        assert assistant.expected_dice().count == 2
+        assert asked == {"p0_0": {"p1_2"}, "p0_1": {"p1_2"}, "p1_2": {"p0_0", "p0_1"}}
+
+
+def test_examples_from_elsewhere_help_from_the_start(tmp_path, predictor):
+    from tests.fixtures import write_folder
+
+    elsewhere = write_folder(tmp_path / "elsewhere", 3)
+    path, _ = image_project(tmp_path, count=2, support=elsewhere)
+    with Session(path) as session:
+        assistant = Assistant(session, predictor)
+        images = [read_image(f) for f in sorted((elsewhere / "images").iterdir())]
+        labels = [read_label(f) for f in sorted((elsewhere / "labels").iterdir())]
+        expected = predictor.segment(read_image(path / "images/p0_0.png"), images, labels)
+        np.testing.assert_allclose(assistant.predict("p0_0").probabilities, expected.probabilities, atol=1e-5)
+
+
+def test_examples_from_elsewhere_with_other_labels_are_refused(tmp_path, predictor):
+    from tests.fixtures import write_folder
+
+    path, _ = image_project(tmp_path, support=write_folder(tmp_path / "elsewhere", 3, ids=(1, 5)))
+    with (
+        Session(path) as session,
+        pytest.raises(UserError, match="its labels are \\[1, 5\\], those of the project \\[1\\]"),
+    ):
+        Assistant(session, predictor).predict("p0_0")
+
+
+def test_an_empty_prediction_is_doubtful_only_where_the_label_is_always_there():
+    p = np.full((4, 4), 0.1)
+    assert _expected(p, always_present=True) == 0
+    assert _expected(p, always_present=False) == pytest.approx(0.9)
+    p[0, 0] = 0.8
+    assert _expected(p, always_present=True) == pytest.approx(2 * 0.8 / (1 + 0.8 + 15 * 0.1))

@@ -1,0 +1,93 @@
+"""Predicts all that is left of a project: images one by one, volumes from their accepted slices."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from universeg_jax.annotation.assistant import Assistant
+from universeg_jax.annotation.project import Item
+from universeg_jax.errors import UserError
+from universeg_jax.prediction.complete import complete
+from universeg_jax.readers.labelled_slices import LabelledSlices
+from universeg_jax.readers.slices import from_planes
+from universeg_jax.readers.volume_files import write_like
+from universeg_jax.readers.volumes import Volume
+from universeg_jax.reports.files import atomic_write, write_csv
+
+
+def predict_rest(assistant: Assistant, progress: bool = False) -> list[dict[str, Any]]:
+    """Writes predictions/ and predictions/predictions.csv; returns its rows. Raises UserError without a label."""
+    session = assistant.session
+    session.check_sound()
+    if assistant.pool() is None:
+        raise UserError(f"{session.project.path}: nothing is labelled yet: accept a label first")
+    left = {session.project.find(unit)[0].name for unit in session.left()}
+    rows = []
+    for name in tqdm(left_in_order(assistant, left), "predict", unit="image", disable=not progress):
+        item = session.project.items[name]
+        if item.volume:
+            mask = predict_volume(assistant, item, progress)
+            confidence = ""
+        else:
+            prediction = assistant.predict(name)
+            assert prediction is not None
+            mask = prediction.mask
+            confidence = f"{np.mean([prediction.confidence(i) for i in prediction.labels]):.3f}"
+        file = write_prediction(assistant, name, mask)
+        count = len(session.slices(name)) if item.volume else 0
+        rows.append({"image": name, "file": file.name, "confidence": confidence, "accepted_slices": count})
+    if rows:
+        write_csv(session.project.path / "predictions" / "predictions.csv", rows)
+    return rows
+
+
+def left_in_order(assistant: Assistant, left: set[str]) -> list[str]:
+    """Images and volumes of which anything is left, in their natural order."""
+    names = (assistant.session.project.find(unit)[0].name for unit in assistant.session.units())
+    return [name for name in dict.fromkeys(names) if name in left]
+
+
+def predict_volume(assistant: Assistant, item: Item, progress: bool = False) -> np.ndarray:
+    """int32 ids [X, Y, Z] in canonical axes; accepted slices are as they were accepted.
+
+    Accepted slices are completed as by `universeg complete`; without any, each slice is predicted by itself.
+    """
+    session, axis = assistant.session, int(item.axis or 0)
+    volume = session.image(item.name)
+    assert isinstance(volume, Volume)
+    known = {item.canonical(k): mask for k, mask in session.slices(item.name).items()}
+    if not known or not any(mask.any() for mask in known.values()):
+        slices = []
+        for i in range(item.slices):
+            prediction = None if i in known else assistant.predict(f"{item.name}/{item.canonical(i)}")
+            slices.append(known[i] if prediction is None else prediction.mask)
+        return from_planes(np.stack(slices), axis).astype(np.int32)
+    stack = np.zeros((item.slices, *next(iter(known.values())).shape), np.int32)
+    for i, mask in known.items():
+        stack[i] = mask
+    partial = replace(volume, data=from_planes(stack, axis))
+    labelled = (LabelledSlices(axis, tuple(sorted(known))),)
+    others = assistant.examples_of_others(item.name)
+    return complete(
+        assistant.predictor, volume, partial, labelled, others, session.project.window, progress=progress
+    ).mask
+
+
+def write_prediction(assistant: Assistant, unit: str, mask: np.ndarray) -> Path:
+    """Writes a mask of an image, slice or whole volume into predictions/, whole or not at all."""
+    session = assistant.session
+    item, k = session.project.find(unit)
+    file = session.project.prediction_file(unit)
+    ids = mask.astype(np.uint8 if mask.max(initial=0) < 256 else np.uint16)
+    with atomic_write(file) as temporary:
+        if item.volume and k is None:
+            volume = session.image(unit)
+            assert isinstance(volume, Volume)
+            write_like(temporary, ids, session.project.image_file(item), volume)
+        else:
+            Image.fromarray(ids).save(temporary, format="PNG")
+    return file
