@@ -168,7 +168,7 @@ class AnnotateWidget(QWidget):
         self.viewer.add_image(zeros, name=UNCERTAINTY, scale=view.scale, visible=False, **look)
         layer = self.viewer.add_labels(view.labels.copy(), name=LABEL, scale=view.scale, opacity=0.5)
         labels = self.opened().project.labels
-        colours = {i: (*np.array(label.colour) / 255, 1.0) for i, label in labels.items()}
+        colours: dict[int, Any] = {i: (*np.array(label.colour) / 255, 1.0) for i, label in labels.items()}
         layer.colormap = DirectLabelColormap(color_dict={None: (0, 0, 0, 0), 0: (0, 0, 0, 0), **colours})
         layer.selected_label = min(labels)
         self.shown = view.labels.copy()

@@ -29,6 +29,6 @@ def _ellipse(rng: np.random.Generator, size: int, place: tuple[float, float]) ->
     """bool [size, size]: an ellipse near `place`, in shares of the image."""
     centre, half = rng.normal(place, 0.05), rng.uniform(0.1, 0.2, 2)
     angle = rng.uniform(0, np.pi)
-    at = (np.stack(np.mgrid[:size, :size], -1) + 0.5) / size - centre
+    at = (np.moveaxis(np.mgrid[:size, :size], 0, -1) + 0.5) / size - centre
     turned = at @ np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     return ((turned / half) ** 2).sum(-1) < 1
