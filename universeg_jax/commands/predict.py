@@ -93,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
     from universeg_jax.prediction.options import Options
     from universeg_jax.prediction.predictor import Predictor
     from universeg_jax.prediction.support import read_support_folder
+    from universeg_jax.prediction.understood import find_shared_mistakes
     from universeg_jax.readers.folder import read_folder
 
     axis = axis_number(args)
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         args.support_size, args.ensemble, args.choose, args.flips, args.overlap, smooth=args.smooth, tiles=args.tiles
     )
     support = read_support_folder(args.support, args.label, axis, args.tiles, window=args.window)
-    for line in support.notes:
+    for line in (*support.notes, *(f"{args.support}: {message}" for _, message in find_shared_mistakes(support))):
         print(line, file=sys.stderr)
     segmenter = Predictor.from_checkpoint(args.checkpoint).segmenter(support, options)
     if support.overlapping and not args.overlap:

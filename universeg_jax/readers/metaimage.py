@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from universeg_jax.readers.errors import ImageError
-from universeg_jax.readers.raw_voxels import AT_END, Header, read_start
+from universeg_jax.readers.raw_voxels import AT_END, Header, plain_name, read_start
 
 LOCAL = "LOCAL"  # for ElementDataFile: the voxels follow the header
 TYPES = {
@@ -88,8 +88,7 @@ def write(path: Path, data: np.ndarray, like: Header) -> None:
 def voxel_file(head: bytes) -> str:
     """The file of voxels that a header names; "" where it names none, a list or a numbered pattern."""
     found = re.search(rb"^[ \t]*ElementDataFile[ \t]*=[ \t]*([^\r\n]*)", head, re.MULTILINE)
-    name = found[1].strip().decode("utf-8", "replace").removeprefix("./") if found else ""
-    return "" if name.startswith("LIST") or "%" in name else name
+    return plain_name(found[1]) if found else ""
 
 
 def _numbers(fields: dict[str, str], names: tuple[str, ...], default: np.ndarray) -> np.ndarray:

@@ -34,7 +34,7 @@ DOMAINS = ("domain", "space", "time", "???", "none")  # kinds of axes that are n
 PER_AXIS = ("sizes", "kinds", "spacings", "axis mins", "axis maxs", "thicknesses", "centerings", "units", "labels")
 KEPT = ("space", "space dimension", "space units", "space origin", "measurement frame")
 TOKEN = re.compile(r'\([^)]*\)|"[^"]*"|\S+')
-ALIASES = {"axismins": "axis mins", "axismaxs": "axis maxs", "byteskip": "byte skip", "lineskip": "line skip"}
+ALIASES = {name.replace(" ", ""): name for name in ("axis mins", "axis maxs", "byte skip", "line skip", "data file")}
 
 
 def read_header(path: Path) -> Header:
@@ -74,18 +74,21 @@ def read_header(path: Path) -> Header:
 
 
 def parse(path: Path, head: bytes) -> tuple[dict[str, str], int]:
-    """({field in lower case: value}, the byte after the blank line); keys with := are left out. Raises ImageError."""
+    """({field in lower case: value}, the byte at which voxels begin); keys with := are left out. Raises ImageError."""
     if not head.startswith(b"NRRD"):
         raise ImageError(path, "cannot be read", "it does not begin with NRRD")
     blank = re.search(rb"\r?\n\r?\n", head)
-    if blank is None:
-        raise ImageError(path, "cannot be read", "its header has no end")
+    start, end = blank.span() if blank else (len(head), len(head))
     fields = {}
-    for line in head[: blank.start()].decode("utf-8", "replace").splitlines()[1:]:
+    for line in head[:start].decode("utf-8", "replace").splitlines()[1:]:
         name, separator, value = line.partition(":")
         if separator and not line.startswith("#") and not value.startswith("="):
             fields[ALIASES.get(name.strip().lower(), name.strip().lower())] = value.strip()
-    return fields, blank.end()
+    if "data file" in fields:
+        return fields, 0
+    if blank is None:
+        raise ImageError(path, "cannot be read", "its header has no end")
+    return fields, end
 
 
 def _channel_axis(path: Path, axes: dict[str, list[str]], count: int) -> int | None:

@@ -76,3 +76,9 @@ def read_start(path: Path, limit: int = 1 << 20) -> bytes:
     """The bytes in which a text header lies."""
     with path.open("rb") as file:
         return file.read(limit)
+
+
+def plain_name(name: bytes) -> str:
+    """The file of voxels that a header names; "" for a list or a numbered pattern of files."""
+    text = name.strip().decode("utf-8", "replace").removeprefix("./")
+    return "" if text.startswith("LIST") or "%" in text else text
