@@ -102,6 +102,22 @@ def test_ends_of_lines_and_skipped_bytes(tmp_path):
         np.testing.assert_array_equal(of_itk(path)[0], DATA)
 
 
+@pytest.mark.parametrize("skip", ["", "byte skip: 7\n", "byte skip: -1\n"])
+def test_a_header_with_its_voxels_in_a_file_beside_it(tmp_path, skip):
+    whole = write(tmp_path / "a.nrrd", HEADERS["RAS"]).read_bytes()
+    head, _, held = whole.partition(b"\n\n")
+    (tmp_path / "b.raw").write_bytes((b"nothing" if skip else b"") + held)
+    for name, end in (("b.nhdr", "\n"), ("c.nhdr", "\n\n")):  # with and without a blank line at the end
+        (tmp_path / name).write_bytes(head + f"\n{skip}data file: b.raw{end}".encode())
+        volume, expected = read_volume(tmp_path / name), read_volume(tmp_path / "a.nrrd")
+        np.testing.assert_array_equal(volume.data, expected.data)
+        np.testing.assert_array_equal(volume.affine, expected.affine)
+        np.testing.assert_array_equal(of_itk(tmp_path / name)[0], DATA)
+        write_like(tmp_path / "m.nrrd", (volume.data > 90).astype(np.uint8), tmp_path / name, volume)
+        first, second = sitk.ReadImage(str(tmp_path / name)), sitk.ReadImage(str(tmp_path / "m.nrrd"))
+        assert (first.GetOrigin(), first.GetDirection()) == (second.GetOrigin(), second.GetDirection())
+
+
 @pytest.mark.parametrize("axis", [0, 3])
 def test_channels_on_any_axis(tmp_path, axis):
     data = np.moveaxis(np.stack([DATA, DATA + 1]), 0, axis)

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from universeg_jax.readers.errors import ImageError
-from universeg_jax.readers.raw_voxels import AT_END, LOCAL, Header, plain_name, read_start
+from universeg_jax.readers.raw_voxels import AT_END, Header, plain_name, read_start
 
+LOCAL = "LOCAL"  # for ElementDataFile: the voxels follow the header
 TYPES = {
     "CHAR": "i1", "UCHAR": "u1", "SHORT": "i2", "USHORT": "u2", "INT": "i4", "UINT": "u4", "LONG": "i4", "ULONG": "u4",
     "LONG_LONG": "i8", "ULONG_LONG": "u8", "FLOAT": "f4", "DOUBLE": "f8",

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from universeg_jax.readers.errors import ImageError
-from universeg_jax.readers.raw_voxels import AT_END, LOCAL, Header, plain_name, read_start
+from universeg_jax.readers.raw_voxels import AT_END, Header, read_start
 
 TYPES = {
     "i1": "signed char, int8, int8_t",
@@ -34,13 +34,7 @@ DOMAINS = ("domain", "space", "time", "???", "none")  # kinds of axes that are n
 PER_AXIS = ("sizes", "kinds", "spacings", "axis mins", "axis maxs", "thicknesses", "centerings", "units", "labels")
 KEPT = ("space", "space dimension", "space units", "space origin", "measurement frame")
 TOKEN = re.compile(r'\([^)]*\)|"[^"]*"|\S+')
-ALIASES = {
-    "datafile": "data file",
-    "axismins": "axis mins",
-    "axismaxs": "axis maxs",
-    "byteskip": "byte skip",
-    "lineskip": "line skip",
-}
+ALIASES = {name.replace(" ", ""): name for name in ("axis mins", "axis maxs", "byte skip", "line skip", "data file")}
 
 
 def read_header(path: Path) -> Header:
@@ -70,7 +64,7 @@ def read_header(path: Path) -> Header:
         steps=steps,
         origin=origin,
         encoding=ENCODINGS[encoding],
-        start=AT_END if skipped < 0 else skipped + (0 if "data file" in fields else end),
+        start=AT_END if skipped < 0 else end + skipped,
         channel_axis=channel,
         geometry={
             **{name: fields[name] for name in KEPT if name in fields},
@@ -80,26 +74,21 @@ def read_header(path: Path) -> Header:
 
 
 def parse(path: Path, head: bytes) -> tuple[dict[str, str], int]:
-    """({field in lower case: value}, the byte after the blank line); keys with := are left out. Raises ImageError."""
+    """({field in lower case: value}, the byte at which voxels begin); keys with := are left out. Raises ImageError."""
     if not head.startswith(b"NRRD"):
         raise ImageError(path, "cannot be read", "it does not begin with NRRD")
     blank = re.search(rb"\r?\n\r?\n", head)
-    if blank is None and voxel_file(head) == LOCAL:
-        raise ImageError(path, "cannot be read", "its header has no end")
+    start, end = blank.span() if blank else (len(head), len(head))
     fields = {}
-    end, after = (blank.start(), blank.end()) if blank else (len(head), len(head))
-    for line in head[:end].decode("utf-8", "replace").splitlines()[1:]:
+    for line in head[:start].decode("utf-8", "replace").splitlines()[1:]:
         name, separator, value = line.partition(":")
         if separator and not line.startswith("#") and not value.startswith("="):
             fields[ALIASES.get(name.strip().lower(), name.strip().lower())] = value.strip()
-    return fields, after
-
-
-def voxel_file(head: bytes) -> str:
-    """The file of voxels that a header names, LOCAL for its own; "" for a list or a numbered pattern."""
-    header = re.split(rb"\r?\n\r?\n", head)[0]
-    found = re.search(rb"^data ?file:[ \t]*([^\r\n]*)", header, re.MULTILINE | re.IGNORECASE)
-    return plain_name(found[1]) if found else LOCAL
+    if "data file" in fields:
+        return fields, 0
+    if blank is None:
+        raise ImageError(path, "cannot be read", "its header has no end")
+    return fields, end
 
 
 def _channel_axis(path: Path, axes: dict[str, list[str]], count: int) -> int | None:

@@ -14,7 +14,6 @@ from universeg_jax.readers.errors import ImageError
 
 BLOCK = 1 << 20  # bytes read at a time
 ZLIB_OR_GZIP = 47  # for zlib: its own format or gzip's, whichever the data begin with
-LOCAL = "LOCAL"  # the voxels follow their header
 AT_END = -1  # for `Header.start`: the voxels are the last bytes of the file
 
 
@@ -80,6 +79,6 @@ def read_start(path: Path, limit: int = 1 << 20) -> bytes:
 
 
 def plain_name(name: bytes) -> str:
-    """The name of one file of voxels; "" for a list or a numbered pattern."""
+    """The file of voxels that a header names; "" for a list or a numbered pattern of files."""
     text = name.strip().decode("utf-8", "replace").removeprefix("./")
     return "" if text.startswith("LIST") or "%" in text else text

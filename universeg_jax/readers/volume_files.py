@@ -5,6 +5,7 @@ Headers that point to other files are refused, because a stranger's header must 
 a .mhd, .nhdr or .hdr has one file of voxels beside it.
 """
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -25,9 +26,10 @@ from universeg_jax.readers.file_names import (
     extension,
 )
 from universeg_jax.readers.labels import check_ids
+from universeg_jax.readers.metaimage import LOCAL
 from universeg_jax.readers.nibabel_files import read_nibabel, write_nibabel
 from universeg_jax.readers.ome_zarr import is_ome_zarr, read_ome_zarr
-from universeg_jax.readers.raw_voxels import LOCAL, read_start, read_voxels
+from universeg_jax.readers.raw_voxels import plain_name, read_start, read_voxels
 from universeg_jax.readers.segments import read_seg
 from universeg_jax.readers.tiff import page_count, read_tiff_stack
 from universeg_jax.readers.volumes import LPS_TO_RAS, Volume, compact, make_affine, make_volume, pick_channel
@@ -156,7 +158,7 @@ def _itk_format(path: str | Path) -> ModuleType:
 
 def _check_itk_header(path: Path) -> Path:
     """The file that holds the voxels: `path`, or for a .mhd or .nhdr the one beside it. Raises ImageError."""
-    name = _itk_format(path).voxel_file(read_start(path))
+    name = _data_file(path, read_start(path))
     if extension(path) in HEADERS and name != LOCAL:
         return _check_beside(path, voxels_of(path), name)
     if name == LOCAL:
@@ -183,8 +185,17 @@ def voxels_of(path: str | Path) -> Path | None:
         return next((path.with_suffix(end) for end in endings if path.with_suffix(end).exists()), None)
     if extension(path) not in HEADERS:
         return None
-    name = _itk_format(path).voxel_file(read_start(path))
+    name = _data_file(path, read_start(path))
     return path.parent / Path(name).name if name not in ("", LOCAL) else None
+
+
+def _data_file(path: Path, head: bytes) -> str:
+    """The file of voxels that a header names, LOCAL for its own; "" for none, a list or a numbered pattern."""
+    if extension(path) not in NRRD_EXTENSIONS:
+        return metaimage.voxel_file(head)
+    header = re.split(rb"\r?\n\r?\n", head)[0]
+    found = re.search(rb"^data ?file:[ \t]*([^\r\n]*)", header, re.MULTILINE | re.IGNORECASE)
+    return plain_name(found[1]) if found else LOCAL
 
 
 def _read_tiff(path: Path, channel: int | None, is_label: bool) -> Volume:
