@@ -225,6 +225,13 @@ def test_messages_do_not_tell_where_files_lie(images, client):
     (images.path / "images/p3_0.png").write_bytes(b"broken")
     for reply in (submit(client, "p3_0", png(np.eye(4))), submit(client, "p9", png(np.eye(4)))):
         assert str(images.path.parent) not in reply.text
+    identity = client.put("/session/", files={"files": ("mine.png", b"broken")}).json()["session_id"]
+    submit(client, "p0_0", png(3 * images.truth["p0_0"]))
+    for options in ({"params": {"session_id": identity}}, {"files": {"file": ("mine.png", b"broken")}}):
+        reply = client.post("/infer/universeg", **options)
+        assert reply.status_code == 422
+        assert reply.json()["detail"].split(".png: ")[0] in ("image", "upload")
+    assert identity not in client.get("/logs/").text
 
 
 def test_large_requests_are_refused_whatever_they_declare(images):

@@ -1,7 +1,6 @@
-"""Label a few images, predict the rest, correct, and let each correction help.
+"""Label a few images, predict the rest, and correct it.
 
-A project keeps every accepted label: undo, redo and a kill lose none. Actions: new, status, next, accept, forget, undo,
-redo, lock, unlock, restore, run.
+Each correction helps with the next prediction. A project keeps every accepted label: undo, redo and a kill lose none.
 """
 
 import argparse

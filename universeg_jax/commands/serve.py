@@ -1,4 +1,4 @@
-"""Serve a project to 3D Slicer and other clients of MONAI Label's protocol.
+"""Serve a project to 3D Slicer by MONAI Label's protocol.
 
 Submitted labels are accepted into the project and help with the next prediction. Stop with Ctrl-C.
 """

@@ -7,6 +7,7 @@ lets requests in, uploads.py keeps what they bring.
 import asyncio
 import json
 import logging
+import re
 import secrets
 from collections import deque
 from pathlib import Path
@@ -53,10 +54,11 @@ def make_app(desk: Desk, folder: Path, token: str = "", max_bytes: int = 1 << 28
     root = str(desk.session.project.path)
 
     @app.exception_handler(UserError)
-    async def wrong(_: Request, error: UserError) -> JSONResponse:
+    async def wrong(request: Request, error: UserError) -> JSONResponse:
         status = 404 if isinstance(error, NotFound) else 429 if isinstance(error, Busy) else 422
-        detail = str(error).replace(f"{root}/", "").replace(root, "the project")
-        log.info("%s: %s", status, detail)
+        detail = re.sub(rf"(?:{re.escape(str(folder))}/[^/\s]+|\S*/universeg_upload_[^/\s]+)/", "", str(error))
+        detail = detail.replace(f"{root}/", "").replace(root, "the project")
+        log.info("%s %s: %s", request.method, request.scope["route"].path, status)  # every client reads the log
         return JSONResponse({"detail": detail}, status)
 
     _add_information(app, desk, lines, token)
