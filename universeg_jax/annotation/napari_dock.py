@@ -168,8 +168,9 @@ class AnnotateWidget(QWidget):
         self.viewer.add_image(zeros, name=UNCERTAINTY, scale=view.scale, visible=False, **look)
         layer = self.viewer.add_labels(view.labels.copy(), name=LABEL, scale=view.scale, opacity=0.5)
         labels = self.opened().project.labels
-        colours: dict[int, Any] = {i: (*np.array(label.colour) / 255, 1.0) for i, label in labels.items()}
-        layer.colormap = DirectLabelColormap(color_dict={None: (0, 0, 0, 0), 0: (0, 0, 0, 0), **colours})
+        colours: dict[int | None, Any] = dict.fromkeys((None, 0), (0, 0, 0, 0))
+        colours |= {i: (*np.array(label.colour) / 255, 1.0) for i, label in labels.items()}
+        layer.colormap = DirectLabelColormap(color_dict=colours)
         layer.selected_label = min(labels)
         self.shown = view.labels.copy()
         self.viewer.layers.selection.active = layer
