@@ -99,7 +99,7 @@ RETIRED = {
 }
 
 # Fields that older configs lack → the value with which they change nothing; None where another field decides that.
-ADDED = {"train_without": [], "model.keys": "none", "model.key_heads": None}
+ADDED: dict[str, Any] = {"train_without": [], "model.keys": "none", "model.key_heads": None}
 
 
 class ConfigError(UserError):
