@@ -1,4 +1,4 @@
-"""What a support set was taken for, and labels that probably mean something else (label_fit.py); no model is needed."""
+"""Describes how a support set was understood and finds labels that probably mean something else. Needs no model."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -6,8 +6,7 @@ from pathlib import Path
 
 from universeg_jax.prediction.support import Support, case_names
 from universeg_jax.readers.label_fit import fits_of, shared_mistake
-
-MANY_IDS = 20
+from universeg_jax.readers.label_values import MANY_IDS
 
 
 def describe(support: Support, names: Mapping[int, str], path: str | Path, taken: str = "") -> list[str]:

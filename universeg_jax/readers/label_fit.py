@@ -1,4 +1,4 @@
-"""How labels lie on their images, and what a whole set of them shows: inverted or turned labels. No model is needed.
+"""Measures how labels lie on their images and finds inverted or turned ones in a whole set. Needs no model.
 
 A mistake that all labels share, such as every mask inverted or mirrored, leaves their agreement with one another high,
 so it is looked for in the images and labels themselves.
@@ -60,8 +60,9 @@ def _fit(steps: np.ndarray, mask: np.ndarray, shape: Sequence[int]) -> Fit:
 
 def content(shape: Sequence[int], side: int) -> tuple[slice, slice]:
     """Rows and columns of a square of `side` pixels that an image [H, W] fills; the rest is padding."""
-    lengths = [max(2, round(side * n / max(shape))) for n in shape]
-    return tuple(slice((side - n) // 2, (side - n) // 2 + n) for n in lengths)  # type: ignore[return-value]
+    height, width = (max(2, round(side * n / max(shape))) for n in shape)
+    top, left = (side - height) // 2, (side - width) // 2
+    return slice(top, top + height), slice(left, left + width)
 
 
 def _outline(mask: np.ndarray) -> np.ndarray:
