@@ -36,6 +36,7 @@ def add_data(config: ConfigDict) -> None:
     config.init_from = ""  # checkpoint whose parameters to start from, with a fresh optimizer; "" = at random
     config.train_roles = ("train_open", "train_research")  # roles of the datasets to train on
     config.train_datasets = ()  # names of those among them; () = all
+    config.train_without = ()  # names of those among them to leave out; one that is not in data_dir is left out too
     config.train_tasks = 0  # number of their tasks, chosen by hash, so that fewer are a subset of more; 0 = all
     config.val_role = "val"  # role of the datasets that select the best checkpoint
     config.min_label_density = 3e-3  # smallest share of an image that its label must cover to be trained on

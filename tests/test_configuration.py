@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from tests.fixtures import tiny_config
 from universeg_jax.configs import default
 from universeg_jax.configuration import (
+    ADDED,
     RESUMABLE,
     RETIRED,
     RULES,
@@ -188,6 +189,22 @@ def test_an_older_run_is_read_and_resumed_without_its_retired_fields(tmp_path):
     assert not [name for name in FIELDS if first_match(name, RETIRED)]
     (tmp_path / "config.json").write_text(json.dumps(old))
     assert to_dict(read_config(tmp_path)) == new
+    write_config(tiny_config(), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == new
+
+
+def test_a_run_that_lacks_later_fields_is_resumed_where_they_change_nothing(tmp_path):
+    new = to_dict(tiny_config())
+    assert ADDED.keys() <= flatten(new).keys()
+    old = json.loads(json.dumps(new))
+    for name in ADDED:
+        section, *rest = name.split(".")
+        del (old[section] if rest else old)[rest[0] if rest else section]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    with pytest.raises(ConfigError, match=r"config.model.keys: 'none' in the run, 'lite0' given"):
+        write_config(tiny_config(model={"keys": "lite0"}), tmp_path)
+    with pytest.raises(ConfigError, match="config.train_without: "):
+        write_config(tiny_config(train_without=("test_discs",)), tmp_path)
     write_config(tiny_config(), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text()) == new
 

@@ -98,6 +98,9 @@ RETIRED = {
     **dict.fromkeys(("*task.low_resolution.*", "*task.view.*", "*task.zoom.*"), None),
 }
 
+# Fields that older configs lack → the value with which they change nothing; None where another field decides that.
+ADDED: dict[str, Any] = {"train_without": [], "model.keys": "none", "model.key_heads": None}
+
 
 class ConfigError(UserError):
     """A config that cannot be run, or that differs from the one of the run in this workdir."""
@@ -175,6 +178,8 @@ def check_resumable(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> 
     if old["optimizer"]["schedule"] == new["optimizer"]["schedule"] == "constant":
         allowed += ("num_steps",)  # the schedule does not depend on it, so a longer run begins with the shorter one
     before, after = flatten(old), flatten(new)
+    for name in ADDED.keys() & (after.keys() - before.keys()):
+        before[name] = after[name] if ADDED[name] is None else ADDED[name]
     differing = [
         f"config.{name}: {before.get(name, 'absent')!r} in the run, {after.get(name, 'absent')!r} given"
         for name in sorted(before.keys() | after.keys())

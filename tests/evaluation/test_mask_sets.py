@@ -189,6 +189,9 @@ def test_masks_of_overlapping_labels_and_regions(folder):
     assert scores(folder, "nn/labelsTr", "ours")[0] == [1.0] * 6
     assert scores(folder, "nn/labelsTr", "nn/its")[0] == [1.0] * 6
     assert "ids of dataset.json" in scores(folder, "nn/labelsTr", "nn/its")[1]
+    rows = (folder / "out" / "cases.csv").read_text().splitlines()
+    at = rows[0].split(",").index("subject")
+    assert {row.split(",")[at] for row in rows[1:]} == {f"p{i}_0" for i in range(3)}  # a case of nnU-Net is a subject
     assert scores(folder, "nn/labelsTr", "tool")[0] != [1.0] * 6
 
 
@@ -204,3 +207,23 @@ def test_names_of_segments_decide_over_their_numbers(tmp_path):
             image.SetMetaData(f"Segment{k}_LabelValue", str(number))
         sitk.WriteImage(image, str(tmp_path / part / "a.seg.nrrd"))
     assert scores(tmp_path)[0] == [1.0, 1.0]
+
+
+def test_ids_in_doubt_have_the_notes_of_a_support_folder(folder):
+    void, grey, cells = "255 occurs beside small ids", "not all the same (128, 255)", "26 ids without names"
+    for i in range(3):
+        label = boxes(i)[1]
+        write(folder / "void" / f"p{i}_0.png", np.where(label == 2, 255, label).astype(np.uint8))
+        write(folder / "greys" / f"p{i}_0.png", ((label == 1) * (128 if i else 255)).astype(np.uint8))
+        numbered = np.repeat(np.arange(SHAPE[0] // 2, dtype=np.uint8)[:, None] + 8 * i + 1, SHAPE[1], 1)
+        write(folder / "cells" / f"p{i}_0.png", np.repeat(numbered, 2, 0))
+    for name, words in (("void", void), ("greys", grey), ("cells", cells), ("plain", "")):
+        said = scores(folder, name, name)[1]
+        assert [text in said for text in (void, grey, cells)] == [text == words for text in (void, grey, cells)], said
+    (folder / "greys" / "meta.json").write_text('{"instances": true}')
+    (folder / "void" / "meta.json").write_text('{"ignore": [255]}')
+    for name in ("greys", "void"):
+        dice, said = scores(folder, name, name)
+        assert set(dice) == {1.0}
+        assert void not in said
+        assert grey not in said

@@ -121,6 +121,12 @@ def test_an_unexplained_label_is_a_misfit_unless_the_spread_is_usual(clean):
     assert find_label_mistakes(probabilities, clean) == []
 
 
+def test_nothing_is_said_of_a_label_that_the_others_do_not_predict(clean):
+    probabilities = perfect(clean)
+    probabilities[:, 0] = np.roll(perfect(clean, 0.999)[:, 0], 64, -1)  # half an image away from the label, everywhere
+    assert [f for f in find_label_mistakes(probabilities, clean) if "label 1" in f.message] == []
+
+
 def test_unusual_intensities_are_found(clean):
     images = clean.images.copy()
     images[5] = 1 - images[5]

@@ -92,6 +92,27 @@ def test_the_command_writes_a_mask_for_every_query(loaded, checkpoint, tmp_path,
     assert not (tmp_path / "x").exists()
 
 
+def test_the_command_names_labels_that_are_inverted(loaded, checkpoint, tmp_path, capsys):
+    support = write_folder(tmp_path / "s", count=3)
+    arguments = ["predict", "--checkpoint", str(checkpoint), "--support", str(support)]
+    arguments += ["--queries", str(support / "images" / "p0_0.png")]
+    assert main([*arguments, "--out", str(tmp_path / "right")]) == 0
+    assert "is it the background" not in capsys.readouterr().err
+    for file in (support / "labels").iterdir():
+        Image.fromarray((np.asarray(Image.open(file)) == 0).astype(np.uint8)).save(file)
+    assert main([*arguments, "--out", str(tmp_path / "inverted")]) == 0
+    assert "of every image: is it the background, with 0 for the structure?" in capsys.readouterr().err
+
+
+def test_queries_are_listed_once_and_inner_folders_named(tmp_path, capsys):
+    images = write_folder(tmp_path, count=2) / "images"
+    (images / "more").mkdir()
+    (images / "p1_0.png").rename(images / "more" / "p1_0.png")
+    os.mkfifo(images / "pipe.png")
+    assert find_queries([images, images / "p0_0.png", images]) == [images / "p0_0.png"]
+    assert f"{images}: skipped more/: give it as a query of its own" in capsys.readouterr().err
+
+
 def test_overlapping_labels_have_a_file_each(predictor, tmp_path):
     support = read_support_folder(write_folder(tmp_path / "s", count=3, ids=(1, 200)))
     segmenter = predictor.segmenter(support, Options(overlap=True))

@@ -96,6 +96,8 @@ def test_the_description_counts_what_was_read(tmp_path):
     assert lines[:2] == ["v: 2 volumes with a label each, 16 slices of them", "size: 12x10x8 voxels"]
     assert lines[2].startswith(f"id 1 (block): {2 * int(label.sum())} voxels")
     assert lines[3] == "window: (0.0, 300.0)"
+    lines = describe(read_support_folder(tmp_path / "v"), {1: "block"}, "v")
+    assert lines[3] == "window: chosen by the intensities of each"
     with pytest.raises(UserError, match="a window is for volumes: leave out --window"):
         read_support_folder(folder, window="ct")
 

@@ -137,13 +137,17 @@ def samples(tmp_path_factory):
     for i in range(2):
         (nnunet / "imagesTr" / f"p{i}_0.png").rename(nnunet / "imagesTr" / f"p{i}_0_0000.png")
     spec = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "training": []}
-    for kind in ("nrrd", "mha", "mhd"):
+    for kind in ("nrrd", "nhdr", "mha", "mhd"):
         sitk.WriteImage(sitk.GetImageFromArray(VOXELS), path / f"v.{kind}")
     nib.save(nib.Nifti1Image(VOXELS, np.eye(4)), path / "v.nii")
     nib.save(nib.Nifti1Image(VOXELS, np.eye(4)), path / "v.nii.gz")
+    nib.save(nib.MGHImage(VOXELS.astype(np.float32), np.eye(4)), path / "v.mgz")
+    for pair in ("v", "damaged.v"):
+        nib.save(nib.AnalyzeImage(VOXELS.astype(np.int16), np.eye(4)), path / f"{pair}.hdr")
     tifffile.imwrite(path / "v.tif", VOXELS.astype(np.uint16), photometric="minisblack")
-    volumes = {f"v.{kind}": read_volume for kind in ("nrrd", "mha", "mhd", "nii", "nii.gz", "tif")}
+    volumes = {f"v.{kind}": read_volume for kind in VOLUMES}
     kinds = {"png": "PNG", "jpg": "JPEG", "tif": "TIFF", "bmp": "BMP", "gif": "GIF", "ppm": "PPM"}
+    kinds |= {"webp": "WEBP", "jp2": "JPEG2000"}
     files = {name: ((path / name).read_bytes(), read) for name, read in volumes.items()}
     files["label.nii"] = (files["v.nii"][0], read_label_volume)
     files |= {f"a.{end}": (encoded(NOISE, kind), read_image) for end, kind in kinds.items()}
@@ -159,8 +163,10 @@ def samples(tmp_path_factory):
     return path, files
 
 
+VOLUMES = ("nrrd", "nhdr", "mha", "mhd", "nii", "nii.gz", "mgz", "hdr", "tif")
 READERS = (
-    "v.nrrd", "v.mha", "v.mhd", "v.nii", "v.nii.gz", "v.tif", "label.nii", "a.png", "a.jpg", "a.tif", "a.bmp", "a.gif",
+    *(f"v.{kind}" for kind in VOLUMES), "a.webp", "a.jp2", "label.webp", "label.jp2",
+    "label.nii", "a.png", "a.jpg", "a.tif", "a.bmp", "a.gif",
     "a.ppm", "a.ppm.gz", "label.png", "label.jpg", "label.tif", "label.bmp", "label.gif", "label.ppm", "contour.txt",
     "x.dcm", "series.dcm", "stack.png", "meta.json", "dataset.json", "who.csv",
 )  # fmt: skip
@@ -200,7 +206,7 @@ def check_flips(samples, name: str, count: int) -> None:
     good, read = samples[1][name]
     (samples[0] / f"damaged.{name}").write_bytes(good)
     assert any(outcomes)  # some damage was seen
-    if name != "label.jpg":  # which is refused
+    if name not in ("label.jpg", "label.webp", "label.jp2"):  # which are refused
         assert read(samples[0] / f"damaged.{name}") is not None  # the flips left the reader as it was
 
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.fixtures import write_folder
+from universeg_jax.readers import notes
 from universeg_jax.readers.cases import make_examples
 from universeg_jax.readers.errors import FolderError, ImageError
 from universeg_jax.readers.folder import list_images, read_folder, read_support
@@ -235,3 +236,20 @@ def test_an_unreadable_label_is_not_called_empty(tmp_path):
         read_folder(folder)
     assert "p0_0.png: cannot be read" in str(caught.value)
     assert "mark what is to be segmented" not in str(caught.value)
+
+
+def test_inner_folders_of_images_are_named_and_pipes_are_not_opened(tmp_path):
+    write_folder(tmp_path, count=3)
+    for part in ("images", "labels"):
+        (tmp_path / part / "more").mkdir()
+        (tmp_path / part / "empty").mkdir()
+        (tmp_path / part / "p2_0.png").rename(tmp_path / part / "more" / "p2_0.png")
+    os.mkfifo(tmp_path / "images" / "pipe.png")
+    with notes.collect() as said:
+        folder = read_folder(tmp_path)
+    assert [case.name for case in folder.cases] == ["p0_0", "p1_0"]
+    assert said.lines() == (
+        "images/more: is not read: put its files into images/ itself",
+        "labels/more: is not read: put its files into labels/ itself",
+    )
+    assert "images/pipe.png" not in [case.image for case in folder.cases]

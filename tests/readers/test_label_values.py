@@ -1,6 +1,7 @@
 """Values of labels: each kind of file that people have gives its ids, or one line that names the cause."""
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from universeg_jax.readers import notes
 from universeg_jax.readers.errors import FolderError, ImageError
 from universeg_jax.readers.folder import read_folder, read_support
 from universeg_jax.readers.images import read_label
-from universeg_jax.readers.label_values import one_class, to_ids
+from universeg_jax.readers.label_values import one_class, rim_ids, to_ids
 from universeg_jax.readers.labels import check_label
 
 DISC = disc(96, (40, 50), 25)
@@ -209,3 +210,37 @@ def test_objects_in_colours_are_one_class_with_a_table_and_without(tmp_path):
     (folder / "meta.json").write_text('{"instances": true, "colours": {"1": [200, 30, 0]}}')
     with pytest.raises(ImageError, match="holds colours that are not in"):
         read_support(folder)
+
+
+@pytest.mark.parametrize(("ids", "between"), [((0, 2), {1}), ((0, 1, 3), {2}), ((0, 4), {1, 2, 3}), ((2, 4), {3})])
+@pytest.mark.parametrize("times", [3, 4])
+def test_a_rim_that_interpolation_leaves_between_two_ids_is_said(tmp_path, ids, between, times):
+    inner = disc(96, (40, 50), 10)
+    small = np.select([inner, DISC], (ids[-1], ids[1]), ids[0]).astype(np.uint8)
+    zoomed = ndimage.zoom(small.astype(float), times, order=1)
+    assert rim_ids(np.rint(zoomed).astype(np.int32)) == between
+    assert rim_ids(np.repeat(np.rint(zoomed).astype(np.int32)[..., None], 20, 2)) == between
+    assert rim_ids(small.repeat(times, 0).repeat(times, 1).astype(np.int32)) == set()
+    folder = write_folder(tmp_path / "s", count=2, shape=zoomed.shape)
+    rewrite(folder, lambda i, label: np.rint(zoomed))
+    with notes.collect() as said:
+        read_folder(folder)
+    listed = ", ".join(map(str, sorted(between)))
+    assert said.lines() == (
+        f"s/labels: id {listed} is a rim of one or two pixels between two other ids, as a resize with interpolation "
+        "makes it: resize labels by the nearest neighbour; if it is a class, name it in meta.json",
+    )
+    names = {str(i): f"class {i}" for i in (*ids, *between) if i}
+    (folder / "meta.json").write_text(json.dumps({"labels": names}))
+    with notes.collect() as said:
+        read_folder(folder)
+    assert not said
+
+
+def test_classes_of_their_own_are_no_rims():
+    wall = disc(96, (40, 50), 29)
+    heart = np.select([DISC, wall], (3, 2), 0)  # a wall of four pixels around a cavity
+    beside = np.where(DISC, 3, np.where(ndimage.shift(DISC, (0, 1), order=0), 2, 0))  # only on one side
+    layers = np.where(ROWS > 60, 3, np.where(ROWS > 50, 2, np.where(ROWS > 46, 1, 0)))
+    for ids in (heart, beside, layers, np.where(DISC, 1, 0)):
+        assert rim_ids(ids.astype(np.int32)) == set()

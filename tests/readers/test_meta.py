@@ -3,6 +3,7 @@
 import pytest
 
 from tests.readers.test_cases import volume_folder
+from universeg_jax.readers import notes
 from universeg_jax.readers.errors import FolderError
 from universeg_jax.readers.folder import read_folder
 
@@ -41,3 +42,18 @@ def test_subjects_by_a_pattern_or_a_table(tmp_path):
         (tmp_path / "who.csv").write_text(text)
         with pytest.raises(FolderError, match=word):
             read_folder(tmp_path)
+
+
+def test_keys_that_occur_twice_are_refused_and_misspelt_ones_said(tmp_path):
+    folder = volume_folder(tmp_path, count=1, shape=(4, 4, 4))
+    (folder / "meta.json").write_text('{"labels": {"1": "liver", "1": "spleen"}}')
+    with pytest.raises(FolderError, match="meta.json is not JSON.*the key '1' occurs twice"):
+        read_folder(folder)
+    (folder / "meta.json").write_text('{"label": {"1": "liver"}, "Instances": true, "scanner": "new"}')
+    with notes.collect() as said:
+        read_folder(folder)
+    lines = sorted(line for line in said.lines() if "meta.json: " in line)
+    assert [line.partition("meta.json: ")[2] for line in lines] == [
+        '"Instances" is ignored; did you mean "instances"?',
+        '"label" is ignored; did you mean "labels"?',
+    ]

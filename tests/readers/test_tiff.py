@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import struct
 import zlib
 
 import numpy as np
@@ -234,3 +235,30 @@ def test_animations_are_refused(tmp_path):
         frames[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=frames[1:])
         with pytest.raises(ImageError, match="has several pages .5"):
             read_image(tmp_path / f"a.{ending}")
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_tiffs_of_2_and_4_bits_have_the_values_that_are_stored(tmp_path, bits, photometric):
+    ids = np.random.default_rng(0).integers(0, 1 << bits, (6, 8))
+    ids[0, :2] = 0, (1 << bits) - 1
+    of_pixel = np.unpackbits(ids.astype(np.uint8)[..., None], -1)[..., -bits:]
+    data = np.packbits(of_pixel.reshape(6, -1), 1).tobytes()
+    tags = (
+        (256, 8),
+        (257, 6),
+        (258, bits),
+        (259, 1),
+        (262, photometric),
+        (273, 8),
+        (277, 1),
+        (278, 6),
+        (279, len(data)),
+    )
+    start = 8 + len(data)
+    directory = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags)
+    header = struct.pack("<2sHI", b"II", 42, start)
+    file = tmp_path / "a.tif"
+    file.write_bytes(header + data + struct.pack("<H", len(tags)) + directory + bytes(4))
+    with notes.collect():
+        np.testing.assert_array_equal(read_label(file), ids)

@@ -11,13 +11,11 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from tests.fixtures import assert_trees_equal, build_discs, disc_examples, itself, tiny_config
+from tests.fixtures import assert_trees_equal, build_discs, tiny_config
 from tests.processes import rows_without_times
 from universeg_jax.checkpoints import packaged, store
 from universeg_jax.checkpoints.lineage import lineage
 from universeg_jax.configuration import ConfigError, to_dict
-from universeg_jax.data.builder import build
-from universeg_jax.data.dataset import DatasetMeta
 from universeg_jax.episodes import inputs
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation import runner
@@ -206,16 +204,6 @@ def test_resuming_needs_the_same_data_in_any_folder_and_keeps_the_lineage(data_d
     assert sorted(path.relative_to(tmp_path) for path in (tmp_path / "run").rglob("*")) == left
 
 
-def test_a_source_group_on_two_sides_is_refused(tmp_path):
-    for name, role in (("a", "train_open"), ("b", "val"), ("c", "test")):
-        meta = DatasetMeta(name, role, {1: "disc"}, 16, source_group="scans")
-        build(meta, disc_examples(12), itself, tmp_path / "data")
-    with pytest.raises(UserError, match=r"'scans' has datasets on several sides: a \(training\), b \(val\);"):
-        loop.train_and_evaluate(tiny_config(tmp_path / "data"), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-    inputs.open_data(tiny_config(tmp_path / "data", val_role="none"))  # c is not used
-
-
 def test_an_interrupted_build_of_synthetic_data_is_completed_and_real_data_stays(data_dir, tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(setup, "make_datasets", lambda path: made.append(str(path)))
@@ -247,7 +235,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_episodes(data_dir
         ({"support_size": 0}, "config.support_size=0"),
         ({"batch_size": 6}, "not a multiple of the 4 devices"),
         ({"train_roles": ("train_research",)}, "no dataset of roles"),
-        ({"train_datasets": ("test_discs",)}, "test_discs not among those to train on"),
         ({"optimizer": {"name": "adamm"}}, "no such optimizer; did you mean adam, "),
         ({"optimizer": {"weight_decay": 0.1}}, "does not take"),
         ({"init_from": "nowhere"}, "does not exist"),

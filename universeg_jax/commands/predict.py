@@ -45,15 +45,20 @@ def window(text: str) -> "Window":
     return low, high
 
 
-def label_id(args: argparse.Namespace) -> int | None:
-    """The id of --label, which may also be a name that the support folder knows. Raises UserError."""
-    if args.label is None or args.label.lstrip("-").isdigit():
-        return None if args.label is None else int(args.label)
+def label_names(support: str) -> dict[int, str]:
+    """Id → name in a support folder."""
     from universeg_jax.readers.folder import read_folder
     from universeg_jax.readers.notes import collect
 
     with collect():  # the notes come with the support set
-        names = read_folder(args.support).labels
+        return read_folder(support).labels
+
+
+def label_id(args: argparse.Namespace) -> int | None:
+    """The id of --label, which may also be a name that the support folder knows. Raises UserError."""
+    if args.label is None or args.label.lstrip("-").isdigit():
+        return None if args.label is None else int(args.label)
+    names = label_names(args.support)
     found = [i for i, name in names.items() if name.casefold() == args.label.casefold()]
     if len(found) != 1:
         known = ", ".join(f"{i} {name}" for i, name in names.items())
@@ -115,21 +120,21 @@ def run(args: argparse.Namespace) -> int:
     from universeg_jax.prediction.options import Options
     from universeg_jax.prediction.predictor import Predictor
     from universeg_jax.prediction.support import case_names, read_support_folder
-    from universeg_jax.readers.folder import read_folder
+    from universeg_jax.prediction.understood import find_shared_mistakes
 
     axis = axis_number(args)
     options = Options(
         args.support_size, args.ensemble, args.choose, args.flips, args.overlap, smooth=args.smooth, tiles=args.tiles
     )
     support = read_support_folder(args.support, label_id(args), axis, args.tiles, window=args.window)
-    for line in support.notes:
+    for line in (*support.notes, *(f"{args.support}: {message}" for _, message in find_shared_mistakes(support))):
         print(line, file=sys.stderr)
     if len(set(case_names(support))) == 1:
         print(f"{args.support}: only one labelled example; each of the first few more improves masks", file=sys.stderr)
     segmenter = Predictor.from_checkpoint(args.checkpoint).segmenter(support, options)
     if support.overlapping and not args.overlap:
         print(f"{args.support}: its labels overlap, so each label is predicted by itself, into a mask of its own")
-    names = read_folder(args.support).labels if args.dicom_seg or args.overlay else {}
+    names = label_names(args.support) if args.dicom_seg or args.overlay else {}
     seg = names if args.dicom_seg else None
     output = (args.overlay, args.overwrite, args.jobs, seg, names)
     try:

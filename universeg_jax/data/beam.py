@@ -7,6 +7,7 @@ and the pixel table. Workers need the same files under the same paths, and a sha
 import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from universeg_jax.errors import UserError
 from universeg_jax.readers.errors import ImageError
+from universeg_jax.readers.label_fit import Fit
 from universeg_jax.readers.notes import Notes
 
 KEYS_PER_CASE = 1 << 24  # more than the examples of a case; keys sort by case, then by example
@@ -63,13 +65,15 @@ def read_failures(folder: Path, cases: Sequence[Any]) -> list[tuple[str, str, st
     return [(str(cases[number]), problem, detail) for number, problem, detail, _ in failures]
 
 
-def read_notes(folder: Path) -> Notes:
-    """Reads the notes on the files of all cases, in the order of the cases."""
-    notes = Notes()
-    for _, pairs in _read_lines(folder, "notes"):
+def read_notes(folder: Path) -> tuple[Notes, dict[str, tuple[Fit | None, ...]]]:
+    """Reads the notes on the files of all cases, in their order, and the fits of the labels of each example."""
+    notes, fits = Notes(), {}
+    for _, pairs, of_examples in _read_lines(folder, "notes"):
         for file, text in pairs:
             notes.add(file, text)
-    return notes
+        for name, of_labels in of_examples:
+            fits[name] = tuple(fit and Fit(*fit) for fit in of_labels)
+    return notes, fits
 
 
 def _read_lines(folder: Path, name: str) -> list[list[Any]]:
@@ -91,9 +95,11 @@ def _failures(number: int, result: Any) -> Iterator[str]:
 
 
 def _notes(number: int, result: Any) -> Iterator[str]:
-    pairs = [] if isinstance(result, UserError) else [pair for example in result for pair in example.notes.pairs()]
-    if pairs:
-        yield json.dumps([number, pairs])
+    examples = [] if isinstance(result, UserError) else result
+    if examples:
+        pairs = [pair for example in examples for pair in example.notes.pairs()]
+        fits = [(example.name, [fit and astuple(fit) for fit in example.fits]) for example in examples]
+        yield json.dumps([number, pairs, fits])
 
 
 def _keyed(to_features: Callable, number: int, result: Any) -> Iterator[tuple[int, Any]]:

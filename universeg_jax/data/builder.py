@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from universeg_jax.data.tfds_writer import from_features, to_features, write_rec
 from universeg_jax.data.writers import IndexWriter, PixelWriter
 from universeg_jax.readers.cases import Example
 from universeg_jax.readers.errors import ImageError
+from universeg_jax.readers.label_fit import Fit, shared_mistake
 from universeg_jax.readers.notes import Notes
 
 SECONDS_TO_START = 2.0  # of worker processes; a folder that is built faster is built without them
@@ -50,11 +51,21 @@ class _Output:
         self.index, self.pixels = IndexWriter(), PixelWriter(staging)
         self.dropped: list[tuple[str, str, str]] = []  # (case, problem, detail)
         self.notes = Notes()
+        self.fits: dict[int, list[tuple[str, Fit | None]]] = {}  # label → (example, fit to its image)
 
     def add(self, example: Example) -> None:
         self.index.add(example)
         self.pixels.add(example)
         self.notes.update(example.notes)
+        for label, fit in zip(example.labels, example.fits, strict=False):
+            self.fits.setdefault(label, []).append((example.name, fit))
+
+    def all_notes(self) -> Notes:
+        """The notes on the files, and what all labels of a class share, such as that they are inverted."""
+        for label, fits in sorted(self.fits.items()):
+            if mistake := shared_mistake(fits):
+                self.notes.add("labels", (f"label {label}: " if len(self.fits) > 1 else "") + mistake[1])
+        return self.notes
 
 
 def worker_pool(workers: Workers) -> contextlib.AbstractContextManager[Workers]:
@@ -113,7 +124,7 @@ def build(
             dropped={case: f"{problem} ({detail})" if detail else problem for case, problem, detail in output.dropped},
             dropped_by_problem=dict(Counter(problem for _, problem, _ in output.dropped)),
             ignored=ignored,
-            notes=output.notes.lines(),
+            notes=output.all_notes().lines(),
             input_digest=input_digest,
             fingerprint=fingerprint,
         )
@@ -145,9 +156,11 @@ def _write_by_beam(
             raise BuildError(f"{meta.name}: no example is left of {len(cases)} cases; {remedy}") from error
         raise
     output.dropped += beam.read_failures(staging, cases)
-    output.notes.update(beam.read_notes(staging))
+    said, fits = beam.read_notes(staging)
+    output.notes.update(said)
     for record in tfds.builder_from_directory(built).as_data_source(split=SPLIT):
-        output.add(from_features(record))
+        example = from_features(record)
+        output.add(replace(example, fits=fits.get(example.name, ())))
     return built
 
 

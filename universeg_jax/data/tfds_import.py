@@ -17,6 +17,7 @@ from universeg_jax.data.dataset import BuildError
 from universeg_jax.readers.cases import Example
 from universeg_jax.readers.errors import ImageError
 from universeg_jax.readers.images import check_image
+from universeg_jax.readers.label_fit import fits_of
 from universeg_jax.readers.labels import check_label
 from universeg_jax.readers.meta import Folder
 from universeg_jax.readers.preprocess import preprocess_image, preprocess_mask, quantize
@@ -97,16 +98,10 @@ def make_tfds_examples(case: TfdsCase) -> list[Example]:
     subject = _text(_value(record, case.features.subject)) if case.features.subject else str(case)
     if not subject:
         raise ImageError(case, "has no subject", f"its feature {case.features.subject} is empty")
-    return [
-        Example(
-            quantize(preprocess_image(image, case.size)),
-            np.stack(masks) if masks else np.zeros((0, case.size, case.size), np.uint8),
-            ids,
-            subject,
-            str(case),
-            modality=case.modality,
-        )
-    ]
+    stacked = np.stack(masks) if masks else np.zeros((0, case.size, case.size), np.uint8)
+    cut = quantize(preprocess_image(image, case.size))
+    fits = fits_of(cut, stacked, image.shape)
+    return [Example(cut, stacked, ids, subject, str(case), modality=case.modality, fits=fits)]
 
 
 def _find(root: Path) -> Path:

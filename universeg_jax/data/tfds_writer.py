@@ -22,7 +22,7 @@ TEXTS = ("subject", "name", "subset", "modality", "slicing")
 
 def to_features(example: Example) -> dict[str, Any]:
     """An example as the features of a record."""
-    fields = {name: value for name, value in vars(example).items() if name != "notes"}
+    fields = {name: value for name, value in vars(example).items() if name not in ("notes", "fits")}
     return {**fields, "labels": np.asarray(example.labels, np.int32)}
 
 

@@ -18,12 +18,14 @@ def open_data(config: ConfigDict) -> tuple[list[Dataset], list[Dataset]]:
     if missing := sorted(set(config.train_datasets) - {d.meta.name for d in train}):
         found = ", ".join(d.meta.name for d in train) or "none"
         raise ConfigError(f"config.train_datasets: {', '.join(missing)} not among those to train on ({found})")
-    train = [d for d in train if not config.train_datasets or d.meta.name in config.train_datasets]
+    named = set(config.train_datasets) or {d.meta.name for d in train}
+    train = [d for d in train if d.meta.name in named - set(config.train_without)]
     validation = [d for d in datasets if d.meta.role == config.val_role]
     if needed and not train:
         found = ", ".join(f"{d.meta.name} ({d.meta.role})" for d in datasets) or "nothing"
         raise ConfigError(
-            f"no dataset of roles {tuple(config.train_roles)} in {config.data_dir} (there: {found}); "
+            f"no dataset of roles {tuple(config.train_roles)} in {config.data_dir} (there: {found}; left out: "
+            f"{', '.join(config.train_without) or 'none'}); "
             "build one with `universeg build --folder DIR --name N --data_dir D --role train_open`"
         )
     check_groups(dataset.meta for dataset in (*train, *validation))

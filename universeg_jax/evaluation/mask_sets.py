@@ -18,7 +18,7 @@ from universeg_jax.readers.file_names import TIFF_EXTENSIONS, VOLUME_EXTENSIONS,
 from universeg_jax.readers.folder import list_images
 from universeg_jax.readers.label_formats import OBJECTS, find_labels, pair_labels
 from universeg_jax.readers.label_names import with_segment_names
-from universeg_jax.readers.label_values import MASK_VALUES, MIXED_NOTE
+from universeg_jax.readers.label_values import MASK_VALUES, MIXED_NOTE, doubts_of_ids, rim_ids
 from universeg_jax.readers.labels import LabelFile, class_masks
 from universeg_jax.readers.layouts import read_classes
 from universeg_jax.readers.meta import Meta, read_json_object, read_meta, subject_rule
@@ -29,6 +29,7 @@ from universeg_jax.readers.volume_files import is_volume, read_label_volume
 from universeg_jax.readers.volumes import Volume, check_same_grid
 from universeg_jax.reports.overlay import is_overlay
 
+NNUNET = "ids of dataset.json"
 Classes = tuple[tuple[int, tuple[int, ...]], ...]  # as in LabelFile
 Files = dict[str, tuple[LabelFile, ...]]  # name → what its files mean
 
@@ -42,13 +43,16 @@ class MaskSet:
     taken: str = ""  # what they were taken for, where they are no files of ids
     root: Path = Path()  # where its meta.json lies
     meta: Meta | None = None
+    named: bool = False  # the files name their ids themselves
 
     def paths(self) -> list[Path]:
         """All files, each once."""
         return [*dict.fromkeys(Path(file.path) for files in self.files.values() for file in files)]
 
     def subject_of(self, default: Callable[[str], str]) -> Callable[[str], str]:
-        """The rule name → subject of meta.json, else `default`."""
+        """The rule name → subject of meta.json, else `default`; a case of nnU-Net is a subject."""
+        if self.taken == NNUNET:
+            return lambda name: name
         return subject_rule(self.root, self.meta, default) if self.meta else default
 
 
@@ -69,17 +73,20 @@ def read_sets(predictions: Path, labels: Path) -> tuple[MaskSet, MaskSet]:
     predicted = {name: [file] for name, file in find_masks(predictions).items()}
     truth, predicted = _read_truth(labels, predicted)
     files: Files = {}
+    objects = OBJECTS if truth.meta and truth.meta.instances else ()
     for name, label in truth.files.items():
-        whole = tuple(LabelFile(str(file), _classes_of(label)) for file in predicted.pop(name, []))
+        whole = tuple(LabelFile(str(file), objects or _classes_of(label)) for file in predicted.pop(name, []))
         files[name] = whole or _mask_per_id(predicted, name)
+    if objects:
+        note(predictions, "objects of one class, as meta.json of the labels says: every value above 0 is id 1")
     if missing := [name for name, found in files.items() if not found]:
         shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
         raise UserError(f"{predictions} lacks masks for {len(missing)} of {len(truth.files)} labels: {shown}")
     files |= {name: (LabelFile(str(found[0])),) for name, found in predicted.items()}
     names = truth.meta.labels if truth.meta else {}
-    renamed, _ = with_segment_names([*truth.files.values(), *files.values()], names)
+    renamed, segments = with_segment_names([*truth.files.values(), *files.values()], names)
     count = len(truth.files)
-    truth = replace(truth, files=dict(zip(truth.files, renamed[:count], strict=True)))
+    truth = replace(truth, files=dict(zip(truth.files, renamed[:count], strict=True)), named=bool(segments))
     return _as_one_class(MaskSet(dict(zip(files, renamed[count:], strict=True))), truth)
 
 
@@ -120,7 +127,7 @@ def _read_truth(folder: Path, predicted: dict[str, list[Path]]) -> tuple[MaskSet
     if (root / "dataset.json").is_file() and labels.name in ("labelsTr", "labelsTs"):
         spec = root / "dataset.json"
         names, regions, ignored = read_classes(spec, read_json_object(spec))
-        classes, known, taken = regions or tuple((i, (i,)) for i in names), (), "ids of dataset.json"
+        classes, known, taken = regions or tuple((i, (i,)) for i in names), (), NNUNET
     elif meta.colours:
         taken = "colours of meta.json"
     elif not meta.instances:
@@ -232,20 +239,29 @@ def _void(files: Sequence[LabelFile], read: Callable[[LabelFile], np.ndarray]) -
 
 
 def class_ids(labels: MaskSet) -> list[int]:
-    """The ids that occur in the labels, without the background. Raises UserError where there is none."""
-    found = set().union(*(_ids_of(file) for files in labels.files.values() for file in files))
+    """The ids that occur in the labels, without the background; a note where they may be no classes of their own.
+
+    Raises UserError where there is none.
+    """
+    files = [file for of_case in labels.files.values() for file in of_case]
+    occurring, rims = zip(*map(_ids_of, files), strict=True)
+    found = set().union(*occurring)
     if not found:
         raise UserError(f"every label in {labels.paths()[0].parent} is empty; 0 is the background")
     if len(labels.known) == 1 and len(found) == 1 and found <= set(MASK_VALUES):  # as `class_masks` reads them
         return list(labels.known)
+    is_plain = not (labels.known or labels.named or any(file.classes or file.colours for file in files))
+    for doubt in doubts_of_ids(occurring, rims) if is_plain else ():
+        note(labels.paths()[0].parent, doubt)
     return sorted(found)
 
 
-def _ids_of(file: LabelFile) -> set[int]:
+def _ids_of(file: LabelFile) -> tuple[set[int], set[int]]:
+    """(ids that occur in a file, those of them that are only rims)"""
     if file.part is not None:
-        return {i for i, _ in file.classes}
+        return {i for i, _ in file.classes}, set()
     values = read_label_volume(file.path).data if is_volume(file.path) else read_image_values(file, (0, 0))
     occurring = set(np.unique(values).tolist()) - {0, *file.ignored}
     if not file.classes:
-        return occurring
-    return {i for i, of_class in file.classes if occurring & set(of_class) or (occurring and not of_class)}
+        return occurring, rim_ids(values)
+    return {i for i, of_class in file.classes if occurring & set(of_class) or (occurring and not of_class)}, set()

@@ -36,6 +36,7 @@ SAME_IMAGE = 0.004  # mean absolute difference, of images in [0, 1], below which
 UNUSUAL_RATIO = 6.0  # to the median distance between an example and its nearest other example
 MIN_UNUSUAL_DISTANCE = 0.08
 FEW_SUBJECTS = 5
+PREDICTED = 0.1  # median Dice of a label below which predictions say nothing about it
 MISFIT = 0.75  # share of the label's median Dice; a label is suspicious below this
 MISFIT_DEVIATIONS = 3.0  # without an explanation, also this many robust standard deviations below the median,
 UNEXPLAINED = 0.6  # and below this share of it, because a slice at the end of an organ is rare, not wrong
@@ -273,7 +274,7 @@ def _explain_label(
             if is_usual and is_predicted
             else None
         )
-    if fit >= MISFIT * medians[j]:
+    if fit >= MISFIT * medians[j] or medians[j] < PREDICTED:
         return None
     explanations = _explanations(i, j, probabilities, support, medians[j])
     kind, best_fit, message = max(explanations, key=lambda explanation: explanation[1])

@@ -65,7 +65,7 @@ def find_queries(queries: Iterable[str | Path]) -> list[Path]:
     DICOM series are found at any depth. Files that are passed over are named on stderr. Raises UserError.
     """
     files: list[Path] = []
-    for path in map(Path, queries):
+    for path in dict.fromkeys(map(Path, queries)):
         if not path.exists():
             raise UserError(f"{path} does not exist")
         found = [path] if path.is_file() or _is_series(path) else _in_folder(path)
@@ -76,7 +76,7 @@ def find_queries(queries: Iterable[str | Path]) -> list[Path]:
         raise UserError(
             f"no images or volumes ({', '.join(SUPPORTED)}, DICOM folders) in {', '.join(map(str, queries))}"
         )
-    return files
+    return [*dict.fromkeys(files)]
 
 
 def _in_folder(path: Path) -> list[Path]:
@@ -87,8 +87,10 @@ def _in_folder(path: Path) -> list[Path]:
         if is_ome_zarr(entry):
             found.append(entry)
         elif entry.is_dir():
-            found += nested_series(entry)
-        elif (extension(entry) in SUPPORTED or is_dicom_file(entry)) and name.upper() != "DICOMDIR":
+            found += (series := nested_series(entry))
+            if not series and any(entry.iterdir()):
+                _name_skipped(path, [f"{name}/"], "give it as a query of its own")
+        elif entry.is_file() and name.upper() != "DICOMDIR" and (extension(entry) in SUPPORTED or is_dicom_file(entry)):
             found.append(entry)
     others = natural_order(name for name, entry in entries.items() if entry.is_file() and entry not in found)
     _name_skipped(path, others, "not a supported format")

@@ -36,6 +36,7 @@ from universeg_jax.readers.images import (
     read_image,
     read_label,
 )
+from universeg_jax.readers.label_fit import Fit, fits_of
 from universeg_jax.readers.labels import IN_COLOURS, LabelFile, class_masks
 from universeg_jax.readers.notes import Notes, collect
 from universeg_jax.readers.ome_zarr import is_ome_zarr
@@ -80,6 +81,7 @@ class Example:
     axis: int = 0
     slicing: str = "image"  # one of SLICINGS
     notes: Notes = field(default_factory=Notes, compare=False)  # how its files were understood
+    fits: tuple[Fit | None, ...] = field(default=(), compare=False)  # of the masks to the image; not in records
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def may_be_case(path: Path) -> bool:
     """Judges by the name whether a file or folder is read as an image or volume."""
     if path.is_dir():
         return is_volume(path)
-    return extension(path) in READABLE_EXTENSIONS or is_dicom_file(path)
+    return path.is_file() and (extension(path) in READABLE_EXTENSIONS or is_dicom_file(path))  # no pipe of a stranger's
 
 
 def make_examples(case: Case) -> list[Example]:
@@ -195,7 +197,8 @@ def _examples_of_image(case: Case) -> list[Example]:
     window = case.window
     if window == "auto":  # of single images only DICOM has physical units
         window = window_of_modality(case.modality) if is_dicom_file(case.image) else "none"
-    return [_example(case, preprocess_image(apply_window(image, window), case.size, scale=False), masks)]
+    cut = preprocess_image(apply_window(image, window), case.size, scale=False)
+    return [_example(case, cut, masks, image.shape)]
 
 
 def _read_image(case: Case) -> np.ndarray:
@@ -263,7 +266,7 @@ def _examples_of_volume(case: Case) -> list[Example]:
     for axis, slicing, index in sorted(slices):
         cut = slice_image(data, axes[axis], index, case.size)
         slice_case = replace(case, name=f"{case.name}/axis{axis}/{slicing}{index}")
-        examples.append(_example(slice_case, cut, slices[axis, slicing, index], axis, slicing))
+        examples.append(_example(slice_case, cut, slices[axis, slicing, index], (), axis, slicing))
     return examples
 
 
@@ -286,9 +289,16 @@ def read_label_on(case: Case, file: LabelFile, image: Volume, shape: Shape) -> n
 
 
 def _example(
-    case: Case, image: np.ndarray, masks: dict[int, np.ndarray], axis: int = 0, slicing: str = "image"
+    case: Case,
+    image: np.ndarray,
+    masks: dict[int, np.ndarray],
+    shape: tuple[int, ...],
+    axis: int = 0,
+    slicing: str = "image",
 ) -> Example:
+    """`shape` of the image before it was padded; () for a slice of a volume."""
     stacked = np.stack(list(masks.values())) if masks else np.zeros((0, case.size, case.size), np.uint8)
-    return Example(
+    example = Example(
         quantize(image), stacked, tuple(masks), case.subject, case.name, case.subset, case.modality, axis, slicing
     )
+    return replace(example, fits=fits_of(example.image, stacked, shape))

@@ -11,6 +11,7 @@ import numpy as np
 
 from universeg_jax.readers.errors import ImageError
 
+LFS_START, LFS_BYTES = b"version https://git-lfs.github.com/spec/", 1024
 MAX_BYTES = 1_000_000_000  # of one file
 MAX_PIXELS = 100_000_000  # of one image
 MAX_SIDE = 100_000  # pixels
@@ -19,8 +20,12 @@ MAX_INTENSITY = 1e30  # float32 overflows in min-max beyond it; such values mark
 
 
 def check_bytes(path: Path) -> None:
-    """Raises ImageError for a file that is too large."""
+    """Raises ImageError for a file that is too large, and for what Git leaves in place of a large file."""
     size = path.stat().st_size
+    if len(LFS_START) < size < LFS_BYTES:
+        with path.open("rb") as file:
+            if file.read(len(LFS_START)) == LFS_START:
+                raise ImageError(path, "is a pointer of Git LFS, not the file itself", "run git lfs pull")
     if size > MAX_BYTES:
         raise ImageError(path, "the file is too large", f"{size:,} bytes; at most {MAX_BYTES:,} are read")
 

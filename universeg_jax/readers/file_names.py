@@ -8,10 +8,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 TIFF_EXTENSIONS = (".tif", ".tiff", ".ome.tif", ".ome.tiff", ".btf")  # one page is an image, several are a volume
-IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", *TIFF_EXTENSIONS, ".bmp", ".gif", ".ppm", ".ppm.gz")
+PPM_EXTENSIONS = (".ppm", ".pgm", ".pbm", ".pnm", ".ppm.gz")
+JPEG2000_EXTENSIONS = (".jp2", ".j2k")
+IMAGE_EXTENSIONS = (
+    ".png", ".jpg", ".jpeg", *TIFF_EXTENSIONS, ".bmp", ".gif", *PPM_EXTENSIONS, ".webp", *JPEG2000_EXTENSIONS
+)  # fmt: skip
 NIFTI_EXTENSIONS = (".nii", ".nii.gz")
-ITK_EXTENSIONS = (".nrrd", ".mha", ".mhd")
-VOLUME_EXTENSIONS = (*NIFTI_EXTENSIONS, *ITK_EXTENSIONS)  # always volumes
+MGH_EXTENSIONS = (".mgz", ".mgh")  # FreeSurfer
+NIBABEL_EXTENSIONS = (*NIFTI_EXTENSIONS, *MGH_EXTENSIONS, ".hdr")  # .hdr has an .img beside it: Analyze or NIfTI
+ITK_EXTENSIONS = (".nrrd", ".nhdr", ".mha", ".mhd")
+VOLUME_EXTENSIONS = (*NIBABEL_EXTENSIONS, *ITK_EXTENSIONS)  # always volumes
 DICOM_EXTENSIONS = (".dcm", ".ima", ".dicom")  # one file is an image, a folder of them is a volume
 READABLE_EXTENSIONS = (*IMAGE_EXTENSIONS, *VOLUME_EXTENSIONS, *DICOM_EXTENSIONS)
 DOUBLE_EXTENSIONS = (".nii.gz", ".ppm.gz", ".ome.tif", ".ome.tiff")

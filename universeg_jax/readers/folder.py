@@ -22,7 +22,7 @@ from universeg_jax.readers.file_names import IMAGE_EXTENSIONS, READABLE_EXTENSIO
 from universeg_jax.readers.images import read_label
 from universeg_jax.readers.label_formats import COCO, OBJECT, OBJECTS, FoundLabels, composed, find_labels, pair_labels
 from universeg_jax.readers.label_names import snap_names, with_segment_names
-from universeg_jax.readers.label_values import MIXED_NOTE, one_class
+from universeg_jax.readers.label_values import MIXED_NOTE, doubts_of_ids, one_class, rim_ids
 from universeg_jax.readers.labels import LabelFile
 from universeg_jax.readers.layouts import is_dataset_json, read_dataset_json
 from universeg_jax.readers.meta import Folder, Meta, read_meta, subject_rule
@@ -33,21 +33,6 @@ from universeg_jax.readers.volume_files import is_volume, read_label_volume, vox
 
 T = TypeVar("T")
 Files = dict[str, list[Path]]  # case → its files
-MANY_IDS = 20  # from which on ids without names probably number objects
-INSTANCES_NOTE = (
-    "{} ids without names: each is taken for a class of its own; if they number objects, such as cells, write "
-    '"instances": true into meta.json and they become one class'
-)
-
-WHITE, BRIGHT = 255, 100  # values that programs use to show a mask, and from which on others probably do so too
-VOID_NOTE = (
-    "255 occurs beside small ids, where programs often write it for pixels without a class: it is taken for a class; "
-    'otherwise write "ignore": [255] into meta.json'
-)
-GREYS_NOTE = (
-    "each mask holds one value above 0, but not all the same ({}): each is taken for a class of its own; if they mean "
-    'one class, write "instances": true into meta.json'
-)
 
 
 def read_folder(path: str | Path, size: int = 128) -> Folder[Case]:
@@ -59,9 +44,11 @@ def read_folder(path: str | Path, size: int = 128) -> Folder[Case]:
     path = Path(path)
     if is_dataset_json(path):
         return read_dataset_json(path, size)
-    meta, images = read_meta(path), _files(path / "images")
     with collect() as notes:
+        meta, images = read_meta(path), _files(path / "images")
         images, labels, found = _pairs(path, images, meta)
+        for part in ("images", *(() if found else ("labels",))):
+            _name_inner_folders(path / part, images if part == "images" else labels)
     colours = tuple((i, *colour) for i, colour in meta.colours.items())
     objects = OBJECTS if meta.instances else ()
     faults = {name: _fault(images.get(name, []), labels.get(name, []), name) for name in images | labels}
@@ -120,6 +107,16 @@ def _unused(path: Path, cases: tuple[Case, ...]) -> Iterator[str]:
     used = {Path(file.path) for case in cases for file in case.labels}
     for part in ("images", "labels"):
         yield from (f"{part}/{name}" for name in _other_files(path / part) if path / part / name not in used)
+
+
+def _name_inner_folders(folder: Path, used: Files) -> None:
+    """A note on folders with images that are not read; folders of DICOM series are, and those of masks by class."""
+    read = [file for files in used.values() for file in files]
+    names = natural_order(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+    for name in names:
+        inner = folder / name
+        if not any(file.is_relative_to(inner) for file in read) and any(map(may_be_case, inner.iterdir())):
+            note(inner, f"is not read: put its files into {folder.name}/ itself")
 
 
 def _label_names(
@@ -250,7 +247,7 @@ def _find_ids(
 
     Masks of which some mark the structure with 1 and others with 255 become one class, unless `names` has both.
     """
-    occurring = _occurring_ids(path, cases)
+    occurring, rims = _occurring_ids(path, cases)
     values = one_class(occurring)
     if values and not names.keys() >= set(values):
         note(path / "labels", MIXED_NOTE)
@@ -260,25 +257,15 @@ def _find_ids(
         )
         return cases, (1,)
     ids = tuple(sorted(set().union(*occurring)))
-    if len(ids) >= MANY_IDS and not names:
-        note(path / "labels", INSTANCES_NOTE.format(len(ids)))
-    elif not names and (doubt := _doubt(occurring, ids)):
+    for doubt in () if names else doubts_of_ids(occurring, rims):
         note(path / "labels", doubt)
     return cases, ids
 
 
-def _doubt(occurring: list[set[int]], ids: tuple[int, ...]) -> str:
-    """A note on ids without names that may be no classes of their own; "" without doubt."""
-    if WHITE in ids and any(WHITE in each and len(each) > 1 for each in occurring) and ids[:-1][-1] < BRIGHT:
-        return VOID_NOTE
-    if len(ids) > 1 and ids[-1] >= BRIGHT and all(len(each) <= 1 for each in occurring):
-        return GREYS_NOTE.format(", ".join(map(str, ids[:5])))
-    return ""
-
-
-def _occurring_ids(path: Path, cases: Iterable[Case]) -> list[set[int]]:
-    """The ids above 0 of each label file that can be read. Raises FolderError where there are none."""
+def _occurring_ids(path: Path, cases: Iterable[Case]) -> tuple[list[set[int]], list[set[int]]]:
+    """(ids above 0, those that are rims) of each label file that can be read. Raises FolderError without any id."""
     occurring: list[set[int]] = []
+    rims: list[set[int]] = []
     problems = []
     for case in cases:
         try:
@@ -286,9 +273,10 @@ def _occurring_ids(path: Path, cases: Iterable[Case]) -> list[set[int]]:
             for file in case.labels:
                 label = read_label_volume(file.path).data if case.volume else read_label(file.path)
                 occurring.append(set(np.unique(label).tolist()) - {0, *file.ignored})
+                rims.append(rim_ids(label))
         except ImageError as error:
             problems.append(str(error))  # the build meets the error again, then drops and counts the case
     if not any(occurring):
         empty = f"{path}/labels: every label is empty; mark what is to be segmented with ids above 0"
         raise FolderError(problems[0] if problems else empty)
-    return occurring
+    return occurring, rims

@@ -1,4 +1,4 @@
-"""Images and 2D labels from files: PNG, JPEG, TIFF, BMP, GIF, PPM and text files of contours.
+"""Images and 2D labels from files: PNG, JPEG, TIFF, BMP, GIF, PPM, WebP, JPEG 2000 and text files of contours.
 
 Volumes and files of several pages are refused, so that no part of a file is dropped silently.
 """
@@ -15,20 +15,23 @@ from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from universeg_jax.readers import checks
 from universeg_jax.readers.errors import ImageError, as_image_errors
 from universeg_jax.readers.file_names import IMAGE_EXTENSIONS, extension
-from universeg_jax.readers.labels import check_label
+from universeg_jax.readers.label_values import mask_of_lossy
+from universeg_jax.readers.labels import check_label, one_channel
 from universeg_jax.readers.notes import note
-from universeg_jax.readers.palettes import check_palette
+from universeg_jax.readers.palettes import check_palette, check_transparency
 from universeg_jax.readers.preprocess import to_grey
 from universeg_jax.readers.tiff import TURNS, read_tiff_image, turned
 
 # Formats by content. Pillow's other decoders are never tried on a stranger's file.
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "PPM")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "PPM", "WEBP", "JPEG2000")
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PNG_START = b"\x89PNG\r\n\x1a\n"
 GREY_ALPHA = 4
 COLOUR_TYPES = (2, GREY_ALPHA, 6)  # of a PNG: RGB, grey with alpha, RGBA
 ORIENTATION, PHOTOMETRIC = 0x0112, 0x0106  # tags of EXIF and TIFF
 SWAPS_SIDES = 5  # from this orientation on, rows and columns are exchanged
+WEBP_HEAD = 4096  # bytes that hold the first chunks
+MAX_TINT = 24  # by which the channels of grey differ after such a compression
 MAX_CONTOUR_BYTES = 1_000_000
 Source = str | Path | bytes | Image.Image  # a file, its contents, or an opened image
 
@@ -52,7 +55,8 @@ def check_image(image: np.ndarray, path: Any) -> np.ndarray:
 def read_label(source: Source, name: Any = "") -> np.ndarray:
     """Reads int32 class ids [H, W] ≥ 0; a palette image gives its indices, equal channels count as one.
 
-    Raises ImageError for colours, for JPEG (its compression changes ids) and for values that are not whole.
+    Raises ImageError for colours, for values that are not whole, and for JPEG and the like, which change values, unless
+    they pile up at 0 and 255: then the upper half is the mask, which a note says.
     """
     return check_label(_decode(source, name, True), _name(source, name))
 
@@ -106,15 +110,19 @@ def _sides(source: Source) -> tuple[tuple[int, int], int]:
 
 
 def read_colours(path: str | Path) -> np.ndarray:
-    """Reads the colours of a label as uint8 [H, W, 3]; a palette gives its colours. Raises ImageError."""
+    """Reads the colours of a label as uint8 [H, W, 3]; a palette gives its colours, and what is transparent is black.
+
+    Raises ImageError.
+    """
     path = Path(path)
     with as_image_errors(path):
         checks.check_bytes(path)
         with Image.open(path, formats=FORMATS) as image:
             checks.check_pixels(path, *image.size)
-            if image.format in ("JPEG", "MPO"):
-                raise ImageError(path, "a label in JPEG", "its compression changes colours; save it as PNG")
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            if lossy := lossy_format(image):
+                raise ImageError(path, f"a label in {lossy}", "its compression changes colours; save it as PNG")
+            colours = np.array(ImageOps.exif_transpose(image).convert("RGBA"))
+            return np.where(colours[..., 3:] > 0, colours[..., :3], np.uint8(0))
 
 
 def read_contour(path: str | Path, shape: tuple[int, int]) -> np.ndarray:
@@ -199,19 +207,55 @@ def _decode_png16(data: bytes) -> np.ndarray:
 def _pixels(path: Any, image: Image.Image, is_label: bool, upright: bool) -> np.ndarray:
     checks.check_pixels(path, *image.size)
     pages = getattr(image, "n_frames", 1)
-    if pages > 1 and image.format in ("TIFF", "GIF", "PNG"):
+    if pages > 1 and image.format in ("TIFF", "GIF", "PNG", "WEBP"):
         raise ImageError(path, "has several pages", f"{pages}; save each as a file of its own")
-    if is_label and image.format in ("JPEG", "MPO"):
-        raise ImageError(path, "a label in JPEG", "its compression changes class ids; save it as PNG")
-    if is_label and image.mode == "P":
-        palette = np.array(image.getpalette("RGB") or [], int).reshape(-1, 3)
-        check_palette(path, palette, np.flatnonzero(image.histogram()))
+    lossy = lossy_format(image) if is_label else ""
+    top = _stored_top(image) if is_label else 0  # before the image is decoded, which forgets it
+    if is_label and (image.mode == "P" or (image.mode == "L" and "transparency" in image.info)):
+        occurring = np.flatnonzero(image.histogram())
+        check_transparency(path, image.info.get("transparency"), occurring)
+        if image.mode == "P":
+            check_palette(path, np.array(image.getpalette("RGB") or [], int).reshape(-1, 3), occurring)
     shown = ImageOps.exif_transpose(image) if upright else image
     if (image.mode in ("P", "PA") and not is_label) or image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         shown = shown.convert("RGB")
     pixels = np.asarray(shown)
+    if lossy:
+        if pixels.ndim == 3 and np.ptp(np.asarray(shown.convert("RGB")).astype(int), axis=-1).max() <= MAX_TINT:
+            pixels = np.asarray(shown.convert("L"))
+        return mask_of_lossy(one_channel(pixels, path) if pixels.ndim == 3 else pixels, path, lossy)
+    if top:  # Pillow stretches the values to all of 8 or 16 bits
+        return np.rint(pixels.astype(float) * top / (65535 if image.mode.startswith("I") else 255)).astype(np.int32)
     is_white_zero = image.format == "TIFF" and getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0
+    is_white_zero |= image.format == "PPM" and image.mode == "1"
     return ~pixels if is_label and is_white_zero and image.mode in ("1", "L") else pixels  # as stored
+
+
+def lossy_format(image: Image.Image) -> str:
+    """The name of a format that changes values when it compresses them; "" for other formats and unopened arrays.
+
+    A JPEG 2000 does not say whether it is exact, so that all count; of WebP there are both kinds.
+    """
+    if image.format == "WEBP":
+        file = getattr(image, "fp", None) or io.BytesIO()
+        place = file.tell()
+        file.seek(0)
+        head = file.read(WEBP_HEAD)
+        file.seek(place)
+        return "" if b"VP8L" in head and b"VP8 " not in head else "lossy WebP"
+    return {"JPEG": "JPEG", "MPO": "JPEG", "JPEG2000": "JPEG 2000"}.get(image.format or "", "")
+
+
+def _stored_top(image: Image.Image) -> int:
+    """The value of white in a PPM, or in a grey PNG of 2 or 4 bits, where it is not that of 8 or 16 bits; else 0."""
+    tiles = getattr(image, "tile", [])
+    args = tiles[0].args if tiles else ()
+    if image.format == "PNG":
+        return {"L;2": 3, "L;4": 15}.get(str(args), 0)
+    if image.format != "PPM":
+        return 0
+    top = args[-1] if isinstance(args, tuple) and len(args) == 2 else 0
+    return top if isinstance(top, int) and top not in (255, 65535) else 0
 
 
 def _open(path: Path) -> BinaryIO:

@@ -5,10 +5,13 @@ JPEG or a resize, or that holds probabilities, has values between its two ends: 
 note, where the values pile up at both ends, and refused elsewhere.
 """
 
-from collections.abc import Callable, Iterable
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from universeg_jax.readers.errors import ImageError
 from universeg_jax.readers.notes import note
@@ -28,6 +31,26 @@ NO_IDS = "values are not class ids"
 REMEDY = "whole numbers from 0"
 PILED_NOTE = "values pile up at 0 and at the maximum (JPEG, a resize or probabilities): the upper half is the structure"
 MIXED_NOTE = "some masks hold 0 and 1, others 0 and 255: both mean one class, id 1"
+MANY_IDS = 20  # from which on ids without names probably number objects
+INSTANCES_NOTE = (
+    "{} ids without names: each is taken for a class of its own; if they number objects, such as cells, write "
+    '"instances": true into meta.json and they become one class'
+)
+WHITE, BRIGHT = 255, 100  # values that programs use to show a mask, and from which on others probably do so too
+VOID_NOTE = (
+    "255 occurs beside small ids, where programs often write it for pixels without a class: it is taken for a class; "
+    'otherwise write "ignore": [255] into meta.json'
+)
+GREYS_NOTE = (
+    "each mask holds one value above 0, but not all the same ({}): each is taken for a class of its own; if they mean "
+    'one class, write "instances": true into meta.json'
+)
+RIM = 0.8  # share of the pixels and of the contour that make a rim, and of the files in which an id must be one
+MIN_RIM = 20  # pixels
+RIM_NOTE = (
+    "id {} is a rim of one or two pixels between two other ids, as a resize with interpolation makes it: resize labels "
+    "by the nearest neighbour; if it is a class, name it in meta.json"
+)
 
 
 def to_ids(values: np.ndarray, path: Any) -> np.ndarray:
@@ -62,6 +85,18 @@ def to_ids(values: np.ndarray, path: Any) -> np.ndarray:
     return whole.astype(np.int32)
 
 
+def mask_of_lossy(values: np.ndarray, path: Any, kind: str) -> np.ndarray:
+    """A label [H, W] in a format that changes values: 0 and 255, or what piles up at both ends. Raises ImageError."""
+    if set(np.unique(values)) <= {0, 255}:
+        return values
+    mask = _piled_up(values, is_lossy=True)
+    if mask is None:
+        detail = f"its compression {'may change' if kind == 'JPEG 2000' else 'changes'} class ids; save it as PNG"
+        raise ImageError(path, f"a label in {kind}", detail)
+    note(path, PILED_NOTE)
+    return mask
+
+
 def one_class(occurring: Iterable[set[int]]) -> tuple[int, ...]:
     """The values that mean the only class where some masks mark it with 1 and others with 255; else ().
 
@@ -74,8 +109,62 @@ def one_class(occurring: Iterable[set[int]]) -> tuple[int, ...]:
     return ()
 
 
-def _piled_up(values: np.ndarray) -> np.ndarray | None:
-    """Thresholds a mask whose values pile up at 0 and at 1, 255 or 65535; None for all others."""
+def doubts_of_ids(occurring: Sequence[set[int]], rims: Sequence[set[int]] = ()) -> Iterator[str]:
+    """Notes on ids without names that may be no classes of their own.
+
+    `occurring`: the values above 0 of each label file; `rims`: its `rim_ids`.
+    """
+    ids = sorted(set().union(*occurring))
+    if len(ids) >= MANY_IDS:
+        yield INSTANCES_NOTE.format(len(ids))
+    elif WHITE in ids and any(WHITE in each and len(each) > 1 for each in occurring) and ids[:-1][-1] < BRIGHT:
+        yield VOID_NOTE
+    elif len(ids) > 1 and ids[-1] >= BRIGHT and all(len(each) <= 1 for each in occurring):
+        yield GREYS_NOTE.format(", ".join(map(str, ids[:5])))
+    counts, of_rims = (Counter(i for each in sets for i in each) for sets in (occurring, rims))
+    if thin := [str(i) for i in ids if of_rims[i] >= RIM * counts[i]]:
+        yield RIM_NOTE.format(", ".join(thin[:5]))
+
+
+def rim_ids(ids: np.ndarray) -> set[int]:
+    """Ids [H, W] or [X, Y, Z] that are only a thin rim between a lower and a higher one, as interpolation makes them.
+
+    Nearly all pixels of a rim lie within two pixels of both, and along nearly all of it the two do not meet directly.
+    """
+    if ids.ndim == 3:
+        ids = ids[..., :: 1 + ids.shape[2] // 16]  # some planes of a volume tell enough
+    if not ids.size or ids.max() >= 1 << 16:
+        return set()
+    counts = np.bincount(ids.ravel())
+    found = np.flatnonzero(counts)
+    if not 3 <= len(found) <= MANY_IDS:
+        return set()
+    inner = _equal_neighbours(ids) == 4
+    inside = np.bincount(ids[inner], minlength=len(counts))
+    thin = [i for i in found[1:-1].tolist() if counts[i] >= MIN_RIM and inside[i] <= (1 - RIM) * counts[i]]
+    if not thin:
+        return set()
+    reach = (5, 5, 1)[: ids.ndim]
+    low, high = ndimage.minimum_filter(ids, reach), ndimage.maximum_filter(ids, reach)
+    rims = set()
+    for i in thin:
+        is_between = (ids == i) & (low < i) & (high > i) & ~inner
+        meet = functools.partial(_lie_around, i)  # directly, without a pixel of i in between
+        jumps = _count_neighbours(ids, meet).sum() / 2
+        if is_between.sum() >= RIM * counts[i] and jumps <= (1 - RIM) * counts[i]:
+            rims.add(i)
+    return rims
+
+
+def _lie_around(value: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (np.minimum(a, b) < value) & (np.maximum(a, b) > value)
+
+
+def _piled_up(values: np.ndarray, is_lossy: bool = False) -> np.ndarray | None:
+    """Thresholds a mask whose values pile up at 0 and at 1, 255 or 65535; None for all others.
+
+    Values in between must differ from their neighbours, as no id does, unless the format changes values anyway.
+    """
     high = float(values.max())
     is_fraction = values.dtype.kind == "f" and bool((values != np.floor(values)).any())
     tops = [1.0] if high <= 1 + WHOLE else [255.0] if high <= 255 else [65535.0] if high <= 65535 else []
@@ -92,7 +181,8 @@ def _piled_up(values: np.ndarray) -> np.ndarray | None:
     inner = np.unique(values[between])
     if not inner.size or ((len(inner) < 3) and ((inner > END * top) & (inner < (1 - END) * top)).any()):
         return None
-    if (_equal_neighbours(values)[between] <= 2).mean() < LOOSE or _has_third_level(values, top):
+    is_loose = is_lossy or (_equal_neighbours(values)[between] <= 2).mean() >= LOOSE
+    if not is_loose or _has_third_level(values, top):
         return None
     return (values >= top / 2).astype(np.int32) * (255 if top > 1 else 1)
 

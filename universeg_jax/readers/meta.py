@@ -16,9 +16,11 @@ All fields may be left out:
 """
 
 import csv
+import difflib
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +28,7 @@ from typing import Any, Generic, TypeVar
 
 from universeg_jax.readers.colours import Colour, parse_colours
 from universeg_jax.readers.errors import FolderError
-from universeg_jax.readers.notes import Notes
+from universeg_jax.readers.notes import Notes, note
 from universeg_jax.readers.preprocess import WINDOWS, Window
 from universeg_jax.readers.volumes import AXIS_NAMES
 
@@ -67,9 +69,12 @@ class Folder(Generic[AnyCase]):
 
 
 def read_meta(path: Path) -> Meta:
-    """Reads a folder's meta.json; unknown fields are ignored. Raises FolderError."""
+    """Reads a folder's meta.json; unknown fields are ignored, with a note where misspelt. Raises FolderError."""
     file = path / "meta.json"
     contents = read_json_object(file) if file.exists() else {}
+    for name in contents.keys() - {*FIELDS, "colors"}:
+        if similar := difflib.get_close_matches(name.casefold(), FIELDS, 1, 0.75):
+            note(file, f'"{name}" is ignored; did you mean "{similar[0]}"?')
     fields = {}
     for name, (default, parse, remedy) in FIELDS.items():
         value = contents.get(name, contents.get("colors", default) if name == "colours" else default)
@@ -83,12 +88,19 @@ def read_meta(path: Path) -> Meta:
 def read_json_object(file: Path) -> dict[str, Any]:
     """Reads a JSON object in UTF-8, or in UTF-16 with a byte order mark. Raises FolderError."""
     try:
-        contents = json.loads(decode_text(file.read_bytes()))
+        contents = json.loads(decode_text(file.read_bytes()), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise FolderError(f"{file} is not JSON in UTF-8: {error}") from error
     if not isinstance(contents, dict):
         raise FolderError(f'{file}: must be an object, such as {{"labels": {{"1": "liver"}}}}')
     return contents
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; raises ValueError for a key that occurs twice, of which JSON would keep the last."""
+    if twice := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
+        raise ValueError(f"the key {twice[0]!r} occurs twice in an object")
+    return dict(pairs)
 
 
 def decode_text(data: bytes) -> str:

@@ -5,7 +5,7 @@ may be 0, and red 1 in one file and 2 in the next. Such files are refused, with 
 reads them by their colours.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from universeg_jax.readers.notes import note
 
 FORMATS = ("PNG", "TIFF", "BMP", "GIF")  # that may have a palette
 DARK = 16  # up to this value of its brightest channel, a colour counts as black
+LIGHT = 250  # from this value on a grey shows the only structure of a mask
 SOME_COLOURS = 8  # that a message lists
 RAMP = np.arange(256)[:, None]
 
@@ -38,6 +39,7 @@ def check_palette(path: Any, colours: np.ndarray, occurring: Iterable[int]) -> N
     ImageJ's inverting palette, which shows each value as its inverse, is no such case.
     """
     ids = [int(i) for i in occurring if i < len(colours)]
+    _note_greys(path, colours, ids)
     if not ids or 0 not in ids or colours[0].max() <= DARK:
         return
     if _is_inverting(colours):
@@ -47,6 +49,29 @@ def check_palette(path: Any, colours: np.ndarray, occurring: Iterable[int]) -> N
     if black:
         detail = f"0 is shown as {tuple(map(int, colours[0]))}, {black[0]} as black; save grey ids, 0 = background"
         raise ImageError(path, "its palette shows another id than 0 as the background", detail)
+
+
+def _note_greys(path: Any, colours: np.ndarray, ids: Sequence[int]) -> None:
+    """A note where a palette shows ids as other greys: programs number the colours of a GIF anew."""
+    above = [i for i in ids if i]
+    if not above or any(np.ptp(colours[i]) for i in ids) or _is_inverting(colours) or colours[0].max() > 0:
+        return
+    other = [i for i in above if colours[i, 0] != i and (len(above) > 1 or colours[i, 0] < LIGHT)]
+    if other:
+        what = f"its palette shows id {other[0]} as grey {colours[other[0], 0]}"
+        note(path, f"{what}: the ids count; a GIF numbers them anew, so save labels as PNG")
+
+
+def check_transparency(path: Any, transparency: Any, occurring: Iterable[int]) -> None:
+    """Refuses a palette or grey label in which 0 is opaque and another occurring id is transparent.
+
+    `transparency`: as Pillow gives it, the transparent value or the alpha of each.
+    """
+    alpha = dict(enumerate(transparency)) if isinstance(transparency, bytes) else {transparency: 0}
+    clear = [int(i) for i in occurring if alpha.get(int(i), 255) == 0]
+    if clear and 0 not in clear and 0 in map(int, occurring):
+        detail = f"0 is opaque, {clear[0]} transparent; save grey ids without transparency, 0 = background"
+        raise ImageError(path, "its transparency shows another id than 0 as the background", detail)
 
 
 def check_palettes(files: Iterable[str | Path], has_table: bool = True) -> None:

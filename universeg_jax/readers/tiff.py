@@ -157,6 +157,8 @@ def _by_pillow(source: Path | BinaryIO, first: Any, file: Any) -> np.ndarray | N
                 pages.append(np.asarray(image.convert("RGB") if image.mode == "YCbCr" else image))
                 if first.photometric == WHITE_IS_ZERO and image.mode in ("1", "L"):  # Pillow shows it inverted
                     pages[-1] = ~pages[-1]
+                if first.bitspersample in (2, 4) and image.mode == "L":  # and stretches it to 8 bits
+                    pages[-1] = pages[-1] // (255 // ((1 << first.bitspersample) - 1))
     except (OSError, ValueError):
         return None
     return np.stack(pages)

@@ -1,14 +1,13 @@
-"""Volumes from files: NIfTI, NRRD, MetaImage and multi-page TIFF → `Volume`; a DICOM series by dicom.py.
+"""Volumes from files: NRRD, MetaImage and multi-page TIFF → `Volume`; DICOM by dicom.py, NIfTI by nibabel_files.py.
 
 Any fault of a file becomes an ImageError with its name. Sizes are checked from the header, before a voxel is read.
 Headers that point to other files are refused, because a stranger's header must not choose which files are opened; only
-a .mhd may name the one file of voxels beside it.
+a .mhd, .nhdr or .hdr has one file of voxels beside it.
 """
 
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,27 +18,23 @@ from universeg_jax.readers.errors import ImageError, as_image_errors
 from universeg_jax.readers.file_names import (
     DICOM_EXTENSIONS,
     ITK_EXTENSIONS,
-    NIFTI_EXTENSIONS,
+    MGH_EXTENSIONS,
+    NIBABEL_EXTENSIONS,
     TIFF_EXTENSIONS,
     VOLUME_EXTENSIONS,
     extension,
-    stem,
 )
 from universeg_jax.readers.labels import check_ids
-from universeg_jax.readers.notes import note
+from universeg_jax.readers.nibabel_files import read_nibabel, write_nibabel
 from universeg_jax.readers.ome_zarr import is_ome_zarr, read_ome_zarr
 from universeg_jax.readers.segments import read_seg
 from universeg_jax.readers.tiff import page_count, read_tiff_stack
-from universeg_jax.readers.volumes import LPS_TO_RAS, Volume, make_affine, make_volume
-
-if TYPE_CHECKING:
-    import nibabel as nib  # slow to import, and training reads no files
+from universeg_jax.readers.volumes import LPS_TO_RAS, Volume, compact, make_affine, make_volume, pick_channel
 
 LOCAL = "LOCAL"  # in the header of a MetaImage whose voxels follow it
 HEADER_BYTES = 1 << 16  # enough for the text header of an ITK format
-MILLIMETRES = {"micron": 1e-3, "meter": 1e3}  # per unit of a NIfTI header
-MAX_VOXEL_SIDE = 100.0  # mm
-GZIP_START = b"\x1f\x8b"
+HEADERS = (".mhd", ".nhdr")  # that name a file of voxels
+NRRD_EXTENSIONS = (".nrrd", ".nhdr")
 MAX_GZIP_RATIO = 2000  # gzip reaches 1032 to 1
 
 
@@ -79,10 +74,10 @@ def stored_type(path: str | Path) -> np.dtype:
     path = Path(path)
     kind = extension(path)
     with as_image_errors(path):
-        if kind in NIFTI_EXTENSIONS:
+        if kind in NIBABEL_EXTENSIONS:
             import nibabel as nib
 
-            return np.dtype(nib.load(path).header.get_data_dtype())  # type: ignore[attr-defined]
+            return np.dtype(nib.load(path).header.get_data_dtype()).newbyteorder("=")  # type: ignore[attr-defined]
         if kind in TIFF_EXTENSIONS:
             import tifffile
 
@@ -101,26 +96,14 @@ def stored_type(path: str | Path) -> np.dtype:
 def write_like(path: str | Path, data: np.ndarray, source: str | Path, volume: Volume) -> None:
     """Writes a mask [X, Y, Z] on the grid of `volume`, which was read from `source`, in the grid of that file.
 
-    NIfTI keeps the source's header except its data type; NRRD and MetaImage keep origin, spacing and direction; a mask
-    for any other source is NIfTI with its affine. `path` must end with `mask_extension(source)`.
+    NIfTI and MGH keep the source's header except its data type; NRRD and MetaImage keep origin, spacing and direction;
+    a mask for any other source is NIfTI with its affine. `path` must end with `mask_extension(source)`.
     """
-    import nibabel as nib
-
     source, data = Path(source), replace(volume, data=data).file_data()
-    kind = extension(source)
-    if kind in ITK_EXTENSIONS:
+    if extension(source) in ITK_EXTENSIONS:
         _write_itk(path, data, source)
-        return
-    if kind in NIFTI_EXTENSIONS:
-        header = nib.Nifti1Header.from_header(nib.load(source).header)
-        header.set_data_dtype(data.dtype)
-        header.set_slope_inter(1, 0)
-        header["cal_max"] = header["cal_min"] = 0
-        shape = (*header.get_data_shape(), 1, 1, 1)[:3]
-        image = nib.Nifti1Image(np.ascontiguousarray(data.reshape(shape)), None, header)
     else:
-        image = nib.Nifti1Image(np.ascontiguousarray(data), volume.file_affine())
-    nib.save(image, path)
+        write_nibabel(path, data, source, volume)
 
 
 def _write_itk(path: str | Path, data: np.ndarray, source: Path) -> None:
@@ -136,9 +119,11 @@ def _write_itk(path: str | Path, data: np.ndarray, source: Path) -> None:
 
 
 def mask_extension(source: str | Path) -> str:
-    """The extension of a mask's file for a volume; a mask for a .mhd is one .mha file."""
+    """The extension of a mask's file for a volume: of one file for a pair, and .nii.gz where its format is not kept."""
     kind = extension(source)
-    return {".mhd": ".mha"}.get(kind, kind) if kind in ITK_EXTENSIONS else ".nii.gz"
+    if kind in (*ITK_EXTENSIONS, *MGH_EXTENSIONS):
+        return {".mhd": ".mha", ".nhdr": ".nrrd"}.get(kind, kind)
+    return ".nii.gz"
 
 
 def _read(path: Path, channel: int | None, is_label: bool = False) -> Volume:
@@ -149,88 +134,18 @@ def _read(path: Path, channel: int | None, is_label: bool = False) -> Volume:
         if is_dicom(path):
             return read_seg(path) if is_seg(path) else read_dicom(path)
         checks.check_bytes(path)
-        if kind in NIFTI_EXTENSIONS:
-            return _read_nifti(path, channel)
+        if kind in NIBABEL_EXTENSIONS:
+            if kind == ".hdr":
+                _check_beside(path, voxels_of(path))
+            return read_nibabel(path, channel)
         if kind in ITK_EXTENSIONS:
             return _read_itk(path, channel)
         if kind in TIFF_EXTENSIONS:
             return _read_tiff(path, channel, is_label)
+    if kind == ".img":
+        raise ImageError(path, "holds voxels without a header", f"give {path.stem}.hdr, which must lie beside it")
     kinds = (*VOLUME_EXTENSIONS, *TIFF_EXTENSIONS, *DICOM_EXTENSIONS)
     raise ImageError(path, "has an extension that is not read", f"volumes are {', '.join(kinds)}")
-
-
-def _pick(path: Path, count: int, channel: int | None) -> int:
-    """The index of the channel to read of `count`."""
-    if count == 1 and channel is None:
-        return 0
-    if channel is None or not 0 <= channel < count:
-        wanted = "" if channel is None else f"; number {channel} was requested"
-        raise ImageError(path, "has several channels or times", f"{count}{wanted}; save each as a file of its own")
-    return channel
-
-
-def _read_nifti(path: Path, channel: int | None) -> Volume:
-    import nibabel as nib
-
-    _check_gzip(path)
-    image = nib.load(path)
-    if not isinstance(image, nib.spatialimages.SpatialImage):
-        raise ImageError(path, "is no volume of three axes", type(image).__name__)
-    shape = tuple(image.shape)
-    checks.check_voxels(path, shape)
-    dtype = np.dtype(image.get_data_dtype())
-    if dtype.fields or dtype.kind == "c":
-        raise ImageError(path, "holds colours or complex numbers", str(dtype))
-    shape = (*shape, 1, 1, 1)[: max(len(shape), 3)]
-    if np.prod(shape[3:], dtype=int) == 1 and channel in (None, 0):
-        data = np.asarray(image.dataobj).reshape(shape[:3])
-    else:
-        if len(shape) != 4:
-            raise ImageError(path, "has more than four axes", str(shape))
-        data = np.asarray(image.dataobj[..., _pick(path, shape[3], channel)])
-    _compare_forms(image, path)
-    return make_volume(_compact(data), _in_millimetres(image, path), str(path))
-
-
-def _check_gzip(path: Path) -> None:
-    """Raises ImageError where the ending says something else than the content, which nibabel goes by."""
-    with path.open("rb") as file:
-        is_gzip = file.read(2) == GZIP_START
-    if is_gzip != (extension(path) == ".nii.gz") and path.stat().st_size:
-        right = ".nii.gz" if is_gzip else ".nii"
-        raise ImageError(path, f"is {'a' if is_gzip else 'no'} gzip file", f"rename it to {stem(path)}{right}")
-
-
-def _compare_forms(image: "nib.spatialimages.SpatialImage", path: Path) -> None:
-    """Says where the two places that a NIfTI header may state differ; other programs may take the other one."""
-    header: Any = image.header
-    if not hasattr(header, "get_sform"):
-        return
-    (sform, s_code), (qform, q_code) = header.get_sform(coded=True), header.get_qform(coded=True)
-    if sform is None or qform is None or not s_code or not q_code:
-        return
-    corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
-    corners[:, :3] *= np.array((*image.shape, 1, 1)[:3]) - 1
-    apart = np.linalg.norm(corners @ (sform - qform).T, axis=1).max()
-    if apart > 0.5 * np.linalg.norm(sform[:3, :3], axis=0).min():
-        note(path, "its header states two places, sform and qform, that differ: sform counts")
-
-
-def _in_millimetres(image: "nib.spatialimages.SpatialImage", path: Path) -> np.ndarray:
-    """The affine in mm by the header's unit, which nibabel leaves to its callers."""
-    unit = image.header.get_xyzt_units()[0] if hasattr(image.header, "get_xyzt_units") else "unknown"
-    scale = MILLIMETRES.get(unit, 1.0)
-    affine = np.array(image.affine, float)
-    if scale > 1 and np.linalg.norm(scale * affine[:3, :3], axis=0).max() > MAX_VOXEL_SIDE:
-        note(path, f"its header gives voxel sides in {unit}, which cannot be: they are taken as mm")
-        return affine
-    affine[:3] *= scale
-    return affine
-
-
-def _compact(data: np.ndarray) -> np.ndarray:
-    """Floats as float32; integers stay, because class ids above 2^24 are not exact in float32."""
-    return data if data.dtype.kind in "iu" else data.astype(np.float32)
 
 
 def _read_itk(path: Path, channel: int | None) -> Volume:
@@ -239,7 +154,7 @@ def _read_itk(path: Path, channel: int | None) -> Volume:
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     voxels = _check_itk_header(path)
     reader = sitk.ImageFileReader()
-    reader.SetImageIO("NrrdImageIO" if extension(path) == ".nrrd" else "MetaImageIO")
+    reader.SetImageIO("NrrdImageIO" if extension(path) in NRRD_EXTENSIONS else "MetaImageIO")
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     size, channels = reader.GetSize(), reader.GetNumberOfComponents()
@@ -251,55 +166,71 @@ def _read_itk(path: Path, channel: int | None) -> Volume:
         raise ImageError(path, "its header promises more voxels than the file can hold", f"{size} in {held} bytes")
     image = reader.Execute()
     data = sitk.GetArrayViewFromImage(image)  # [Z, Y, X] or [Z, Y, X, C]
-    data = data[..., _pick(path, channels, channel)] if channels > 1 else data
+    data = data[..., pick_channel(path, channels, channel)] if channels > 1 else data
     data = data.reshape((1, *data.shape)) if len(size) == 2 else data
     spacing, origin, direction = np.ones(3), np.zeros(3), np.eye(3)
     count = len(size)
     spacing[:count], origin[:count] = image.GetSpacing(), image.GetOrigin()
     direction[:count, :count] = np.reshape(image.GetDirection(), (count, count))
-    return make_volume(_compact(data.T.copy()), LPS_TO_RAS @ make_affine(direction * spacing, origin), str(path))
+    return make_volume(compact(data.T.copy()), LPS_TO_RAS @ make_affine(direction * spacing, origin), str(path))
 
 
 def _check_itk_header(path: Path) -> Path:
-    """The file that holds the voxels: `path`, or for a .mhd the one beside it. Raises ImageError for any other."""
+    """The file that holds the voxels: `path`, or for a .mhd or .nhdr the one beside it. Raises ImageError."""
     with path.open("rb") as file:
-        head = file.read(HEADER_BYTES)
-    if extension(path) == ".nrrd":
-        header = re.split(rb"\r?\n\r?\n", head)[0].lower().replace(b"datafile", b"data file")
-        name = "another" if b"data file:" in header else LOCAL
-    else:
-        name = _mhd_data(head)
+        name = _data_file(path, file.read(HEADER_BYTES))
+    if extension(path) in HEADERS and name != LOCAL:
+        return _check_beside(path, voxels_of(path), name)
     if name == LOCAL:
         return path
-    if extension(path) == ".mhd":
-        voxels = path.parent / name
-        if voxels.name != name or not voxels.is_file():
-            raise ImageError(path, "its file of voxels does not lie beside it", name[:80])
-        if voxels.resolve().parent != path.resolve().parent:
-            raise ImageError(voxels, "is a link out of its folder", "put the file itself there")
-        return voxels
-    if not name:
+    if not name and extension(path) not in NRRD_EXTENSIONS:
         raise ImageError(path, "cannot be read", "it is damaged: its header has no ElementDataFile")
     raise ImageError(path, "its header points to another file", "save it as one file")
 
 
+def _check_beside(path: Path, voxels: Path | None, name: str = "") -> Path:
+    """The file of voxels of a header; raises ImageError unless it lies beside it, and is no link to another place."""
+    if voxels is None or (name and voxels.name != name) or not voxels.is_file():
+        raise ImageError(path, "its file of voxels does not lie beside it", name[:80])
+    if voxels.resolve().parent != path.resolve().parent:
+        raise ImageError(voxels, "is a link out of its folder", "put the file itself there")
+    return voxels
+
+
 def voxels_of(path: str | Path) -> Path | None:
-    """The file beside a .mhd that holds its voxels; None for other files, and where the header names none."""
-    if extension(path) != ".mhd":
+    """The file beside a header that holds its voxels; None for other files, and where the header names none."""
+    path = Path(path)
+    if extension(path) == ".hdr":
+        endings = (".img", ".IMG", ".Img")
+        return next((path.with_suffix(end) for end in endings if path.with_suffix(end).exists()), None)
+    if extension(path) not in HEADERS:
         return None
-    with Path(path).open("rb") as file:
-        name = _mhd_data(file.read(HEADER_BYTES))
-    return Path(path).parent / Path(name).name if name not in ("", LOCAL) else None
+    with path.open("rb") as file:
+        name = _data_file(path, file.read(HEADER_BYTES))
+    return path.parent / Path(name).name if name not in ("", LOCAL) else None
+
+
+def _data_file(path: Path, head: bytes) -> str:
+    """The file of voxels that a header names, LOCAL for its own; "" for none, a list or a numbered pattern."""
+    if extension(path) not in NRRD_EXTENSIONS:
+        return _mhd_data(head)
+    header = re.split(rb"\r?\n\r?\n", head)[0]
+    found = re.search(rb"^data ?file:[ \t]*([^\r\n]*)", header, re.MULTILINE | re.IGNORECASE)
+    return _plain_name(found[1]) if found else LOCAL
 
 
 def _mhd_data(head: bytes) -> str:
     """The file of voxels that a header names; "" where it names none, a list or a numbered pattern."""
     found = re.search(rb"^[ \t]*ElementDataFile[ \t]*=[ \t]*([^\r\n]*)", head, re.MULTILINE)
-    name = found[1].strip().decode("utf-8", "replace").removeprefix("./") if found else ""
-    return "" if name.startswith("LIST") or "%" in name else name
+    return _plain_name(found[1]) if found else ""
+
+
+def _plain_name(name: bytes) -> str:
+    text = name.strip().decode("utf-8", "replace").removeprefix("./")
+    return "" if text.startswith("LIST") or "%" in text else text
 
 
 def _read_tiff(path: Path, channel: int | None, is_label: bool) -> Volume:
     """Stacks the pages along the axial axis; a voxel is 1 mm, since the file has no size."""
     data = read_tiff_stack(path, channel, is_label)
-    return make_volume(_compact(data.T), LPS_TO_RAS, str(path))
+    return make_volume(compact(data.T), LPS_TO_RAS, str(path))

@@ -8,6 +8,7 @@ and remembers the axes of its file, so that a mask goes back to exactly that gri
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -114,6 +115,21 @@ def make_volume(data: np.ndarray, affine: np.ndarray, name: str = "") -> Volume:
         raise ImageError(name, "its affine leaves an axis without direction", "correct the header")
     to_file = nib.orientations.inv_ornt_aff(axes, data.shape)
     return Volume(np.ascontiguousarray(nib.apply_orientation(data, axes)), affine @ to_file, axes, name)
+
+
+def compact(data: np.ndarray) -> np.ndarray:
+    """Floats as float32; integers stay, because class ids above 2^24 are not exact in float32."""
+    return data if data.dtype.kind in "iu" else data.astype(np.float32)
+
+
+def pick_channel(path: Path, count: int, channel: int | None) -> int:
+    """The index of the channel to read of `count`."""
+    if count == 1 and channel is None:
+        return 0
+    if channel is None or not 0 <= channel < count:
+        wanted = "" if channel is None else f"; number {channel} was requested"
+        raise ImageError(path, "has several channels or times", f"{count}{wanted}; save each as a file of its own")
+    return channel
 
 
 def check_same_grid(image: Volume, label: Volume) -> None:
