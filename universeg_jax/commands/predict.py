@@ -49,15 +49,20 @@ def window(text: str) -> "Window":
     return low, high
 
 
-def label_id(args: argparse.Namespace) -> int | None:
-    """The id of --label, which may also be a name that the support folder knows. Raises UserError."""
-    if args.label is None or args.label.lstrip("-").isdigit():
-        return None if args.label is None else int(args.label)
+def label_names(support: str) -> dict[int, str]:
+    """Id → name in a support folder."""
     from universeg_jax.readers.folder import read_folder
     from universeg_jax.readers.notes import collect
 
     with collect():  # the notes come with the support set
-        names = read_folder(args.support).labels
+        return read_folder(support).labels
+
+
+def label_id(args: argparse.Namespace) -> int | None:
+    """The id of --label, which may also be a name that the support folder knows. Raises UserError."""
+    if args.label is None or args.label.lstrip("-").isdigit():
+        return None if args.label is None else int(args.label)
+    names = label_names(args.support)
     found = [i for i, name in names.items() if name.casefold() == args.label.casefold()]
     if len(found) != 1:
         known = ", ".join(f"{i} {name}" for i, name in names.items())
@@ -120,7 +125,6 @@ def run(args: argparse.Namespace) -> int:
     from universeg_jax.prediction.predictor import Predictor
     from universeg_jax.prediction.support import case_names, read_support_folder
     from universeg_jax.prediction.understood import find_shared_mistakes
-    from universeg_jax.readers.folder import read_folder
 
     axis = axis_number(args)
     options = Options(
@@ -134,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
     segmenter = Predictor.from_checkpoint(args.checkpoint).segmenter(support, options)
     if support.overlapping and not args.overlap:
         print(f"{args.support}: its labels overlap, so each label is predicted by itself, into a mask of its own")
-    names = read_folder(args.support).labels if args.dicom_seg or args.overlay else {}
+    names = label_names(args.support) if args.dicom_seg or args.overlay else {}
     seg = names if args.dicom_seg else None
     output = (args.overlay, args.overwrite, args.jobs, seg, names)
     try:

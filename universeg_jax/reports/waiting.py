@@ -11,7 +11,7 @@ COMPILING = "compiling {what} for this machine: {usual} on two cores, and kept f
 
 
 @contextlib.contextmanager
-def say_if_slow(message: str, seconds: float = 2.0) -> Iterator[None]:
+def say_if_slow(message: str, seconds: float = 5.0) -> Iterator[None]:
     """Prints `message` on stderr, above any bar, if what is inside takes longer than `seconds`."""
     timer = threading.Timer(seconds, lambda: tqdm.write(message, file=sys.stderr))
     timer.daemon = True
