@@ -78,7 +78,7 @@ def test_labels_without_names_and_wrong_words(capsys):
     for wrong in (["new", "p", "--labels", "liver"], ["accept", "p", "--slices", "a"], ["paint", "p"]):
         with pytest.raises(SystemExit, match="2"):
             parse(["annotate", *wrong])
-    assert "use ids and names such as 1=liver,2=tumour" in capsys.readouterr().err
+    assert "write them as 1=liver,2=tumour" in capsys.readouterr().err
 
 
 def test_another_host_needs_a_token(tmp_path):
