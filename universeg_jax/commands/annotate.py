@@ -8,9 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from universeg_jax.annotation.policy import POLICIES
+from universeg_jax.annotation import POLICIES
 from universeg_jax.commands.predict import AXES, axis_number, window
 from universeg_jax.errors import UserError
 
@@ -160,7 +158,7 @@ def accept_file(session: "Session", unit: str, mask: Path | None, slices: tuple[
     for number in slices or ():
         name = f"{unit}/{number}"
         _, found = session.project.find(name)
-        session.accept(name, np.asarray(plane(ids.data, int(item.axis or 0), item.canonical(int(found or 0)))))
+        session.accept(name, plane(ids.data, int(item.axis or 0), item.canonical(int(found or 0))))
 
 
 def _status(session: "Session", args: argparse.Namespace) -> int:
