@@ -1,0 +1,1 @@
+POLICIES = ("order", "random", "diverse", "doubt")  # policy.py; here, so that a command line is parsed without NumPy

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from universeg_jax.annotation import POLICIES
 from universeg_jax.errors import UserError
 
-POLICIES = ("order", "random", "diverse", "doubt")
 FIRST = 4  # images that "doubt" chooses by diversity, before the network can judge itself
 
 

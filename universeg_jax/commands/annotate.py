@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from universeg_jax.annotation.policy import POLICIES
+from universeg_jax.annotation import POLICIES
 from universeg_jax.commands.predict import AXES, axis_number, window
 from universeg_jax.errors import UserError
 

@@ -59,7 +59,7 @@ def read_token(file: Path | None, host: str) -> str:
                 f"--host {host} opens the project to other machines: give --token FILE, or tunnel through SSH"
             )
         return ""
-    token = file.read_text().strip()
+    token = file.read_text(encoding="utf-8").strip()
     if len(token) < 16 or not token.isascii():
         raise UserError(f"{file}: a token has at least 16 ASCII characters; `openssl rand -hex 16` makes one")
     return token

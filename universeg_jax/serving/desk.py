@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from universeg_jax import __version__
+from universeg_jax.annotation import POLICIES
 from universeg_jax.annotation.assistant import Assistant
 from universeg_jax.annotation.label_files import read_label_for
-from universeg_jax.annotation.policy import POLICIES
 from universeg_jax.annotation.project import Item, read_file
 from universeg_jax.annotation.rest import predict_volume, write_prediction
 from universeg_jax.annotation.session import Session
