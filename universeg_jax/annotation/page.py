@@ -179,19 +179,19 @@ def _view(colours: Sequence[tuple[int, int, int]]) -> View:
                 eraser=gr.Eraser(default_size=12),
             )
             with gr.Row():
-                accept = gr.Button("3. Accept and next", variant="primary", elem_id="accept")
+                accept = gr.Button("3. Accept and next", variant="primary", elem_id="accept", scale=2)
                 skip = gr.Button("Skip", elem_id="skip")
                 undo, redo = gr.Button("Undo", elem_id="undo"), gr.Button("Redo", elem_id="redo")
+            with gr.Row():
+                complete = gr.Button("Complete this volume", elem_id="complete", visible=False)
+                rest = gr.Button("4. Predict all that is left and download the masks", elem_id="rest")
+            file = gr.File(label="Download", elem_id="files", interactive=False, visible=False)
     examples = gr.Gallery(
         label="Examples of this prediction, most alike first", elem_id="support", columns=8, height=180, **gallery
     )
     effects = gr.Gallery(
         label="What each example changes (Δ: in pixels)", elem_id="effects", columns=6, height=220, **gallery
     )
-    with gr.Row():
-        complete = gr.Button("Complete this volume", elem_id="complete", visible=False)
-        rest = gr.Button("4. Predict all that is left and download the masks", elem_id="rest")
-        file = gr.File(label="Download", elem_id="files", interactive=False, visible=False)
     shown = [status, choose, number, result, uncertainty, editor, examples, complete]
     return View(shown, editor, choose, number, accept, skip, undo, redo, complete, rest, file, effects)
 
