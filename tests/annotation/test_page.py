@@ -120,7 +120,7 @@ class Tab:
         from selenium.webdriver.support.ui import WebDriverWait
 
         self.browser, self.url = _browser(), url
-        self._by, self._waiter = By.CSS_SELECTOR, WebDriverWait(self.browser, 60)
+        self._by, self._waiter = By.CSS_SELECTOR, WebDriverWait(self.browser, 200)
         self.browser.get(url)
 
     def find(self, selector):

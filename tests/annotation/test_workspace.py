@@ -97,6 +97,8 @@ def test_masks_of_several_ids_need_names_for_all(workspace, folder):
     Image.fromarray(mask).save(file)
     with pytest.raises(UserError, match=r"masks hold 2, which has no name"):
         _add(workspace, folder, ["p0_0"], ["p0_0"], "1=disc,5=other")
+    with pytest.raises(UserError, match=r"masks hold 2, which has no name"):
+        _add(workspace, folder, ["p0_0"], ["p0_0"], "disc")
     assert not workspace.path.exists()
     with pytest.raises(UserError, match="at most 6 labels, and these are 7: use napari"):
         _add(workspace, folder, ["p0_0"], ["p0_0"], "a,b,c,d,e,f,g")

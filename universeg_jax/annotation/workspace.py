@@ -141,7 +141,7 @@ class Workspace:
             named = {1: "structure"}
         else:
             named = {i: f"label {i}" for i in ids}
-        if missing := sorted(set(ids) - set(named)) if len(named) > 1 else []:
+        if missing := sorted(set(ids) - set(named) - ({1, 255} if len(named) == 1 else set())):
             raise UserError(f"the masks hold {missing[0]}, which has no name: name all ids, as 1=liver,2=tumour")
         if len(named) > len(COLOURS):
             raise UserError(f"the page shows at most {len(COLOURS)} labels, and these are {len(named)}: use napari")
