@@ -97,21 +97,3 @@ def test_layers_that_cannot_be_images_are_refused(tmp_path, data, rgb, words):
 def test_strokes_of_a_person_stay_where_a_prediction_comes():
     shown, now = np.array([0, 0, 1, 1]), np.array([0, 2, 1, 0])  # one pixel painted, one erased
     np.testing.assert_array_equal(layers.with_strokes(np.array([1, 1, 1, 1]), shown, now), [1, 2, 1, 0])
-
-
-@pytest.mark.parametrize(
-    ("text", "labels"),
-    [
-        ("liver", {1: "liver"}),
-        ("liver, tumour", {1: "liver", 2: "tumour"}),
-        ("2=left lung,5=right = lung", {2: "left lung", 5: "right = lung"}),
-    ],
-)
-def test_labels_are_parsed(text, labels):
-    assert layers.parse_labels(text) == labels
-
-
-@pytest.mark.parametrize("text", ["", " , ", "0=x", "a=liver", "1=", "1=a, 1=b", "-1=a"])
-def test_labels_that_mean_nothing_are_refused(text):
-    with pytest.raises(UserError, match="1=liver, 2=tumour"):
-        layers.parse_labels(text)

@@ -75,10 +75,10 @@ def test_slices_of_a_file_are_accepted_as_the_file_numbers_them(tmp_path, capsys
 def test_labels_without_names_and_wrong_words(capsys):
     parse = make_parser().parse_args
     assert parse(["annotate", "new", "p", "--labels", "1=liver,2"]).labels == {1: "liver", 2: "label 2"}
-    for wrong in (["new", "p", "--labels", "liver"], ["accept", "p", "--slices", "a"], ["paint", "p"]):
+    for wrong in (["new", "p", "--labels", "0=liver"], ["accept", "p", "--slices", "a"], ["paint", "p"]):
         with pytest.raises(SystemExit, match="2"):
             parse(["annotate", *wrong])
-    assert "use ids and names such as 1=liver,2=tumour" in capsys.readouterr().err
+    assert "write them as 1=liver,2=tumour" in capsys.readouterr().err
 
 
 def test_another_host_needs_a_token(tmp_path):

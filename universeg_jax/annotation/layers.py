@@ -3,6 +3,7 @@
 A layer has its own axes: [rows, columns] of an image, [slices, rows, columns] of a volume, in the order of its file.
 """
 
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ import numpy as np
 from PIL import Image
 
 from universeg_jax.annotation.session import Session
-from universeg_jax.annotation.tab import encode
 from universeg_jax.errors import UserError
 from universeg_jax.readers.slices import from_planes, plane
 from universeg_jax.readers.volumes import Volume
@@ -66,6 +66,16 @@ def _write_layer(layer: OpenLayer, folder: Path, name: str) -> None:
         nib.save(nib.Nifti1Image(values.transpose(2, 1, 0), affine), folder / f"{name}.nii.gz")
 
 
+def encode(image: np.ndarray) -> tuple[str, bytes]:
+    """(suffix, content) of a lossless file: PNG of 8 or 16 bits for whole numbers, else float32 TIFF."""
+    whole = image.min() >= 0 and image.max() < 65536 and (image == np.floor(image)).all()
+    suffix = ".png" if whole else ".tif"
+    dtype = np.float32 if not whole else np.uint8 if image.max() < 256 else np.uint16
+    buffer = io.BytesIO()
+    Image.fromarray(image.astype(dtype)).save(buffer, format="PNG" if whole else "TIFF")
+    return suffix, buffer.getvalue()
+
+
 @dataclass(frozen=True)
 class View:
     """What a viewer shows of an image or volume."""
@@ -112,17 +122,3 @@ def from_slices(session: Session, name: str, labels: np.ndarray) -> np.ndarray:
 def with_strokes(predicted: np.ndarray, shown: np.ndarray, now: np.ndarray) -> np.ndarray:
     """A new prediction, with the pixels kept that were painted or erased since `shown` came onto the screen."""
     return np.where(now != shown, now, predicted).astype(np.int32)
-
-
-def parse_labels(text: str) -> dict[int, str]:
-    """ "1=liver, 2=tumour" or "liver, tumour" → {1: "liver", 2: "tumour"}. Raises UserError."""
-    found: dict[int, str] = {}
-    for number, part in enumerate(filter(None, (p.strip() for p in text.split(","))), 1):
-        left, equals, right = part.partition("=")
-        label, name = (left.strip(), right.strip()) if equals else (str(number), part)
-        if not label.isdecimal() or not int(label) or not name or int(label) in found:
-            raise UserError(f"labels {text!r}: write them as 1=liver, 2=tumour, each number above 0 and once")
-        found[int(label)] = name
-    if not found:
-        raise UserError("name what is to be labelled, such as liver, or 1=liver, 2=tumour")
-    return found

@@ -91,14 +91,14 @@ class AnnotateWidget(QWidget):
             self.open(Path(folder))
 
     def choose_new_project(self) -> None:
-        layers.parse_labels(self.labels.text())  # before a folder is asked for
+        project.parse_labels(self.labels.text())  # before a folder is asked for
         folder, _ = QFileDialog.getSaveFileName(self, "Folder of the new project")
         if folder:
             self.make(Path(folder))
 
     def make(self, folder: Path, checkpoint: str = "small") -> None:
         """Makes a project of the open image layers and opens it. Raises UserError."""
-        labels = layers.parse_labels(self.labels.text())
+        labels = project.parse_labels(self.labels.text())
         own = (IMAGE, LABEL, UNCERTAINTY)
         found = [
             layers.OpenLayer(each.name, each.data[0] if each.multiscale else each.data, tuple(each.scale), each.rgb)

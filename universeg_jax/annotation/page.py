@@ -1,7 +1,7 @@
-"""The page of `universeg demo` in Gradio: its components and events; tab.py computes what they show.
+"""The page of `universeg demo` in Gradio: its components and events; workspace.py computes what they show.
 
-The page is served only to this machine, reads only files that a browser uploads, and keeps them in a temporary folder
-until it stops.
+The page is served only to this machine and reads only files that a browser uploads. What is accepted is in the project
+at once; a tab has nothing of its own but which image it shows, so that it can be loaded again at any time.
 """
 
 import os
@@ -9,40 +9,37 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from universeg_jax.annotation import tab as sessions
-from universeg_jax.annotation.tab import Session
+from universeg_jax.annotation import canvas
+from universeg_jax.annotation.workspace import Workspace
 from universeg_jax.errors import UserError
-from universeg_jax.prediction.predictor import Predictor
-from universeg_jax.prediction.result import Prediction
-from universeg_jax.readers.file_names import IMAGE_EXTENSIONS
-from universeg_jax.reports.overlay import COLOURS
+from universeg_jax.readers.file_names import DICOM_EXTENSIONS, IMAGE_EXTENSIONS, VOLUME_EXTENSIONS
+from universeg_jax.reports.overlay import COLOUR_NAMES, COLOURS
 
 HOST = "127.0.0.1"
-MAX_FILE_SIZE = 100_000_000  # bytes of one upload
+MAX_FILE_SIZE = 1_000_000_000  # bytes of one upload
 DELETE_EVERY, DELETE_AFTER = 600, 3600  # seconds; files of images on the page
-IDLE = 7200  # seconds after which a closed tab's session is forgotten
+READABLE = sorted({f".{end.rsplit('.', 1)[1]}" for end in (*IMAGE_EXTENSIONS, *VOLUME_EXTENSIONS, *DICOM_EXTENSIONS)})
 
 
-def serve(predictor: Predictor, port: int) -> None:
+def serve(workspace: Workspace, port: int) -> None:
     """Serves the page until Ctrl-C or SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # removes the folder then, too
     with tempfile.TemporaryDirectory(prefix="universeg_demo_") as folder:
-        page = launch(predictor, Path(folder), port)
-        print(f"http://{HOST}:{page.server_port}  (Ctrl-C stops it)", flush=True)
+        page = launch(workspace, Path(folder), port)
+        print(f"http://{HOST}:{page.server_port}  (project {workspace.path}; Ctrl-C stops)", flush=True)
         try:
             page.block_thread()
         finally:
             page.close()
 
 
-def launch(predictor: Predictor, folder: Path, port: int = 0) -> Any:
-    """Serves the page in the background on a port (0: a free one from 7860), with all its files in `folder`.
+def launch(workspace: Workspace, folder: Path, port: int = 0) -> Any:
+    """Serves the page in the background on a port (0: a free one from 7860), with its own files in `folder`.
 
     Raises UserError if Gradio is not installed or the port is taken.
     """
@@ -52,7 +49,7 @@ def launch(predictor: Predictor, folder: Path, port: int = 0) -> Any:
         import gradio as gr
     except ModuleNotFoundError as error:
         raise UserError("the page needs Gradio: pip install 'universeg_jax[demo]'") from error
-    page = build_page(predictor, folder)
+    page = build_page(workspace, folder)
     try:
         page.queue(default_concurrency_limit=1).launch(
             server_name=HOST,
@@ -76,241 +73,265 @@ def launch(predictor: Predictor, folder: Path, port: int = 0) -> Any:
     return page
 
 
-def build_page(predictor: Predictor, folder: Path) -> Any:
+def build_page(workspace: Workspace, folder: Path) -> Any:
     import gradio as gr
 
+    colours = list(workspace.colours().values()) or list(COLOURS)
     with gr.Blocks(title="UniverSeg", analytics_enabled=False, delete_cache=(DELETE_EVERY, DELETE_AFTER)) as page:
-        session = gr.State(Session(), time_to_live=IDLE)
-        shown = gr.State(None, time_to_live=IDLE)  # the mask in the editor before any edit
-        gr.Markdown("## UniverSeg: segment by example")
-        inputs = _inputs()
-        view = _view()
-        files = _downloads()
-        on = _changes(predictor, session, [session, shown, *view[:5]], view.effects)
+        tab = gr.State({"unit": "", "skipped": [], "sent": None})  # `sent`: the mask in the editor before any edit
+        gr.Markdown("## UniverSeg: label a few, predict the rest")
+        inputs = _inputs(workspace)
+        view = _view(colours)
+        on = _changes(workspace, [tab, *view.shown], view)
 
-        def upload(paths: list[str] | None, is_label: bool = False) -> dict[str, np.ndarray]:
-            return sessions.read_uploads(paths or [], folder, is_label)
+        def upload(tab: dict[str, Any], images: list[str] | None, masks: list[str] | None, labels: str) -> str:
+            return workspace.add(_uploaded(images, folder), _uploaded(masks, folder), labels)
 
-        on(
-            inputs.add.click,
-            lambda state, images, masks: sessions.add_examples(state, upload(images), upload(masks, is_label=True)),
-            [inputs.images, inputs.masks],
-            [inputs.images, inputs.masks],
+        on(page.load, lambda tab: tab["unit"] or workspace.first())
+        on(inputs.add.click, upload, [inputs.images, inputs.masks, inputs.labels], [inputs.images, inputs.masks])
+        on(view.choose.input, lambda tab, name: _units(workspace, name)[0], [view.choose])
+        on(view.number.release, lambda tab, k: f"{_name(workspace, tab['unit'])}/{int(k)}", [view.number])
+        on(view.accept.click, lambda tab, value: _accept(workspace, tab, value), [view.editor])
+        on(view.skip.click, lambda tab: _next(workspace, tab, [*tab["skipped"], tab["unit"]]))
+        on(view.undo.click, lambda tab: workspace.opened()[0].undo()[0])
+        on(view.redo.click, lambda tab: workspace.opened()[0].redo()[0])
+        on(view.complete.click, lambda tab: _complete(workspace, tab))
+        view.rest.click(
+            _told(lambda: gr.File(str(workspace.predict_rest(folder)), visible=True)),
+            None,
+            view.file,
+            api_visibility="private",
+            concurrency_id="session",
         )
-        on(inputs.remove.click, lambda state: replace(state, examples=state.examples[:-1]))
-        on(
-            inputs.queries.upload,
-            lambda state, paths: sessions.add_queries(state, upload(paths)),
-            [inputs.queries],
-            [inputs.queries],
-        )
-        on(inputs.back.click, lambda state: sessions.move(state, -1))
-        on(inputs.forward.click, lambda state: sessions.move(state, 1))
-        on(view.accept.click, _accept, [view.editor, shown])
-        for button, name, content in (
-            (files.support, "support.zip", lambda state: sessions.support_zip(state.examples)),
-            (files.masks, "masks.zip", lambda state: sessions.masks_zip(_all_masks(predictor, state))),
-        ):
-            button.click(_saver(folder, name, content), session, files.file, api_visibility="private")
     return page
 
 
 class Inputs(NamedTuple):
     images: Any
     masks: Any
+    labels: Any
     add: Any
-    remove: Any
-    queries: Any
-    back: Any
-    forward: Any
 
 
-def _inputs() -> Inputs:
-    """Adds the first row: examples and images to segment."""
+def _inputs(workspace: Workspace) -> Inputs:
+    """Adds the first row: images, and masks of some of them."""
     import gradio as gr
 
-    upload = {"file_count": "multiple", "file_types": list(IMAGE_EXTENSIONS), "height": 130}
-    with gr.Row():
-        with gr.Column(scale=2):
-            gr.Markdown("**1. Examples**: images and their masks, with the same file names. Or draw the first below.")
-            with gr.Row():
-                images = gr.File(label="Images", elem_id="images", **upload)
-                masks = gr.File(label="Masks (0 is background)", elem_id="masks", **upload)
-            with gr.Row():
-                add = gr.Button("Add examples", variant="primary", elem_id="add")
-                remove = gr.Button("Remove the last")
-        with gr.Column(scale=1):
-            gr.Markdown("**2. Images to segment**")
-            queries = gr.File(label="Images", elem_id="queries", **upload)
-            with gr.Row():
-                back, forward = gr.Button("Previous"), gr.Button("Next")
-    return Inputs(images, masks, add, remove, queries, back, forward)
+    upload = {"file_count": "multiple", "file_types": READABLE, "height": 130}
+    known = ", ".join(f"{i}={label.name}" for i, label in workspace.labels.items())
+    with gr.Accordion("1. Add images, and masks of those that are labelled already", open=True), gr.Row():
+        images = gr.File(label="Images or volumes", elem_id="images", **upload)
+        masks = gr.File(label="Masks of the same names (0 is background), if any", elem_id="masks", **upload)
+        with gr.Column():
+            labels = gr.Textbox(
+                known,
+                label="What is labelled",
+                placeholder="liver, or 1=liver, 2=tumour",
+                info="Named once, with the first images",
+                interactive=not known,
+                elem_id="labels",
+            )
+            add = gr.Button("Add", variant="primary", elem_id="add")
+    return Inputs(images, masks, labels, add)
 
 
-class Views(NamedTuple):
-    support: Any
-    status: Any
-    result: Any
-    uncertainty: Any
+class View(NamedTuple):
+    shown: list[Any]  # what `_values` gives the values of
     editor: Any
+    choose: Any
+    number: Any
     accept: Any
+    skip: Any
+    undo: Any
+    redo: Any
+    complete: Any
+    rest: Any
+    file: Any
     effects: Any
 
 
-def _view() -> Views:
-    """Adds the views of the session; `_session_values` gives the values of the first five."""
+def _view(colours: Sequence[tuple[int, int, int]]) -> View:
+    """Adds the image with its mask, and what can be done with it."""
     import gradio as gr
 
-    colours = [(f"rgb({r}, {g}, {b})", sessions.OPACITY) for r, g, b in COLOURS]
+    brushes = [(f"rgb({r}, {g}, {b})", canvas.OPACITY) for r, g, b in colours]
     gallery = {"fit_columns": False, "object_fit": "contain", "format": "png", "buttons": [], "interactive": False}
     image = {"format": "png", "interactive": False, "buttons": ["fullscreen"], "height": 330}
-    support = gr.Gallery(label="Examples", elem_id="support", columns=8, height=180, **gallery)
     status = gr.Markdown("No images yet.", elem_id="status")
     with gr.Row():
         with gr.Column(scale=2):
-            result = gr.Image(label="Prediction", elem_id="result", **image)
+            choose = gr.Dropdown([], label="Image (✓: labelled)", elem_id="choose", interactive=True)
+            number = gr.Slider(0, 1, 0, step=1, label="Slice", elem_id="slice", visible=False, interactive=True)
+            result = gr.Image(label="Mask", elem_id="result", **image)
             uncertainty = gr.Image(label="Uncertainty (bright: not sure)", elem_id="uncertainty", **image)
         with gr.Column(scale=3):
             editor = gr.ImageEditor(
-                label="3. Draw or correct",
+                label="2. Draw or correct",
                 elem_id="editor",
                 format="png",
                 height=675,
-                canvas_size=(sessions.VIEW, sessions.VIEW),
+                canvas_size=(canvas.VIEW, canvas.VIEW),
                 sources=(),
                 transforms=(),
                 layers=False,
                 buttons=[],
-                brush=gr.Brush(colors=colours, default_color=colours[0], color_mode="fixed", default_size=12),
+                brush=gr.Brush(colors=brushes, default_color=brushes[0], color_mode="fixed", default_size=12),
                 eraser=gr.Eraser(default_size=12),
             )
-    accept = gr.Button("4. Accept into the examples, next image", variant="primary", elem_id="accept")
-    effects = gr.Gallery(
-        label="What each added example changes (Δ: in pixels)", elem_id="effects", columns=6, height=220, **gallery
+            with gr.Row():
+                accept = gr.Button("3. Accept and next", variant="primary", elem_id="accept", scale=2)
+                skip = gr.Button("Skip", elem_id="skip")
+                undo, redo = gr.Button("Undo", elem_id="undo"), gr.Button("Redo", elem_id="redo")
+            with gr.Row():
+                complete = gr.Button("Complete this volume", elem_id="complete", visible=False)
+                rest = gr.Button("4. Predict all that is left and download the masks", elem_id="rest")
+            file = gr.File(label="Download", elem_id="files", interactive=False, visible=False)
+    examples = gr.Gallery(
+        label="Examples of this prediction, most alike first", elem_id="support", columns=8, height=180, **gallery
     )
-    return Views(support, status, result, uncertainty, editor, accept, effects)
+    effects = gr.Gallery(
+        label="What each example changes (Δ: in pixels)", elem_id="effects", columns=6, height=220, **gallery
+    )
+    shown = [status, choose, number, result, uncertainty, editor, examples, complete]
+    return View(shown, editor, choose, number, accept, skip, undo, redo, complete, rest, file, effects)
 
 
-class Downloads(NamedTuple):
-    support: Any
-    masks: Any
-    file: Any
+def _changes(workspace: Workspace, outputs: list[Any], view: View) -> Callable[..., None]:
+    """Returns on(trigger, change, inputs, cleared), which connects an event to what the page shows after it.
 
-
-def _downloads() -> Downloads:
-    import gradio as gr
-
-    with gr.Row():
-        support = gr.Button("Save examples as a support folder", elem_id="save_support")
-        masks = gr.Button("Save masks of all images", elem_id="save_masks")
-        file = gr.File(label="Download", elem_id="files", interactive=False, visible=False)
-    return Downloads(support, masks, file)
-
-
-def _changes(predictor: Predictor, session: Any, outputs: list[Any], effects: Any) -> Callable[..., None]:
-    """Returns on(trigger, change, inputs, cleared), which connects an event to a change of the session.
-
-    After the change it updates `outputs`, in the order of `_session_values`, and then the effects of the examples.
+    `change(tab, *inputs)` returns the image or slice to show. What the examples change is computed afterwards.
     """
     import gradio as gr
 
-    values = _session_values(predictor)
-
-    def on(
-        trigger: Any, change: Callable[..., Session], inputs: Sequence[Any] = (), cleared: Sequence[Any] = ()
-    ) -> None:
-        def changed(state: Session, *arguments: Any) -> tuple[Any, ...]:
+    def on(trigger: Any, change: Callable[..., str], inputs: Sequence[Any] = (), cleared: Sequence[Any] = ()) -> None:
+        def changed(tab: dict[str, Any], *arguments: Any) -> tuple[Any, ...]:
             try:
-                state = change(state, *arguments)
+                unit = change(tab, *arguments)  # which may change the tab's other entries
+                values = _values(workspace, {**tab, "unit": unit})
             except UserError as error:
                 gr.Warning(str(error))
                 return tuple([gr.skip()] * len(outputs) + [None] * len(cleared))
-            return (*values(state), *[None] * len(cleared))
+            return (*values, *[None] * len(cleared))
 
         event = trigger(
-            changed, [session, *inputs], [*outputs, *cleared], api_visibility="private", show_progress_on=outputs[4]
+            changed,
+            [outputs[0], *inputs],
+            [*outputs, *cleared],
+            api_visibility="private",
+            concurrency_id="session",
+            show_progress_on=view.editor,
         )
         event.success(
-            lambda state: sessions.example_effects(predictor, state),
-            session,
-            effects,
+            _told(lambda tab: workspace.effects(tab["unit"]) if tab["unit"] else []),
+            outputs[0],
+            view.effects,
             api_visibility="private",
+            concurrency_id="session",
             trigger_mode="always_last",
         )
 
     return on
 
 
-def _saver(folder: Path, name: str, content: Callable[[Session], bytes]) -> Callable[[Session], Any]:
+def _told(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """Tells the user what goes wrong, and leaves the page as it is."""
     import gradio as gr
 
-    def saved(state: Session) -> Any:
+    def told(*arguments: Any) -> Any:
         try:
-            return gr.File(_write(folder, name, content(state)), visible=True)
+            return compute(*arguments)
         except UserError as error:
             gr.Warning(str(error))
             return gr.skip()
 
-    return saved
+    return told
 
 
-def _session_values(predictor: Predictor) -> Callable[[Session], tuple[Any, ...]]:
-    """Returns session → the values of the session state, the editor's mask and the first five views."""
+def _values(workspace: Workspace, tab: dict[str, Any]) -> tuple[Any, ...]:
+    """The values of the tab's state and of `View.shown`."""
     import gradio as gr
 
-    def values(session: Session) -> tuple[Any, ...]:
-        gallery = [(sessions.overlay(e.image, e.label), e.name) for e in session.examples]
-        if session.query is None:
-            return session, None, gallery, "No images yet.", None, None, None
-        name, image = session.query
-        try:
-            prediction = sessions.predict(predictor, session)
-        except UserError as error:  # unusable examples; the change of the session stays
-            gr.Warning(str(error))
-            prediction = None
-        mask = session.masks.get(name, None if prediction is None else prediction.mask)
-        result = None if prediction is None else sessions.overlay(image, prediction.mask)
-        uncertainty = None if prediction is None else sessions.heat_map(prediction.uncertainty)
-        return (
-            session,
-            mask,
-            gallery,
-            _status(session, prediction),
-            result,
-            uncertainty,
-            sessions.editor_value(image, mask),
-        )
-
-    return values
+    unit = tab["unit"]
+    if not unit:
+        return tab, "No images yet.", gr.skip(), gr.skip(), None, None, None, None, gr.skip()
+    session, _ = workspace.opened()
+    shown, colours = workspace.show(unit), workspace.colours()
+    item, k = session.project.find(unit)
+    choices = [(_mark(workspace, name), name) for name in session.project.items]
+    slices = gr.Slider(0, max(1, item.slices - 1), k or 0, label=f"Slice of {item.name}", visible=item.volume)
+    return (
+        {**tab, "sent": shown.mask},
+        _status(workspace, unit, shown.source),
+        gr.Dropdown(choices, value=item.name),
+        slices,
+        canvas.overlay(shown.grey, shown.mask, colours, shown.scale),
+        None if shown.uncertainty is None else canvas.heat_map(shown.uncertainty, shown.scale),
+        canvas.editor_value(shown.grey, shown.mask, colours, shown.scale),
+        workspace.example_overlays(unit),
+        gr.Button(visible=item.volume),
+    )
 
 
-def _status(session: Session, prediction: Prediction | None) -> str:
-    assert session.query is not None
-    name, image = session.query
-    place = f"Image {session.current + 1} of {len(session.queries)}, `{name}`, {image.shape[1]}x{image.shape[0]}"
-    if prediction is None:
-        return f"{place}: no examples yet. Upload some, or draw the structure in the editor and accept it."
-    count, area = len(sessions.support_for(session)), np.count_nonzero(prediction.mask)
-    accepted = "; the editor shows the mask that you accepted" if name in session.masks else ""
-    return f"{place}: {area} pixels marked by {count} example{'s' if count > 1 else ''}{accepted}."
+def _mark(workspace: Workspace, name: str) -> str:
+    session, _ = workspace.opened()
+    units = session.project.items[name].units()
+    done = sum(map(session.is_labelled, units))
+    return f"{name} ✓" if done == len(units) else f"{name} ({done} of {len(units)} slices)" if done else name
 
 
-def _accept(session: Session, value: dict[str, Any] | None, shown: np.ndarray | None) -> Session:
-    if session.query is None or value is None:
-        raise UserError("there is no image to accept: upload one")
-    return sessions.accept(session, sessions.edited_mask(value, session.query[1], shown))
+def _status(workspace: Workspace, unit: str, source: str) -> str:
+    session, _ = workspace.opened()
+    done, left = len(session.labelled()), len(session.left())
+    names = [f"{label.name}: {_colour_name(label.colour)}" for label in workspace.labels.values()]
+    problems = "".join(f"\n\n⚠ {problem}" for problem in session.problems.values())
+    return f"**`{unit}`**: {source}. {done} labelled, {left} left. {', '.join(names)}.{problems}"
 
 
-def _all_masks(predictor: Predictor, session: Session) -> dict[str, np.ndarray]:
-    """Accepted masks, and predictions for the other queries."""
-    masks = dict(session.masks)
-    for i, (name, _) in enumerate(session.queries):
-        if name not in masks and (prediction := sessions.predict(predictor, replace(session, current=i))):
-            masks[name] = prediction.mask
-    return masks
+def _colour_name(colour: tuple[int, int, int]) -> str:
+    return COLOUR_NAMES[COLOURS.index(colour)] if colour in COLOURS else "rgb({}, {}, {})".format(*colour)
 
 
-def _write(folder: Path, name: str, content: bytes) -> str:
-    path = Path(tempfile.mkdtemp(dir=folder)) / name
-    path.write_bytes(content)
-    return str(path)
+def _name(workspace: Workspace, unit: str) -> str:
+    return workspace.opened()[0].project.find(unit)[0].name
+
+
+def _units(workspace: Workspace, name: str) -> list[str]:
+    """The units of an image or volume, those that are left first."""
+    session, _ = workspace.opened()
+    return sorted(session.project.items[name].units(), key=session.is_labelled)
+
+
+def _accept(workspace: Workspace, tab: dict[str, Any], value: dict[str, Any] | None) -> str:
+    unit = tab["unit"]
+    if not unit or value is None:
+        raise UserError("there is no image to accept: add one")
+    mask: np.ndarray = tab["sent"]
+    _, scale = workspace.grey(unit)
+    workspace.accept(unit, canvas.edited_mask(value, mask, workspace.colours(), scale))
+    return _next(workspace, tab, tab["skipped"])
+
+
+def _next(workspace: Workspace, tab: dict[str, Any], skipped: list[str]) -> str:
+    """The next image or slice; the same where no other is left."""
+    import gradio as gr
+
+    tab["skipped"] = skipped
+    if unit := workspace.next(skipped):
+        return unit
+    tab["skipped"] = []
+    gr.Info("Nothing else is left to label.")
+    return workspace.next() or tab["unit"]
+
+
+def _complete(workspace: Workspace, tab: dict[str, Any]) -> str:
+    workspace.complete(tab["unit"])
+    return tab["unit"]
+
+
+def _uploaded(files: Sequence[str] | None, folder: Path) -> list[Path]:
+    """The paths of files that a browser uploaded to `folder`. Raises UserError for any other."""
+    paths = [Path(file).resolve() for file in files or ()]
+    for path in paths:
+        if not path.is_relative_to(folder.resolve()):
+            raise UserError(f"{path.name} was not uploaded here; choose it again")
+    return paths

@@ -229,6 +229,21 @@ def add_image(project: Project, name: str, file: Path) -> Project:
     return added
 
 
+def parse_labels(text: str) -> dict[int, str]:
+    """ "1=liver, 2=tumour", "liver, tumour" or "1, 2" → {id: name}. Raises UserError."""
+    found: dict[int, str] = {}
+    for number, part in enumerate(filter(None, (p.strip() for p in text.split(","))), 1):
+        left, equals, name = (p.strip() for p in part.partition("="))
+        if not equals and not left.isdecimal():
+            left, name = str(number), left
+        if not left.isdecimal() or not int(left) or int(left) in found:
+            raise UserError(f"labels {text!r}: write them as 1=liver,2=tumour, each number above 0 and once")
+        found[int(left)] = name or f"label {int(left)}"
+    if not found:
+        raise UserError("name what is to be labelled, such as liver, or 1=liver,2=tumour")
+    return found
+
+
 def check_labels(labels: Mapping[int, str]) -> None:
     """Raises UserError for label ids that cannot be stored."""
     if not labels:

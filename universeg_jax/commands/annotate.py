@@ -62,13 +62,12 @@ def slice_numbers(text: str) -> tuple[int, ...]:
 
 def label_names(text: str) -> dict[int, str]:
     """Parses --labels. Raises ArgumentTypeError."""
+    from universeg_jax.annotation.project import parse_labels  # takes seconds, which --help does not need
+
     try:
-        return {
-            int(i): name.strip() or f"label {int(i)}"
-            for i, _, name in (part.partition("=") for part in text.split(","))
-        }
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: use ids and names such as 1=liver,2=tumour") from error
+        return parse_labels(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def run(args: argparse.Namespace) -> int:
@@ -135,30 +134,21 @@ def _change(session: "Session", args: argparse.Namespace) -> None:
 
 def accept_file(session: "Session", unit: str, mask: Path | None, slices: tuple[int, ...] | None = None) -> None:
     """Accepts a file of label ids, or the prediction; of a volume, `slices` of it alone. Raises UserError."""
-    from universeg_jax.readers.images import read_label
-    from universeg_jax.readers.segments import on_grid_of
+    from universeg_jax.annotation.label_files import read_label_for
     from universeg_jax.readers.slices import plane
-    from universeg_jax.readers.volume_files import read_label_volume
-    from universeg_jax.readers.volumes import Volume, check_same_grid
 
-    item, k = session.project.find(unit)
+    item, _ = session.project.find(unit)
     file = mask or session.project.prediction_file(unit)
     if not file.exists():
         reason = "is no file" if mask else "does not exist: `universeg annotate next` predicts, or give a MASK"
         raise UserError(f"{file} {reason}")
-    if not item.volume or k is not None:
-        session.accept(unit, read_label(file))
-        return
-    volume = session.image(unit)
-    assert isinstance(volume, Volume)
-    ids = on_grid_of(read_label_volume(file), volume)
-    check_same_grid(volume, ids)
+    ids = read_label_for(session.image(unit), file, unit)
     if slices is None:
-        session.accept(unit, ids.data)
+        session.accept(unit, ids)
     for number in slices or ():
         name = f"{unit}/{number}"
         _, found = session.project.find(name)
-        session.accept(name, plane(ids.data, int(item.axis or 0), item.canonical(int(found or 0))))
+        session.accept(name, plane(ids, int(item.axis or 0), item.canonical(int(found or 0))))
 
 
 def _status(session: "Session", args: argparse.Namespace) -> int:

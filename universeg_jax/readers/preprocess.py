@@ -52,16 +52,21 @@ def window_of_intensities(data: np.ndarray) -> str:
 
 def apply_window(data: np.ndarray, window: Window = "none") -> np.ndarray:
     """Clips by "ct", "mr", "none" or a pair (low, high), then min-max over the whole array → float32 in [0, 1]."""
+    return min_max(data if window == "none" else np.clip(data, *window_limits(data, window)))
+
+
+def window_limits(data: np.ndarray, window: Window) -> tuple[float, float]:
+    """The least and the greatest intensity that "ct", "mr", "none" or a pair (low, high) leaves as it is."""
     if window == "ct":
-        data = np.clip(data, *CT_WINDOW)
-    elif window == "mr":
-        inside = data[data > 0]
-        data = np.clip(data, *np.percentile(inside, MR_PERCENTILES)) if inside.size else data
-    elif not isinstance(window, str):
-        data = np.clip(data, *window)
-    elif window != "none":
+        return CT_WINDOW
+    if window == "mr" and (inside := data[data > 0]).size:
+        low, high = np.percentile(inside, MR_PERCENTILES)
+        return low, high
+    if not isinstance(window, str):
+        return window
+    if window not in ("mr", "none"):
         raise ValueError(f"window is {window!r}; choose ct, mr, none or (low, high)")
-    return min_max(data)
+    return data.min(), data.max()
 
 
 def min_max(image: np.ndarray) -> np.ndarray:

@@ -18,17 +18,15 @@ from PIL import Image
 from universeg_jax import __version__
 from universeg_jax.annotation import POLICIES
 from universeg_jax.annotation.assistant import Assistant
+from universeg_jax.annotation.label_files import read_label_for
 from universeg_jax.annotation.project import Item, read_file
 from universeg_jax.annotation.rest import predict_volume, write_prediction
 from universeg_jax.annotation.session import Session
 from universeg_jax.annotation.store import digest
 from universeg_jax.errors import UserError
-from universeg_jax.readers.file_names import IMAGE_EXTENSIONS, extension
-from universeg_jax.readers.images import read_label
-from universeg_jax.readers.segments import on_grid_of
-from universeg_jax.readers.slices import plane
-from universeg_jax.readers.volume_files import mask_extension, read_label_volume, write_like
-from universeg_jax.readers.volumes import Volume, check_same_grid
+from universeg_jax.readers.file_names import extension
+from universeg_jax.readers.volume_files import mask_extension, write_like
+from universeg_jax.readers.volumes import Volume
 from universeg_jax.serving.uploads import NotFound
 
 MODEL = "universeg"
@@ -175,18 +173,7 @@ class Desk:
         """
         item = self.item(name)
         numbers = self._numbers(label_info)
-        content = self.session.image(name)
-        if isinstance(content, Volume):
-            volume = on_grid_of(read_label_volume(file), content)
-            check_same_grid(content, volume)
-            ids = volume.data
-        elif extension(file) in IMAGE_EXTENSIONS:
-            ids = read_label(file)
-        else:
-            whole = read_label_volume(file).data
-            if whole.shape[2] != 1:
-                raise UserError(f"{name} is an image, and its label has {whole.shape[2]} slices")
-            ids = plane(whole, 2, 0)
+        ids = read_label_for(self.session.image(name), file, name)
         if numbers:
             table = np.zeros(max(max(numbers), int(ids.max())) + 1, np.int32)
             unknown = set(np.unique(ids).tolist()) - {0} - set(numbers)

@@ -1,0 +1,255 @@
+"""The annotation page, as an HTTP server and in a real browser."""
+
+import importlib
+import io
+import shutil
+import sys
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.annotation.fixtures import volume_project
+from tests.fixtures import tiny_config, write_folder
+from universeg_jax import Predictor
+from universeg_jax.annotation import canvas
+from universeg_jax.annotation import page as demo_page
+from universeg_jax.annotation.workspace import Workspace
+from universeg_jax.errors import UserError
+from universeg_jax.model.factory import build_model, init_params
+from universeg_jax.readers.folder import read_support
+from universeg_jax.readers.images import read_image, read_label
+
+SHAPE = (40, 60)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("data") / "discs", count=5, shape=SHAPE)
+
+
+@pytest.fixture(scope="module")
+def marking(folder):
+    """A predictor of random weights, shifted so that it marks about half of the last image."""
+    config = tiny_config()
+    params = init_params(build_model(config.model), 0)
+    images, labels, _ = read_support(folder)
+    first = Predictor(params, config).segment(images[-1], images[:3], labels[:3]).probabilities
+    params["out"]["bias"] = params["out"]["bias"] - np.median(np.log(first / (1 - first)))
+    return Predictor(params, config)
+
+
+@pytest.fixture
+def workspace(marking, tmp_path):
+    workspace = Workspace(tmp_path / "project", marking)
+    yield workspace
+    workspace.close()
+
+
+def test_only_uploaded_files_are_taken(tmp_path):
+    (tmp_path / "up").mkdir()
+    secret = tmp_path / "secret.png"
+    Image.fromarray(np.eye(8, dtype=np.uint8)).save(secret)
+    (tmp_path / "up" / "link.png").symlink_to(secret)
+    for path in (secret, tmp_path / "up" / ".." / "secret.png", tmp_path / "up" / "link.png"):
+        with pytest.raises(UserError, match=r"secret.png was not uploaded here"):
+            demo_page._uploaded([str(path)], tmp_path / "up")
+    assert demo_page._uploaded(None, tmp_path) == []
+
+
+def test_without_gradio_the_error_names_the_package(tmp_path, workspace, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    with pytest.raises(UserError, match=r"pip install 'universeg_jax\[demo\]'"):
+        demo_page.launch(workspace, tmp_path)
+
+
+@pytest.fixture
+def page(workspace, tmp_path, monkeypatch):
+    pytest.importorskip("gradio", reason="gradio is not installed (extra `demo`)")
+    monkeypatch.setattr(demo_page, "MAX_FILE_SIZE", 4_000_000)
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):  # the page sets them
+        monkeypatch.setenv(name, "")
+    (tmp_path / "kept").mkdir()
+    page = demo_page.launch(workspace, tmp_path / "kept")
+    yield page, f"http://{demo_page.HOST}:{page.server_port}", tmp_path / "kept"
+    page.close()
+
+
+def test_a_port_that_is_taken_is_named(page, workspace, tmp_path):
+    blocks, _, _ = page
+    with pytest.raises(UserError, match=f"port {blocks.server_port} of 127.0.0.1 is taken; choose another with --port"):
+        demo_page.launch(workspace, tmp_path, blocks.server_port)
+
+
+def _status(url, data=None, headers=None):
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data, headers or {}), timeout=30) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_the_page_reads_no_file_of_the_host_and_takes_no_large_one(page, tmp_path):
+    blocks, url, folder = page
+    assert blocks.server_name == "127.0.0.1"
+    (tmp_path / "secret.txt").write_text("secret")
+    for path in (tmp_path / "secret.txt", Path(__file__), Path("setup.cfg").resolve(), folder / ".." / "secret.txt"):
+        assert _status(f"{url}/gradio_api/file={path}") == 403
+
+    def upload(size):
+        body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n%s\r\n--x--\r\n' % (
+            b"0" * size
+        )
+        return _status(f"{url}/gradio_api/upload", body, {"Content-Type": "multipart/form-data; boundary=x"})
+
+    assert upload(1000) == 200
+    assert [p.name for p in folder.rglob("*") if p.is_file()] == ["a.png"]
+    assert upload(4_000_001) == 413
+
+
+class Tab:
+    """A page in a headless browser, by the ids of its components."""
+
+    def __init__(self, url):
+        from selenium.webdriver.common.by import By
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        self.browser, self.url = _browser(), url
+        self._by, self._waiter = By.CSS_SELECTOR, WebDriverWait(self.browser, 200)
+        self.browser.get(url)
+
+    def find(self, selector):
+        return self.browser.find_elements(self._by, selector)
+
+    def wait(self, condition):
+        return self._waiter.until(lambda _: condition())
+
+    def says(self, text, unit=""):
+        self.wait(lambda: (found := self.find("#status")) and all(t in found[0].text for t in (text, unit)))
+
+    def upload(self, where, files):
+        self.wait(lambda: self.find(f"#{where} input[type=file]"))[0].send_keys("\n".join(map(str, files)))
+        self.wait(lambda: files[-1].name.split(".")[0] in self.find(f"#{where}")[0].text)
+
+    def click(self, selector):
+        button = self.wait(lambda: self.find(selector))[0]
+        self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
+        button.click()
+
+    def picture(self, selector):
+        source = self.wait(lambda: self.find(f"{selector} img"))[0].get_attribute("src")
+        with urllib.request.urlopen(source) as answer:
+            return np.asarray(Image.open(io.BytesIO(answer.read())).convert("RGB"))
+
+    def draw(self):
+        """Draws a line of 120 pixels through the middle of the editor."""
+        from selenium.webdriver import ActionChains
+
+        canvas = self.wait(lambda: self.find("#editor canvas"))[0]
+        self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+        line = ActionChains(self.browser).move_to_element(canvas).click_and_hold()
+        line.move_by_offset(60, 0).move_by_offset(-120, 0).release().perform()
+
+    def close(self, picture):
+        errors = [entry["message"] for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"]
+        self.browser.save_screenshot(str(picture))
+        self.browser.quit()
+        assert errors == []
+
+
+@pytest.fixture
+def tab(page, tmp_path):
+    tab = Tab(page[1])
+    yield tab
+    tab.close(tmp_path / "end.png")
+
+
+@pytest.mark.browser
+def test_in_a_browser_examples_give_a_mask_that_can_be_corrected_accepted_undone_and_loaded_again(
+    tab, page, marking, folder, workspace, tmp_path
+):
+    tab.upload("images", [folder / f"images/p{i}_0.png" for i in range(4)])
+    tab.upload("masks", [folder / f"labels/p{i}_0.png" for i in range(3)])
+    tab.find("#labels textarea, #labels input")[0].send_keys("disc")
+    tab.click("#add")
+    tab.says("predicted from 3 examples. 3 labelled, 1 left")
+    images, labels, _ = read_support(workspace.path)
+    query = read_image(folder / "images/p3_0.png")
+    expected = marking.segment(query, images, labels)
+    assert expected.mask.any()
+    shown = workspace.show("p3_0")
+    np.testing.assert_array_equal(
+        tab.picture("#result"), canvas.overlay(shown.grey, expected.mask, workspace.colours())
+    )
+    tab.wait(lambda: len(tab.find("#support img")) == 3)
+    tab.wait(lambda: len(tab.find("#effects img")) == 3)
+    tab.browser.save_screenshot(str(tmp_path / "page.png"))
+
+    tab.draw()
+    tab.click("#accept")
+    tab.says("the mask that you accepted. 4 labelled, 0 left")
+    accepted = read_label(workspace.path / "labels/p3_0.png")
+    stroke = accepted != expected.mask
+    assert 0 < stroke.sum() < stroke.size / 4
+    assert (accepted[stroke] == 1).all()
+
+    tab.browser.refresh()  # another session of the page
+    tab.says("4 labelled, 0 left")
+    tab.click("#undo")
+    tab.says("predicted from 3 examples. 3 labelled, 1 left")
+    assert not (workspace.path / "labels/p3_0.png").exists()
+    tab.click("#redo")
+    tab.says("4 labelled, 0 left")
+    np.testing.assert_array_equal(read_label(workspace.path / "labels/p3_0.png"), accepted)
+    tab.click("#rest")
+    link = tab.wait(lambda: tab.find("#files a[href*='project.zip']"))[0].get_attribute("href")
+    with urllib.request.urlopen(link) as answer, zipfile.ZipFile(io.BytesIO(answer.read())) as archive:
+        np.testing.assert_array_equal(np.asarray(Image.open(archive.open("labels/p3_0.png"))), accepted)
+    uploaded = {f"p{i}_0.png" for i in range(4)}
+    assert not uploaded & {p.name for p in page[2].rglob("*")}
+
+
+@pytest.mark.browser
+def test_in_a_browser_a_volume_is_drawn_slice_by_slice(tab, workspace, tmp_path):
+    path, _ = volume_project(tmp_path / "other", shape=(48, 56, 5))
+    tab.upload("images", [path.parent / "source/scan0.nii.gz"])
+    tab.click("#add")
+    tab.says("no examples yet")
+    slider = tab.wait(lambda: tab.find("#slice input[type=number]"))[0]
+    tab.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", slider)
+    slider.send_keys("\ue009a\ue000", "2", "\t")  # all of it selected, 2 typed, then left
+    tab.says("no examples yet", "scan0/2")
+    tab.draw()
+    tab.click("#accept")
+    tab.says("1 labelled, 4 left")
+    drawn = workspace.show("scan0/2").mask
+    assert 0 < (drawn == 1).sum() < drawn.size / 4
+    tab.click("#complete")
+    tab.says("the mask of the completed volume")
+    assert (workspace.path / "predictions/scan0.nii.gz").exists()
+    tab.browser.refresh()
+    tab.says("1 labelled, 4 left")
+    np.testing.assert_array_equal(workspace.opened()[0].mask("scan0/2"), drawn)
+
+
+def _browser():
+    """A headless Chromium, or a skip that says what is absent."""
+    if importlib.util.find_spec("selenium") is None:
+        pytest.skip("selenium is not installed")
+    from selenium import webdriver
+
+    names = ("chromium", "chromium-browser", "google-chrome")
+    binary = next((path for name in names if (path := shutil.which(name))), None)
+    driver = shutil.which("chromedriver")
+    if not binary or not driver:
+        pytest.skip("chromium and chromedriver are not on the PATH")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1500,1900"):
+        options.add_argument(argument)
+    return webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
