@@ -126,7 +126,7 @@ def napari_panel(folder: Path, target: Path) -> None:
     from universeg_jax.annotation.napari_dock import UNCERTAINTY, AnnotateWidget
 
     viewer = napari.Viewer()
-    viewer.window.resize(1400, 900)
+    viewer.window.resize(1250, 850)
     for image, settings, _ in make_sample():
         viewer.add_image(image, **settings)
     truth = {f"subject{i}": label for i, (_, label) in enumerate(subjects())}
@@ -141,7 +141,7 @@ def napari_panel(folder: Path, target: Path) -> None:
     widget.sort()
     _wait(widget)
     viewer.layers[UNCERTAINTY].visible = True
-    save_png(Image.fromarray(viewer.screenshot(canvas_only=False, flash=False)).resize((1100, 707)), target)
+    save_png(Image.fromarray(viewer.screenshot(canvas_only=False, flash=False)), target)
     viewer.close()
 
 
