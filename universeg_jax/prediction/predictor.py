@@ -23,12 +23,14 @@ from universeg_jax.episode import FLIPS, OFFICIAL_SIZE, resize
 from universeg_jax.errors import UserError
 from universeg_jax.model.factory import build_model
 from universeg_jax.model.recognition import Keys
+from universeg_jax.prediction.examples import ImageLike, as_grey
 from universeg_jax.prediction.forward import Forward, flip_axes
 from universeg_jax.prediction.options import Options, default_support_size
+from universeg_jax.prediction.partial import filled_masks, rows_of_others
 from universeg_jax.prediction.prepared import PreparedKeys
 from universeg_jax.prediction.result import Prediction
 from universeg_jax.prediction.selection import select_examples
-from universeg_jax.prediction.support import ImageLike, Support, as_grey, make_support
+from universeg_jax.prediction.support import Support, make_support
 from universeg_jax.prediction.tiles import (
     MIN_PROBABILITY,
     cut_tiles,
@@ -169,9 +171,11 @@ class Segmenter:
             Segmenter(predictor, tile_support.support, replace(options, tiles=0)) if tile_support else None
         )
         self.images = resize(support.images[..., None], predictor.config.image_size)
-        at_size = resize(support.masks[..., None].astype(np.float32), predictor.config.image_size)
-        self.masks = (at_size >= 0.5).astype(jnp.uint8)
         self.keys = predictor.prepared_keys(self.images, options.flips)
+        self.masks = self.masks_at_size(support.masks)
+        if support.ignored is not None:
+            rows = rows_of_others(support, options)
+            self.masks = self.masks_at_size(filled_masks(support, self.by_masks, rows, options.overlap))
         if len(support) <= size:
             self.keys_of(np.arange(len(support)))  # every query will ask for all
 
@@ -254,9 +258,22 @@ class Segmenter:
 
         A row of -1 is no example. Calls `on_done` with the number of queries that are finished since the last call.
         """
-        options, parts = self.options, (self.images, self.masks, self.keys_of(rows), rows)
-        inputs = (self.predictor.params, queries[..., None], *parts)
-        return self.predictor.forward(*inputs, options.flips, options.overlap, on_done)
+        inputs = (queries[..., None], self.images, self.masks, self.keys_of(rows), rows)
+        return self.predictor.forward(self.predictor.params, *inputs, self.options.flips, self.options.overlap, on_done)
+
+    def masks_at_size(self, masks: np.ndarray) -> jax.Array:
+        """[L, N, 128, 128] → [L, N, H, W, 1] at the model's size: uint8 0/1, or float32 in [0, 1] of float32."""
+        at_size = resize(masks[..., None].astype(np.float32), self.predictor.config.image_size)
+        if masks.dtype != np.float32:
+            return (at_size >= 0.5).astype(jnp.uint8)
+        assert self.support.ignored is not None
+        ignored = resize(self.support.ignored[..., None].astype(np.float32), self.predictor.config.image_size)
+        return jnp.where(ignored >= 0.5, at_size, (at_size >= 0.5).astype(jnp.float32))
+
+    def by_masks(self, masks: np.ndarray, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Like `by_rows`, with other masks [L, N, 128, 128] of the examples, and without flips."""
+        inputs = (queries[..., None], self.images, self.masks_at_size(masks), self.keys_of(rows), rows)
+        return self.predictor.forward(self.predictor.params, *inputs, False, self.options.overlap)
 
 
 def make_prediction(probabilities: np.ndarray, labels: tuple[int, ...], overlap: bool = False) -> Prediction:

@@ -37,7 +37,7 @@ from universeg_jax.readers.images import (
     read_label,
 )
 from universeg_jax.readers.label_fit import Fit, fits_of
-from universeg_jax.readers.labels import IN_COLOURS, LabelFile, class_masks
+from universeg_jax.readers.labels import IN_COLOURS, LabelFile, class_masks, ignored_mask
 from universeg_jax.readers.notes import Notes, collect
 from universeg_jax.readers.ome_zarr import is_ome_zarr
 from universeg_jax.readers.polygons import draw
@@ -169,6 +169,27 @@ def read_volume_pair(case: Case) -> tuple[Volume, LabelMap]:
     return image, label_map(image.shape, masks)
 
 
+def ignored_in(case: Case, image: np.ndarray | Volume) -> np.ndarray | None:
+    """Bool, of the shape of the case's image [H, W] or volume: pixels without a label; None where all have one.
+
+    Raises ImageError where none has.
+    """
+
+    def read(file: LabelFile) -> np.ndarray:
+        if isinstance(image, Volume):
+            return read_label_on(case, file, image, image.shape)
+        return _read_image_label(file, (image.shape[0], image.shape[1]))
+
+    ignored = ignored_mask(case.labels, read)
+    if ignored is None or not ignored.any():
+        return None
+    if ignored.all():
+        file = case.labels[0]
+        detail = f"{', '.join(map(str, file.ignored))}; label a part of it, or leave this case out"
+        raise ImageError(file.path, "holds nothing but the id to ignore", detail)
+    return ignored
+
+
 def check_complete(case: Case) -> None:
     """Raises ImageError for a case with missing or duplicated files."""
     if case.fault[0]:
@@ -224,7 +245,7 @@ def read_image_values(file: LabelFile, shape: tuple[int, int]) -> np.ndarray:
         table = {i: (red, green, blue) for i, red, green, blue in file.colours}
         return ids_of_colours(read_colours(file.path), table, file.path)
     try:
-        return read_label(file.path)
+        return read_label(file.path, ignored=file.ignored)
     except ImageError as error:
         if error.problem != IN_COLOURS or not file.classes or any(values for _, values in file.classes):
             raise
@@ -281,9 +302,9 @@ def wanted_axes(case: Case, image: Volume) -> tuple[int, ...]:
 def read_label_on(case: Case, file: LabelFile, image: Volume, shape: Shape) -> np.ndarray:
     """Reads int32 class values on the grid that the image was resampled to."""
     if Path(file.path).is_dir() and Path(case.image).is_dir() and not is_volume(file.path):
-        label = read_label_stack(file.path, case.image)
+        label = read_label_stack(file.path, case.image, file.ignored)
     else:
-        label = on_grid_of(read_label_volume(file.path), image)
+        label = on_grid_of(read_label_volume(file.path, file.ignored), image)
     check_same_grid(image, label)
     return on_grid(label, shape).data
 
