@@ -2,8 +2,8 @@
 
     python -m benchmarks.partial --checkpoint small --data_dir DATA --out results.jsonl
 
-Of each `val` dataset's most frequent label, up to --count images of half of the subjects are queries, and 16 images of
-other subjects the examples. Of every example a part is left unlabelled: a random half plane of half of the area
+Of each `val` dataset's most frequent label, up to --queries images of half of the subjects are queries, and
+--examples images of other subjects the examples. Of every example a part is left unlabelled: a random half plane of half of the area
 ("half"), every second block of 16x16 pixels at random ("blocks"), or all but a few discs of 9 pixels, half of them on
 the structure ("scribbles"). The choice of universeg_jax/prediction/partial.py follows from these numbers.
 """
@@ -20,12 +20,11 @@ from benchmarks.annotation import read_set
 from benchmarks.lines import write_line
 from universeg_jax.prediction.check import dice_scores
 from universeg_jax.prediction.options import Options
-from universeg_jax.prediction.partial import UNKNOWN, filled_masks, rows_of_others
+from universeg_jax.prediction.partial import filled_masks, rows_of_others
 from universeg_jax.prediction.predictor import Predictor, Segmenter
 from universeg_jax.prediction.support import Support
 
 SETS = "chaos_ct_liver,chasedb1_vessels,kvasir_polyp_mini,monuseg,stu_breast_us"
-EXAMPLES = 16
 IMAGES = 96  # read of a dataset
 DISCS, RADIUS = 6, 4.5
 PATTERNS = ("half", "blocks", "scribbles")
@@ -55,14 +54,13 @@ def partly(support: Support, pattern: str) -> Support:
     return replace(support, ignored=np.stack([without_labels(pattern, mask, rng) for mask in support.masks[0]]))
 
 
-def split(everything: Support, count: int) -> tuple[Support, Support]:
+def split(everything: Support, count: int, queries: int) -> tuple[Support, Support]:
     """(examples, queries) of different subjects, evenly spaced."""
     picked = np.array([hashlib.sha256(s.encode()).digest()[0] % 2 for s in everything.subjects]) > 0
     parts = []
-    for rows, most in ((np.flatnonzero(~picked), EXAMPLES), (np.flatnonzero(picked), count)):
-        parts.append(
-            everything.take(rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int))])
-        )
+    for rows, most in ((np.flatnonzero(~picked), count), (np.flatnonzero(picked), queries)):
+        places = np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)
+        parts.append(everything.take(rows[np.unique(places)]))
     return parts[0], parts[1]
 
 
@@ -73,15 +71,13 @@ def foreground_rate(support: Support) -> float:
 # Method → masks float32 [1, N, 128, 128] of a partly labelled support set.
 METHODS: dict[str, Callable[[Segmenter, Support], np.ndarray]] = {
     "background": lambda segmenter, support: support.masks.astype(np.float32),
+    "unknown": lambda segmenter, support: fill(segmenter, support, 0.5, 0),
     "rate": lambda segmenter, support: fill(segmenter, support, foreground_rate(support), 0),
-    "unknown": lambda segmenter, support: fill(segmenter, support, UNKNOWN, 0),
-    "hard": lambda segmenter, support: fill(segmenter, support, UNKNOWN, 1),
+    "hard": lambda segmenter, support: fill(segmenter, support, foreground_rate(support), 1),
     "hard from background": lambda segmenter, support: fill(segmenter, support, 0, 1),
-    "hard from rate": lambda segmenter, support: fill(segmenter, support, foreground_rate(support), 1),
-    "hard twice": lambda segmenter, support: fill(segmenter, support, UNKNOWN, 2),
-    "soft": lambda segmenter, support: fill(segmenter, support, UNKNOWN, 1, True),
-    "soft from rate": lambda segmenter, support: fill(segmenter, support, foreground_rate(support), 1, True),
-    "soft twice": lambda segmenter, support: fill(segmenter, support, UNKNOWN, 2, True),
+    "hard from unknown": lambda segmenter, support: fill(segmenter, support, 0.5, 1),
+    "hard twice": lambda segmenter, support: fill(segmenter, support, foreground_rate(support), 2),
+    "soft": lambda segmenter, support: fill(segmenter, support, foreground_rate(support), 1, True),
 }
 
 
@@ -97,12 +93,13 @@ def main() -> None:
     parser.add_argument("--sets", default=SETS)
     parser.add_argument("--patterns", default=",".join(PATTERNS))
     parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--count", type=int, default=16, help="queries of each dataset")
+    parser.add_argument("--examples", type=int, default=16)
+    parser.add_argument("--queries", type=int, default=16, help="of each dataset")
     parser.add_argument("--out", help="append the lines there too")
     args = parser.parse_args()
     predictor, means = Predictor.from_checkpoint(args.checkpoint), defaultdict(list)
     for name in args.sets.split(","):
-        examples, queries = split(read_set(args.data_dir, name, IMAGES), args.count)
+        examples, queries = split(read_set(args.data_dir, name, IMAGES), args.examples, args.queries)
         about = {"benchmark": "partial", "checkpoint": args.checkpoint, "dataset": name, "examples": len(examples)}
         rows = np.tile(np.arange(len(examples)), (len(queries), 1, 1))
         segmenter = predictor.segmenter(examples, Options(support_size=len(examples)))

@@ -38,7 +38,7 @@ from universeg_jax.readers.images import (
 )
 from universeg_jax.readers.label_fit import Fit, fits_of
 from universeg_jax.readers.labels import IN_COLOURS, LabelFile, class_masks, ignored_mask
-from universeg_jax.readers.notes import Notes, collect
+from universeg_jax.readers.notes import Notes, collect, note
 from universeg_jax.readers.ome_zarr import is_ome_zarr
 from universeg_jax.readers.polygons import draw
 from universeg_jax.readers.preprocess import (
@@ -64,6 +64,7 @@ from universeg_jax.readers.volumes import (
 )
 
 LabelMap = np.ndarray | dict[int, np.ndarray]  # int32 ids; or the bool mask of each id, where classes overlap
+MAX_WITHOUT_LABEL = 0.05  # share of an image or volume of a dataset for training and evaluation
 OVERLAP = 0.02  # share of the smaller of two classes from which they overlap
 
 
@@ -190,6 +191,16 @@ def ignored_in(case: Case, image: np.ndarray | Volume) -> np.ndarray | None:
     return ignored
 
 
+def check_nearly_labelled(case: Case, image: np.ndarray | Volume) -> None:
+    """Notes that pixels without a label become background in a dataset. Raises ImageError where they are many."""
+    if (ignored := ignored_in(case, image)) is None:
+        return
+    if (share := float(ignored.mean())) > MAX_WITHOUT_LABEL:
+        detail = f"{100 * share:.0f} % of it is to be ignored, and a dataset would take that for background; label it, "
+        raise ImageError(case.labels[0].path, "is labelled in part", f"{detail}or use the folder as --support")
+    note(case.labels[0].path, "its few pixels to be ignored become background in a dataset")
+
+
 def check_complete(case: Case) -> None:
     """Raises ImageError for a case with missing or duplicated files."""
     if case.fault[0]:
@@ -214,6 +225,7 @@ def check_inside(case: Case) -> None:
 
 def _examples_of_image(case: Case) -> list[Example]:
     image = _read_image(case)
+    check_nearly_labelled(case, image)
     masks = {i: preprocess_mask(mask, case.size) for i, mask in _image_masks(case, image)}
     window = case.window
     if window == "auto":  # of single images only DICOM has physical units
@@ -265,6 +277,7 @@ def _read_image_label(file: LabelFile, shape: tuple[int, int]) -> np.ndarray:
 
 def _examples_of_volume(case: Case) -> list[Example]:
     image = read_volume(case.image, case.channel)
+    check_nearly_labelled(case, image)
     spacing = image.fine_spacing(case.size)
     shape = image.shape_at(spacing)
     check_voxels(image.name, shape, f"{spacing:g} mm")
