@@ -2,10 +2,10 @@
 
     python -m benchmarks.partial --checkpoint small --data_dir DATA --out results.jsonl
 
-Of each `val` dataset's most frequent label, up to --queries images of half of the subjects are queries, and
---examples images of other subjects the examples. Of every example a part is left unlabelled: a random half plane of half of the area
-("half"), every second block of 16x16 pixels at random ("blocks"), or all but a few discs of 9 pixels, half of them on
-the structure ("scribbles"). The choice of universeg_jax/prediction/partial.py follows from these numbers.
+Of each `val` dataset's most frequent label, up to --queries images of half of the subjects are queries, and --examples
+images of other subjects the examples. Of every example a part is left unlabelled: a random half plane of half of the
+area ("half"), every second block of 16x16 pixels at random ("blocks"), or all but a few discs of 9 pixels, half of them
+on the structure ("scribbles"). The choice of universeg_jax/prediction/partial.py follows from these numbers.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from benchmarks.annotation import read_set
 from benchmarks.lines import write_line
 from universeg_jax.prediction.check import dice_scores
 from universeg_jax.prediction.options import Options
-from universeg_jax.prediction.partial import filled_masks, rows_of_others
+from universeg_jax.prediction.partial import filled_masks
 from universeg_jax.prediction.predictor import Predictor, Segmenter
 from universeg_jax.prediction.support import Support
 
@@ -64,26 +64,21 @@ def split(everything: Support, count: int, queries: int) -> tuple[Support, Suppo
     return parts[0], parts[1]
 
 
-def foreground_rate(support: Support) -> float:
-    return float(support.masks.sum() / np.broadcast_to(support.known, support.images.shape).sum())
-
-
 # Method → masks float32 [1, N, 128, 128] of a partly labelled support set.
 METHODS: dict[str, Callable[[Segmenter, Support], np.ndarray]] = {
     "background": lambda segmenter, support: support.masks.astype(np.float32),
     "unknown": lambda segmenter, support: fill(segmenter, support, 0.5, 0),
-    "rate": lambda segmenter, support: fill(segmenter, support, foreground_rate(support), 0),
-    "hard": lambda segmenter, support: fill(segmenter, support, foreground_rate(support), 1),
+    "rate": lambda segmenter, support: fill(segmenter, support, None, 0),
+    "hard": lambda segmenter, support: fill(segmenter, support, None, 1),
     "hard from background": lambda segmenter, support: fill(segmenter, support, 0, 1),
     "hard from unknown": lambda segmenter, support: fill(segmenter, support, 0.5, 1),
-    "hard twice": lambda segmenter, support: fill(segmenter, support, foreground_rate(support), 2),
-    "soft": lambda segmenter, support: fill(segmenter, support, foreground_rate(support), 1, True),
+    "hard twice": lambda segmenter, support: fill(segmenter, support, None, 2),
+    "soft": lambda segmenter, support: fill(segmenter, support, None, 1, True),
 }
 
 
-def fill(segmenter: Segmenter, support: Support, start: float, rounds: int, soft: bool = False) -> np.ndarray:
-    rows = rows_of_others(support, segmenter.options)
-    return filled_masks(support, segmenter.by_masks, rows, False, start, rounds, soft)
+def fill(segmenter: Segmenter, support: Support, start: float | None, rounds: int, soft: bool = False) -> np.ndarray:
+    return filled_masks(support, segmenter.by_masks, segmenter.options, start, rounds, soft)
 
 
 def main() -> None:

@@ -113,7 +113,7 @@ class Assistant:
             if not set(support.labels) <= set(self.session.project.labels):
                 ids = [list(each) for each in (support.labels, self.session.project.labels)]
                 raise UserError(f"{folder}: its labels are {ids[0]}, those of the project {ids[1]}; use the same ids")
-            self._elsewhere = support
+            self._elsewhere = support if support.ignored is None else self.predictor.segmenter(support).filled
         return self._elsewhere
 
     def rows_for(self, pool: Pool, unit: str, allowed: np.ndarray) -> np.ndarray:

@@ -32,7 +32,10 @@ def add_support_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the intensities of volumes: ct, mr, none or LOW,HIGH (default: meta.json, else chosen, and printed)",
     )
     parser.add_argument(
-        "--ignore", type=int, metavar="ID", help="the id of pixels that have no label (default: those that the folder names)"
+        "--ignore",
+        type=int,
+        metavar="ID",
+        help="the id of pixels that have no label (default: those that the folder names)",
     )
     parser.add_argument("--axis", choices=AXES, help="slice volumes along it (default: as the first was acquired)")
 

@@ -99,12 +99,12 @@ def mask_at(size: int, label: LabelMap, i: int, shape: tuple[int, ...], void: Vo
     return preprocess_mask(mask, size) if void is None else preprocess_partly(mask, void, size)
 
 
-def ignored_at(size: int, names: Sequence[str], greys: Sequence[np.ndarray], voids: Sequence[Void]) -> Void:
+def ignored_at(size: int, names: Sequence[str], voids: Sequence[Void]) -> Void:
     """Pixels without a label at `size`; None where all have one. Raises UserError for an image without any."""
     if all(void is None for void in voids):
         return None
     found = []
-    for name, grey, void in zip(names, greys, voids, strict=True):
+    for name, void in zip(names, voids, strict=True):
         found.append(np.zeros((size, size), bool) if void is None else preprocess_ignored(void, size))
         if void is not None and found[-1][preprocess_ignored(np.ones_like(void), size)].all():
             raise UserError(

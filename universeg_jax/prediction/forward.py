@@ -100,7 +100,7 @@ class Forward:
                 entries = np.flip(images[chosen], axes)[None]
                 entry_keys = tuple(each[chosen][None] for each in keys[i]) if keys else None
                 for j, mask in enumerate(masks):
-                    labels = np.flip(mask[chosen], axes)[None]
+                    labels = np.flip(mask[chosen], axes)[None].astype(np.float32)  # one program for masks of any type
                     inputs = (turned, entries, labels, np.int32(count), query_keys, entry_keys)
                     with self._announced(entries.shape[1]):
                         logits[j, k] = np.flip(self._one(params, *inputs)[0], axes)[..., 0]

@@ -26,7 +26,7 @@ from universeg_jax.model.recognition import Keys
 from universeg_jax.prediction.examples import ImageLike, as_grey
 from universeg_jax.prediction.forward import Forward, flip_axes
 from universeg_jax.prediction.options import Options, default_support_size
-from universeg_jax.prediction.partial import filled_masks, rows_of_others
+from universeg_jax.prediction.partial import filled_masks
 from universeg_jax.prediction.prepared import PreparedKeys
 from universeg_jax.prediction.result import Prediction
 from universeg_jax.prediction.selection import select_examples
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from universeg_jax.prediction.complete import Completion, VolumeLike
 
 Array = jax.Array | np.ndarray
+LONG = 32  # examples to fill from which on there is a progress bar
 
 
 class Predictor:
@@ -109,6 +110,7 @@ class Predictor:
         self,
         images: Sequence[ImageLike] | np.ndarray,
         labels: Sequence[ImageLike] | np.ndarray,
+        ignore: int | Sequence[int] = (),
         **options: Any,
     ) -> "Segmenter":
         """Prepares a support set once and returns a function that segments queries.
@@ -117,10 +119,11 @@ class Predictor:
             predictions = [segment(query) for query in queries]
 
         `images`: arrays [H, W] or [H, W, 3], PIL images or files, of any size and intensity range. `labels`: an array
-        [H, W] of ids, or file, per image; 0 is background. Options are fields of `Options`. Raises UserError.
+        [H, W] of ids, or file, per image; 0 is background. `ignore`: the id or ids of pixels without a label, which are
+        neither a structure nor background. Options are fields of `Options`. Raises UserError.
         """
         parsed = Options(**options)
-        support = make_support(images, labels, tiles=parsed.tiles)
+        support = make_support(images, labels, tiles=parsed.tiles, ignore=ignore)
         warn(support.notes)
         return self.segmenter(support, parsed)
 
@@ -172,10 +175,8 @@ class Segmenter:
         )
         self.images = resize(support.images[..., None], predictor.config.image_size)
         self.keys = predictor.prepared_keys(self.images, options.flips)
-        self.masks = self.masks_at_size(support.masks)
-        if support.ignored is not None:
-            rows = rows_of_others(support, options)
-            self.masks = self.masks_at_size(filled_masks(support, self.by_masks, rows, options.overlap))
+        self.filled = self._fill()
+        self.masks = self.masks_at_size(self.filled.masks)
         if len(support) <= size:
             self.keys_of(np.arange(len(support)))  # every query will ask for all
 
@@ -183,9 +184,19 @@ class Segmenter:
         """Pretrained keys of the examples `rows`, for each flip, in arrays for all examples."""
         return [keys.of(rows[rows >= 0]) for keys in self.keys]
 
+    def _fill(self) -> Support:
+        """The support set with a label for each pixel (partial.py); itself where each has one."""
+        filled, tiles = self.support, self.support.tile_support
+        if filled.ignored is not None:
+            masks = filled_masks(filled, self.by_masks, self.options)
+            filled = replace(filled, masks=masks.astype(np.uint8), ignored=None)
+        if tiles and self.tile_segmenter and tiles.support.ignored is not None:
+            filled = replace(filled, tile_support=replace(tiles, support=self.tile_segmenter.filled))
+        return filled
+
     @functools.cached_property
     def statistics(self) -> SupportStatistics:
-        return support_statistics(self.support)
+        return support_statistics(self.filled)
 
     def __call__(self, query: ImageLike | Volume) -> Prediction:
         """Segments an image: an array [H, W] or [H, W, 3], PIL image or file. A `Volume` goes to `volume`.
@@ -262,18 +273,17 @@ class Segmenter:
         return self.predictor.forward(self.predictor.params, *inputs, self.options.flips, self.options.overlap, on_done)
 
     def masks_at_size(self, masks: np.ndarray) -> jax.Array:
-        """[L, N, 128, 128] → [L, N, H, W, 1] at the model's size: uint8 0/1, or float32 in [0, 1] of float32."""
+        """uint8 0/1 [L, N, 128, 128] → [L, N, H, W, 1] at the model's size; float32 in [0, 1] stays so."""
         at_size = resize(masks[..., None].astype(np.float32), self.predictor.config.image_size)
-        if masks.dtype != np.float32:
-            return (at_size >= 0.5).astype(jnp.uint8)
-        assert self.support.ignored is not None
-        ignored = resize(self.support.ignored[..., None].astype(np.float32), self.predictor.config.image_size)
-        return jnp.where(ignored >= 0.5, at_size, (at_size >= 0.5).astype(jnp.float32))
+        return at_size if masks.dtype == np.float32 else (at_size >= 0.5).astype(jnp.uint8)
 
     def by_masks(self, masks: np.ndarray, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Like `by_rows`, with other masks [L, N, 128, 128] of the examples, and without flips."""
         inputs = (queries[..., None], self.images, self.masks_at_size(masks), self.keys_of(rows), rows)
-        return self.predictor.forward(self.predictor.params, *inputs, False, self.options.overlap)
+        with tqdm(
+            total=len(queries), desc="fill labels", unit="example", leave=False, disable=len(queries) < LONG
+        ) as bar:
+            return self.predictor.forward(self.predictor.params, *inputs, False, self.options.overlap, bar.update)
 
 
 def make_prediction(probabilities: np.ndarray, labels: tuple[int, ...], overlap: bool = False) -> Prediction:

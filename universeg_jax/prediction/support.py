@@ -127,8 +127,8 @@ def make_support(
         raise UserError(f"{len(images)} support images and {len(labels)} labels: give one label for each image")
     names = tuple(names) or tuple(f"support {i}" for i in range(len(images)))
     with collect() as notes:
-        ids = (ignore,) if isinstance(ignore, int) else tuple(ignore)
-        greys, maps, voids = read_pairs(images, labels, names, ids, ignored or [None] * len(images))
+        unlabelled = (ignore,) if isinstance(ignore, int) else tuple(ignore)
+        greys, maps, voids = read_pairs(images, labels, names, unlabelled, ignored or [None] * len(images))
     for name, grey, label in zip(names, greys, maps, strict=True):
         for each in label.values() if isinstance(label, dict) else (label,):
             if grey.shape != each.shape:
@@ -147,7 +147,7 @@ def make_support(
         overlapping=any(isinstance(label, dict) for label in maps),
         sizes=tuple(grey.shape for grey in greys),
         pixels=tuple(sum(int(mask_of(label, i, grey.shape).sum()) for label, grey, _ in pairs) for i in ids),
-        ignored=ignored_at(OFFICIAL_SIZE, names, greys, voids),
+        ignored=ignored_at(OFFICIAL_SIZE, names, voids),
         notes=notes.lines(),
     )
     if tiles:

@@ -25,7 +25,9 @@ def describe(support: Support, names: Mapping[int, str], path: str | Path, taken
         lines.append(f"labels: taken for {taken}")
     if support.ignored is not None:
         count = int(support.ignored.any((1, 2)).sum())
-        lines.append(f"without a label: {100 * support.ignored.mean():.1f} % of all pixels, in {count} of {len(support)}")
+        lines.append(
+            f"without a label: {100 * support.ignored.mean():.1f} % of all pixels, in {count} of {len(support)}"
+        )
     if support.overlapping:
         lines.append("classes overlap, so each is predicted by itself, with a mask of its own")
     unit, share = ("voxels", "slices") if volumes else ("pixels", "images")

@@ -8,8 +8,9 @@
 Each channel is a modality of its own, except that one `_0000` file in colour stands for all of them, as in nnU-Net's
 dataset of natural images. Each case is its own subject unless meta.json says otherwise, because the part of
 "liver_12" before the "_" is no patient. Regions of nnU-Net, [1, 2, 3], are labels that may overlap; its label "ignore"
-is no class, and marks pixels without a label. Images without labels, imagesTs among them, are not read. A label without its image and a listed case that
-does not exist are faulty cases: they are dropped and counted, unless every case is faulty.
+is no class, and marks pixels without a label. Images without labels, imagesTs among them, are not read. A label without
+its image and a listed case that does not exist are faulty cases: they are dropped and counted, unless every case is
+faulty.
 """
 
 import re
