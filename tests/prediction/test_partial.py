@@ -167,6 +167,14 @@ def test_where_nothing_has_a_label_the_example_is_named(predictor):
         predictor.for_support(images[:1], [np.where(labels[0] > 0, 255, 0)], ignore=255)
 
 
+def test_background_must_be_labelled_somewhere_with_0(predictor):
+    images, labels, _ = some(3)
+    with pytest.raises(UserError, match="no pixel of any example is labelled as background"):
+        predictor.for_support(images, [np.where(label, label, 255) for label in labels], ignore=255)
+    with pytest.raises(UserError, match="ignore=0: 0 is the background"):
+        predictor.for_support(images, labels, ignore=0)
+
+
 def test_an_ignored_id_of_overlapping_classes():
     images, labels, ignored = some(2)
     maps = [{1: x > 0, 3: x > 1, 9: empty} for x, empty in zip(labels, ignored, strict=True)]

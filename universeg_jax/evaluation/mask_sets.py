@@ -261,5 +261,5 @@ def _ids_of(file: LabelFile) -> tuple[set[int], set[int]]:
     values = _values(file)
     occurring = set(np.unique(values).tolist()) - {0, *file.ignored}
     if not file.classes:
-        return occurring, rim_ids(values)
+        return occurring, rim_ids(np.where(np.isin(values, file.ignored), 0, values))
     return {i for i, of_class in file.classes if occurring & set(of_class) or (occurring and not of_class)}, set()

@@ -41,14 +41,22 @@ def read_pairs(
             maps.append({i: np.asarray(mask, bool) for i, mask in label.items()})
         else:
             is_file = isinstance(label, Source)
-            check = read_label if is_file else check_label
-            maps.append(check(label if is_file else np.asarray(label), name, ignore))
+            maps.append(read_label(label, name, ignore) if is_file else check_label(np.asarray(label), name, ignore))
         maps[-1], void = without_ids(maps[-1], ignore, void)
         voids.append(void)
     if values := one_class([ids_of(label) for label in maps]):
         note("labels", MIXED_NOTE)
         maps = [_merged(label, values) for label in maps]
     return greys, maps, voids
+
+
+def ids_to_ignore(ignore: int | Sequence[int] | None) -> tuple[int, ...]:
+    """The ids as a tuple. Raises UserError for one that no label can have, or that means background."""
+    ids = () if ignore is None else (ignore,) if isinstance(ignore, int) else tuple(ignore)
+    for i in ids:
+        if i < 1:
+            raise UserError(f"ignore={i}: 0 is the background, so mark pixels that have no label with an id above 0")
+    return ids
 
 
 def without_ids(label: LabelMap, ids: Sequence[int], void: Void) -> tuple[LabelMap, Void]:

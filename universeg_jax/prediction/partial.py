@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from universeg_jax.errors import UserError
 from universeg_jax.prediction.options import Options, default_support_size
 from universeg_jax.prediction.selection import select_examples
 from universeg_jax.prediction.support import Support
@@ -28,10 +29,15 @@ def filled_masks(
 ) -> np.ndarray:
     """Masks float32 [L, N, 128, 128] with a label for each ignored pixel of a support set, which must have some.
 
-    `start`: the label that such a pixel has in the first prediction of others; default: each label's share of the
+    Raises UserError where no pixel is known to be background. `start`: the label that such a pixel has in the first prediction of others; default: each label's share of the
     pixels that have a label. `soft`: give probabilities, not 0 or 1.
     """
     assert support.ignored is not None
+    if not (support.known & ~support.masks.any(0)).any():
+        raise UserError(
+            "no pixel of any example is labelled as background, so that everything looks like the structure: mark some "
+            "background with 0 in at least one"
+        )
     ignored, known = support.ignored[None], support.known.sum()
     shares = support.masks.sum((1, 2, 3)) / known if start is None else np.full(len(support.labels), start)
     masks = np.where(ignored, shares[:, None, None, None], support.masks).astype(np.float32)

@@ -17,6 +17,7 @@ from universeg_jax.errors import UserError
 from universeg_jax.prediction.examples import (
     ImageLike,
     check_not_exchanged,
+    ids_to_ignore,
     ignored_at,
     mask_at,
     read_pairs,
@@ -127,8 +128,7 @@ def make_support(
         raise UserError(f"{len(images)} support images and {len(labels)} labels: give one label for each image")
     names = tuple(names) or tuple(f"support {i}" for i in range(len(images)))
     with collect() as notes:
-        unlabelled = (ignore,) if isinstance(ignore, int) else tuple(ignore)
-        greys, maps, voids = read_pairs(images, labels, names, unlabelled, ignored or [None] * len(images))
+        greys, maps, voids = read_pairs(images, labels, names, ids_to_ignore(ignore), ignored or [None] * len(images))
     for name, grey, label in zip(names, greys, maps, strict=True):
         for each in label.values() if isinstance(label, dict) else (label,):
             if grey.shape != each.shape:
@@ -210,7 +210,7 @@ def read_support_folder(
     which then receives the case's name and the reason.
     """
     with collect() as notes:
-        folder = read_folder(path, ignore=() if ignore is None else (ignore,))
+        folder = read_folder(path, ignore=ids_to_ignore(ignore))
         support = _read_support_folder(Path(path), folder, label, axis, tiles, unusable, window)
         if ignore is not None and support.ignored is None:
             note(path, f"no label holds the id to ignore, {ignore}")

@@ -305,7 +305,7 @@ def _occurring_ids(path: Path, cases: Iterable[Case]) -> tuple[list[set[int]], l
                 volume = read_label_volume(file.path, file.ignored).data if case.volume else None
                 label = read_label(file.path, ignored=file.ignored) if volume is None else volume
                 occurring.append(set(np.unique(label).tolist()) - {0, *file.ignored})
-                rims.append(rim_ids(label))
+                rims.append(rim_ids(np.where(np.isin(label, file.ignored), 0, label)))
         except ImageError as error:
             problems.append(str(error))  # the build meets the error again, then drops and counts the case
     if not any(occurring):

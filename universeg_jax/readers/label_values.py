@@ -39,7 +39,7 @@ INSTANCES_NOTE = (
 WHITE, BRIGHT = 255, 100  # values that programs use to show a mask, and from which on others probably do so too
 VOID_NOTE = (
     "255 occurs beside small ids, where programs often write it for pixels without a class: it is taken for a class; "
-    'otherwise write "ignore": [255] into meta.json'
+    'otherwise give --ignore 255, or write "ignore": [255] into meta.json'
 )
 GREYS_NOTE = (
     "each mask holds one value above 0, but not all the same ({}): each is taken for a class of its own; if they mean "
