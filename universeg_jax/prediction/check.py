@@ -268,7 +268,7 @@ def _explain_label(
     i: int, j: int, probabilities: np.ndarray, support: Support, fits: np.ndarray, medians: Sequence[float]
 ) -> tuple[str, str] | None:
     """(kind, message) if label j of example i disagrees with its prediction; else None."""
-    p, mask, fit = probabilities[i, j] * known_of(support, i), support.masks[j, i], float(fits[j, i])
+    p, mask, fit = probabilities[i, j] * support.known_of(i), support.masks[j, i], float(fits[j, i])
     if not mask.any():
         is_usual = support.masks[j].any((1, 2)).mean() >= 0.8
         is_predicted = (p >= 0.5).sum() >= 0.25 * np.median(support.masks[j].sum((1, 2)))
@@ -297,7 +297,7 @@ def _explanations(
     Neighbouring slices of one patient are alike, so a label is taken for another's only if that is another subject's,
     and fits it nearly as well as labels usually do.
     """
-    known = known_of(support, i)
+    known = support.known_of(i)
     p, mask = probabilities[i, j] * known, support.masks[j, i]
     explanations = [("inverted", float(dice_on_host(p, (1 - mask) * known)), "structure and background are exchanged")]
     for k, other in enumerate(support.labels):
@@ -315,11 +315,6 @@ def _explanations(
     if borrowed[nearest] >= BORROWED * median:
         explanations.append(("another's label", float(borrowed[nearest]), f"it fits {support.names[nearest]} better"))
     return explanations
-
-
-def known_of(support: Support, i: int) -> np.ndarray:
-    """Bool [128, 128], or to be broadcast to it: pixels of example i that have a label."""
-    return support.known[i if len(support.known) > 1 else 0]
 
 
 def best_shift(p: np.ndarray, mask: np.ndarray) -> tuple[tuple[int, int], float]:

@@ -29,8 +29,9 @@ def filled_masks(
 ) -> np.ndarray:
     """Masks float32 [L, N, 128, 128] with a label for each ignored pixel of a support set, which must have some.
 
-    Raises UserError where no pixel is known to be background. `start`: the label that such a pixel has in the first prediction of others; default: each label's share of the
-    pixels that have a label. `soft`: give probabilities, not 0 or 1.
+    `start`: the label that such a pixel has in the first prediction of others; default: each label's share of the
+    pixels that have a label. `soft`: give probabilities, not 0 or 1. Raises UserError where no pixel is known to be
+    background.
     """
     assert support.ignored is not None
     if not (support.known & ~support.masks.any(0)).any():

@@ -73,6 +73,10 @@ class Support:
         """Bool, to be broadcast to [N, 128, 128]: pixels that have a label, background included."""
         return np.ones((1, 1, 1), bool) if self.ignored is None else ~self.ignored
 
+    def known_of(self, i: int) -> np.ndarray:
+        """`known` of example i, to be broadcast to [128, 128]."""
+        return self.known[0 if self.ignored is None else i]
+
     def take(self, rows: Sequence[int] | np.ndarray) -> "Support":
         """Selects examples, without their tiles."""
         return replace(
