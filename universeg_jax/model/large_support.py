@@ -7,7 +7,7 @@ full-resolution features of the first and the last block are needed as means onl
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -25,19 +25,26 @@ Array = jax.Array | np.ndarray
 def sharded_logits(model: UniverSeg, mesh: Mesh, axis: str) -> Callable[..., jax.Array]:
     """A jitted function as `model.apply`'s (params, query [B, H, W, 1], images, labels [B, S, H, W, 1], mask [B, S]).
 
-    S is split over `axis` of the mesh and must be a multiple of its size: pad with entries whose mask is 0.
+    It may be given which labels are known, too, [B, S, H, W, 1]. S is split over `axis` of the mesh and must be a multiple of its size: pad with entries whose mask is 0.
     """
     local = model.clone(support_axis=axis)
     split = P(None, axis)
-    return jax.jit(
-        jax.shard_map(
-            lambda params, *inputs: local.apply({"params": params}, *inputs),
+
+    def of_shard(params: Any, query: Array, images: Array, labels: Array, mask: Array, *known: Array) -> jax.Array:
+        options = {"support_known": known[0]} if known else {}
+        return cast(jax.Array, local.apply({"params": params}, query, images, labels, mask, **options))
+
+    def logits(params: Any, query: Array, *support: Array) -> jax.Array:
+        sharded = jax.shard_map(
+            of_shard,
             mesh=mesh,
-            in_specs=(P(), P(), split, split, split),
+            in_specs=(P(), P(), *[split] * len(support)),
             out_specs=P(),
             check_vma=False,  # the fast form's scan starts from zeros that vary over no axis
         )
-    )
+        return sharded(params, query, *support)
+
+    return jax.jit(logits)
 
 
 class _Once:
