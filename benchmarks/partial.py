@@ -1,11 +1,13 @@
-"""Dice of queries from partly labelled examples, by what stands in for the missing labels; one JSON object per line.
+"""Dice of queries from partly labelled examples, by what is done without labels; one JSON object per line.
 
     python -m benchmarks.partial --checkpoint small --data_dir DATA --out results.jsonl
 
 Of each `val` dataset's most frequent label, up to --queries images of half of the subjects are queries, and --examples
 images of other subjects the examples. Of every example a part is left unlabelled: a random half plane of half of the
 area ("half"), every second block of 16x16 pixels at random ("blocks"), or all but a few discs of 9 pixels, half of them
-on the structure ("scribbles"). The choice of universeg_jax/prediction/partial.py follows from these numbers.
+on the structure ("scribbles"). Methods: pixels without a label are background; have the share of foreground of the
+others as their label; have the label that the other examples predict; or count for nothing in matching and as that
+share elsewhere, which is what the model does ("weights"). "full" has all labels.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +23,6 @@ from benchmarks.annotation import read_set
 from benchmarks.lines import write_line
 from universeg_jax.prediction.check import dice_scores
 from universeg_jax.prediction.options import Options
-from universeg_jax.prediction.partial import filled_masks
 from universeg_jax.prediction.predictor import Predictor, Segmenter
 from universeg_jax.prediction.support import Support
 
@@ -64,21 +66,33 @@ def split(everything: Support, count: int, queries: int) -> tuple[Support, Suppo
     return parts[0], parts[1]
 
 
-# Method → masks float32 [1, N, 128, 128] of a partly labelled support set.
-METHODS: dict[str, Callable[[Segmenter, Support], np.ndarray]] = {
-    "background": lambda segmenter, support: support.masks.astype(np.float32),
-    "unknown": lambda segmenter, support: fill(segmenter, support, 0.5, 0),
-    "rate": lambda segmenter, support: fill(segmenter, support, None, 0),
-    "hard": lambda segmenter, support: fill(segmenter, support, None, 1),
-    "hard from background": lambda segmenter, support: fill(segmenter, support, 0, 1),
-    "hard from unknown": lambda segmenter, support: fill(segmenter, support, 0.5, 1),
-    "hard twice": lambda segmenter, support: fill(segmenter, support, None, 2),
-    "soft": lambda segmenter, support: fill(segmenter, support, None, 1, True),
+def shares(support: Support) -> np.ndarray:
+    """Masks float32 [1, N, 128, 128] in which a pixel without a label has the share of foreground of the others."""
+    share = support.masks.sum() / np.broadcast_to(support.known, support.images.shape).sum()
+    return np.where(support.known, support.masks, share).astype(np.float32)
+
+
+def filled(segmenter: Segmenter) -> np.ndarray:
+    """Masks in which a pixel without a label has the one that the other examples predict."""
+    support = segmenter.support
+    rows = np.stack([np.delete(np.arange(len(support)), i) for i in range(len(support))])[:, None]
+    p = segment(segmenter, shares(support), support.images, rows).swapaxes(0, 1)
+    return np.where(support.known, support.masks, p >= 0.5).astype(np.float32)
+
+
+def segment(segmenter: Segmenter, masks: np.ndarray, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Probabilities [Q, 1, 128, 128] with masks [1, N, 128, 128] in which each pixel counts fully."""
+    inputs = (queries[..., None], segmenter.images, masks[..., None], segmenter.keys_of(rows), rows)
+    return segmenter.predictor.forward(segmenter.predictor.params, *inputs, False, False)
+
+
+# Method → probabilities of queries [Q, 128, 128]; rows [Q, 1, S] are all examples for each.
+METHODS: dict[str, Callable[[Segmenter, np.ndarray, np.ndarray], np.ndarray]] = {
+    "background": lambda s, queries, rows: segment(s, s.support.masks.astype(np.float32), queries, rows),
+    "share": lambda s, queries, rows: segment(s, shares(s.support), queries, rows),
+    "filled": lambda s, queries, rows: segment(s, filled(s), queries, rows),
+    "weights": lambda s, queries, rows: s.by_rows(queries, rows),
 }
-
-
-def fill(segmenter: Segmenter, support: Support, start: float | None, rounds: int, soft: bool = False) -> np.ndarray:
-    return filled_masks(support, segmenter.by_masks, segmenter.options, start, rounds, soft)
 
 
 def main() -> None:
@@ -96,24 +110,22 @@ def main() -> None:
     for name in args.sets.split(","):
         examples, queries = split(read_set(args.data_dir, name, IMAGES), args.examples, args.queries)
         about = {"benchmark": "partial", "checkpoint": args.checkpoint, "dataset": name, "examples": len(examples)}
+        about["queries"] = len(queries)
         rows = np.tile(np.arange(len(examples)), (len(queries), 1, 1))
-        segmenter = predictor.segmenter(examples, Options(support_size=len(examples)))
+        options = Options(support_size=len(examples))
 
-        def score(masks: np.ndarray) -> float:
-            p = segmenter.by_masks(masks, queries.images, rows)  # noqa: B023
-            return round(float(np.nanmean(dice_scores(p, queries))), 4)  # noqa: B023
+        def measure(segmenter: Segmenter, method: str, pattern: str, **more: Any) -> None:
+            p = METHODS[method](segmenter, queries.images, rows)  # noqa: B023
+            dice = float(np.nanmean(dice_scores(p, queries)))  # noqa: B023
+            name = method if pattern else "full"
+            means[name, pattern].append(dice)
+            write_line({**about, "method": name, "pattern": pattern, **more, "dice": round(dice, 4)}, args.out)  # noqa: B023
 
-        full = score(examples.masks)
-        write_line({**about, "queries": len(queries), "method": "full", "dice": full}, args.out)
-        means["full", ""].append(full)
+        measure(predictor.segmenter(examples, options), "background", "")
         for pattern in args.patterns.split(","):
-            support = partly(examples, pattern)
-            segmenter = predictor.segmenter(support, Options(support_size=len(examples)))
+            segmenter = predictor.segmenter(partly(examples, pattern), options)
             for method in args.methods.split(","):
-                dice = score(METHODS[method](segmenter, support))
-                ignored = round(float(support.ignored.mean()), 3)
-                write_line({**about, "pattern": pattern, "ignored": ignored, "method": method, "dice": dice}, args.out)
-                means[method, pattern].append(dice)
+                measure(segmenter, method, pattern, ignored=round(float((~segmenter.support.known).mean()), 3))
     for (method, pattern), values in means.items():
         row = {"benchmark": "partial", "mean": True, "pattern": pattern, "method": method, "datasets": len(values)}
         write_line({**row, "dice": round(float(np.mean(values)), 4)}, args.out)

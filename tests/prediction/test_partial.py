@@ -3,24 +3,29 @@
 import json
 from dataclasses import replace
 
+import jax
 import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import Mesh
 from PIL import Image
 
-from tests.fixtures import block_volume, disc_examples, write_folder, write_nifti
+from tests.fixtures import block_volume, disc_examples, random_params, tiny_config, write_folder, write_nifti
+from tests.model.test_recognition import pixels_of_cells
 from universeg_jax.adaptation.finetune import read_tasks
 from universeg_jax.cli import main
 from universeg_jax.errors import UserError
+from universeg_jax.model import pretrained
+from universeg_jax.model.factory import build_model, param_shapes
+from universeg_jax.model.large_support import sharded_logits
 from universeg_jax.prediction.check import check, find_label_mistakes
 from universeg_jax.prediction.check_curve import dice_scores
-from universeg_jax.prediction.options import Options
-from universeg_jax.prediction.partial import as_labels, rows_of_others
 from universeg_jax.prediction.predictor import Predictor
 from universeg_jax.prediction.support import make_support, read_support_folder
 from universeg_jax.prediction.understood import find_shared_mistakes
+from universeg_jax.prediction.warnings import support_statistics
 from universeg_jax.readers import notes
 from universeg_jax.readers.cases import make_examples
 from universeg_jax.readers.errors import FolderError, ImageError
@@ -94,7 +99,7 @@ def test_without_an_ignored_pixel_nothing_changes(predictor, seed):
         assert support.ignored is None
         assert support.digest() == expected.support.digest()
         found = predictor.segmenter(support)
-        assert found.filled is support
+        assert found.known is None
         np.testing.assert_array_equal(found(images[0]).probabilities, expected(images[0]).probabilities)
 
 
@@ -104,58 +109,62 @@ def test_the_order_of_the_examples_does_not_matter(predictor):
     found = predictor.for_support(images, marked(labels, ignored), ignore=255)
     turned = predictor.for_support([images[i] for i in order], [marked(labels, ignored)[i] for i in order], ignore=255)
     np.testing.assert_allclose(turned(images[0]).probabilities, found(images[0]).probabilities, atol=1e-5)
-    np.testing.assert_array_equal(turned.filled.masks, found.filled.masks[:, order])
 
 
-def test_all_forms_of_the_model_agree(predictor):
-    images, labels, ignored = some()
+@pytest.mark.parametrize("flips", [False, True])
+def test_all_forms_of_the_model_agree(predictor, flips):
+    """The definition, the fast form, a batch as on an accelerator, and the sharded form give one result."""
+    images, labels, ignored = some(4)
     config = predictor.config.copy_and_resolve_references()
     config.model.form = "plain"
+    plain = Predictor(predictor.params, config).for_support(images, marked(labels, ignored), ignore=255, flips=flips)
+    fast = predictor.for_support(images, marked(labels, ignored), ignore=255, flips=flips)
+    expected = plain(images[0]).probabilities
+    np.testing.assert_allclose(fast(images[0]).probabilities, expected, atol=1e-5)
+    rows = np.arange(4)[None, None]
+    inputs = (predictor.params, fast.support.images[:1, ..., None], fast.images, fast.masks, [], rows)
+    batch = predictor.forward._batch(*inputs, flips=flips, overlap=False, known=fast.known)
+    np.testing.assert_allclose(batch, fast.by_rows(fast.support.images[:1], rows), atol=1e-5)
+    query, support = fast.images[:1], [x[None].astype(np.float32) for x in (fast.images, fast.masks[0], fast.known)]
+    mask = np.ones((1, 4), np.float32)
+    logits = predictor.logits(query, *support[:2], mask, support[2])
+    run = sharded_logits(predictor.model, Mesh(np.array(jax.devices()), ("support",)), "support")
+    np.testing.assert_allclose(run(predictor.params, query, *support[:2], mask, support[2]), logits, atol=1e-5)
+
+
+def test_a_model_that_needs_every_label_says_so():
+    config = tiny_config()
+    config.model = {"name": "panet", "encoder_blocks": (4, 4), "stride": 2}
+    panet = Predictor(random_params(param_shapes(build_model(config.model))), config)
+    images, labels, ignored = some(2)
+    panet.for_support(images, labels, ignore=255)
+    with pytest.raises(UserError, match="PANet needs a label for every pixel"):
+        panet.for_support(images, marked(labels, ignored), ignore=255)
+    with pytest.raises(UserError, match="PANet needs a label for every pixel"):
+        x = np.zeros((1, 2, 16, 16, 1), np.float32)
+        panet.logits(x[:, 0], x, x, None, x)
+
+
+def test_keys_and_matching_leave_ignored_pixels_out(monkeypatch):
+    monkeypatch.setattr(pretrained, "features", pixels_of_cells)
+    config = tiny_config()
+    config.model.update({"keys": "lite0", "key_heads": 2, "matching": 1})
+    predictor = Predictor(random_params(param_shapes(build_model(config.model))), config)
+    images, labels, ignored = some(3)
+    segmenter = predictor.for_support(images, marked(labels, ignored), ignore=255)
+    config.model.form = "plain"
     plain = Predictor(predictor.params, config).for_support(images, marked(labels, ignored), ignore=255)
-    fast = predictor.for_support(images, marked(labels, ignored), ignore=255)
-    np.testing.assert_array_equal(plain.filled.masks, fast.filled.masks)
-    np.testing.assert_allclose(plain(images[0]).probabilities, fast(images[0]).probabilities, atol=1e-5)
-    batch = fast.predictor.forward._batch  # as on an accelerator
-    rows = np.arange(5)[None, None]
-    inputs = (fast.images, fast.masks, [], rows)
-    p = batch(fast.predictor.params, fast.support.images[:1, ..., None], *inputs, flips=False, overlap=False)
-    np.testing.assert_allclose(p, fast.by_rows(fast.support.images[:1], rows), atol=1e-5)
+    found = segmenter(images[0]).probabilities
+    np.testing.assert_allclose(found, plain(images[0]).probabilities, atol=1e-4)
+    segmenter.masks = np.where(segmenter.known, segmenter.masks, 1 - segmenter.masks)
+    np.testing.assert_array_equal(segmenter(images[0]).probabilities, found)
 
 
-@pytest.mark.parametrize("overlap", [False, True])
-def test_known_pixels_keep_their_label_and_others_get_the_prediction(predictor, overlap):
-    images, labels, ignored = some(side=128)
-    segmenter = predictor.for_support(images, marked(labels, ignored), ignore=255, overlap=overlap)
-    support, filled = segmenter.support, segmenter.filled
-    assert filled.ignored is None
-    empty = np.broadcast_to(support.ignored, support.masks.shape)
-    np.testing.assert_array_equal(filled.masks[~empty], support.masks[~empty])
-    assert not support.masks[empty].any()
-    assert overlap or filled.masks.sum(0).max() == 1
-    np.testing.assert_array_equal(support.ignored, ignored)
-
-
-@given(seed=SEEDS, count=st.integers(1, 9), size=st.integers(1, 5))
-def test_each_example_is_filled_from_the_others(seed, count, size):
-    images, labels, ignored = some(count, seed)
-    rows = rows_of_others(make_support(images, marked(labels, ignored), ignore=255), Options(support_size=size))
-    assert rows.shape == (count, min(size, max(count - 1, 1)))
-    for i, of_one in enumerate(rows.tolist()):
-        assert count == 1 or i not in of_one
-        assert len(set(of_one)) == len(of_one)
-
-
-def test_labels_of_probabilities_are_those_of_a_prediction():
-    p = np.array([[0.4, 0.2, 0.5, 0.1], [0.3, 0.7, 0.5, 0.1]])
-    assert as_labels(p, False).tolist() == [[True, False, True, False], [False, True, False, False]]
-    assert as_labels(p, True).tolist() == [[False, False, True, False], [False, True, True, False]]
-
-
-def test_one_example_is_filled_from_itself(predictor):
-    images, labels, ignored = some(1)
-    found = predictor.for_support(images, marked(labels, ignored), ignore=255)
-    assert found.filled.ignored is None
-    assert np.isfinite(found(images[0]).probabilities).all()
+def test_areas_of_examples_with_ignored_pixels_warn_of_nothing():
+    images, labels, ignored = some(2)
+    areas = support_statistics(make_support(images, labels, ignored=[ignored[0], None])).areas
+    assert (areas[:, 0] == 0).all()
+    assert (areas[:, 1] > 0).all()
 
 
 def test_where_nothing_has_a_label_the_example_is_named(predictor):
@@ -318,7 +327,7 @@ def test_tiles_leave_ignored_pixels_out(predictor):
     tiles = segmenter.support.tile_support.support
     assert tiles.ignored.any()
     assert not (tiles.masks.astype(bool) & tiles.ignored).any()
-    assert segmenter.filled.tile_support.support.ignored is None
+    assert segmenter.tile_segmenter.known is not None
     assert np.isfinite(segmenter(images[0]).probabilities).all()
 
 

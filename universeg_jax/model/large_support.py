@@ -25,7 +25,8 @@ Array = jax.Array | np.ndarray
 def sharded_logits(model: UniverSeg, mesh: Mesh, axis: str) -> Callable[..., jax.Array]:
     """A jitted function as `model.apply`'s (params, query [B, H, W, 1], images, labels [B, S, H, W, 1], mask [B, S]).
 
-    It may be given which labels are known, too, [B, S, H, W, 1]. S is split over `axis` of the mesh and must be a multiple of its size: pad with entries whose mask is 0.
+    It may be given which labels are known, too, [B, S, H, W, 1]. S is split over `axis` of the mesh and must be a
+    multiple of its size: pad with entries whose mask is 0.
     """
     local = model.clone(support_axis=axis)
     split = P(None, axis)

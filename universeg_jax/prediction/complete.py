@@ -65,8 +65,6 @@ def complete(
     UserError, and ImageError for labels on another grid.
     """
     check_same_grid(volume, partial)
-    if others is not None and others.ignored is not None:
-        others = predictor.segmenter(others).filled
     options = options or CompletionOptions()
     labelled = tuple(labelled) or find_labelled_slices(partial.data)
     window = guess_window(volume) if window == "auto" else window

@@ -26,11 +26,10 @@ from universeg_jax.model.recognition import Keys
 from universeg_jax.prediction.examples import ImageLike, as_grey
 from universeg_jax.prediction.forward import Forward, flip_axes
 from universeg_jax.prediction.options import Options, default_support_size
-from universeg_jax.prediction.partial import filled_masks
 from universeg_jax.prediction.prepared import PreparedKeys
 from universeg_jax.prediction.result import Prediction
 from universeg_jax.prediction.selection import select_examples
-from universeg_jax.prediction.support import Support, make_support
+from universeg_jax.prediction.support import Support, check_background, make_support
 from universeg_jax.prediction.tiles import (
     MIN_PROBABILITY,
     cut_tiles,
@@ -52,7 +51,6 @@ if TYPE_CHECKING:
     from universeg_jax.prediction.complete import Completion, VolumeLike
 
 Array = jax.Array | np.ndarray
-LONG = 32  # examples to fill from which on there is a progress bar
 
 
 class Predictor:
@@ -80,15 +78,24 @@ class Predictor:
     from_pretrained = from_checkpoint
 
     def logits(
-        self, query_image: Array, support_images: Array, support_labels: Array, support_mask: Array | None = None
+        self,
+        query_image: Array,
+        support_images: Array,
+        support_labels: Array,
+        support_mask: Array | None = None,
+        support_known: Array | None = None,
     ) -> jax.Array:
         """Logits, float32 [B, H, W, 1], of a preprocessed batch at the model's image size.
 
         query_image [B, H, W, 1] and support_images [B, S, H, W, 1] in [0, 1]; support_labels 0/1 like support_images;
-        support_mask [B, S], 0 for padding (default: no padding). Nothing is normalised or resized.
+        support_mask [B, S], 0 for padding (default: no padding); support_known like support_images, 0 for a pixel
+        without a label (default: all have one). Nothing is normalised or resized.
         """
-        logits = self._logits(self.params, query_image, support_images, support_labels, support_mask)
-        return cast(jax.Array, logits)
+        inputs = (query_image, support_images, support_labels, support_mask)
+        if support_known is not None:
+            self.forward.check_weighs_labels()
+            inputs = (*inputs, support_known)
+        return cast(jax.Array, self._logits(self.params, *inputs))
 
     def __call__(
         self, query_image: Array, support_images: Array, support_labels: Array, support_mask: Array | None = None
@@ -148,7 +155,8 @@ class Predictor:
         return complete_any(self, volume, partial, labelled or {}, options)
 
     def _apply(self, params: Any, *inputs: Array | None) -> jax.Array:
-        return cast(jax.Array, self.model.apply({"params": params}, *inputs))
+        known = {"support_known": inputs[4]} if len(inputs) > 4 else {}
+        return cast(jax.Array, self.model.apply({"params": params}, *inputs[:4], **known))
 
     def prepared_keys(self, images: Array, flips: bool) -> list[PreparedKeys]:
         """Keys of support images [N, H, W, 1] at the model's size, one entry per flip; [] if the model has no keys."""
@@ -175,8 +183,11 @@ class Segmenter:
         )
         self.images = resize(support.images[..., None], predictor.config.image_size)
         self.keys = predictor.prepared_keys(self.images, options.flips)
-        self.filled = self._fill()
-        self.masks = self.masks_at_size(self.filled.masks)
+        self.masks = self._at_size(support.masks)
+        self.known = None if support.ignored is None else self._at_size(~support.ignored)
+        if self.known is not None:
+            predictor.forward.check_weighs_labels()
+            check_background(support)
         if len(support) <= size:
             self.keys_of(np.arange(len(support)))  # every query will ask for all
 
@@ -184,19 +195,9 @@ class Segmenter:
         """Pretrained keys of the examples `rows`, for each flip, in arrays for all examples."""
         return [keys.of(rows[rows >= 0]) for keys in self.keys]
 
-    def _fill(self) -> Support:
-        """The support set with a label for each pixel (partial.py); itself where each has one."""
-        filled, tiles = self.support, self.support.tile_support
-        if filled.ignored is not None:
-            masks = filled_masks(filled, self.by_masks, self.options)
-            filled = replace(filled, masks=masks.astype(np.uint8), ignored=None)
-        if tiles and self.tile_segmenter and tiles.support.ignored is not None:
-            filled = replace(filled, tile_support=replace(tiles, support=self.tile_segmenter.filled))
-        return filled
-
     @functools.cached_property
     def statistics(self) -> SupportStatistics:
-        return support_statistics(self.filled)
+        return support_statistics(self.support)
 
     def __call__(self, query: ImageLike | Volume) -> Prediction:
         """Segments an image: an array [H, W] or [H, W, 3], PIL image or file. A `Volume` goes to `volume`.
@@ -269,21 +270,14 @@ class Segmenter:
 
         A row of -1 is no example. Calls `on_done` with the number of queries that are finished since the last call.
         """
-        inputs = (queries[..., None], self.images, self.masks, self.keys_of(rows), rows)
-        return self.predictor.forward(self.predictor.params, *inputs, self.options.flips, self.options.overlap, on_done)
+        options, parts = self.options, (self.images, self.masks, self.keys_of(rows), rows)
+        inputs = (self.predictor.params, queries[..., None], *parts)
+        return self.predictor.forward(*inputs, options.flips, options.overlap, on_done, self.known)
 
-    def masks_at_size(self, masks: np.ndarray) -> jax.Array:
-        """uint8 0/1 [L, N, 128, 128] → [L, N, H, W, 1] at the model's size; float32 in [0, 1] stays so."""
+    def _at_size(self, masks: np.ndarray) -> jax.Array:
+        """Masks [..., 128, 128] → uint8 0/1 [..., H, W, 1] at the model's size."""
         at_size = resize(masks[..., None].astype(np.float32), self.predictor.config.image_size)
-        return at_size if masks.dtype == np.float32 else (at_size >= 0.5).astype(jnp.uint8)
-
-    def by_masks(self, masks: np.ndarray, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Like `by_rows`, with other masks [L, N, 128, 128] of the examples, and without flips."""
-        inputs = (queries[..., None], self.images, self.masks_at_size(masks), self.keys_of(rows), rows)
-        with tqdm(
-            total=len(queries), desc="fill labels", unit="example", leave=False, disable=len(queries) < LONG
-        ) as bar:
-            return self.predictor.forward(self.predictor.params, *inputs, False, self.options.overlap, bar.update)
+        return (at_size >= 0.5).astype(jnp.uint8)
 
 
 def make_prediction(probabilities: np.ndarray, labels: tuple[int, ...], overlap: bool = False) -> Prediction:

@@ -112,6 +112,12 @@ class TileSupport:
     first_weight: float  # of the first pass in the result
 
 
+def check_background(support: Support) -> None:
+    """Raises UserError where no pixel is labelled as background, so that everything would look like the structure."""
+    if not (support.known & ~(support.masks > 0).any(0)).any():
+        raise UserError("no pixel of any example is labelled as background: mark some with 0 in at least one example")
+
+
 def make_support(
     images: Sequence[ImageLike] | np.ndarray,
     labels: Sequence[ImageLike | LabelMap] | np.ndarray,

@@ -31,7 +31,7 @@ def in_processes(
     Submits a few elements at a time. Each process loads the parameters and the support set and compiles by itself.
     """
     predictor = segmenter.predictor
-    parts = (jax.device_get(predictor.params), predictor.config.to_json(), segmenter.filled, segmenter.options)
+    parts = (jax.device_get(predictor.params), predictor.config.to_json(), segmenter.support, segmenter.options)
     start = functools.partial(_start_worker, *parts)
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), start)
     waiting: set[Future[Result]] = set()
