@@ -3,13 +3,11 @@
 import json
 from dataclasses import replace
 
-import jax
 import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import Mesh
 from PIL import Image
 
 from tests.fixtures import block_volume, disc_examples, random_params, tiny_config, write_folder, write_nifti
@@ -19,7 +17,6 @@ from universeg_jax.cli import main
 from universeg_jax.errors import UserError
 from universeg_jax.model import pretrained
 from universeg_jax.model.factory import build_model, param_shapes
-from universeg_jax.model.large_support import sharded_logits
 from universeg_jax.prediction.check import check, find_label_mistakes
 from universeg_jax.prediction.check_curve import dice_scores
 from universeg_jax.prediction.predictor import Predictor
@@ -113,7 +110,7 @@ def test_the_order_of_the_examples_does_not_matter(predictor):
 
 @pytest.mark.parametrize("flips", [False, True])
 def test_all_forms_of_the_model_agree(predictor, flips):
-    """The definition, the fast form, a batch as on an accelerator, and the sharded form give one result."""
+    """The definition, the fast form and a batch as on an accelerator give one result."""
     images, labels, ignored = some(4)
     config = predictor.config.copy_and_resolve_references()
     config.model.form = "plain"
@@ -125,11 +122,6 @@ def test_all_forms_of_the_model_agree(predictor, flips):
     inputs = (predictor.params, fast.support.images[:1, ..., None], fast.images, fast.masks, [], rows)
     batch = predictor.forward._batch(*inputs, flips=flips, overlap=False, known=fast.known)
     np.testing.assert_allclose(batch, fast.by_rows(fast.support.images[:1], rows), atol=1e-5)
-    query, support = fast.images[:1], [x[None].astype(np.float32) for x in (fast.images, fast.masks[0], fast.known)]
-    mask = np.ones((1, 4), np.float32)
-    logits = predictor.logits(query, *support[:2], mask, support[2])
-    run = sharded_logits(predictor.model, Mesh(np.array(jax.devices()), ("support",)), "support")
-    np.testing.assert_allclose(run(predictor.params, query, *support[:2], mask, support[2]), logits, atol=1e-5)
 
 
 def test_a_model_that_needs_every_label_says_so():
@@ -140,8 +132,8 @@ def test_a_model_that_needs_every_label_says_so():
     panet.for_support(images, labels, ignore=255)
     with pytest.raises(UserError, match="PANet needs a label for every pixel"):
         panet.for_support(images, marked(labels, ignored), ignore=255)
+    x = np.zeros((1, 2, 16, 16, 1), np.float32)
     with pytest.raises(UserError, match="PANet needs a label for every pixel"):
-        x = np.zeros((1, 2, 16, 16, 1), np.float32)
         panet.logits(x[:, 0], x, x, None, x)
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from universeg_jax.checkpoints import store
 from universeg_jax.episode import FLIPS, OFFICIAL_SIZE, resize
 from universeg_jax.errors import UserError
-from universeg_jax.model.factory import build_model
+from universeg_jax.model.factory import build_model, logits_of
 from universeg_jax.model.recognition import Keys
 from universeg_jax.prediction.examples import ImageLike, as_grey
 from universeg_jax.prediction.forward import Forward, flip_axes
@@ -155,8 +155,7 @@ class Predictor:
         return complete_any(self, volume, partial, labelled or {}, options)
 
     def _apply(self, params: Any, *inputs: Array | None) -> jax.Array:
-        known = {"support_known": inputs[4]} if len(inputs) > 4 else {}
-        return cast(jax.Array, self.model.apply({"params": params}, *inputs[:4], **known))
+        return logits_of(self.model, params, *inputs)
 
     def prepared_keys(self, images: Array, flips: bool) -> list[PreparedKeys]:
         """Keys of support images [N, H, W, 1] at the model's size, one entry per flip; [] if the model has no keys."""
