@@ -44,7 +44,7 @@ def build_model(config: Any, **overrides: Any) -> nn.Module:
 
 
 def logits_of(model: nn.Module, params: Any, *inputs: Array | None) -> Array:
-    """Logits from a query, support images, labels, their mask and, if there is a fifth input, which labels are known."""
+    """Logits from a query, support images, labels and mask and, as a fifth input if any, which labels are known."""
     known = {"support_known": inputs[4]} if len(inputs) > 4 else {}
     return cast(Array, model.apply({"params": params}, *inputs[:4], **known))
 

@@ -29,7 +29,7 @@ from universeg_jax.prediction.options import Options, default_support_size
 from universeg_jax.prediction.prepared import PreparedKeys
 from universeg_jax.prediction.result import Prediction
 from universeg_jax.prediction.selection import select_examples
-from universeg_jax.prediction.support import Support, check_background, make_support
+from universeg_jax.prediction.support import Support, make_support
 from universeg_jax.prediction.tiles import (
     MIN_PROBABILITY,
     cut_tiles,
@@ -186,7 +186,6 @@ class Segmenter:
         self.known = None if support.ignored is None else self._at_size(~support.ignored)
         if self.known is not None:
             predictor.forward.check_weighs_labels()
-            check_background(support)
         if len(support) <= size:
             self.keys_of(np.arange(len(support)))  # every query will ask for all
 

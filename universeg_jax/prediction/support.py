@@ -113,8 +113,8 @@ class TileSupport:
 
 
 def check_background(support: Support) -> None:
-    """Raises UserError where no pixel is labelled as background, so that everything would look like the structure."""
-    if not (support.known & ~(support.masks > 0).any(0)).any():
+    """Raises UserError where pixels without a label leave none that is background: all would look like the structure."""
+    if support.ignored is not None and not (support.known & ~(support.masks > 0).any(0)).any():
         raise UserError("no pixel of any example is labelled as background: mark some with 0 in at least one example")
 
 
@@ -160,6 +160,7 @@ def make_support(
         ignored=ignored_at(OFFICIAL_SIZE, names, voids),
         notes=notes.lines(),
     )
+    check_background(support)
     if tiles:
         return replace(support, tile_support=_make_tile_support(support, pairs, tiles))
     if not support.masks.any():
@@ -274,7 +275,7 @@ def _read_volumes(
     if not ids:
         raise UserError(f"{path}: every support label is empty: mark the structure with ids above 0 in at least one")
     ids = ids if label is None else [label]
-    return Support(
+    support = Support(
         np.concatenate([volume.images for volume in volumes]),
         np.concatenate([np.stack([_masks_of_label(volume, i) for i in ids]) for volume in volumes], 1),
         tuple(ids),
@@ -288,6 +289,8 @@ def _read_volumes(
         pixels=tuple(sum(dict(zip(v.labels, v.pixels, strict=True)).get(i, 0) for v in volumes) for i in ids),
         ignored=np.concatenate([np.broadcast_to(~volume.known, volume.images.shape) for volume in volumes]),
     )
+    check_background(support)
+    return support
 
 
 def _masks_of_label(support: Support, label: int) -> np.ndarray:
