@@ -91,6 +91,17 @@ def check_not_exchanged(name: str, image: np.ndarray, label: np.ndarray) -> None
         )
 
 
+def check_background(maps: Sequence[LabelMap], voids: Sequence[Void]) -> None:
+    """Raises UserError where no labelled pixel is background, so that everything would look like the structure."""
+    if all(void is None for void in voids):
+        return
+    for label, void in zip(maps, voids, strict=True):
+        marked = np.any(list(label.values()), 0) if isinstance(label, dict) else label > 0
+        if not (marked if void is None else marked | void).all():
+            return
+    raise UserError("no pixel of any example is labelled as background: mark some with 0 in at least one example")
+
+
 def as_grey(image: ImageLike, name: str = "an image", upright: bool = True) -> np.ndarray:
     """Grey values, float32 [H, W], of a file, its bytes, a PIL image or an array [H, W] or [H, W, 3].
 

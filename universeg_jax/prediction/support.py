@@ -16,6 +16,7 @@ from universeg_jax.episode import OFFICIAL_SIZE
 from universeg_jax.errors import UserError
 from universeg_jax.prediction.examples import (
     ImageLike,
+    check_background,
     check_not_exchanged,
     ids_to_ignore,
     ignored_at,
@@ -112,12 +113,6 @@ class TileSupport:
     first_weight: float  # of the first pass in the result
 
 
-def check_background(support: Support) -> None:
-    """Raises UserError where pixels without a label leave none that is background: all would look like the structure."""
-    if support.ignored is not None and not (support.known & ~(support.masks > 0).any(0)).any():
-        raise UserError("no pixel of any example is labelled as background: mark some with 0 in at least one example")
-
-
 def make_support(
     images: Sequence[ImageLike] | np.ndarray,
     labels: Sequence[ImageLike | LabelMap] | np.ndarray,
@@ -147,6 +142,7 @@ def make_support(
     ids = sorted(set().union(*map(ids_of, maps)))
     if not ids:
         raise UserError("every support label is empty: mark the structure with ids above 0 in at least one")
+    check_background(maps, voids)
     pairs = list(zip(maps, greys, voids, strict=True))
     support = Support(
         np.stack([preprocess_image(grey, OFFICIAL_SIZE) for grey in greys]),
@@ -160,7 +156,6 @@ def make_support(
         ignored=ignored_at(OFFICIAL_SIZE, names, voids),
         notes=notes.lines(),
     )
-    check_background(support)
     if tiles:
         return replace(support, tile_support=_make_tile_support(support, pairs, tiles))
     if not support.masks.any():
@@ -275,7 +270,7 @@ def _read_volumes(
     if not ids:
         raise UserError(f"{path}: every support label is empty: mark the structure with ids above 0 in at least one")
     ids = ids if label is None else [label]
-    support = Support(
+    return Support(
         np.concatenate([volume.images for volume in volumes]),
         np.concatenate([np.stack([_masks_of_label(volume, i) for i in ids]) for volume in volumes], 1),
         tuple(ids),
@@ -289,8 +284,6 @@ def _read_volumes(
         pixels=tuple(sum(dict(zip(v.labels, v.pixels, strict=True)).get(i, 0) for v in volumes) for i in ids),
         ignored=np.concatenate([np.broadcast_to(~volume.known, volume.images.shape) for volume in volumes]),
     )
-    check_background(support)
-    return support
 
 
 def _masks_of_label(support: Support, label: int) -> np.ndarray:
