@@ -43,9 +43,9 @@ def build_model(config: Any, **overrides: Any) -> nn.Module:
     return MODELS[name](**{field: value for field, value in fields.items() if field in own})
 
 
-def logits_of(model: nn.Module, params: Any, *inputs: Array | None) -> Array:
+def logits_of(model: nn.Module, params: Any, *inputs: Any) -> Array:
     """Logits from a query, support images, labels and mask and, as a fifth input if any, which labels are known."""
-    known = {"support_known": inputs[4]} if len(inputs) > 4 else {}
+    known: dict[str, Any] = {"support_known": inputs[4]} if len(inputs) > 4 else {}
     return cast(Array, model.apply({"params": params}, *inputs[:4], **known))
 
 

@@ -7,7 +7,7 @@ full-resolution features of the first and the last block are needed as means onl
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from universeg_jax.model import fast
+from universeg_jax.model.factory import logits_of
 from universeg_jax.model.universeg import UniverSeg
 
 Array = jax.Array | np.ndarray
@@ -31,13 +32,9 @@ def sharded_logits(model: UniverSeg, mesh: Mesh, axis: str) -> Callable[..., jax
     local = model.clone(support_axis=axis)
     split = P(None, axis)
 
-    def of_shard(params: Any, query: Array, images: Array, labels: Array, mask: Array, *known: Array) -> jax.Array:
-        options = {"support_known": known[0]} if known else {}
-        return cast(jax.Array, local.apply({"params": params}, query, images, labels, mask, **options))
-
     def logits(params: Any, query: Array, *support: Array) -> jax.Array:
         sharded = jax.shard_map(
-            of_shard,
+            lambda params, *inputs: logits_of(local, params, *inputs),
             mesh=mesh,
             in_specs=(P(), P(), *[split] * len(support)),
             out_specs=P(),

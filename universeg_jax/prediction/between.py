@@ -290,8 +290,8 @@ def _in_batches(setting: Setting, inputs: Iterable[tuple[np.ndarray, ...]]) -> I
     while batch := list(itertools.islice(left, at_once)):
         padded = batch + batch[-1:] * (at_once - len(batch))
         query, images, masks, present, known = (np.stack(parts) for parts in zip(*padded, strict=True))
-        inputs = (query[..., None], images[..., None], masks[..., None], present)
+        episode = (query[..., None], images[..., None], masks[..., None], present)
         in_part = setting.others is not None and setting.others.ignored is not None
-        logits = setting.predictor.logits(*inputs, known[..., None] if in_part else None)
+        logits = setting.predictor.logits(*episode, known[..., None] if in_part else None)
         yield from np.asarray(logits)[: len(batch), ..., 0]
         setting.advance(len(batch))

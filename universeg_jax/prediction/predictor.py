@@ -91,7 +91,7 @@ class Predictor:
         support_mask [B, S], 0 for padding (default: no padding); support_known like support_images, 0 for a pixel
         without a label (default: all have one). Nothing is normalised or resized.
         """
-        inputs = (query_image, support_images, support_labels, support_mask)
+        inputs: tuple[Array | None, ...] = (query_image, support_images, support_labels, support_mask)
         if support_known is not None:
             self.forward.check_weighs_labels()
             inputs = (*inputs, support_known)
