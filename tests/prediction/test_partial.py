@@ -27,7 +27,6 @@ from universeg_jax.readers import notes
 from universeg_jax.readers.cases import make_examples
 from universeg_jax.readers.errors import FolderError, ImageError
 from universeg_jax.readers.folder import read_folder
-from universeg_jax.readers.label_values import to_ids
 from universeg_jax.readers.preprocess import preprocess_ignored, preprocess_mask, preprocess_partly
 
 SEEDS = st.integers(0, 1000)
@@ -237,16 +236,6 @@ def test_where_labels_are_no_ids_none_can_be_ignored(tmp_path):
         read_folder(folder, ignore=(255,))
     (folder / "meta.json").write_text('{"ignore": [255]}')
     assert any('"ignore" has no effect' in line for line in read_folder(folder).notes.lines())
-
-
-def test_thin_strokes_amid_255_stay_ids():
-    """Without the id to ignore they look like a mask of 0 and 255 whose edges were smoothed."""
-    label = np.full((64, 64), 255, np.uint8)
-    label[10] = label[30] = 0
-    label[20] = label[40, ::2] = 1
-    assert set(np.unique(to_ids(label, "a", (255,)))) == {0, 1, 255}
-    np.testing.assert_array_equal(to_ids(label, "a", (255,)), label)
-    np.testing.assert_array_equal(to_ids(label.astype(np.float32), "a", (255,)), label)
 
 
 def nnunet(path, labels, change):
