@@ -63,6 +63,25 @@ def test_the_export_equals_the_model_for_any_number_of_queries_and_entries(predi
     np.testing.assert_allclose(model(*inputs, mask), predictor.logits(*inputs, mask), atol=1e-5, rtol=0)
 
 
+def test_an_export_takes_examples_that_are_labelled_in_part(checkpoint, predictor, model, tmp_path):
+    out = tmp_path / "partly.zip"
+    assert main(["export", "--checkpoint", str(checkpoint), "--out", str(out), "--partly"]) == 0
+    partly = load_exported(out)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (150, 300)) for _ in range(3)]
+    labels = [np.where(rng.random(x.shape) < 0.3, 255, x > 128) for x in images]
+    labels[0][:, :150] = 255
+    expected = predictor.segment(images[0], images, labels, ignore=255).probabilities
+    np.testing.assert_allclose(partly.segment(images[0], images, labels, 255), expected, atol=1e-5)
+    whole = [x > 128 for x in images]
+    expected = model.segment(images[0], images, whole)
+    for ignore in (None, 255):
+        np.testing.assert_allclose(partly.segment(images[0], images, whole, ignore), expected, atol=1e-5)
+    with pytest.raises(ValueError, match="needs a label for every pixel: export it again with --partly"):
+        model.segment(images[0], images, labels, 255)
+    assert main(["export", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "a.onnx"), "--partly"]) != 0
+
+
 def test_the_metadata_describes_the_model(exported, model):
     meta = model.meta
     assert (meta["image_size"], meta["lineage"]) == (16, LINEAGE)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from tests.model.test_universeg import random_episode, tiny
+from tests.model.test_universeg import EVERY_KNOWN, partly_known, random_episode, tiny
 from universeg_jax.model.large_support import sharded_logits, streamed_logits
 
 
@@ -20,6 +20,14 @@ def test_sharded_over_devices_equals_one_device(form, cross_activation):
     expected = jax.jit(model.apply)({"params": params}, query, images, labels, mask)
     run = sharded_logits(model, Mesh(np.array(jax.devices()), ("support",)), "support")
     np.testing.assert_allclose(run(params, query, images, labels, mask), expected, atol=1e-5)
+
+
+def test_labels_that_are_known_in_part_are_sharded_too():
+    model, params = tiny(**EVERY_KNOWN)
+    inputs = partly_known(4, support=8)
+    expected = jax.jit(lambda *x: model.apply({"params": params}, *x[:-1], support_known=x[-1]))(*inputs)
+    run = sharded_logits(model, Mesh(np.array(jax.devices()), ("support",)), "support")
+    np.testing.assert_allclose(run(params, *inputs), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

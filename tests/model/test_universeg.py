@@ -248,3 +248,65 @@ def test_a_wrong_shape_is_named(shapes, word):
     query, images, *rest = (np.zeros(shape, np.float32) for shape in shapes)
     with pytest.raises(ValueError, match=word):
         model.apply({"params": params}, query, images, *(rest or [images]))
+
+
+EVERY_KNOWN = {"matching": 2, "residual": "both", "norm": "layer"}
+
+
+def partly_known(seed, support=5):
+    """An episode, its mask, and which labels are known: not all of any entry, and few of one."""
+    query, images, labels = random_episode(seed, support=support)
+    rng = np.random.default_rng(seed)
+    known = (rng.random(labels.shape) < np.linspace(0.1, 0.9, support).reshape((-1, 1, 1, 1))).astype(np.float32)
+    mask = (rng.random((2, support)) < 0.7).astype(np.float32)
+    mask[:, :1] = 1
+    return query, images, labels, mask, known
+
+
+@pytest.mark.parametrize("variant", [{}, {"matching": 1}, {**EVERY_KNOWN, "cross_activation": "leaky_relu"}], ids=str)
+def test_forms_agree_on_labels_that_are_known_in_part(variant):
+    with jax.enable_x64():
+        fields = {"encoder_blocks": ((3, 4), (4, 4)), **variant}
+        params = jax.tree.map(np.float64, random_params(param_shapes(build_model(fields))))
+        query, images, labels, mask, known = (x.astype(np.float64) for x in partly_known(0))
+        results = []
+        for form, chunk in FORMS:
+            model = build_model(fields, form=form, support_chunk=chunk, dtype="float64")
+            apply = jax.jit(lambda *x, model=model: model.apply({"params": params}, *x[:-1], support_known=x[-1]))
+            results.append(apply(query, images, labels, mask, known))
+        for result in results[1:]:
+            np.testing.assert_allclose(result, results[0], atol=1e-12, rtol=0)
+
+
+KNOWN_MODEL, KNOWN_PARAMS = tiny(support_chunk=2, **EVERY_KNOWN)
+APPLY_KNOWN = jax.jit(
+    lambda *inputs: KNOWN_MODEL.apply({"params": KNOWN_PARAMS}, *inputs[:-1], support_known=inputs[-1])
+)
+
+
+@given(seed=st.integers(0, 1000))
+def test_a_label_that_is_not_known_has_no_effect(seed):
+    query, images, labels, mask, known = partly_known(seed)
+    expected = APPLY_KNOWN(query, images, labels, mask, known)
+    spoilt = np.where((known > 0) & (mask > 0)[..., None, None, None], labels, np.nan)
+    np.testing.assert_array_equal(APPLY_KNOWN(query, images, spoilt, mask, known), expected)
+    others = np.where(mask[..., None, None, None] > 0, known, np.nan)  # of padding
+    np.testing.assert_array_equal(APPLY_KNOWN(query, images, labels, mask, others), expected)
+    order = np.random.default_rng(seed).permutation(5)
+    moved = APPLY_KNOWN(query, *(x[:, order] for x in (images, labels, mask, known)))
+    np.testing.assert_allclose(moved, expected, atol=1e-5)
+
+
+@given(seed=st.integers(0, 1000))
+def test_labels_that_are_all_known_change_nothing(seed):
+    query, images, labels, mask, known = partly_known(seed)
+    apply = jax.jit(lambda *inputs: KNOWN_MODEL.apply({"params": KNOWN_PARAMS}, *inputs))
+    expected = apply(query, images, labels, mask)
+    np.testing.assert_allclose(APPLY_KNOWN(query, images, labels, mask, np.ones_like(known)), expected, atol=1e-5)
+    assert np.abs(APPLY_KNOWN(query, images, labels, mask, known) - expected).max() > 1e-3
+
+
+def test_which_labels_are_known_has_their_shape():
+    query, images, labels, mask, known = partly_known(0)
+    with pytest.raises(ValueError, match=r"support_known has shape \(2, 4, "):
+        MODEL.apply({"params": PARAMS}, query, images, labels, mask, support_known=known[:, 1:])

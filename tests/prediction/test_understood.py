@@ -11,8 +11,9 @@ from PIL import Image
 
 from tests.fixtures import block_volume, write_folder, write_nifti
 from universeg_jax.errors import UserError
+from universeg_jax.prediction.examples import as_grey
 from universeg_jax.prediction.files import mask_files, volume_size, write_image_mask
-from universeg_jax.prediction.support import as_grey, make_support, read_support_folder
+from universeg_jax.prediction.support import make_support, read_support_folder
 from universeg_jax.prediction.understood import describe, find_shared_mistakes
 from universeg_jax.readers import notes
 from universeg_jax.readers.cases import Case, make_examples, read_pair

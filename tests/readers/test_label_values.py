@@ -244,3 +244,13 @@ def test_classes_of_their_own_are_no_rims():
     layers = np.where(ROWS > 60, 3, np.where(ROWS > 50, 2, np.where(ROWS > 46, 1, 0)))
     for ids in (heart, beside, layers, np.where(DISC, 1, 0)):
         assert rim_ids(ids.astype(np.int32)) == set()
+
+
+def test_thin_strokes_amid_255_stay_ids():
+    """Without the id to ignore they look like a mask of 0 and 255 whose edges were smoothed."""
+    label = np.full((64, 64), 255, np.uint8)
+    label[10] = label[30] = 0
+    label[20] = label[40, ::2] = 1
+    assert set(np.unique(to_ids(label, "a", (255,)))) == {0, 1, 255}
+    np.testing.assert_array_equal(to_ids(label, "a", (255,)), label)
+    np.testing.assert_array_equal(to_ids(label.astype(np.float32), "a", (255,)), label)

@@ -20,6 +20,7 @@ from universeg_jax.configuration import to_dict
 from universeg_jax.episode import Episode, resize
 from universeg_jax.errors import UserError
 from universeg_jax.prediction.support import Support
+from universeg_jax.readers.cases import MAX_WITHOUT_LABEL
 
 HELD_OUT = 0.25  # of the subjects
 PATIENCE = 3  # scores without improvement before the training stops
@@ -45,6 +46,11 @@ def read_tasks(support: Support, size: int, seed: int = 0) -> SupportTasks:
         raise UserError(
             f"{len(support)} examples, {int(present.any(0).sum())} with a marked label: fine-tuning needs at least "
             "two examples, so that one can support the other"
+        )
+    if support.ignored is not None and (share := float(support.ignored.mean())) > MAX_WITHOUT_LABEL:
+        raise UserError(
+            f"{100 * share:.0f} % of the pixels have no label, and fine-tuning would take them for background: label "
+            "them, or leave out the images that are labelled in part"
         )
     rng = np.random.default_rng(seed)
     held_out = np.isin(subjects, choose_held_out(subjects, np.asarray(present.any(0)), rng))

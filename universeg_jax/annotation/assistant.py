@@ -85,8 +85,16 @@ class Assistant:
         names = (*units, *[""] * (len(images) - len(units)))
         padding = max(LEAST, _power_of_two(len(images))) - len(images)
         black = [np.zeros_like(images[0])] * padding, [np.zeros_like(masks[0])] * padding
+        ignored = np.zeros((len(images) + padding, *images[0].shape), bool)
+        if others:
+            ignored[len(units) : len(images)] = ~others.known
         support = Support(
-            np.stack([*images, *black[0]]), np.stack([*masks, *black[1]], 1), ids, (*names, *[""] * padding), ()
+            np.stack([*images, *black[0]]),
+            np.stack([*masks, *black[1]], 1),
+            ids,
+            (*names, *[""] * padding),
+            (),
+            ignored=ignored,
         )
         options = Options(support_size=self.session.project.support_size)
         subject = self._subject_rule()

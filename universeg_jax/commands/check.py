@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from universeg_jax.commands.predict import add_support_arguments, axis_number, label_id
+from universeg_jax.commands.predict import add_support_arguments, axis_number, ignored_ids, label_id
 
 EXAMPLE = "universeg check --support my_scans --html my_scans.html"
 
@@ -40,10 +40,10 @@ def run(args: argparse.Namespace) -> int:
 
     unusable: dict[str, str] = {}
     support = read_support_folder(
-        args.support, label_id(args), axis_number(args), unusable=unusable, window=args.window
+        args.support, label_id(args), axis_number(args), unusable=unusable, window=args.window, ignore=args.ignore
     )
     with collect():  # the notes are those of the support set
-        folder = read_folder(args.support)
+        folder = read_folder(args.support, ignore=ignored_ids(args))
     about = {"understood": describe(support, folder.labels, args.support, folder.taken), "notes": list(support.notes)}
     print("\n".join([*about["understood"], *about["notes"]]), flush=True)
     shown: set[str] = set()

@@ -24,7 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the labelled slices, numbered from 0 as in the file (default: those with any label)",
     )
     parser.add_argument(
-        "--ignore", type=int, metavar="ID", help="id of voxels that are not labelled; slices without it are"
+        "--ignore",
+        type=int,
+        metavar="ID",
+        help="id of voxels that are not labelled; slices without it are. In SUPPORT, too",
     )
     parser.add_argument(
         "--support", help="folder of labelled volumes of other cases, used where few slices are labelled"
@@ -58,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
         check_out(args.out, partial, (args.volume, args.labels), args.overwrite)
         others = None
         if args.support:
-            others = read_support_folder(args.support, axis=partial.labelled[0].axis, window=args.window)
+            axis = partial.labelled[0].axis
+            others = read_support_folder(args.support, axis=axis, window=args.window, ignore=args.ignore)
             check_same_ids(others, partial, args.support)
         options = CompletionOptions(args.support_size, network=not args.fast)
         print("\n".join(partial.notes))

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from universeg_jax.startup import use_compilation_cache
 
     use_compilation_cache()
-    support = read_support_folder(args.support, label_id(args), axis_number(args))
+    support = read_support_folder(args.support, label_id(args), axis_number(args), ignore=args.ignore)
     before = signal.signal(signal.SIGTERM, _stop)
     try:
         about = finetune_to(

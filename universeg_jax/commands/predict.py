@@ -31,6 +31,12 @@ def add_support_arguments(parser: argparse.ArgumentParser) -> None:
         type=window,
         help="of the intensities of volumes: ct, mr, none or LOW,HIGH (default: meta.json, else chosen, and printed)",
     )
+    parser.add_argument(
+        "--ignore",
+        type=int,
+        metavar="ID",
+        help="the id of pixels that have no label (default: those that the folder names)",
+    )
     parser.add_argument("--axis", choices=AXES, help="slice volumes along it (default: as the first was acquired)")
 
 
@@ -49,20 +55,24 @@ def window(text: str) -> "Window":
     return low, high
 
 
-def label_names(support: str) -> dict[int, str]:
-    """Id → name in a support folder."""
+def label_names(args: argparse.Namespace) -> dict[int, str]:
+    """Id → name in the support folder."""
     from universeg_jax.readers.folder import read_folder
     from universeg_jax.readers.notes import collect
 
     with collect():  # the notes come with the support set
-        return read_folder(support).labels
+        return read_folder(args.support, ignore=ignored_ids(args)).labels
+
+
+def ignored_ids(args: argparse.Namespace) -> tuple[int, ...]:
+    return () if args.ignore is None else (args.ignore,)
 
 
 def label_id(args: argparse.Namespace) -> int | None:
     """The id of --label, which may also be a name that the support folder knows. Raises UserError."""
     if args.label is None or args.label.lstrip("-").isdigit():
         return None if args.label is None else int(args.label)
-    names = label_names(args.support)
+    names = label_names(args)
     found = [i for i, name in names.items() if name.casefold() == args.label.casefold()]
     if len(found) != 1:
         known = ", ".join(f"{i} {name}" for i, name in names.items())
@@ -130,7 +140,9 @@ def run(args: argparse.Namespace) -> int:
     options = Options(
         args.support_size, args.ensemble, args.choose, args.flips, args.overlap, smooth=args.smooth, tiles=args.tiles
     )
-    support = read_support_folder(args.support, label_id(args), axis, args.tiles, window=args.window)
+    support = read_support_folder(
+        args.support, label_id(args), axis, args.tiles, window=args.window, ignore=args.ignore
+    )
     for line in (*support.notes, *(f"{args.support}: {message}" for _, message in find_shared_mistakes(support))):
         print(line, file=sys.stderr)
     if len(set(case_names(support))) == 1:
@@ -138,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
     segmenter = Predictor.from_checkpoint(args.checkpoint).segmenter(support, options)
     if support.overlapping and not args.overlap:
         print(f"{args.support}: its labels overlap, so each label is predicted by itself, into a mask of its own")
-    names = label_names(args.support) if args.dicom_seg or args.overlay else {}
+    names = label_names(args) if args.dicom_seg or args.overlay else {}
     seg = names if args.dicom_seg else None
     output = (args.overlay, args.overwrite, args.jobs, seg, names)
     try:

@@ -19,7 +19,7 @@ from universeg_jax.readers.folder import list_images
 from universeg_jax.readers.label_formats import OBJECTS, find_labels, pair_labels
 from universeg_jax.readers.label_names import with_segment_names
 from universeg_jax.readers.label_values import MASK_VALUES, MIXED_NOTE, doubts_of_ids, rim_ids
-from universeg_jax.readers.labels import LabelFile, class_masks
+from universeg_jax.readers.labels import LabelFile, class_masks, ignored_mask
 from universeg_jax.readers.layouts import read_classes
 from universeg_jax.readers.meta import Meta, read_json_object, read_meta, subject_rule
 from universeg_jax.readers.notes import note
@@ -177,11 +177,15 @@ def _as_one_class(predicted: MaskSet, truth: MaskSet) -> tuple[MaskSet, MaskSet]
     return merged(predicted), merged(truth)
 
 
+def _values(file: LabelFile) -> np.ndarray:
+    return read_label_volume(file.path, file.ignored).data if is_volume(file.path) else read_image_values(file, (0, 0))
+
+
 def _occurring(masks: MaskSet) -> list[set[int]]:
     """The values above 0 of each file of ids."""
     found = []
     for file in (file for files in masks.files.values() for file in files):
-        values = read_label_volume(file.path).data if is_volume(file.path) else read_image_values(file, (0, 0))
+        values = _values(file)
         found.append(set(np.unique(values).tolist()) - {0, *file.ignored})
     return found
 
@@ -207,35 +211,29 @@ def read_pair(name: str, predictions: MaskSet, labels: MaskSet) -> Pair:
         return values
 
     prediction, truth = _maps(shape, ours, (), read), _maps(shape, theirs, labels.known, read)
-    return Pair(prediction, truth, shape, (1.0, 1.0), "pixels", _void(theirs, read))
+    return Pair(prediction, truth, shape, (1.0, 1.0), "pixels", ignored_mask(theirs, read))
 
 
 def _read_volumes(ours: Sequence[LabelFile], theirs: Sequence[LabelFile], known: tuple[int, ...]) -> Pair:
-    truth = read_label_volume(theirs[0].path)
+    truth = read_label_volume(theirs[0].path, theirs[0].ignored)
 
     def read(file: LabelFile) -> np.ndarray:
         if file.path == theirs[0].path:
             return truth.data
-        volume: Volume = on_grid_of(read_label_volume(file.path), truth)
+        volume: Volume = on_grid_of(read_label_volume(file.path, file.ignored), truth)
         check_same_grid(truth, volume)
         return volume.data
 
     maps = _maps(truth.shape, ours, (), read), _maps(truth.shape, theirs, known, read)
     # The pages of a TIFF have no spacing.
     unit = "pixels" if extension(theirs[0].path) in TIFF_EXTENSIONS else "mm"
-    return Pair(*maps, truth.shape, truth.spacing, unit, _void(theirs, read))
+    return Pair(*maps, truth.shape, truth.spacing, unit, ignored_mask(theirs, read))
 
 
 def _maps(
     shape: tuple[int, ...], files: Sequence[LabelFile], known: tuple[int, ...], read: Callable[[LabelFile], np.ndarray]
 ) -> LabelMap:
     return label_map(shape, lambda: class_masks(files, known, read))
-
-
-def _void(files: Sequence[LabelFile], read: Callable[[LabelFile], np.ndarray]) -> np.ndarray | None:
-    ignored = [file for file in files if file.ignored]
-    void = [np.isin(read(file), file.ignored) for file in ignored]
-    return np.any(void, 0) if void else None
 
 
 def class_ids(labels: MaskSet) -> list[int]:
@@ -260,8 +258,8 @@ def _ids_of(file: LabelFile) -> tuple[set[int], set[int]]:
     """(ids that occur in a file, those of them that are only rims)"""
     if file.part is not None:
         return {i for i, _ in file.classes}, set()
-    values = read_label_volume(file.path).data if is_volume(file.path) else read_image_values(file, (0, 0))
+    values = _values(file)
     occurring = set(np.unique(values).tolist()) - {0, *file.ignored}
     if not file.classes:
-        return occurring, rim_ids(values)
+        return occurring, rim_ids(np.where(np.isin(values, file.ignored), 0, values))
     return {i for i, of_class in file.classes if occurring & set(of_class) or (occurring and not of_class)}, set()

@@ -23,7 +23,7 @@ from universeg_jax.episode import OFFICIAL_SIZE
 from universeg_jax.errors import UserError
 from universeg_jax.export import run_exported
 from universeg_jax.export.run_exported import ExportedModel
-from universeg_jax.model.factory import build_model
+from universeg_jax.model.factory import build_model, logits_of
 from universeg_jax.prediction.predictor import Predictor
 from universeg_jax.reports.files import atomic_write
 
@@ -34,6 +34,7 @@ INPUTS = {
     "support_labels": "float32 0/1, as support_images",
     "support_mask": "float32 [B, S]: 1 for an entry, 0 for padding",
 }
+KNOWN = {"support_known": "float32, as support_labels: 0 for a pixel without a label, else 1"}
 PREPROCESSING = {
     "size": OFFICIAL_SIZE,
     "steps": [
@@ -47,18 +48,23 @@ PREPROCESSING = {
 }
 
 
-def export_checkpoint(checkpoint: str | Path, out: str | Path) -> str:
-    """Writes a checkpoint to a new file and returns a summary. Raises UserError if the file exists."""
+def export_checkpoint(checkpoint: str | Path, out: str | Path, partly: bool = False) -> str:
+    """Writes a checkpoint to a new file and returns a summary. Raises UserError if the file exists.
+
+    `partly`: the program has a fifth input, which tells pixels of the support without a label.
+    """
     out = Path(out)
     if out.exists():
         raise UserError(f"{out} exists already; use another name")
     path = store.resolve(checkpoint)
     predictor = Predictor.from_checkpoint(checkpoint)
-    program = bytes(export_model(predictor.params, predictor.config).serialize())
+    if partly:
+        predictor.forward.check_weighs_labels()
+    program = bytes(export_model(predictor.params, predictor.config, partly=partly).serialize())
     meta = {
         "format": run_exported.FORMAT,
         "image_size": predictor.config.image_size,
-        "inputs": INPUTS,
+        "inputs": INPUTS | (KNOWN if partly else {}),
         "output": "logits float32 [B, image_size, image_size, 1]",
         "preprocessing": PREPROCESSING,
         "platforms": PLATFORMS,
@@ -80,15 +86,21 @@ def export_checkpoint(checkpoint: str | Path, out: str | Path) -> str:
     return f"{path} → {out}: {out.stat().st_size / 1e6:.1f} MB for {', '.join(PLATFORMS)}"
 
 
-def export_model(params: Any, config: Any, platforms: Sequence[str] = PLATFORMS) -> jax_export.Exported:
-    """Exports the fast form with `params` inside, for symbolic batch and support sizes b and s."""
+def export_model(
+    params: Any, config: Any, platforms: Sequence[str] = PLATFORMS, partly: bool = False
+) -> jax_export.Exported:
+    """Exports the fast form with `params` inside, for symbolic batch and support sizes b and s.
+
+    `partly` as in `export_checkpoint`.
+    """
     model = build_model(config.model, form="fast", support_chunk=0, support_axis="")
     b, s = jax_export.symbolic_shape("b, s")
     query = jax.ShapeDtypeStruct((b, config.image_size, config.image_size, 1), jnp.float32)
     support = jax.ShapeDtypeStruct((b, s, *query.shape[1:]), jnp.float32)
     mask = jax.ShapeDtypeStruct((b, s), jnp.float32)
-    function = jax.jit(lambda *inputs: model.apply({"params": params}, *inputs))
-    return jax_export.export(function, platforms=platforms)(query, support, support, mask)
+    function = jax.jit(lambda *inputs: logits_of(model, params, *inputs))
+    known = [support] if partly else []
+    return jax_export.export(function, platforms=platforms)(query, support, support, mask, *known)
 
 
 def load_exported(path: str | Path) -> ExportedModel:

@@ -27,6 +27,7 @@ from jax import export
 
 FORMAT = "universeg_jax export 1"
 MODEL, META = "model.jaxexport", "meta.json"
+MAX_IGNORED = 0.9  # share of a pixel without a label from which on it has none
 MAX_BYTES = 4_000_000_000  # of the unpacked model
 Array = np.ndarray | jax.Array
 
@@ -44,22 +45,34 @@ class ExportedModel:
         support_images: Array,
         support_labels: Array,
         support_mask: Array | None = None,
+        support_known: Array | None = None,
     ) -> jax.Array:
         """Logits, float32 [B, H, W, 1], of a preprocessed batch at the image size in `meta`.
 
         query_image [B, H, W, 1] and support_images [B, S, H, W, 1] in [0, 1]; support_labels 0/1 like support_images;
-        support_mask [B, S], 0 for padding (default: no padding).
+        support_mask [B, S], 0 for padding (default: no padding); support_known like support_images, 0 for a pixel
+        without a label (default: all have one). Raises ValueError where the model cannot take it.
         """
         if support_mask is None:
             support_mask = np.ones(np.shape(support_images)[:2], np.float32)
-        arrays = (query_image, support_images, support_labels, support_mask)
+        arrays = [query_image, support_images, support_labels, support_mask]
+        if "support_known" in self.meta["inputs"]:
+            arrays.append(np.ones(np.shape(support_labels), np.float32) if support_known is None else support_known)
+        elif support_known is not None:
+            raise ValueError("this model needs a label for every pixel: export it again with --partly")
         return self._call(*(jnp.asarray(x, jnp.float32) for x in arrays))
 
-    def segment(self, query: np.ndarray, images: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> np.ndarray:
+    def segment(
+        self,
+        query: np.ndarray,
+        images: Sequence[np.ndarray],
+        labels: Sequence[np.ndarray],
+        ignore: int | None = None,
+    ) -> np.ndarray:
         """Probabilities, float32 [H, W], of a query [H, W] of any size and intensity range.
 
-        images [H, W] of any sizes; labels of the same sizes, in which every value but 0 is the structure. Raises
-        ValueError for unequal numbers or sizes.
+        images [H, W] of any sizes; labels of the same sizes, in which every value but 0 is the structure, and `ignore`
+        marks pixels without a label. Raises ValueError for unequal numbers or sizes.
         """
         if len(images) == 0 or len(images) != len(labels):
             raise ValueError(f"{len(images)} support images and {len(labels)} labels: give one label for each image")
@@ -68,11 +81,13 @@ class ExportedModel:
                 raise ValueError(f"support {i}: the image is {np.shape(image)}, its label {np.shape(label)}")
         size = self.meta["preprocessing"]["size"]
         support = np.stack([preprocess_image(np.asarray(image), size) for image in images])[None, ..., None]
-        masks = np.stack([preprocess_mask(np.asarray(label) != 0, size) for label in labels])[None, ..., None]
+        pairs = [preprocess_partly(np.asarray(label), ignore, size) for label in labels]
+        masks, known = (np.stack(parts)[None, ..., None] for parts in zip(*pairs, strict=True))
         at_size = preprocess_image(np.asarray(query), size)[None, ..., None]
         inner = self.meta["image_size"]
-        masks = np.asarray(resize(masks, inner)) >= 0.5
-        logits = resize(self(resize(at_size, inner), resize(support, inner), masks), size)
+        masks, known = (np.asarray(resize(x, inner)) >= 0.5 for x in (masks, known))
+        more = {} if ignore is None else {"support_known": known}
+        logits = resize(self(resize(at_size, inner), resize(support, inner), masks, **more), size)
         return restore(np.asarray(jax.nn.sigmoid(logits))[0, ..., 0], np.shape(query))
 
 
@@ -108,9 +123,13 @@ def preprocess_image(image: np.ndarray, size: int) -> np.ndarray:
     return np.clip(to_size(image, size), 0, 1)
 
 
-def preprocess_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """[H, W] → float32 0/1 [size, size]."""
-    return (to_size(mask.astype(np.float32), size) >= 0.5 - 1e-6).astype(np.float32)
+def preprocess_partly(label: np.ndarray, ignore: int | None, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """A label [H, W] → (its mask, pixels that have a label), both float32 0/1 [size, size]."""
+    ignored = np.zeros(label.shape, bool) if ignore is None else label == ignore
+    share = np.clip(to_size(ignored.astype(np.float32), size), 0, 1)
+    mask = to_size(((label != 0) & ~ignored).astype(np.float32), size) >= 0.5 * (1 - share) - 1e-6
+    known = share <= MAX_IGNORED
+    return (mask & known).astype(np.float32), known.astype(np.float32)
 
 
 def to_size(image: np.ndarray, size: int) -> np.ndarray:
@@ -152,10 +171,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--query", required=True, help="[H, W]")
     parser.add_argument("--images", required=True, help="support images [N, H, W]")
     parser.add_argument("--labels", required=True, help="their masks [N, H, W], 0 is background")
+    parser.add_argument("--ignore", type=int, help="value of pixels without a label, of a model that takes such")
     parser.add_argument("--out", required=True, help="mask of the query to write, uint8 0/1 [H, W]")
     args = parser.parse_args(argv)
     query, images, labels = (np.load(name, allow_pickle=False) for name in (args.query, args.images, args.labels))
-    probabilities = load_exported(args.model).segment(query, images, labels)
+    probabilities = load_exported(args.model).segment(query, images, labels, args.ignore)
     np.save(args.out, (probabilities >= 0.5).astype(np.uint8))
     print(f"{args.out}: {int((probabilities >= 0.5).sum())} of {probabilities.size} pixels")
     return 0

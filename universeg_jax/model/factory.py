@@ -1,7 +1,7 @@
 """Builds the network that config.model describes, and its initial parameters."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -41,6 +41,12 @@ def build_model(config: Any, **overrides: Any) -> nn.Module:
         if field not in own and value not in [fields[field] for fields in every if field in fields]:
             raise ValueError(f"config.model.{field}={value!r}: {name} has no such field; it has {', '.join(own)}")
     return MODELS[name](**{field: value for field, value in fields.items() if field in own})
+
+
+def logits_of(model: nn.Module, params: Any, *inputs: Any) -> Array:
+    """Logits from a query, support images, labels and mask and, as a fifth input if any, which labels are known."""
+    known: dict[str, Any] = {"support_known": inputs[4]} if len(inputs) > 4 else {}
+    return cast(Array, model.apply({"params": params}, *inputs[:4], **known))
 
 
 def init_params(model: nn.Module, seed: int) -> Any:

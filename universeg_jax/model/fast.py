@@ -65,7 +65,8 @@ def forward(
         elif level == 0 and linear:
             keep = lambda out: (out, (max_pool(out), None))  # noqa: E731
         u = max_pool(u) if level else u
-        u, mean, stored = cross_block(block, u, entries, weights, keep, over, compose=level == 0)
+        join = image_and_label if level == 0 else lambda entry: entry
+        u, mean, stored = cross_block(block, u, entries, weights, keep, over, join, compose=level == 0)
         u = u + added[level] if added else u
         mean_skip = mean if level == 0 else mean_skip
         if stored is not None:
@@ -120,6 +121,11 @@ def cross_block(
     partial, stored = over(jax.checkpoint(chunk) if block.remat else chunk, (entries, weights))
     mean, averaged = all_sum(partial, block.support_axis, u.dtype)
     return query_from_mean(block, u, join(mean)) if linear else block.query_out(u, mean), averaged, stored
+
+
+def image_and_label(entry: Array) -> Array:
+    """Entries [..., 2 or 3] without how far each label counts, which is for matching alone."""
+    return entry if entry.shape[-1] == 2 else entry[..., :2]
 
 
 def split_kernel(block: nn.Module) -> list[Array]:

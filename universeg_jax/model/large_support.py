@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from universeg_jax.model import fast
+from universeg_jax.model.factory import logits_of
 from universeg_jax.model.universeg import UniverSeg
 
 Array = jax.Array | np.ndarray
@@ -25,19 +26,23 @@ Array = jax.Array | np.ndarray
 def sharded_logits(model: UniverSeg, mesh: Mesh, axis: str) -> Callable[..., jax.Array]:
     """A jitted function as `model.apply`'s (params, query [B, H, W, 1], images, labels [B, S, H, W, 1], mask [B, S]).
 
-    S is split over `axis` of the mesh and must be a multiple of its size: pad with entries whose mask is 0.
+    It may be given which labels are known, too, [B, S, H, W, 1]. S is split over `axis` of the mesh and must be a
+    multiple of its size: pad with entries whose mask is 0.
     """
     local = model.clone(support_axis=axis)
     split = P(None, axis)
-    return jax.jit(
-        jax.shard_map(
-            lambda params, *inputs: local.apply({"params": params}, *inputs),
+
+    def logits(params: Any, query: Array, *support: Array) -> jax.Array:
+        sharded = jax.shard_map(
+            lambda params, *inputs: logits_of(local, params, *inputs),
             mesh=mesh,
-            in_specs=(P(), P(), split, split, split),
+            in_specs=(P(), P(), *[split] * len(support)),
             out_specs=P(),
             check_vma=False,  # the fast form's scan starts from zeros that vary over no axis
         )
-    )
+        return sharded(params, query, *support)
+
+    return jax.jit(logits)
 
 
 class _Once:

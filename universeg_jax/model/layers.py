@@ -173,7 +173,9 @@ class Conv(ConvKernel):
         return conv(x, self.kernel, self.bias)
 
 
-def check_shapes(query: Array, images: Array, labels: Array, mask: Array | None, levels: int) -> None:
+def check_shapes(
+    query: Array, images: Array, labels: Array, mask: Array | None, levels: int, known: Array | None = None
+) -> None:
     """Raises ValueError naming the first shape that does not fit."""
     step = 2 ** (levels - 1)
     if query.ndim != 4 or query.shape[-1] != 1:
@@ -187,6 +189,8 @@ def check_shapes(query: Array, images: Array, labels: Array, mask: Array | None,
         raise ValueError(f"support_images has shape {images.shape}, but the query has {query.shape}")
     if labels.shape != images.shape:
         raise ValueError(f"support_labels has shape {labels.shape}, but support_images has {images.shape}")
+    if known is not None and known.shape != images.shape:
+        raise ValueError(f"support_known has shape {known.shape}, but support_images has {images.shape}")
     if mask is not None and mask.shape != images.shape[:2]:
         raise ValueError(f"support_mask has shape {mask.shape}; [B, S] = {images.shape[:2]} is needed")
 

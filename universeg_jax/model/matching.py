@@ -82,8 +82,9 @@ class CellMatching(nn.Module):
 
         partial, _ = over(chunk, (entries, weights))
         found = all_sum(partial, self.support_axis, wide(query))
-        found = jnp.moveaxis(found[..., :-1] / (found[..., -1:] + 1e-12), 1, -1)
-        return from_cells(found.reshape((*keys.shape[:3], -1)), cell_size(query.shape)).astype(query.dtype)
+        size = cell_size(query.shape)
+        found = jnp.moveaxis(found[..., : size**2] / (found[..., size**2 :] + 1e-12), 1, -1)
+        return from_cells(found.reshape((*keys.shape[:3], -1)), size).astype(query.dtype)
 
 
 class PixelMatching(nn.Module):
@@ -120,7 +121,10 @@ class PixelMatching(nn.Module):
             entry, weight = x
             kinds = self.kinds(entry[..., :1], STRIDE).reshape((query.shape[0], -1, self.heads * KINDS))
             label = entry[..., ::STRIDE, ::STRIDE, 1].reshape((*weight.shape, -1)).astype(wide(query))
-            both = (jnp.stack([label, 1 - label], 2) * weight[..., None, None]).swapaxes(1, 2)
+            both = jnp.stack([label, 1 - label], 2)
+            if entry.shape[-1] > 2:
+                both = both * entry[..., ::STRIDE, ::STRIDE, 2].reshape((*weight.shape, 1, -1)).astype(wide(query))
+            both = (both * weight[..., None, None]).swapaxes(1, 2)
             return both.reshape((query.shape[0], 2, -1)) @ kinds, None
 
         partial, _ = over(chunk, (entries, weights))
@@ -136,7 +140,8 @@ def comparer(keys: Array, temperature: Array, locality: Array) -> Callable[[Arra
 
     It gives [B, heads, cells of the query, size² + 1]: sums over all support cells of their labels, size² pixels a cell
     of the query's size, and of 1, times exp(temperature (cosine - 1) - locality distance²) and the entry's weight. A
-    support may give every n-th cell of every n-th row alone.
+    support may give every n-th cell of every n-th row alone. Labels [B, s, H, W, 2] have a weight for each pixel: then
+    there are size² sums of the weights too.
     """
     batch, rows, columns, heads, width = keys.shape
     at = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1)
@@ -167,11 +172,19 @@ def comparer(keys: Array, temperature: Array, locality: Array) -> Callable[[Arra
         size, step = labels.shape[-3] // rows, rows // given.shape[-4]
         place, square, one = places(step)
         given = flat(given, place, one, square)
-        labels = to_cells(labels, size)[..., ::step, ::step, :].reshape((*weights.shape, -1, size**2))
-        labels = labels.astype(keys.dtype)
-        labels = jnp.concatenate([labels, jnp.ones_like(labels[..., :1])], -1) * weights[..., None, None]
+
+        def cells(pixels: Array) -> Array:
+            pixels = to_cells(pixels, size)[..., ::step, ::step, :].reshape((*weights.shape, -1, size**2))
+            return pixels.astype(keys.dtype)
+
+        if labels.shape[-1] > 1:
+            parts = [cells(labels[..., :1] * labels[..., 1:]), cells(labels[..., 1:])]
+        else:
+            label = cells(labels)
+            parts = [label, jnp.ones_like(label[..., :1])]
+        summed = jnp.concatenate(parts, -1) * weights[..., None, None]
         like = jnp.exp(jnp.einsum("bhqd,bhkd->bhqk", asked, given, precision="highest"))  # TF32 would not do
-        return jnp.einsum("bhqk,bkp->bhqp", like, labels.reshape((batch, -1, size**2 + 1)))
+        return jnp.einsum("bhqk,bkp->bhqp", like, summed.reshape((batch, -1, summed.shape[-1])))
 
     return compare
 

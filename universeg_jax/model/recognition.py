@@ -101,7 +101,8 @@ class Recognition(nn.Module):
 
         partial, _ = over(chunk, (entries, entry_keys, weights))
         sums = all_sum(partial, self.support_axis, keys[0].dtype)
-        guess = jnp.concatenate([_guess(x, k.shape) for x, k in zip(sums, keys, strict=True)], -1).astype(query.dtype)
+        guesses = [_guess(x, k.shape, query.shape[1] // k.shape[1]) for x, k in zip(sums, keys, strict=True)]
+        guess = jnp.concatenate(guesses, -1).astype(query.dtype)
         x, added = jnp.concatenate([guess, self.mix(guess)], -1), []
         for level, enter in enumerate(self.enter):
             x = mean_pool(x) if level else x
@@ -113,13 +114,16 @@ def _spread(_: Any, shape: tuple[int]) -> Array:
     return jnp.asarray(np.linspace(np.log(LOCALITIES[0]), np.log(LOCALITIES[1]), shape[0]), jnp.float32)
 
 
-def _guess(sums: Array, shape: tuple[int, ...]) -> Array:
-    """Sums of `comparer` → [B, H, W, 2 heads]: labels in [0, 1], and a tenth of the log of how much is alike."""
-    total = sums[..., -1:]
+def _guess(sums: Array, shape: tuple[int, ...], size: int) -> Array:
+    """Sums of `comparer` → [B, H, W, 2 heads]: labels in [0, 1], and a tenth of the log of how much is alike.
+
+    `shape` of the query's keys; `size`: pixels along a side of a cell.
+    """
+    labels, total = sums[..., : size**2], sums[..., size**2 :]
     alike = jnp.log(total / total.shape[2] + 1e-6) / 10
-    found = jnp.stack([sums[..., :-1] / (total + 1e-12), jnp.broadcast_to(alike, sums[..., :-1].shape)], 1)
+    found = jnp.stack([labels / (total + 1e-12), jnp.broadcast_to(alike, labels.shape)], 1)
     found = jnp.moveaxis(found.reshape((shape[0], -1, *found.shape[-2:])), 1, -1)  # [B, cells, size², 2 heads]
-    return from_cells(found.reshape((*shape[:3], -1)), round((sums.shape[-1] - 1) ** 0.5))
+    return from_cells(found.reshape((*shape[:3], -1)), size)
 
 
 def enlarge(images: Array) -> Array:

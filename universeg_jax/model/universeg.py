@@ -48,6 +48,7 @@ Block = int | tuple[int, int]  # features, or (cross_features, conv_features)
 CROSS_ACTIVATIONS = ("none", "leaky_relu")
 RESIDUALS = ("none", "support", "both")
 FORMS = ("plain", "fast")
+UNKNOWN = 1e-3  # how far a label counts that is not known: enough where nothing else is alike
 BLOCK_OPTIONS = ("cross_activation", "norm", "residual", "support_axis", "remat")  # that a network hands its blocks
 
 
@@ -183,17 +184,19 @@ class UniverSeg(nn.Module):
         query_keys: Keys | None = None,
         support_keys: Keys | None = None,
         over: MapSum = map_sum,
+        support_known: Array | None = None,
     ) -> Array:
         """Logits [B, H, W, 1] in float32 (or float64).
 
         query_image [B, H, W, 1], support_images and support_labels [B, S, H, W, 1], all in [0, 1]; H and W multiples
         of 2^(levels - 1). support_mask [B, S]: 1 for an entry, 0 for padding, whose content then has no effect;
-        at least one entry of each episode must count. Raises ValueError for shapes that do not fit.
+        at least one entry of each episode must count. support_known, as support_labels: 1 for a pixel whose label is
+        known, 0 for one whose label then has no effect. Raises ValueError for shapes that do not fit.
 
         With `keys`, those of the images may be passed as `keys_of` gave them; otherwise they are computed. `over` sums
         over the support in the fast form: `sum_of_first` leaves padding out of the work.
         """
-        check_shapes(query_image, support_images, support_labels, support_mask, len(self.encoder))
+        check_shapes(query_image, support_images, support_labels, support_mask, len(self.encoder), support_known)
         dtype = jnp.dtype(self.dtype)
         u_BHWC = query_image.astype(dtype)
         v_BSHWC = jnp.concatenate([support_images, support_labels], axis=-1).astype(dtype)
@@ -203,6 +206,8 @@ class UniverSeg(nn.Module):
         v_BSHWC = jnp.where(jnp.expand_dims(count_BS > 0, (2, 3, 4)), v_BSHWC, 0)  # padding may hold anything, NaN too
         total_B1 = count_BS.sum(1, keepdims=True)
         weights_BS = count_BS / (lax.psum(total_B1, self.support_axis) if self.support_axis else total_B1)
+        if support_known is not None:
+            v_BSHWC = self.with_known(v_BSHWC, support_known, count_BS, weights_BS)
         if support_keys is not None:
             support_keys = tuple(jnp.where(jnp.expand_dims(count_BS > 0, (2, 3, 4, 5)), k, 0) for k in support_keys)
         if self.form == "plain" or self.is_initializing():  # the definition touches every parameter
@@ -211,6 +216,20 @@ class UniverSeg(nn.Module):
             entries, weights, key_chunks = chunked((v_BSHWC, weights_BS, support_keys), self.support_chunk)
             u_BHWC = fast.forward(self, u_BHWC, entries, weights, over, query_keys, key_chunks)
         return self.out(u_BHWC.astype(jnp.promote_types(jnp.float32, dtype)))
+
+    def with_known(self, v_BSHWC: Array, known_BSHW1: Array, count_BS: Array, weights_BS: Array) -> Array:
+        """Images, labels and how far each label counts, [B, S, H, W, 3].
+
+        A label that is not known becomes the share of foreground among those that are, and counts for next to nothing.
+        """
+        known = (known_BSHW1 > 0) & jnp.expand_dims(count_BS > 0, (2, 3, 4))
+        labels = jnp.where(known, v_BSHWC[..., 1:], 0)
+        sums = weighted_sum(weights_BS, (labels, known.astype(labels.dtype)))
+        dtype = jnp.promote_types(jnp.float32, labels.dtype)
+        foreground, count = all_sum(jax.tree.map(lambda x: x.sum((1, 2, 3)), sums), self.support_axis, dtype)
+        share = jnp.expand_dims(foreground / jnp.maximum(count, 1e-12), (1, 2, 3, 4)).astype(labels.dtype)
+        counts = jnp.where(known, 1, UNKNOWN).astype(labels.dtype)
+        return jnp.concatenate([v_BSHWC[..., :1], jnp.where(known, labels, share), counts], axis=-1)
 
     def keys_of(self, images: Array, support: bool = False) -> Keys:
         """The `query_keys` of images [B, H, W, 1], or the `support_keys` of images [B, S, H, W, 1]."""
@@ -235,6 +254,7 @@ class UniverSeg(nn.Module):
         if self.matching:  # labels of similar places in the support become further channels of the query
             found = [match(u_BHWC, v_BSHWC[None], weights_BS[None], map_sum) for match in self.matches]
             u_BHWC = jnp.concatenate([u_BHWC, *found], axis=-1)
+        v_BSHWC = fast.image_and_label(v_BSHWC)
         skips = []
         for level, block in enumerate(self.encoder):
             if level:

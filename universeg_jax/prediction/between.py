@@ -248,32 +248,40 @@ def _carried(setting: Setting, values: np.ndarray, source: int, index: int, wind
 
 
 def _input(setting: Setting, gap: Gap, index: int, label: int, window: Window) -> tuple[np.ndarray, ...]:
-    """(query [size, size], images [S, size, size], masks likewise, float32 [S] that is 0 for places left free)."""
+    """(query [size, size], images [S, size, size], masks likewise, float32 [S] that is 0 for places left free, and
+    float32 [S, size, size] that is 0 for pixels without a label).
+    """
     volume, count = setting.volume, setting.options.support_size
     size = setting.predictor.config.image_size
     images, masks = (np.zeros((count, size, size), np.float32) for _ in range(2))
-    present = np.zeros(count, np.float32)
+    present, known = np.zeros(count, np.float32), np.ones((count, size, size), np.float32)
     own = nearest_slices(volume.slices, gap, count).tolist()
     for row, z in enumerate(own):
         image = _carried(setting, volume.planes[z], z, index, window)
         mask = _carried(setting, (volume.ids[z] == label).astype(np.float32), z, index, window)
         images[row], masks[row], present[row] = window.image(image, size), window.mask(mask, size), 1
     place = (index + 0.5) / len(volume.planes)
-    for row, (image, mask) in zip(range(len(own), count), _of_others(setting.others, label, place), strict=False):
+    others = _of_others(setting.others, label, place)
+    for row, (image, mask, empty) in zip(range(len(own), count), others, strict=False):
         around = window_around(mask, TIMES)
         images[row], masks[row], present[row] = around.image(image, size), around.mask(mask, size), 1
-    return window.image(volume.planes[index], size), images, masks, present
+        known[row] = 1 if empty is None else 1 - around.mask(empty, size)
+    return window.image(volume.planes[index], size), images, masks, present, known
 
 
-def _of_others(others: Support | None, label: int, place: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(image, mask [128, 128]) of other cases that show a label, from the most similar place in their volumes on."""
+def _of_others(
+    others: Support | None, label: int, place: float
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+    """(image, mask [128, 128], pixels without a label) of other cases that show a label, from the most similar place in
+    their volumes on.
+    """
     if others is None or label not in others.labels:
         return
     masks = others.masks[others.labels.index(label)] > 0
     apart = np.zeros(len(others)) if others.positions is None else np.abs(others.positions - place)
     for row in np.argsort(apart, kind="stable"):
         if masks[row].any():
-            yield others.images[row], masks[row]
+            yield others.images[row], masks[row], None if others.ignored is None else others.ignored[row]
 
 
 def _in_batches(setting: Setting, inputs: Iterable[tuple[np.ndarray, ...]]) -> Iterator[np.ndarray]:
@@ -281,7 +289,9 @@ def _in_batches(setting: Setting, inputs: Iterable[tuple[np.ndarray, ...]]) -> I
     at_once, left = (1 if jax.default_backend() == "cpu" else AT_ONCE), iter(inputs)
     while batch := list(itertools.islice(left, at_once)):
         padded = batch + batch[-1:] * (at_once - len(batch))
-        query, images, masks, present = (np.stack(parts) for parts in zip(*padded, strict=True))
-        logits = setting.predictor.logits(query[..., None], images[..., None], masks[..., None], present)
+        query, images, masks, present, known = (np.stack(parts) for parts in zip(*padded, strict=True))
+        episode = (query[..., None], images[..., None], masks[..., None], present)
+        in_part = setting.others is not None and setting.others.ignored is not None
+        logits = setting.predictor.logits(*episode, known[..., None] if in_part else None)
         yield from np.asarray(logits)[: len(batch), ..., 0]
         setting.advance(len(batch))

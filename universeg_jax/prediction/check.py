@@ -216,9 +216,12 @@ def find_unusual_intensities(support: Support) -> list[Finding]:
 
 
 def find_label_mistakes(probabilities: np.ndarray, support: Support) -> list[Finding]:
-    """Labels that disagree with the prediction [N, L, 128, 128] from other examples; one finding per example."""
+    """Labels that disagree with the prediction [N, L, 128, 128] from other examples; one finding per example.
+
+    Only pixels that have a label count.
+    """
     findings = []
-    fits = dice_on_host(probabilities.swapaxes(0, 1), support.masks)  # soft Dice [L, N]
+    fits = dice_on_host(probabilities.swapaxes(0, 1) * support.known, support.masks)  # soft Dice [L, N]
     present = np.asarray(support.masks.any((2, 3)))
     medians = [float(np.median(fit[rows])) if rows.any() else 0.0 for fit, rows in zip(fits, present, strict=True)]
     copies = find_copied_labels(support, fits)
@@ -265,7 +268,7 @@ def _explain_label(
     i: int, j: int, probabilities: np.ndarray, support: Support, fits: np.ndarray, medians: Sequence[float]
 ) -> tuple[str, str] | None:
     """(kind, message) if label j of example i disagrees with its prediction; else None."""
-    p, mask, fit = probabilities[i, j], support.masks[j, i], float(fits[j, i])
+    p, mask, fit = probabilities[i, j] * support.known_of(i), support.masks[j, i], float(fits[j, i])
     if not mask.any():
         is_usual = support.masks[j].any((1, 2)).mean() >= 0.8
         is_predicted = (p >= 0.5).sum() >= 0.25 * np.median(support.masks[j].sum((1, 2)))
@@ -294,16 +297,17 @@ def _explanations(
     Neighbouring slices of one patient are alike, so a label is taken for another's only if that is another subject's,
     and fits it nearly as well as labels usually do.
     """
-    p, mask = probabilities[i, j], support.masks[j, i]
-    explanations = [("inverted", float(dice_on_host(p, 1 - mask)), "structure and background are exchanged")]
+    known = support.known_of(i)
+    p, mask = probabilities[i, j] * known, support.masks[j, i]
+    explanations = [("inverted", float(dice_on_host(p, (1 - mask) * known)), "structure and background are exchanged")]
     for k, other in enumerate(support.labels):
         if k != j:
-            swapped = (dice_on_host(p, support.masks[k, i]) + dice_on_host(probabilities[i, k], mask)) / 2
+            swapped = (dice_on_host(p, support.masks[k, i]) + dice_on_host(probabilities[i, k] * known, mask)) / 2
             explanations.append(("swapped", float(swapped), f"its id is probably exchanged with label {other}"))
     (down, right), shifted = best_shift(p, mask)
     if max(abs(down), abs(right)) >= MIN_SHIFT * len(mask):
         explanations.append(("shifted", shifted, f"by {right:+d} right and {down:+d} down of {len(mask)} pixels"))
-    borrowed = dice_on_host(probabilities[:, j], mask)
+    borrowed = dice_on_host(probabilities[:, j] * known, mask)
     borrowed[~is_other_subject(support, i)] = 0
     nearest = int(np.argmax(borrowed))
     if borrowed[nearest] >= BORROWED * median:

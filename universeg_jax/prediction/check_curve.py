@@ -24,8 +24,8 @@ def sample_supports(others: Sequence[np.ndarray], size: int, samples: int, rng: 
 
 
 def dice_scores(probabilities: np.ndarray, support: Support) -> np.ndarray:
-    """Dice [L, N] of predictions [N, L, 128, 128] with the labels; NaN where a label is empty."""
-    prediction, truth = probabilities.swapaxes(0, 1) >= 0.5, support.masks > 0
+    """Dice [L, N] of predictions [N, L, 128, 128] with the labels, in the pixels that have one; NaN without any."""
+    prediction, truth = (probabilities.swapaxes(0, 1) >= 0.5) & support.known, support.masks > 0
     return np.where(truth.any((2, 3)), dice_on_host(prediction, truth), np.nan)
 
 

@@ -15,6 +15,7 @@ from universeg_jax.reports.overlay import draw_outlines
 
 STYLE = "figure{display:inline-block;width:260px;margin:4px;vertical-align:top}figcaption{font-size:12px}"
 SIDE = 256  # pixels of an example on the page
+DARK = 0.4  # brightness of pixels without a label
 
 
 def check_text(result: dict[str, Any]) -> str:
@@ -69,7 +70,8 @@ def write_check_page(path: Path, result: dict[str, Any], support: Support) -> No
     )
     figures = []
     for i in order:
-        grey = np.asarray(255 * support.images[i], np.uint8)
+        seen = np.where(support.known_of(i), support.images[i], np.float32(DARK) * support.images[i])
+        grey = np.asarray(255 * seen, np.uint8)
         outlined = Image.fromarray(draw_outlines(grey, support.masks[:, i] > 0))
         png = io.BytesIO()
         outlined.resize((SIDE, SIDE), Image.Resampling.NEAREST).save(png, format="PNG")

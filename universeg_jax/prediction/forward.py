@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from universeg_jax.episode import FLIPS, OFFICIAL_SIZE, resize
+from universeg_jax.errors import UserError
 from universeg_jax.model.layers import sum_of_first
 from universeg_jax.model.recognition import Keys
+from universeg_jax.model.universeg import UniverSeg
 from universeg_jax.reports.waiting import say_if_compiling
 from universeg_jax.startup import compiler_options
 
@@ -31,13 +33,20 @@ class Forward:
     def __init__(self, model: nn.Module, size: int) -> None:
         self.model, self.size = model, size
         self.has_keys = getattr(model, "keys", "none") != "none"
+        self.weighs_labels = isinstance(model, UniverSeg)
         self.streams = hasattr(model, "support_chunk")  # reads one entry at a time, so that unused room costs nothing
-        self._compiled: set[int] = set()  # rooms of programs that ran
+        self._compiled: set[tuple[int, bool]] = set()  # (room, with pixels without a label) of programs that ran
         jit = functools.partial(jax.jit, compiler_options=compiler_options())
         self._one = jit(self._logits_of_one)
         self._query_keys = jit(lambda params, image: self._keys_of(params, resize(image, self.size), False))
         self._support_keys = jit(lambda params, images: self._keys_of(params, images[None], True))
         self._batch = jit(self._probabilities_of_batch, static_argnames=("flips", "overlap"))
+
+    def check_weighs_labels(self) -> None:
+        """Raises UserError for a model that needs a label for every pixel of the support."""
+        if not self.weighs_labels:
+            name = type(self.model).__name__
+            raise UserError(f"{name} needs a label for every pixel of the support: use weights of UniverSeg")
 
     def support_keys(self, params: Any, images: Array) -> Keys:
         """Pretrained keys [N, ...] of support images [N, H, W, 1] at the model's size."""
@@ -54,25 +63,27 @@ class Forward:
         flips: bool,
         overlap: bool,
         on_done: Callable[[int], Any] = lambda count: None,
+        known: Array | None = None,
     ) -> np.ndarray:
         """Probabilities, float32 [Q, L, 128, 128], averaged over K support samples and flips.
 
         queries [Q, 128, 128, 1]; images [N, H, W, 1] and masks [L, N, H, W, 1] at the model's size; rows int32
         [Q, K, S] selects from them, and -1 is padding. keys [N, ...] of the images, for each flip, where the model has
-        any. `on_done` is called with a number of finished queries.
+        any. `on_done` is called with a number of finished queries. known [N, H, W, 1]: 0 for a pixel without a label,
+        where there are such.
         """
         if jax.default_backend() == "cpu":
             support = (np.asarray(images), np.asarray(masks), [tuple(map(np.asarray, each)) for each in keys])
-            found = []
+            held, found = None if known is None else np.asarray(known), []
             for query, samples in zip(queries, rows, strict=True):
-                found.append(self._of_one(params, query, *support, samples, flips, overlap))
+                found.append(self._of_one(params, query, *support, samples, flips, overlap, held))
                 on_done(1)
             return np.stack(found)
         size, batches = BATCH_SIZE if len(queries) > 1 else 1, []
         for start in range(0, len(queries), size):
             batch = np.arange(start, start + size).clip(max=len(queries) - 1)  # repeats the last query as padding
             inputs = (params, queries[batch], images, masks, keys, rows[batch])
-            batches.append(jax.device_get(self._batch(*inputs, flips=flips, overlap=overlap)))
+            batches.append(jax.device_get(self._batch(*inputs, flips=flips, overlap=overlap, known=known)))
             on_done(min(size, len(queries) - start))
         return np.concatenate(batches)[: len(queries)]
 
@@ -86,6 +97,7 @@ class Forward:
         rows: np.ndarray,
         flips: bool,
         overlap: bool,
+        known: np.ndarray | None,
     ) -> np.ndarray:
         """Probabilities [L, 128, 128] of a query [128, 128, 1]; rows [K, S]."""
         total = np.zeros((len(masks), OFFICIAL_SIZE, OFFICIAL_SIZE), np.float32)
@@ -98,11 +110,12 @@ class Forward:
             logits = np.empty((len(masks), len(rows), OFFICIAL_SIZE, OFFICIAL_SIZE), np.float32)
             for k, (chosen, count) in enumerate(zip(padded, counts, strict=True)):
                 entries = np.flip(images[chosen], axes)[None]
+                entry_known = None if known is None else np.flip(known[chosen], axes)[None]
                 entry_keys = tuple(each[chosen][None] for each in keys[i]) if keys else None
                 for j, mask in enumerate(masks):
                     labels = np.flip(mask[chosen], axes)[None]
-                    inputs = (turned, entries, labels, np.int32(count), query_keys, entry_keys)
-                    with self._announced(entries.shape[1]):
+                    inputs = (turned, entries, labels, np.int32(count), query_keys, entry_keys, entry_known)
+                    with self._announced((entries.shape[1], known is not None)):
                         logits[j, k] = np.flip(self._one(params, *inputs)[0], axes)[..., 0]
             total += (sigmoid(logits) if overlap else exclusive_probabilities(logits)).mean(1)
         return total / (4 if flips else 1)
@@ -111,11 +124,11 @@ class Forward:
         """Entries of the program for `count` entries: a power of two where those beyond `count` cost no time."""
         return max(ROOM, 1 << (count - 1).bit_length()) if self.streams else count
 
-    def _announced(self, room: int) -> contextlib.AbstractContextManager[None]:
-        """Says that the program for `room` entries is being compiled, if it is and takes long."""
-        if room in self._compiled:
+    def _announced(self, program: tuple[int, bool]) -> contextlib.AbstractContextManager[None]:
+        """Says that a program, one of `_compiled`, is being compiled, if it is and takes long."""
+        if program in self._compiled:
             return contextlib.nullcontext()
-        self._compiled.add(room)
+        self._compiled.add(program)
         return say_if_compiling("the model", "half a minute")
 
     def _logits_of_one(
@@ -127,12 +140,15 @@ class Forward:
         count: jax.Array,
         query_keys: Keys | None,
         support_keys: Keys | None,
+        known: Array | None,
     ) -> jax.Array:
         """Logits [1, 128, 128, 1] of a query [1, 128, 128, 1] from the first `count` entries [1, R, H, W, 1]."""
         mask = (jnp.arange(images.shape[1]) < count).astype(jnp.float32)[None]
         extra: dict[str, Any] = {"over": sum_of_first(count)} if self.streams else {}
         if query_keys is not None:
             extra |= {"query_keys": tuple(k[None] for k in query_keys), "support_keys": support_keys}
+        if known is not None:
+            extra["support_known"] = known.astype(jnp.float32)
         inputs = (resize(query, self.size), images, labels.astype(jnp.float32), mask)
         return resize(self._apply(params, *inputs, **extra), OFFICIAL_SIZE)
 
@@ -146,6 +162,7 @@ class Forward:
         rows: jax.Array,
         flips: bool,
         overlap: bool,
+        known: jax.Array | None,
     ) -> jax.Array:
         """As `__call__`, for one batch."""
         num_labels = len(masks)
@@ -155,19 +172,21 @@ class Forward:
             query = jnp.broadcast_to(resize(query, self.size), (samples * num_labels, self.size, self.size, 1))
             support = jnp.tile(images[rows], (num_labels, 1, 1, 1, 1))  # label by label
             labels = masks[:, rows].astype(jnp.float32).reshape(support.shape)
+            labelled = None if known is None else jnp.tile(known[rows].astype(jnp.float32), (num_labels, 1, 1, 1, 1))
             counts = jnp.tile(rows >= 0, (num_labels, 1)).astype(jnp.float32)
             total = jnp.zeros((num_labels, OFFICIAL_SIZE, OFFICIAL_SIZE))
             for i, flip in enumerate(FLIPS if flips else FLIPS[:1]):
                 axes = flip_axes(flip)
                 inputs = [jnp.flip(x, axes) if axes else x for x in (query, support, labels)]
-                prepared: list[Any] = []
+                extra: dict[str, Any] = {}
+                if labelled is not None:
+                    extra["support_known"] = jnp.flip(labelled, axes) if axes else labelled
                 if keys:
                     query_keys = self._keys_of(params, inputs[0][:1], False)
-                    prepared = [
-                        tuple(jnp.broadcast_to(k, (samples * num_labels, *k.shape)) for k in query_keys),
-                        tuple(jnp.tile(k[rows], (num_labels, *[1] * k.ndim)) for k in keys[i]),
-                    ]
-                logits = self._apply(params, *inputs, counts, *prepared)
+                    copies = samples * num_labels
+                    extra["query_keys"] = tuple(jnp.broadcast_to(k, (copies, *k.shape)) for k in query_keys)
+                    extra["support_keys"] = tuple(jnp.tile(k[rows], (num_labels, *[1] * k.ndim)) for k in keys[i])
+                logits = self._apply(params, *inputs, counts, **extra)
                 logits = resize(jnp.flip(logits, axes) if axes else logits, OFFICIAL_SIZE)
                 logits = logits.reshape((num_labels, samples, OFFICIAL_SIZE, OFFICIAL_SIZE))
                 total += (jax.nn.sigmoid(logits) if overlap else exclusive_probabilities(logits)).mean(1)

@@ -23,14 +23,15 @@ from tqdm import tqdm
 from universeg_jax.checkpoints import store
 from universeg_jax.episode import FLIPS, OFFICIAL_SIZE, resize
 from universeg_jax.errors import UserError
-from universeg_jax.model.factory import build_model
+from universeg_jax.model.factory import build_model, logits_of
 from universeg_jax.model.recognition import Keys
+from universeg_jax.prediction.examples import ImageLike, as_grey
 from universeg_jax.prediction.forward import Forward, flip_axes
 from universeg_jax.prediction.options import Options, default_support_size
 from universeg_jax.prediction.prepared import PreparedKeys
 from universeg_jax.prediction.result import Prediction
 from universeg_jax.prediction.selection import select_examples
-from universeg_jax.prediction.support import ImageLike, Support, as_grey, make_support
+from universeg_jax.prediction.support import Support, make_support
 from universeg_jax.prediction.tiles import (
     MIN_PROBABILITY,
     cut_tiles,
@@ -79,15 +80,24 @@ class Predictor:
     from_pretrained = from_checkpoint
 
     def logits(
-        self, query_image: Array, support_images: Array, support_labels: Array, support_mask: Array | None = None
+        self,
+        query_image: Array,
+        support_images: Array,
+        support_labels: Array,
+        support_mask: Array | None = None,
+        support_known: Array | None = None,
     ) -> jax.Array:
         """Logits, float32 [B, H, W, 1], of a preprocessed batch at the model's image size.
 
         query_image [B, H, W, 1] and support_images [B, S, H, W, 1] in [0, 1]; support_labels 0/1 like support_images;
-        support_mask [B, S], 0 for padding (default: no padding). Nothing is normalised or resized.
+        support_mask [B, S], 0 for padding (default: no padding); support_known like support_images, 0 for a pixel
+        without a label (default: all have one). Nothing is normalised or resized.
         """
-        logits = self._logits(self.params, query_image, support_images, support_labels, support_mask)
-        return cast(jax.Array, logits)
+        inputs: tuple[Array | None, ...] = (query_image, support_images, support_labels, support_mask)
+        if support_known is not None:
+            self.forward.check_weighs_labels()
+            inputs = (*inputs, support_known)
+        return cast(jax.Array, self._logits(self.params, *inputs))
 
     def __call__(
         self, query_image: Array, support_images: Array, support_labels: Array, support_mask: Array | None = None
@@ -109,6 +119,7 @@ class Predictor:
         self,
         images: Sequence[ImageLike] | np.ndarray,
         labels: Sequence[ImageLike] | np.ndarray,
+        ignore: int | Sequence[int] = (),
         **options: Any,
     ) -> "Segmenter":
         """Prepares a support set once and returns a function that segments queries.
@@ -117,10 +128,11 @@ class Predictor:
             predictions = [segment(query) for query in queries]
 
         `images`: arrays [H, W] or [H, W, 3], PIL images or files, of any size and intensity range. `labels`: an array
-        [H, W] of ids, or file, per image; 0 is background. Options are fields of `Options`. Raises UserError.
+        [H, W] of ids, or file, per image; 0 is background. `ignore`: the id or ids of pixels without a label, which are
+        neither a structure nor background. Options are fields of `Options`. Raises UserError.
         """
         parsed = Options(**options)
-        support = make_support(images, labels, tiles=parsed.tiles)
+        support = make_support(images, labels, tiles=parsed.tiles, ignore=ignore)
         warn(support.notes)
         return self.segmenter(support, parsed)
 
@@ -145,7 +157,7 @@ class Predictor:
         return complete_any(self, volume, partial, labelled or {}, options)
 
     def _apply(self, params: Any, *inputs: Array | None) -> jax.Array:
-        return cast(jax.Array, self.model.apply({"params": params}, *inputs))
+        return logits_of(self.model, params, *inputs)
 
     def prepared_keys(self, images: Array, flips: bool) -> list[PreparedKeys]:
         """Keys of support images [N, H, W, 1] at the model's size, one entry per flip; [] if the model has no keys."""
@@ -171,9 +183,11 @@ class Segmenter:
             Segmenter(predictor, tile_support.support, replace(options, tiles=0)) if tile_support else None
         )
         self.images = resize(support.images[..., None], predictor.config.image_size)
-        at_size = resize(support.masks[..., None].astype(np.float32), predictor.config.image_size)
-        self.masks = (at_size >= 0.5).astype(jnp.uint8)
         self.keys = predictor.prepared_keys(self.images, options.flips)
+        self.masks = self._at_size(support.masks)
+        self.known = None if support.ignored is None else self._at_size(~support.ignored)
+        if self.known is not None:
+            predictor.forward.check_weighs_labels()
         if len(support) <= size:
             self.keys_of(np.arange(len(support)))  # every query will ask for all
 
@@ -258,7 +272,12 @@ class Segmenter:
         """
         options, parts = self.options, (self.images, self.masks, self.keys_of(rows), rows)
         inputs = (self.predictor.params, queries[..., None], *parts)
-        return self.predictor.forward(*inputs, options.flips, options.overlap, on_done)
+        return self.predictor.forward(*inputs, options.flips, options.overlap, on_done, self.known)
+
+    def _at_size(self, masks: np.ndarray) -> jax.Array:
+        """Masks [..., 128, 128] → uint8 0/1 [..., H, W, 1] at the model's size."""
+        at_size = resize(masks[..., None].astype(np.float32), self.predictor.config.image_size)
+        return (at_size >= 0.5).astype(jnp.uint8)
 
 
 def make_prediction(probabilities: np.ndarray, labels: tuple[int, ...], overlap: bool = False) -> Prediction:

@@ -23,6 +23,11 @@ def describe(support: Support, names: Mapping[int, str], path: str | Path, taken
     ]
     if taken:
         lines.append(f"labels: taken for {taken}")
+    if support.ignored is not None:
+        count = int(support.ignored.any((1, 2)).sum())
+        lines.append(
+            f"without a label: {100 * support.ignored.mean():.1f} % of all pixels, in {count} of {len(support)}"
+        )
     if support.overlapping:
         lines.append("classes overlap, so each is predicted by itself, with a mask of its own")
     unit, share = ("voxels", "slices") if volumes else ("pixels", "images")
@@ -44,9 +49,12 @@ def find_shared_mistakes(support: Support, named: bool = True) -> list[tuple[str
         message = f'{len(support.labels)} ids without names: if they number objects, write "instances": true'
         found.append(("instances", f"{message} into meta.json, and they become one class"))
     shapes = support.sizes if support.positions is None and support.sizes else ((),) * len(support)
+    voids = [None] * len(support) if support.ignored is None else support.ignored
     by_image = [
-        fits_of(image, masks, shape)
-        for image, masks, shape in zip(support.images, support.masks.swapaxes(0, 1), shapes, strict=True)
+        fits_of(image, masks, shape, ignored)
+        for image, masks, shape, ignored in zip(
+            support.images, support.masks.swapaxes(0, 1), shapes, voids, strict=True
+        )
     ]
     for j, i in enumerate(support.labels):
         prefix = f"label {i}: " if len(support.labels) > 1 else ""

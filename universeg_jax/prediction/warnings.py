@@ -47,13 +47,16 @@ class SupportStatistics:
 
     appearances: np.ndarray  # [N, 2, 32]
     largest_distance: float  # between an example and its nearest other example
-    areas: np.ndarray  # [L, N] pixels at 128x128
+    areas: np.ndarray  # [L, N] pixels at 128x128; 0 where a part of the image has no label
 
 
 def support_statistics(support: Support) -> SupportStatistics:
     appearances = appearance(support.images)
     largest = float(nearest_distances(appearances).max()) if len(support) > 1 else 0.0
-    return SupportStatistics(appearances, largest, support.masks.sum((2, 3), dtype=np.int64))
+    areas = support.masks.sum((2, 3), dtype=np.int64)
+    if support.ignored is not None:
+        areas = np.where(support.ignored.any((1, 2)), 0, areas)
+    return SupportStatistics(appearances, largest, areas)
 
 
 def find_warnings(

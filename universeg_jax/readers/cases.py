@@ -37,8 +37,8 @@ from universeg_jax.readers.images import (
     read_label,
 )
 from universeg_jax.readers.label_fit import Fit, fits_of
-from universeg_jax.readers.labels import IN_COLOURS, LabelFile, class_masks
-from universeg_jax.readers.notes import Notes, collect
+from universeg_jax.readers.labels import IN_COLOURS, LabelFile, class_masks, ignored_mask
+from universeg_jax.readers.notes import Notes, collect, note
 from universeg_jax.readers.ome_zarr import is_ome_zarr
 from universeg_jax.readers.polygons import draw
 from universeg_jax.readers.preprocess import (
@@ -64,6 +64,7 @@ from universeg_jax.readers.volumes import (
 )
 
 LabelMap = np.ndarray | dict[int, np.ndarray]  # int32 ids; or the bool mask of each id, where classes overlap
+MAX_WITHOUT_LABEL = 0.05  # share of an image or volume of a dataset for training and evaluation
 OVERLAP = 0.02  # share of the smaller of two classes from which they overlap
 
 
@@ -169,6 +170,37 @@ def read_volume_pair(case: Case) -> tuple[Volume, LabelMap]:
     return image, label_map(image.shape, masks)
 
 
+def ignored_in(case: Case, image: np.ndarray | Volume) -> np.ndarray | None:
+    """Bool, of the shape of the case's image [H, W] or volume: pixels without a label; None where all have one.
+
+    Raises ImageError where none has.
+    """
+
+    def read(file: LabelFile) -> np.ndarray:
+        if isinstance(image, Volume):
+            return read_label_on(case, file, image, image.shape)
+        return _read_image_label(file, (image.shape[0], image.shape[1]))
+
+    ignored = ignored_mask(case.labels, read)
+    if ignored is None or not ignored.any():
+        return None
+    if ignored.all():
+        file = case.labels[0]
+        detail = f"{', '.join(map(str, file.ignored))}; label a part of it, or leave this case out"
+        raise ImageError(file.path, "holds nothing but the id to ignore", detail)
+    return ignored
+
+
+def check_nearly_labelled(case: Case, image: np.ndarray | Volume) -> None:
+    """Notes that pixels without a label become background in a dataset. Raises ImageError where they are many."""
+    if (ignored := ignored_in(case, image)) is None:
+        return
+    if (share := float(ignored.mean())) > MAX_WITHOUT_LABEL:
+        detail = f"{100 * share:.0f} % of it is to be ignored, and a dataset would take that for background; label it, "
+        raise ImageError(case.labels[0].path, "is labelled in part", f"{detail}or use the folder as --support")
+    note(case.labels[0].path, "its few pixels to be ignored become background in a dataset")
+
+
 def check_complete(case: Case) -> None:
     """Raises ImageError for a case with missing or duplicated files."""
     if case.fault[0]:
@@ -193,6 +225,7 @@ def check_inside(case: Case) -> None:
 
 def _examples_of_image(case: Case) -> list[Example]:
     image = _read_image(case)
+    check_nearly_labelled(case, image)
     masks = {i: preprocess_mask(mask, case.size) for i, mask in _image_masks(case, image)}
     window = case.window
     if window == "auto":  # of single images only DICOM has physical units
@@ -224,7 +257,7 @@ def read_image_values(file: LabelFile, shape: tuple[int, int]) -> np.ndarray:
         table = {i: (red, green, blue) for i, red, green, blue in file.colours}
         return ids_of_colours(read_colours(file.path), table, file.path)
     try:
-        return read_label(file.path)
+        return read_label(file.path, ignored=file.ignored)
     except ImageError as error:
         if error.problem != IN_COLOURS or not file.classes or any(values for _, values in file.classes):
             raise
@@ -244,6 +277,7 @@ def _read_image_label(file: LabelFile, shape: tuple[int, int]) -> np.ndarray:
 
 def _examples_of_volume(case: Case) -> list[Example]:
     image = read_volume(case.image, case.channel)
+    check_nearly_labelled(case, image)
     spacing = image.fine_spacing(case.size)
     shape = image.shape_at(spacing)
     check_voxels(image.name, shape, f"{spacing:g} mm")
@@ -281,9 +315,9 @@ def wanted_axes(case: Case, image: Volume) -> tuple[int, ...]:
 def read_label_on(case: Case, file: LabelFile, image: Volume, shape: Shape) -> np.ndarray:
     """Reads int32 class values on the grid that the image was resampled to."""
     if Path(file.path).is_dir() and Path(case.image).is_dir() and not is_volume(file.path):
-        label = read_label_stack(file.path, case.image)
+        label = read_label_stack(file.path, case.image, file.ignored)
     else:
-        label = on_grid_of(read_label_volume(file.path), image)
+        label = on_grid_of(read_label_volume(file.path, file.ignored), image)
     check_same_grid(image, label)
     return on_grid(label, shape).data
 

@@ -3,6 +3,7 @@
 Sizes are checked before a pixel is decoded. Slices are sorted by their position, never by file name.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def multiframe_order(path: Path) -> tuple[Any, list[Any], list[int], Path] | Non
     return dataset, headers, _order(files[0], headers), files[0]
 
 
-def read_label_stack(path: str | Path, series: str | Path) -> Volume:
+def read_label_stack(path: str | Path, series: str | Path, ignored: Sequence[int] = ()) -> Volume:
     """Reads class ids drawn on the slices of a DICOM series: a folder with one image per slice.
 
     The n-th image belongs to the n-th file of the series, both in the natural order of their names.
@@ -65,7 +66,7 @@ def read_label_stack(path: str | Path, series: str | Path) -> Volume:
         if len(labels) != len(slices):
             raise ImageError(path, "not one label for each slice", f"{len(labels)} labels, {len(slices)} slices")
         label_of = dict(zip(natural_order(file.name for _, file in slices), labels, strict=True))
-        planes = [read_label(path / label_of[file.name]) for _, file in slices]
+        planes = [read_label(path / label_of[file.name], ignored=ignored) for _, file in slices]
         shapes = [(dataset.Rows, dataset.Columns) for dataset, _ in slices]
         if [plane.shape for plane in planes] != shapes:
             raise ImageError(path, "image and label differ in size")

@@ -9,14 +9,23 @@ annotate` only the labelled images are cases. Folders of nnU-Net and of the
 Medical Segmentation Decathlon are recognised (layouts.py).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from universeg_jax.readers.cases import Case, LabelMap, check_inside, ids_of, mask_of, may_be_case, read_pair
+from universeg_jax.readers.cases import (
+    Case,
+    LabelMap,
+    check_inside,
+    ids_of,
+    ignored_in,
+    mask_of,
+    may_be_case,
+    read_pair,
+)
 from universeg_jax.readers.dicom_files import nested_series, sorted_files
 from universeg_jax.readers.errors import FolderError, ImageError
 from universeg_jax.readers.file_names import IMAGE_EXTENSIONS, READABLE_EXTENSIONS, extension, natural_order, stem
@@ -37,21 +46,26 @@ Files = dict[str, list[Path]]  # case → its files
 PROJECT = "project.json"  # in a folder of `universeg annotate`, whose images without a label are yet to be labelled
 
 
-def read_folder(path: str | Path, size: int = 128) -> Folder[Case]:
+def read_folder(path: str | Path, size: int = 128, ignore: Sequence[int] = ()) -> Folder[Case]:
     """Reads the cases of a folder in the natural order of their names (p2 before p10).
 
-    Where meta.json names no labels, every label file is read to find the ids that occur. Raises FolderError, also
-    where no image has a label.
+    Where meta.json names no labels, every label file is read to find the ids that occur. `ignore`: ids of pixels
+    without a label, beside those that the folder itself names. Raises FolderError, also where no image has a label.
     """
     path = Path(path)
     if is_dataset_json(path):
-        return read_dataset_json(path, size)
+        return read_dataset_json(path, size, ignore)
     with collect() as notes:
         meta, images = read_meta(path), case_files(path / "images")
+        meta = replace(meta, ignore=tuple(dict.fromkeys((*meta.ignore, *ignore))))
         if (path / PROJECT).is_file():
             labelled = case_files(path / "labels")
             images = {name: files for name, files in images.items() if name in labelled}
         images, labels, found = _pairs(path, images, meta)
+        if found and ignore:
+            raise FolderError(f"{path}: its labels are {found.taken}, where no id can be ignored; leave it out")
+        if found and meta.ignore:
+            note(path / "meta.json", f'"ignore" has no effect, since the labels are {found.taken}')
         for part in ("images", *(() if found else ("labels",))):
             _name_inner_folders(path / part, images if part == "images" else labels)
     colours = tuple((i, *colour) for i, colour in meta.colours.items())
@@ -82,6 +96,7 @@ def read_folder(path: str | Path, size: int = 128) -> Folder[Case]:
     )
     with collect() as notes_on_values:
         cases, names, taken, named = _label_names(path, cases, meta, found)
+        names = {i: name for i, name in names.items() if found or i not in meta.ignore}
     notes.update(notes_on_values)
     return Folder(
         cases,
@@ -153,24 +168,35 @@ def _label_names(
 def read_support(
     path: str | Path, label: int | None = None, unusable: dict[str, str] | None = None
 ) -> tuple[list[np.ndarray], list[LabelMap], list[str]]:
-    """Reads a support folder: (images float32 [H, W], label maps int32 [H, W], names).
+    """Reads a support folder: (images float32 [H, W], label maps int32 [H, W], names), as `read_examples`."""
+    return read_examples(path, read_folder(path).cases, label, unusable)[:3]
+
+
+def read_examples(
+    path: str | Path, cases: Sequence[Case], label: int | None = None, unusable: dict[str, str] | None = None
+) -> tuple[list[np.ndarray], list[LabelMap], list[str], list[np.ndarray | None]]:
+    """Reads the cases of a support folder: (images float32 [H, W], label maps int32 [H, W], names, `ignored_in`).
 
     Where classes of an image overlap, its label map is a dict of the bool mask of each id. With `label` the label maps
     hold that id alone, as 1. Raises FolderError, also where `label` never occurs, and
     ImageError for a file that cannot be used, unless `unusable` is given: then it gets the case's name and the reason.
     """
-    folder = read_folder(path)
-    for case in folder.cases:
+    for case in cases:
         if case.volume:
             raise FolderError(f"{case.image} is a volume; a support set holds images: save the slices that you label")
-    pairs = read_each(folder.cases, read_pair, unusable)
-    names, images, labels = list(pairs), [image for image, _ in pairs.values()], [ids for _, ids in pairs.values()]
+
+    def read(case: Case) -> tuple[np.ndarray, LabelMap, np.ndarray | None]:
+        image, ids = read_pair(case)
+        return image, ids, ignored_in(case, image)
+
+    found = read_each(cases, read, unusable)
+    names, images, labels = list(found), [each[0] for each in found.values()], [each[1] for each in found.values()]
     if label is not None:
         occurring = sorted(set().union(*map(ids_of, labels)))
         if label not in occurring:
             raise FolderError(f"{path}: label {label} never occurs; the ids there are {occurring}")
         labels = [mask_of(ids, label, image.shape).astype(np.int32) for ids, image in zip(labels, images, strict=True)]
-    return images, labels, names
+    return images, labels, names, [each[2] for each in found.values()]
 
 
 def read_each(cases: Iterable[Case], read: Callable[[Case], T], unusable: dict[str, str] | None) -> dict[str, T]:
@@ -276,9 +302,10 @@ def _occurring_ids(path: Path, cases: Iterable[Case]) -> tuple[list[set[int]], l
         try:
             check_inside(case)
             for file in case.labels:
-                label = read_label_volume(file.path).data if case.volume else read_label(file.path)
+                volume = read_label_volume(file.path, file.ignored).data if case.volume else None
+                label = read_label(file.path, ignored=file.ignored) if volume is None else volume
                 occurring.append(set(np.unique(label).tolist()) - {0, *file.ignored})
-                rims.append(rim_ids(label))
+                rims.append(rim_ids(np.where(np.isin(label, file.ignored), 0, label)))
         except ImageError as error:
             problems.append(str(error))  # the build meets the error again, then drops and counts the case
     if not any(occurring):

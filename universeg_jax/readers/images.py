@@ -5,6 +5,7 @@ Volumes and files of several pages are refused, so that no part of a file is dro
 
 import gzip
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,13 +52,13 @@ def check_image(image: np.ndarray, path: Any) -> np.ndarray:
     return image
 
 
-def read_label(source: Source, name: Any = "") -> np.ndarray:
+def read_label(source: Source, name: Any = "", ignored: Sequence[int] = ()) -> np.ndarray:
     """Reads int32 class ids [H, W] ≥ 0; a palette image gives its indices, equal channels count as one.
 
     Raises ImageError for colours, for values that are not whole, and for JPEG and the like, which change values, unless
-    they pile up at 0 and 255: then the upper half is the mask, which a note says.
+    they pile up at 0 and 255: then the upper half is the mask, which a note says. `ignored` values are no classes.
     """
-    return check_label(_decode(source, name, True), _name(source, name))
+    return check_label(_decode(source, name, True), _name(source, name), ignored)
 
 
 def is_drawn_on_raw(image: Source, label: Source, name: Any = "") -> bool:

@@ -16,6 +16,7 @@ TURN_GAIN = 1.25  # of the contrast at the outline, from which on a turned label
 TURN_VOTES = 0.75  # share of the examples that must agree on the turn
 SIMILAR = 4.0  # largest ratio of two areas of one structure
 MIN_EXAMPLES = 3
+MAX_UNKNOWN = 0.5  # share of an image, or of its border, without a label, above which nothing is said of its shares
 TURNS = {
     "mirrored left to right": lambda mask: mask[:, ::-1],
     "mirrored top to bottom": lambda mask: mask[::-1],
@@ -30,32 +31,38 @@ TURNS = {
 class Fit:
     """How the mask of one label lies on its image."""
 
-    share: float  # of the image that it covers; 0 for slices of volumes, whose borders say nothing
+    share: float  # of the image that it covers; 0 where borders say nothing, as those of slices of volumes
     border: float  # of the image's border that it covers
     turn: str  # one of TURNS, after which it lies on edges of the image; "" where it does as it is
 
 
-def fits_of(image: np.ndarray, masks: np.ndarray, shape: Sequence[int]) -> tuple[Fit | None, ...]:
+def fits_of(
+    image: np.ndarray, masks: np.ndarray, shape: Sequence[int], ignored: np.ndarray | None = None
+) -> tuple[Fit | None, ...]:
     """The fit of each mask [L, S, S] to its image [S, S]; None for an empty one.
 
-    `shape`: rows and columns of the image before it was padded to a square; () for a slice of a volume.
+    `shape`: rows and columns of the image before it was padded to a square; () for a slice of a volume. `ignored`, bool
+    [S, S]: pixels without a label, which count for nothing.
     """
     rows, columns = np.gradient(image.astype(np.float32))
     steps = np.hypot(rows, columns)
-    return tuple(_fit(steps, mask > 0, shape) if mask.any() else None for mask in masks)
+    ignored = np.zeros(image.shape, bool) if ignored is None else ignored
+    return tuple(_fit(steps, mask > 0, shape, ignored) if mask.any() else None for mask in masks)
 
 
-def _fit(steps: np.ndarray, mask: np.ndarray, shape: Sequence[int]) -> Fit:
-    outline = _outline(mask)
+def _fit(steps: np.ndarray, mask: np.ndarray, shape: Sequence[int], ignored: np.ndarray) -> Fit:
+    outline = _outline(mask) & ~(ignored | _outline(ignored))
     own = _contrast(outline, steps)
     gains = {name: _contrast(turn(outline), steps) for name, turn in TURNS.items()}
     best = max(gains, key=lambda name: gains[name])
     turn = best if gains[best] > TURN_GAIN * own else ""
     if not shape:
         return Fit(0, 0, turn)
-    inner = mask[content(shape, len(mask))]
-    edge = np.concatenate([inner[1], inner[-2], inner[:, 1], inner[:, -2]])
-    return Fit(float(inner.mean()), float(edge.mean()), turn)
+    inner, unknown = (each[content(shape, len(mask))] for each in (mask, ignored))
+    edge, edge_unknown = (np.concatenate([x[1], x[-2], x[:, 1], x[:, -2]]) for x in (inner, unknown))
+    if max(unknown.mean(), edge_unknown.mean()) > MAX_UNKNOWN:
+        return Fit(0, 0, turn)
+    return Fit(float(inner[~unknown].mean()), float(edge[~edge_unknown].mean()), turn)
 
 
 def content(shape: Sequence[int], side: int) -> tuple[slice, slice]:

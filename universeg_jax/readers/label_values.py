@@ -39,7 +39,7 @@ INSTANCES_NOTE = (
 WHITE, BRIGHT = 255, 100  # values that programs use to show a mask, and from which on others probably do so too
 VOID_NOTE = (
     "255 occurs beside small ids, where programs often write it for pixels without a class: it is taken for a class; "
-    'otherwise write "ignore": [255] into meta.json'
+    'otherwise give --ignore 255, or write "ignore": [255] into meta.json'
 )
 GREYS_NOTE = (
     "each mask holds one value above 0, but not all the same ({}): each is taken for a class of its own; if they mean "
@@ -53,8 +53,14 @@ RIM_NOTE = (
 )
 
 
-def to_ids(values: np.ndarray, path: Any) -> np.ndarray:
-    """Values of any shape and type → int32 class ids. Raises ImageError unless they are whole numbers from 0."""
+def to_ids(values: np.ndarray, path: Any, ignored: Sequence[int] = ()) -> np.ndarray:
+    """Values of any shape and type → int32 class ids. Raises ImageError unless they are whole numbers from 0.
+
+    `ignored` values are not judged with the others, which they would make look like a mask of 0 and 255.
+    """
+    if ignored and values.dtype.kind in "biuf" and (is_ignored := np.isin(values, ignored)).any():
+        ids = to_ids(np.where(is_ignored, values.dtype.type(0), values), path)
+        return np.where(is_ignored, values, ids).astype(np.int32)
     if values.dtype.kind not in "biuf":
         raise ImageError(path, NO_IDS, f"{values.dtype}; {REMEDY}")
     if values.size == 0:

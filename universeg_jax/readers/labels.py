@@ -24,8 +24,9 @@ class LabelFile:
     """A label file and the classes in it.
 
     `classes` are (id, values of the file that mean this id); no values mean everything but 0. Without `classes` the
-    values are the ids. `ignored` are values without a class, such as a border, and count as 0. `part` selects (image,
-    class) in a file of polygons, and `colours` are (id, red, green, blue) of a mask in colours.
+    values are the ids. `ignored` are values of pixels that have no label, such as those of a border: they are 0 in the
+    masks, and `ignored_mask` tells where they are. `part` selects (image, class) in a file of polygons, and `colours`
+    are (id, red, green, blue) of a mask in colours.
     """
 
     path: str
@@ -35,7 +36,7 @@ class LabelFile:
     colours: tuple[tuple[int, int, int, int], ...] = ()
 
 
-def check_label(label: np.ndarray, path: Any) -> np.ndarray:
+def check_label(label: np.ndarray, path: Any, ignored: Sequence[int] = ()) -> np.ndarray:
     """[H, W] or [H, W, C] → int32 class ids [H, W] ≥ 0; equal channels count as one.
 
     Alpha is dropped, unless the colours are the same everywhere: then the mask lies in it, which a note says. Raises
@@ -45,12 +46,12 @@ def check_label(label: np.ndarray, path: Any) -> np.ndarray:
         label = one_channel(label, path)
     if label.ndim != 2 or 0 in label.shape:
         raise ImageError(path, "a label has a shape that is not [H, W]", str(label.shape))
-    return check_ids(label, path)
+    return check_ids(label, path, ignored)
 
 
-def check_ids(values: np.ndarray, path: Any) -> np.ndarray:
+def check_ids(values: np.ndarray, path: Any, ignored: Sequence[int] = ()) -> np.ndarray:
     """Values of any shape and type → int32 class ids (label_values.py). Raises ImageError."""
-    return to_ids(values, path)
+    return to_ids(values, path, ignored)
 
 
 def one_channel(label: np.ndarray, path: Any) -> np.ndarray:
@@ -98,6 +99,12 @@ def class_masks(
         mask = functools.reduce(np.logical_or, (_mask(values_of(file), values) for file, values in sources[i]))
         if mask.any():
             yield i, mask
+
+
+def ignored_mask(files: Sequence[LabelFile], read: Callable[[LabelFile], np.ndarray]) -> np.ndarray | None:
+    """Bool, of the shape of the files: where one of them holds a value that it ignores. None where none ignores any."""
+    masks = [np.isin(read(file), file.ignored) for file in files if file.ignored]
+    return np.any(masks, 0) if masks else None
 
 
 def _is_mask_of(known_id: int, occurring: set[int]) -> bool:

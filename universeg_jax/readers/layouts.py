@@ -8,12 +8,14 @@
 Each channel is a modality of its own, except that one `_0000` file in colour stands for all of them, as in nnU-Net's
 dataset of natural images. Each case is its own subject unless meta.json says otherwise, because the part of
 "liver_12" before the "_" is no patient. Regions of nnU-Net, [1, 2, 3], are labels that may overlap; its label "ignore"
-is no class. Images without labels, imagesTs among them, are not read. A label without its image and a listed case that
-does not exist are faulty cases: they are dropped and counted, unless every case is faulty.
+is no class, and marks pixels without a label. Images without labels, imagesTs among them, are not read. A label without
+its image and a listed case that does not exist are faulty cases: they are dropped and counted, unless every case is
+faulty.
 """
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +38,16 @@ def is_dataset_json(path: Path) -> bool:
     return (path / "dataset.json").is_file() and (path / "imagesTr").is_dir()
 
 
-def read_dataset_json(path: Path, size: int) -> Folder[Case]:
-    """Reads the cases of such a folder, in natural order. Raises FolderError."""
+def read_dataset_json(path: Path, size: int, ignore: Sequence[int] = ()) -> Folder[Case]:
+    """Reads the cases of such a folder, in natural order; `ignore` as in `read_folder`. Raises FolderError."""
     file = path / "dataset.json"
     spec, meta = read_json_object(file), read_meta(path)
     channels = _channels(file, spec)
     labels, classes, ignored_values = read_classes(file, spec)
     names = {**labels, **meta.labels}
+    ignored_values = tuple(dict.fromkeys((*ignored_values, *meta.ignore, *ignore)))
+    if not classes:  # the ids of regions are no values of the files
+        names = {i: name for i, name in names.items() if i not in ignored_values}
     if ignored_values and not classes:
         classes = tuple((i, (i,)) for i in names)
     subject = subject_rule(path, meta, lambda name: name)

@@ -10,7 +10,8 @@ All fields may be left out:
     colours                 {"1": [255, 0, 0]}: labels are images in these colours, black is background
     axes                    of volumes, a list of "sagittal", "coronal", "axial", "in-plane" (the acquired planes)
     instances               true: labels number objects of one class, such as cells, and every value above 0 is id 1
-    ignore                  [255]: values of labels without a class, such as a border; their pixels become background
+    ignore                  [255]: values of pixels that have no label, because nobody marked them or because nobody
+                            can, as along a border
     window                  "ct", "mr", "none" or [low, high] for volumes and DICOM files; without it chosen by the
                             modality
 """

@@ -20,6 +20,7 @@ MR_PERCENTILES = (0.5, 99.5)  # of the voxels above 0
 CT_WORDS = {"ct", "cta", "cbct"}
 MR_WORDS = {"mr", "mri", "t1", "t1w", "t1c", "t2", "t2w", "flair", "adc", "dwi", "cine", "lge"}
 CT_ONLY_BELOW = -500  # HU; only CT has many values below it
+MAX_IGNORED = 0.9  # share of a pixel without a label from which on it has none: a thin stroke of a pen still counts
 CT_SHARE = 0.005  # of the voxels that must lie below it; interpolation makes a few such values in MR
 
 
@@ -88,6 +89,18 @@ def preprocess_mask(mask: np.ndarray, size: int, side: int = 0) -> np.ndarray:
     """Binary [H, W] → uint8 0/1 [size, size]; `side` as for the image."""
     # Weights sum to 1 only up to rounding: without the tolerance an exact half would fall to either side.
     return (_to_size(mask.astype(np.float32), size, side) >= 0.5 - 1e-6).astype(np.uint8)
+
+
+def preprocess_partly(mask: np.ndarray, ignored: np.ndarray, size: int, side: int = 0) -> np.ndarray:
+    """Like `preprocess_mask`, by those pixels alone that are not `ignored`, bool [H, W]."""
+    share = np.clip(_to_size(ignored.astype(np.float32), size, side), 0, 1)
+    own = _to_size((mask & ~ignored).astype(np.float32), size, side)
+    return ((own >= 0.5 * (1 - share) - 1e-6) & (share <= MAX_IGNORED)).astype(np.uint8)
+
+
+def preprocess_ignored(ignored: np.ndarray, size: int, side: int = 0) -> np.ndarray:
+    """Bool [H, W] → bool [size, size]: pixels of which nearly nothing has a label."""
+    return _to_size(ignored.astype(np.float32), size, side) > MAX_IGNORED
 
 
 def restore(probabilities: np.ndarray, shape: tuple[int, int], side: int = 0) -> np.ndarray:

@@ -14,8 +14,10 @@ from universeg_jax.readers.preprocess import (
     CT_ONLY_BELOW,
     Window,
     apply_window,
+    preprocess_ignored,
     preprocess_image,
     preprocess_mask,
+    preprocess_partly,
     restore,
     window_of_intensities,
 )
@@ -97,11 +99,29 @@ def guess_window(volume: Volume) -> Window:
     return window
 
 
-def mask_slices(volume: Volume, size: int, origin: SliceOrigin, label: int) -> np.ndarray:
-    """Cuts masks uint8 0/1 [N, size, size] of one label, as `volume_slices` cut the image at `origin`."""
-    data = on_grid(replace(volume, data=(volume.data == label).astype(np.uint8)), origin.shape).data
-    count = origin.shape[origin.axis]
-    return np.stack([preprocess_mask(plane(data, origin.axis, i), size, side=origin.side) for i in range(count)])
+def mask_slices(
+    volume: Volume, size: int, origin: SliceOrigin, label: int, ignored: np.ndarray | None = None
+) -> np.ndarray:
+    """Cuts masks uint8 0/1 [N, size, size] of one label, as `volume_slices` cut the image at `origin`.
+
+    `ignored`, bool [X, Y, Z]: voxels without a label.
+    """
+    planes = _planes(replace(volume, data=volume.data == label), origin)
+    if ignored is None:
+        return np.stack([preprocess_mask(each, size, side=origin.side) for each in planes])
+    pairs = zip(planes, _planes(replace(volume, data=ignored), origin), strict=True)
+    return np.stack([preprocess_partly(each > 0, empty > 0, size, side=origin.side) for each, empty in pairs])
+
+
+def ignored_slices(volume: Volume, size: int, origin: SliceOrigin) -> np.ndarray:
+    """Cuts voxels without a label, bool [X, Y, Z], into bool [N, size, size], as `mask_slices` cuts a mask."""
+    return np.stack([preprocess_ignored(each > 0, size, side=origin.side) for each in _planes(volume, origin)])
+
+
+def _planes(volume: Volume, origin: SliceOrigin) -> list[np.ndarray]:
+    """uint8 0/1 planes of a binary volume on the grid that was cut."""
+    data = on_grid(replace(volume, data=volume.data.astype(np.uint8)), origin.shape).data
+    return [plane(data, origin.axis, i) for i in range(origin.shape[origin.axis])]
 
 
 def smooth_slices(slices: np.ndarray, origin: SliceOrigin, sigma: float) -> np.ndarray:

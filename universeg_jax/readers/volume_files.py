@@ -6,6 +6,7 @@ a .mhd, .nhdr or .hdr has one file of voxels beside it.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -64,10 +65,13 @@ def read_volume(path: str | Path, channel: int | None = None) -> Volume:
     return replace(volume, data=volume.data.astype(np.float32, copy=False))
 
 
-def read_label_volume(path: str | Path) -> Volume:
-    """Reads class ids, int32 [X, Y, Z] in canonical axes; floats must be whole. Raises ImageError."""
+def read_label_volume(path: str | Path, ignored: Sequence[int] = ()) -> Volume:
+    """Reads class ids, int32 [X, Y, Z] in canonical axes; floats must be whole. Raises ImageError.
+
+    `ignored` values are no classes.
+    """
     volume = _read(Path(path), None, is_label=True)
-    return replace(volume, data=check_ids(volume.data, path))
+    return replace(volume, data=check_ids(volume.data, path, ignored))
 
 
 def stored_type(path: str | Path) -> np.dtype:
