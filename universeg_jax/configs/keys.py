@@ -1,6 +1,6 @@
 r"""The last two stages of the weights `small`: pretrained keys and 52 open datasets, then a cosine.
 
-Expected: docs/recipe.md (`val` 65.1 after 1,325 steps of the first stage, which goes on until it is stopped by SIGTERM). The
+Expected: docs/recipe.md (`val` 65.1 after 1,325 steps of the first stage, which goes on until SIGTERM stops it). The
 first stage starts from the packaged weights; it started from those of 2026-11-26, which had no keys.
 
     python train.py --config=configs/keys.py --workdir=runs/keys --config.data_dir=data
