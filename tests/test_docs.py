@@ -58,6 +58,8 @@ def test_every_page_is_linked_and_in_the_site():
     site = (ROOT / "mkdocs.yml").read_text()
     for page in (ROOT / "docs").glob("*.md"):
         assert f": {page.name}\n" in site, f"{page.name} is not in the nav of mkdocs.yml"
+        if page.name != "index.md":
+            assert f"]({page.name})" in TEXTS[ROOT / "docs" / "index.md"], f"index.md does not link {page.name}"
         if page.name not in ("index.md", "api.md"):
             assert f"](docs/{page.name}" in TEXTS[ROOT / "README.md"], f"README.md does not link {page.name}"
 

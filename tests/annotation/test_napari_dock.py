@@ -78,7 +78,7 @@ def open_images(viewer, count=4):
 
 
 def label_of(viewer):
-    from universeg_jax.annotation.napari_dock import LABEL
+    from universeg_jax.annotation.napari_screen import LABEL
 
     return viewer.layers[LABEL]
 

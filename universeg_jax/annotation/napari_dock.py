@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from napari.layers import Image, Labels
+from napari.layers import Image
 from napari.qt.threading import thread_worker
-from napari.utils import DirectLabelColormap
 from napari.utils.notifications import show_warning
 from qtpy.QtCore import QSize
 from qtpy.QtGui import QIcon, QImage, QPixmap
@@ -30,10 +29,10 @@ from qtpy.QtWidgets import (
 
 from universeg_jax.annotation import layers, project, rest
 from universeg_jax.annotation.assistant import Assistant
+from universeg_jax.annotation.napari_screen import OWN, Screen
 from universeg_jax.annotation.session import Session
 from universeg_jax.errors import UserError
 
-IMAGE, LABEL, UNCERTAINTY = (f"UniverSeg {name}" for name in ("image", "label", "uncertainty"))
 THUMBNAIL = 64  # pixels
 QUEUE = 200  # images of the list
 
@@ -46,8 +45,7 @@ class AnnotateWidget(QWidget):
         self.viewer = napari_viewer
         self.session: Session | None = None
         self.assistant: Assistant | None = None
-        self.name = ""  # of the image or volume on the screen
-        self.shown: np.ndarray | None = None  # its label as the widget set it last
+        self.screen = Screen(napari_viewer)
         self.skipped: list[str] = []
         self.busy = False
         self.gone = False  # the window was closed
@@ -99,11 +97,10 @@ class AnnotateWidget(QWidget):
     def make(self, folder: Path, checkpoint: str = "small") -> None:
         """Makes a project of the open image layers and opens it. Raises UserError."""
         labels = project.parse_labels(self.labels.text())
-        own = (IMAGE, LABEL, UNCERTAINTY)
         found = [
             layers.OpenLayer(each.name, each.data[0] if each.multiscale else each.data, tuple(each.scale), each.rgb)
             for each in self.viewer.layers
-            if isinstance(each, Image) and each.name not in own
+            if isinstance(each, Image) and each.name not in OWN
         ]
         with tempfile.TemporaryDirectory() as scratch:
             layers.write_layers(found, Path(scratch))
@@ -129,7 +126,7 @@ class AnnotateWidget(QWidget):
         """Frees the project for other processes."""
         if self.session:
             self.session.close()
-        self.session, self.assistant, self.name = None, None, ""
+        self.session, self.assistant, self.screen.name = None, None, ""
 
     def opened(self) -> Session:
         if self.session is None:
@@ -141,68 +138,27 @@ class AnnotateWidget(QWidget):
     @property
     def unit(self) -> str:
         """The image, or the slice on the screen."""
-        item, _ = self.opened().project.find(self.name)
-        return f"{self.name}/{int(self.viewer.dims.current_step[0])}" if item.volume else self.name
+        name = self.screen.name
+        item, _ = self.opened().project.find(name)
+        return f"{name}/{int(self.viewer.dims.current_step[0])}" if item.volume else name
 
     def show_unit(self, unit: str, mask: np.ndarray | None = None, uncertainty: np.ndarray | None = None) -> None:
         """Shows an image or slice; `mask` and `uncertainty` are a prediction of it, where there is one."""
         session = self.opened()
         item, k = session.project.find(unit)
-        if self.name != item.name:
-            self.name = ""
-            self._show(layers.view_of(session, item.name))
-            self.name = item.name
+        if self.screen.name != item.name:
+            self.screen.show(layers.view_of(session, item.name), session.project.labels)
         if k is not None:
             self.viewer.dims.set_current_step(0, k)
         if mask is not None:
-            self._set(slice(None) if k is None else k, mask, uncertainty)
+            self.screen.put(slice(None) if k is None else k, mask, uncertainty)
         self.refresh()
-
-    def _show(self, view: layers.View) -> None:
-        for name in (IMAGE, LABEL, UNCERTAINTY):
-            if name in self.viewer.layers:
-                self.viewer.layers.remove(name)
-        zeros = np.zeros(view.image.shape, np.float32)
-        look = {"colormap": "inferno", "opacity": 0.6, "blending": "additive", "contrast_limits": (0.0, 1.0)}
-        self.viewer.add_image(view.image, name=IMAGE, scale=view.scale)
-        self.viewer.add_image(zeros, name=UNCERTAINTY, scale=view.scale, visible=False, **look)
-        layer = self.viewer.add_labels(view.labels.copy(), name=LABEL, scale=view.scale, opacity=0.5)
-        labels = self.opened().project.labels
-        colours: dict[int | None, Any] = dict.fromkeys((None, 0), (0, 0, 0, 0))
-        colours |= {i: (*np.array(label.colour) / 255, 1.0) for i, label in labels.items()}
-        layer.colormap = DirectLabelColormap(color_dict=colours)
-        layer.selected_label = min(labels)
-        self.shown = view.labels.copy()
-        self.viewer.layers.selection.active = layer
-        self.viewer.reset_view()
-
-    def _set(self, where: Any, mask: np.ndarray, uncertainty: np.ndarray | None) -> None:
-        """Puts a prediction onto the screen; pixels that a person changed stay."""
-        assert self.shown is not None
-        label = self.label_layer()
-        predicted = layers.with_strokes(mask, self.shown[where], label.data[where])
-        changed = label.data.copy()
-        changed[where] = predicted
-        self.shown[where] = mask
-        label.data = changed
-        if uncertainty is not None:
-            layer = self.viewer.layers[UNCERTAINTY]
-            values = layer.data.copy()
-            values[where] = uncertainty
-            layer.data = values
-
-    def label_layer(self) -> Labels:
-        """Raises UserError where the user removed it."""
-        if LABEL not in self.viewer.layers:
-            name, self.name = self.name, ""
-            raise UserError(f"the layer {LABEL!r} is gone: click {name} in the list to show it again")
-        return self.viewer.layers[LABEL]
 
     def refresh(self) -> None:
         """Brings the list and the line of text up to date."""
         session = self.opened()
         done, left = len(session.labelled()), len(session.left())
-        here = "accepted" if self.name and session.is_labelled(self.unit) else "not accepted yet"
+        here = "accepted" if self.screen.name and session.is_labelled(self.unit) else "not accepted yet"
         self.state.setText(f"{session.project.path.name}: {done} done, {left} left. {self.unit}: {here}.")
         self.fill({})
 
@@ -231,7 +187,7 @@ class AnnotateWidget(QWidget):
         unit = self.unit
         if self.opened().is_labelled(unit):
             raise UserError(f"{unit} is accepted, and Predict would cover it: correct it by hand, or press Undo")
-        self.label_layer()
+        self.screen.label()
 
         def done(prediction: Any) -> None:
             if prediction is None:
@@ -242,12 +198,10 @@ class AnnotateWidget(QWidget):
 
     def accept(self) -> None:
         session, unit = self.opened(), self.unit
-        labels = self.label_layer().data
+        labels = self.screen.label().data
         _, k = session.project.find(unit)
         session.accept(unit, labels if k is None else labels[k])
-        assert self.shown is not None
-        where = slice(None) if k is None else k
-        self.shown[where] = labels[where]
+        self.screen.keep(slice(None) if k is None else k)
         self.next()
 
     def skip(self) -> None:
@@ -278,12 +232,12 @@ class AnnotateWidget(QWidget):
     def step(self, kind: str) -> None:
         """Undo or redo."""
         units = getattr(self.opened(), kind)()
-        self.name = ""  # shows the labels as they are now
+        self.screen.name = ""  # shows the labels as they are now
         self.show_unit(units[0])
 
     def complete(self) -> None:
         """Predicts the slices of the volume that are not accepted."""
-        session, name = self.opened(), self.name
+        session, name = self.opened(), self.screen.name
         item = session.project.items[name]
         if not item.volume:
             raise UserError(f"{name} is an image; only volumes can be completed")
@@ -295,9 +249,9 @@ class AnnotateWidget(QWidget):
             return layers.to_slices(session, name, mask)
 
         def done(mask: np.ndarray) -> None:
-            if self.name == name:
+            if self.screen.name == name:
                 left = [k for k, unit in enumerate(item.units()) if not session.is_labelled(unit)]
-                self._set(left, mask[left], None)
+                self.screen.put(left, mask[left], None)
                 self.refresh()
 
         self.work(f"complete {name}", compute, done)
@@ -361,8 +315,7 @@ class AnnotateWidget(QWidget):
         for button in self.buttons.values():
             button.setEnabled(not busy)
         self.queue.setEnabled(not busy)
-        if LABEL in self.viewer.layers:
-            self.viewer.layers[LABEL].editable = not busy
+        self.screen.set_editable(not busy)
 
     def guarded(self, act: Callable[[], None]) -> None:
         """Runs what a button does; what the user can mend is told, everything else is raised."""

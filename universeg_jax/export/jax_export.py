@@ -1,8 +1,8 @@
 """Export a checkpoint to one zip file that runs without this package.
 
-model.jaxexport   the program, by jax.export: any number of queries and support entries, for CPU, CUDA and TPU
-meta.json         image size, preprocessing, versions, configuration and lineage
-run_exported.py   the runner, which needs only jax and NumPy; __main__.py makes `python FILE` call it
+- `model.jaxexport`: the program, by jax.export: any number of queries and support entries, for CPU, CUDA and TPU
+- `meta.json`: image size, preprocessing, versions, configuration and lineage
+- `run_exported.py`: the runner, which needs only jax and NumPy; `__main__.py` makes `python FILE` call it
 """
 
 import hashlib

@@ -302,9 +302,7 @@ def _explanations(
             explanations.append(("swapped", float(swapped), f"its id is probably exchanged with label {other}"))
     (down, right), shifted = best_shift(p, mask)
     if max(abs(down), abs(right)) >= MIN_SHIFT * len(mask):
-        explanations.append(
-            ("shifted", shifted, f"shifted by {right:+d} right and {down:+d} down of {len(mask)} pixels")
-        )
+        explanations.append(("shifted", shifted, f"by {right:+d} right and {down:+d} down of {len(mask)} pixels"))
     borrowed = dice_on_host(probabilities[:, j], mask)
     borrowed[~is_other_subject(support, i)] = 0
     nearest = int(np.argmax(borrowed))

@@ -1,9 +1,11 @@
 """Segment images and volumes of any size with a checkpoint and a support set.
 
+```python
 predictor = Predictor.from_pretrained("small")
 segment = predictor.for_support(images, labels)  # preprocesses the support set once
 prediction = segment("query.png")
 prediction.mask  # label ids, at the query's own size
+```
 """
 
 import functools
