@@ -40,6 +40,7 @@ def test_arguments():
     for name, wrong in (
         ("small", "96"),
         ("accelerator", "x"),
+        ("keys", "x"),
         ("default", "x"),
         ("release", "x"),
         ("baselines", "unet"),
