@@ -51,19 +51,21 @@ def resize(x: Array, size: int) -> jax.Array:
 def to_device_floats(episode: Episode, size: int) -> Episode:
     """Converts a uint8 episode to float32 in [0, 1] at the model's size; labels are cut at 0.5, as in preprocessing."""
 
-    def image(x: Array) -> jax.Array:
-        return resize(x.astype(jnp.float32) / 255, size)
-
     def label(y: Array) -> jax.Array:
         return (resize(y.astype(jnp.float32), size) >= 0.5).astype(jnp.float32)
 
     return Episode(
-        image(episode.query_image),
+        image_to_floats(episode.query_image, size),
         label(episode.query_label),
-        image(episode.support_images),
+        image_to_floats(episode.support_images, size),
         label(episode.support_labels),
         episode.support_mask.astype(jnp.float32),
     )
+
+
+def image_to_floats(images: Array, size: int) -> jax.Array:
+    """uint8 → float32 in [0, 1] at another size."""
+    return resize(images.astype(jnp.float32) / 255, size)
 
 
 FLIPS = ((False, False), (False, True), (True, False), (True, True))  # whether rows and columns are flipped

@@ -36,6 +36,7 @@ from universeg_jax.evaluation.cases import (
 from universeg_jax.evaluation.cost import cost
 from universeg_jax.evaluation.scoring import SCORES, Method, mean_probabilities, model_method, scorer
 from universeg_jax.evaluation.summary import open_results, summarize
+from universeg_jax.evaluation.support_keys import SupportKeys
 from universeg_jax.evaluation.surfaces import surface_scores
 from universeg_jax.model.factory import build_model
 from universeg_jax.reports.files import write_csv, write_json
@@ -65,6 +66,7 @@ def evaluate(
         raise UserError(f"datasets were built at different sizes: {sizes}; rebuild them with one --size")
     by_name = {dataset.meta.name: dataset for dataset in datasets}
     cases = [case for task in tasks for case in query_cases(task, settings.max_cases)]
+    keys = {name: SupportKeys(m, params, settings.flips) for name, (m, params) in methods.items()}
     rows: list[dict[str, Any]] = []
     pending: deque[tuple[int, Future]] = deque()
     bar = tqdm(total=len(cases) * len(settings.support_sizes), desc="evaluate", unit="case", disable=not progress)
@@ -80,7 +82,10 @@ def evaluate(
                 check()
                 episode = jax.device_put(batch.episode)
                 with say_if_compiling(f"the evaluation with {support_size} examples", "one or two minutes"):
-                    scores = {name: scorer(m, settings)(params, episode) for name, (m, params) in methods.items()}
+                    scores = {
+                        name: scorer(m, settings)(params, episode, keys[name].of(batch.episode.support_images))
+                        for name, (m, params) in methods.items()
+                    }
                 # Dispatch is asynchronous: a thread waits for the scores while this one dispatches the next batch.
                 kept = keep if support_size == max(settings.support_sizes) else None
                 arguments = (batch, scores, by_name, settings, support_size, kept)

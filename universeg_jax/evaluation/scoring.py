@@ -4,6 +4,7 @@ A `Method` is any function that segments an episode. Compiled functions are cach
 evaluates many times.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -12,31 +13,51 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from universeg_jax.episode import FLIPS, OFFICIAL_SIZE, Array, Episode, resize, to_device_floats
+from universeg_jax.episode import FLIPS, OFFICIAL_SIZE, Array, Episode, image_to_floats, resize, to_device_floats
 from universeg_jax.evaluation import metrics
 from universeg_jax.evaluation.cases import Settings
+from universeg_jax.model.recognition import Keys
 from universeg_jax.startup import compiler_options
 
 SCORES = (*metrics.METRICS, "single_dice", "oracle_dice")
 THRESHOLDS = np.linspace(0.05, 0.95, 19, dtype=np.float32)  # tried by the oracle
-Method = Callable[[Any, Episode], jax.Array]  # (params, episode) → probabilities [B, H, W, 1] at the episode's size
+Method = Callable[..., jax.Array]  # (params, episode) → probabilities [B, H, W, 1] at the episode's size
 
 
-def model_method(model: Any, image_size: int) -> Method:
-    """Runs the model at its own image size and resizes its logits to the size of the episode."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class ModelMethod:
+    """Runs a model at its own image size and resizes its logits to the size of the episode."""
 
-    def method(params: Any, episode: Episode) -> jax.Array:
+    model: Any
+    image_size: int
+
+    def __call__(self, params: Any, episode: Episode, support_keys: Keys = ()) -> jax.Array:
+        """`support_keys` of the support images, where they are known (support_keys.py)."""
         size = episode.query_image.shape[1]
-        logits = model.apply(
+        logits = self.model.apply(
             {"params": params},
-            resize(episode.query_image, image_size),
-            resize(episode.support_images, image_size),
-            (resize(episode.support_labels, image_size) >= 0.5).astype(jnp.float32),
+            resize(episode.query_image, self.image_size),
+            resize(episode.support_images, self.image_size),
+            (resize(episode.support_labels, self.image_size) >= 0.5).astype(jnp.float32),
             episode.support_mask,
+            **({"support_keys": support_keys} if support_keys else {}),
         )
         return jax.nn.sigmoid(resize(logits, size))
 
-    return method
+    @property
+    def has_keys(self) -> bool:
+        return getattr(self.model, "keys", "none") != "none"
+
+    def keys_of(self, params: Any, images: Array) -> Keys:
+        """Pretrained keys [N, ...] of support images uint8 [N, H, W, 1]."""
+        floats = resize(image_to_floats(images, OFFICIAL_SIZE), self.image_size)[None]
+        found = self.model.apply({"params": params}, floats, True, method="keys_of")
+        return tuple(k[0] for k in found)
+
+
+def model_method(model: Any, image_size: int) -> Method:
+    """The `Method` of a model."""
+    return ModelMethod(model, image_size)
 
 
 def over_flips(method: Method) -> Method:
@@ -58,8 +79,8 @@ def over_flips(method: Method) -> Method:
     return averaged
 
 
-def scorer(method: Method, settings: Settings) -> Callable[[Any, Episode], dict[str, jax.Array]]:
-    """(params, episode) → scores [N, ensembles] of N cases with K draws of the support: [N, K, S, H, W, 1].
+def scorer(method: Method, settings: Settings) -> Callable[..., dict[str, jax.Array]]:
+    """(params, episode, support keys) → scores [N, ensembles] of N cases with K draws each, of supports [N, K, S, …].
 
     "draws" is [N, K], "empty" and "finite" are [N]. As packed bits: "masks" [N, ensembles, H, W / 8] and
     "truth" [N, H, W / 8].
@@ -68,12 +89,10 @@ def scorer(method: Method, settings: Settings) -> Callable[[Any, Episode], dict[
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(
-    method: Method, ensembles: tuple[int, ...], flips: bool
-) -> Callable[[Any, Episode], dict[str, jax.Array]]:
-    def score(params: Any, episode: Episode) -> dict[str, jax.Array]:
+def _compiled(method: Method, ensembles: tuple[int, ...], flips: bool) -> Callable[..., dict[str, jax.Array]]:
+    def score(params: Any, episode: Episode, support_keys: Keys = ()) -> dict[str, jax.Array]:
         floats = to_device_floats(episode, OFFICIAL_SIZE)
-        probabilities = _probabilities(over_flips(method) if flips else method, params, floats)
+        probabilities = _probabilities(over_flips(method) if flips else method, params, floats, support_keys)
         truth = floats.query_label[..., 0]
         means = jnp.stack([probabilities[:, :k].mean(1) for k in ensembles], 1)  # [N, ensembles, H, W]
         masks, truths = means >= 0.5, truth[:, None]
@@ -93,15 +112,17 @@ def _compiled(
     return jax.jit(score, compiler_options=compiler_options())
 
 
-def _probabilities(method: Method, params: Any, floats: Episode) -> jax.Array:
-    """Probabilities [N, K, H, W] of N cases with K draws each."""
+def _probabilities(method: Method, params: Any, floats: Episode, support_keys: Keys = ()) -> jax.Array:
+    """Probabilities [N, K, H, W] of N cases with K draws each; keys [N, K, S, ...]."""
     cases, draws = floats.support_mask.shape[:2]
     flat = Episode(
         jnp.repeat(floats.query_image, draws, axis=0),
         jnp.repeat(floats.query_label, draws, axis=0),
         *(x.reshape((cases * draws, *x.shape[2:])) for x in floats[2:]),
     )
-    return method(params, flat)[..., 0].reshape((cases, draws, OFFICIAL_SIZE, OFFICIAL_SIZE))
+    keys = tuple(k.reshape((cases * draws, *k.shape[2:])) for k in support_keys)
+    found = method(params, flat, keys) if keys else method(params, flat)
+    return found[..., 0].reshape((cases, draws, OFFICIAL_SIZE, OFFICIAL_SIZE))
 
 
 @functools.lru_cache(maxsize=16)
