@@ -34,7 +34,7 @@ def test_a_label_has_an_id_and_a_name(tmp_path):
     (folder / "meta.json").write_text(json.dumps({"labels": {"1": "Liver", "2": "spleen"}}))
 
     def of(label):
-        return label_id(SimpleNamespace(label=label, support=str(folder)))
+        return label_id(SimpleNamespace(label=label, support=str(folder), ignore=None))
 
     assert [of(label) for label in (None, "2", "7", "liver", "spleen")] == [None, 2, 7, 1, 2]
     with pytest.raises(UserError, match="--label kidney: .* has 1 Liver, 2 spleen; give one of these"):

@@ -143,7 +143,8 @@ def test_the_network_is_asked_for_each_label_and_slice_with_carried_examples(pre
     others = Support(*_other_cases())
     found = complete(asked, image, part, others=others, window="none", options=CompletionOptions(5, choose=False))
     assert len(asked.inputs) == 2 * (COUNT - len(LABELLED))
-    query, images, masks, present = asked.inputs[0]
+    query, images, masks, present, known = asked.inputs[0]
+    assert known is None  # every slice is labelled as a whole
     assert query.shape == (1, size, size, 1)
     assert images.shape == masks.shape == (1, 5, size, size, 1)
     np.testing.assert_array_equal(present, [[1, 1, 1, 0, 0]])  # label 2, which no other case shows
@@ -158,7 +159,7 @@ class Wrong:
     def __init__(self, predictor):
         self.config = predictor.config
 
-    def logits(self, query, images, masks, present):
+    def logits(self, query, images, masks, present, known=None):
         return 3 - 6 * np.asarray(masks[:, 0])
 
 
@@ -181,7 +182,7 @@ def test_a_network_that_is_wrong_on_labelled_slices_is_not_heard(predictor):
 
 def test_motion_is_chosen_where_it_helps(predictor):
     class Silent(Wrong):
-        def logits(self, query, images, masks, present):
+        def logits(self, query, images, masks, present, known=None):
             return np.zeros(query.shape, np.float32)
 
     image, ids = tube(4)

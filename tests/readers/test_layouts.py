@@ -296,7 +296,8 @@ def test_one_colour_file_stands_for_all_channels(tmp_path):
         ({"0": "background", "1": "organ", "2": "ignore"}, {1: "organ"}),
     ],
 )
-def test_ids_as_people_write_them(tmp_path, labels, names):
+def test_ids_as_people_write_them(tmp_path, monkeypatch, labels, names):
+    monkeypatch.setattr("universeg_jax.readers.cases.MAX_WITHOUT_LABEL", 0.2)  # more than of a real volume
     folder = nnunet(tmp_path, channels=("CT",), labels=labels)
     read = read_folder(folder, 16)
     assert read.labels == names

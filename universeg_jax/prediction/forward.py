@@ -162,7 +162,7 @@ class Forward:
         rows: jax.Array,
         flips: bool,
         overlap: bool,
-        known: jax.Array | None,
+        known: jax.Array | None = None,
     ) -> jax.Array:
         """As `__call__`, for one batch."""
         num_labels = len(masks)
