@@ -61,6 +61,13 @@ def test_only_uploaded_files_are_taken(tmp_path):
     assert demo_page._uploaded(None, tmp_path) == []
 
 
+def test_a_drawing_is_never_accepted_for_another_image(workspace):
+    """Skip and then Accept, pressed before the page shows the next image: the drawing is of the earlier one."""
+    tab = {"unit": "p1_0", "skipped": [], "sent": np.zeros(SHAPE, np.int32), "drawn_on": "second"}
+    with pytest.raises(UserError, match="nothing was accepted: the image changed"):
+        demo_page._accept(workspace, tab, {"layers": []}, "first")
+
+
 def test_without_gradio_the_error_names_the_package(tmp_path, workspace, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")

@@ -5,6 +5,7 @@ at once; a tab has nothing of its own but which image it shows, so that it can b
 """
 
 import os
+import secrets
 import signal
 import sys
 import tempfile
@@ -78,7 +79,8 @@ def build_page(workspace: Workspace, folder: Path) -> Any:
 
     colours = list(workspace.colours().values()) or list(COLOURS)
     with gr.Blocks(title="UniverSeg", analytics_enabled=False, delete_cache=(DELETE_EVERY, DELETE_AFTER)) as page:
-        tab = gr.State({"unit": "", "skipped": [], "sent": None})  # `sent`: the mask in the editor before any edit
+        # `sent`: the mask in the editor before any edit; `drawn_on`: which editor content that was
+        tab = gr.State({"unit": "", "skipped": [], "sent": None, "drawn_on": ""})
         gr.Markdown("## UniverSeg: label a few, predict the rest")
         inputs = _inputs(workspace)
         view = _view(colours)
@@ -91,7 +93,7 @@ def build_page(workspace: Workspace, folder: Path) -> Any:
         on(inputs.add.click, upload, [inputs.images, inputs.masks, inputs.labels], [inputs.images, inputs.masks])
         on(view.choose.input, lambda tab, name: _units(workspace, name)[0], [view.choose])
         on(view.number.release, lambda tab, k: f"{_name(workspace, tab['unit'])}/{int(k)}", [view.number])
-        on(view.accept.click, lambda tab, value: _accept(workspace, tab, value), [view.editor])
+        on(view.accept.click, lambda tab, *drawn: _accept(workspace, tab, *drawn), [view.editor, view.drawn_on])
         on(view.skip.click, lambda tab: _next(workspace, tab, [*tab["skipped"], tab["unit"]]))
         on(view.undo.click, lambda tab: workspace.opened()[0].undo()[0])
         on(view.redo.click, lambda tab: workspace.opened()[0].redo()[0])
@@ -138,6 +140,7 @@ def _inputs(workspace: Workspace) -> Inputs:
 class View(NamedTuple):
     shown: list[Any]  # what `_values` gives the values of
     editor: Any
+    drawn_on: Any  # what the browser drew on when a button was pressed
     choose: Any
     number: Any
     accept: Any
@@ -158,6 +161,7 @@ def _view(colours: Sequence[tuple[int, int, int]]) -> View:
     gallery = {"fit_columns": False, "object_fit": "contain", "format": "png", "buttons": [], "interactive": False}
     image = {"format": "png", "interactive": False, "buttons": ["fullscreen"], "height": 330}
     status = gr.Markdown("No images yet.", elem_id="status")
+    drawn_on = gr.Textbox(visible=False)
     with gr.Row():
         with gr.Column(scale=2):
             choose = gr.Dropdown([], label="Image (✓: labelled)", elem_id="choose", interactive=True)
@@ -192,8 +196,8 @@ def _view(colours: Sequence[tuple[int, int, int]]) -> View:
     effects = gr.Gallery(
         label="What each example changes (Δ: in pixels)", elem_id="effects", columns=6, height=220, **gallery
     )
-    shown = [status, choose, number, result, uncertainty, editor, examples, complete]
-    return View(shown, editor, choose, number, accept, skip, undo, redo, complete, rest, file, effects)
+    shown = [status, choose, number, result, uncertainty, editor, drawn_on, examples, complete]
+    return View(shown, editor, drawn_on, choose, number, accept, skip, undo, redo, complete, rest, file, effects)
 
 
 def _changes(workspace: Workspace, outputs: list[Any], view: View) -> Callable[..., None]:
@@ -253,20 +257,22 @@ def _values(workspace: Workspace, tab: dict[str, Any]) -> tuple[Any, ...]:
 
     unit = tab["unit"]
     if not unit:
-        return tab, "No images yet.", gr.skip(), gr.skip(), None, None, None, None, gr.skip()
+        return tab, "No images yet.", gr.skip(), gr.skip(), None, None, None, "", None, gr.skip()
     session, _ = workspace.opened()
     shown, colours = workspace.show(unit), workspace.colours()
     item, k = session.project.find(unit)
     choices = [(_mark(workspace, name), name) for name in session.project.items]
     slices = gr.Slider(0, max(1, item.slices - 1), k or 0, label=f"Slice of {item.name}", visible=item.volume)
+    drawn_on = secrets.token_hex(8)
     return (
-        {**tab, "sent": shown.mask},
+        {**tab, "sent": shown.mask, "drawn_on": drawn_on},
         _status(workspace, unit, shown.source),
         gr.Dropdown(choices, value=item.name),
         slices,
         canvas.overlay(shown.grey, shown.mask, colours, shown.scale),
         None if shown.uncertainty is None else canvas.heat_map(shown.uncertainty, shown.scale),
         canvas.editor_value(shown.grey, shown.mask, colours, shown.scale),
+        drawn_on,
         workspace.example_overlays(unit),
         gr.Button(visible=item.volume),
     )
@@ -301,10 +307,15 @@ def _units(workspace: Workspace, name: str) -> list[str]:
     return sorted(session.project.items[name].units(), key=session.is_labelled)
 
 
-def _accept(workspace: Workspace, tab: dict[str, Any], value: dict[str, Any] | None) -> str:
+def _accept(workspace: Workspace, tab: dict[str, Any], value: dict[str, Any] | None, drawn_on: str) -> str:
+    """Accepts what was drawn, unless another button had changed the editor's image by then."""
     unit = tab["unit"]
     if not unit or value is None:
         raise UserError("there is no image to accept: add one")
+    if drawn_on != tab["drawn_on"]:
+        raise UserError(
+            "nothing was accepted: the image changed while you pressed the button; look, and press it again"
+        )
     mask: np.ndarray = tab["sent"]
     _, scale = workspace.grey(unit)
     workspace.accept(unit, canvas.edited_mask(value, mask, workspace.colours(), scale))

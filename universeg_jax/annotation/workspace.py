@@ -1,6 +1,6 @@
 """The project behind a page: made of the first images that are uploaded, then seen one image or slice at a time.
 
-What is accepted lies in the project (session.py), so that a page which is loaded again shows it again.
+Accepted masks lie in the project (session.py), so a reloaded page shows them again.
 """
 
 import functools
@@ -149,7 +149,7 @@ class Workspace:
         self._open()
 
     def first(self) -> str:
-        """What a page shows that has just been loaded: the first that is left, or the first at all; "" before any."""
+        """The image or slice that a page shows first: the first that is left, or the first at all; "" before any."""
         if self.session is None:
             return ""
         return (self.session.left() or self.session.units())[0]
