@@ -2,12 +2,12 @@
 
     python -m benchmarks.partial --checkpoint small --data_dir DATA --out results.jsonl
 
-Each `val` dataset gives one task, its most frequent label: up to --queries images of half of the subjects are queries,
-and --examples images of other subjects are examples. A part of every example is left unlabelled: a random half plane
-of half of the area ("half"), every second block of 16x16 pixels at random ("blocks"), or all but a few discs of 9 pixels, half of them
-on the structure ("scribbles"). Methods: pixels without a label are background; have the share of foreground of the
-others as their label; have the label that the other examples predict; or count for nothing in matching and as that
-share elsewhere, which is what the model does ("weights"). "full" has all labels.
+Each `val` dataset gives one task, its most frequent label: up to --queries images of half of the subjects are
+queries, and --examples images of other subjects are examples. A part of every example is left unlabelled: a random
+half plane of half of the area ("half"), every second block of 16x16 pixels at random ("blocks"), or all but a few
+discs of 9 pixels, half of them on the structure ("scribbles"). Methods: pixels without a label are background; have
+the share of foreground of the others as their label; have the label that the other examples predict; or count for
+nothing in matching and as that share elsewhere, which is what the model does ("weights"). "full" has all labels.
 """
 
 import argparse
