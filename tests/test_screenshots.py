@@ -52,8 +52,8 @@ def test_a_large_screenshot_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(screenshots, "LIMIT", 1000)
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     with pytest.raises(UserError, match="more than 1000"):
-        screenshots.save_png(noise, tmp_path / "noise.png")
-    screenshots.save_png(Image.new("RGB", (64, 32)), tmp_path / "black.png")
+        screenshots.save(noise, tmp_path / "noise.png")
+    screenshots.save(Image.new("RGB", (64, 32)), tmp_path / "black.png")
     assert Image.open(tmp_path / "black.png").size == (64, 32)
 
 

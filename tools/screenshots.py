@@ -2,18 +2,19 @@
 
     pip install -e '.[docs,train]'
     python tools/screenshots.py                     # minutes; the HTML pages need Chromium on the path
+    pip install -e '.[demo]' selenium
+    python tools/screenshots.py --page              # needs Chromium and chromedriver
     pip install -e '.[napari]' pyqt6
     xvfb-run -a -s '-screen 0 1600x1000x24' python tools/screenshots.py --napari
 
-Terminals become docs/screens/*.svg, pages and the panel docs/screens/*.png. The images are synthetic, so no licence
-applies. The page of `universeg demo` is not among them.
+Terminals become docs/screens/*.svg, pages and the panel docs/screens/*.png, the annotation page page.jpg. The images
+are synthetic, so no licence applies.
 """
 
 import argparse
 import io
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from PIL import Image
 from rich.console import Console
 from rich.text import Text
 
+from tools.browser import Tab, find_browser
 from universeg_jax.annotation.napari_sample import make_sample, subjects
 from universeg_jax.errors import UserError
 from universeg_jax.reports.files import write_json
@@ -39,8 +41,9 @@ SCREENS = ROOT / "docs" / "screens"
 LIMIT = 150_000  # bytes of a screenshot
 COLOURS = 64  # of a PNG: greys, and a few lines and buttons
 COLUMNS = 88  # of a terminal: its letters are legible in a column of text
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 EXAMPLES, QUERIES = 8, 4
+PAGE_WINDOW, PAGE_EXAMPLES = (1300, 1800), 5  # of the annotation page: pixels, and examples
+PAGE_WIDTH = 1000  # pixels of its screenshot
 SHIFTED = "p2_1.png"  # the label that `check` is to find
 ANNOTATION = (
     "annotate new my_project --images new_scans --labels 1=structure",
@@ -97,33 +100,64 @@ def terminal(printed: Sequence[tuple[str, str]], name: str) -> str:
     return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)  # which would be fetched from another host
 
 
-def save_png(image: Image.Image, target: Path) -> None:
-    """Saves an image in few colours. Raises UserError if the file is larger than LIMIT."""
-    image.convert("RGB").quantize(COLOURS).save(target, optimize=True)
+def save(image: Image.Image, target: Path) -> None:
+    """Saves an image, as PNG in few colours or as JPEG. Raises UserError if the file is larger than LIMIT."""
+    image = image.convert("RGB")
+    image.quantize(COLOURS).save(target, optimize=True) if target.suffix == ".png" else image.save(target, quality=75)
     if target.stat().st_size > LIMIT:
         raise UserError(f"{target} has {target.stat().st_size} bytes, more than {LIMIT}: take fewer pixels")
 
 
-def page(html: Path, target: Path, size: tuple[int, int], browser: str) -> None:
+def html_page(html: Path, target: Path, size: tuple[int, int], browser: str) -> None:
     """Saves what a browser window of `size` (width and height in pixels) shows of an HTML file."""
     shot = html.with_suffix(".png")
     flags = ["--headless", "--no-sandbox", "--hide-scrollbars", f"--window-size={size[0]},{size[1]}"]
     subprocess.run([browser, *flags, f"--screenshot={shot}", html.as_uri()], check=True, capture_output=True)
     with Image.open(shot) as image:
-        save_png(image, target)
+        save(image, target)
 
 
 def overlays(folder: Path, target: Path) -> None:
     """Saves the overlays that `predict` wrote, side by side."""
     files = sorted(folder.glob("*_overlay.png"))
-    save_png(Image.fromarray(np.hstack([np.asarray(Image.open(file).convert("RGB")) for file in files])), target)
+    save(Image.fromarray(np.hstack([np.asarray(Image.open(file).convert("RGB")) for file in files])), target)
+
+
+def annotation_page(folder: Path, target: Path) -> None:
+    """Adds images, and labels of most of them, to the page of `universeg demo`; saves the prediction of another."""
+    from universeg_jax import Predictor
+    from universeg_jax.annotation.page import HOST, launch
+    from universeg_jax.annotation.workspace import Workspace
+
+    write_scans(folder)
+    (folder / "page").mkdir()
+    workspace = Workspace(folder / "my_project", Predictor.from_checkpoint("small"))
+    page = launch(workspace, folder / "page")
+    tab = Tab(f"http://{HOST}:{page.server_port}", PAGE_WINDOW)
+    try:
+        labels = sorted((folder / "my_scans" / "labels").glob("*.png"))
+        labels = [path for path in labels if path.name != SHIFTED][:PAGE_EXAMPLES]
+        images = [folder / "my_scans" / "images" / path.name for path in labels]
+        tab.upload("images", [*images, *sorted((folder / "new_scans").glob("*.png"))])
+        tab.upload("masks", labels)
+        tab.type("labels", "structure")
+        tab.click("#add")
+        tab.says(f"predicted from {len(labels)} examples")
+        tab.wait(lambda: len(tab.find("#effects img")) == len(labels))
+        shot = tab.screenshot()
+        save(shot.resize((PAGE_WIDTH, PAGE_WIDTH * shot.height // shot.width), Image.Resampling.LANCZOS), target)
+    finally:
+        tab.close()
+        page.close()
+        workspace.close()
 
 
 def napari_panel(folder: Path, target: Path) -> None:
     """Accepts three images of napari's sample in the panel and saves the window with the prediction of the fourth."""
     import napari
 
-    from universeg_jax.annotation.napari_dock import UNCERTAINTY, AnnotateWidget
+    from universeg_jax.annotation.napari_dock import AnnotateWidget
+    from universeg_jax.annotation.napari_screen import UNCERTAINTY
 
     viewer = napari.Viewer()
     viewer.window.resize(1250, 850)
@@ -135,13 +169,13 @@ def napari_panel(folder: Path, target: Path) -> None:
     widget.labels.setText("structure")
     widget.make(folder / "my_project")
     for _ in range(3):
-        widget.label_layer().data = truth[widget.unit].astype(np.int32)
+        widget.screen.label().data = truth[widget.unit].astype(np.int32)
         widget.accept()
         _wait(widget)
     widget.sort()
     _wait(widget)
     viewer.layers[UNCERTAINTY].visible = True
-    save_png(Image.fromarray(viewer.screenshot(canvas_only=False, flash=False)), target)
+    save(Image.fromarray(viewer.screenshot(canvas_only=False, flash=False)), target)
     viewer.close()
 
 
@@ -166,21 +200,26 @@ def commands_and_pages(folder: Path) -> None:
         (SCREENS / f"{name}.svg").write_text(terminal(printed, name) + "\n", encoding="utf-8")
     overlays(folder / "masks", SCREENS / "overlays.png")
     run(folder, "evaluate --predictions masks --labels truth --out scores")
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        raise UserError(f"no browser ({', '.join(BROWSERS)}) is on the path: the pages were not drawn")
-    page(folder / "check.html", SCREENS / "check.png", (900, 895), browser)
-    page(folder / "scores" / "report.html", SCREENS / "report.png", (900, 510), browser)
+    browser = find_browser()
+    html_page(folder / "check.html", SCREENS / "check.png", (900, 895), browser)
+    html_page(folder / "scores" / "report.html", SCREENS / "report.png", (900, 510), browser)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--napari", action="store_true", help="make the screenshot of napari's panel alone")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--page", action="store_true", help="make the screenshot of the annotation page alone")
+    which.add_argument("--napari", action="store_true", help="make the screenshot of napari's panel alone")
     args = parser.parse_args()
     SCREENS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            napari_panel(Path(scratch), SCREENS / "napari.png") if args.napari else commands_and_pages(Path(scratch))
+            if args.page:
+                annotation_page(Path(scratch), SCREENS / "page.jpg")
+            elif args.napari:
+                napari_panel(Path(scratch), SCREENS / "napari.png")
+            else:
+                commands_and_pages(Path(scratch))
         except UserError as error:
             print(error, file=sys.stderr)
             return 1

@@ -56,7 +56,7 @@ def main(folder: Path, command: list[str]) -> None:
     run("predict", "--support", "scans", "--queries", "new", "--out", "masks", "--overlay", "--overwrite")
     run("complete", "scan.nii.gz", "some.nii.gz", "--out", "full.nii.gz", "--overwrite")
     check("predict", np.asarray(Image.open(folder / "masks" / "Łukasz.png")), truth)
-    check("complete", np.asarray(nib.load(folder / "full.nii.gz").dataobj), labels)
+    check("complete", np.asarray(nib.Nifti1Image.from_filename(folder / "full.nii.gz").dataobj), labels)
 
 
 if __name__ == "__main__":

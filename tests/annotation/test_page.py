@@ -1,8 +1,6 @@
 """The annotation page, as an HTTP server and in a real browser."""
 
-import importlib
 import io
-import shutil
 import sys
 import urllib.error
 import urllib.request
@@ -15,6 +13,7 @@ from PIL import Image
 
 from tests.annotation.fixtures import volume_project
 from tests.fixtures import tiny_config, write_folder
+from tools.browser import Tab
 from universeg_jax import Predictor
 from universeg_jax.annotation import canvas
 from universeg_jax.annotation import page as demo_page
@@ -119,61 +118,15 @@ def test_the_page_reads_no_file_of_the_host_and_takes_no_large_one(page, tmp_pat
     assert upload(4_000_001) == 413
 
 
-class Tab:
-    """A page in a headless browser, by the ids of its components."""
-
-    def __init__(self, url):
-        from selenium.webdriver.common.by import By
-        from selenium.webdriver.support.ui import WebDriverWait
-
-        self.browser, self.url = _browser(), url
-        self._by, self._waiter = By.CSS_SELECTOR, WebDriverWait(self.browser, 200)
-        self.browser.get(url)
-
-    def find(self, selector):
-        return self.browser.find_elements(self._by, selector)
-
-    def wait(self, condition):
-        return self._waiter.until(lambda _: condition())
-
-    def says(self, text, unit=""):
-        self.wait(lambda: (found := self.find("#status")) and all(t in found[0].text for t in (text, unit)))
-
-    def upload(self, where, files):
-        self.wait(lambda: self.find(f"#{where} input[type=file]"))[0].send_keys("\n".join(map(str, files)))
-        self.wait(lambda: files[-1].name.split(".")[0] in self.find(f"#{where}")[0].text)
-
-    def click(self, selector):
-        button = self.wait(lambda: self.find(selector))[0]
-        self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
-        button.click()
-
-    def picture(self, selector):
-        source = self.wait(lambda: self.find(f"{selector} img"))[0].get_attribute("src")
-        with urllib.request.urlopen(source) as answer:
-            return np.asarray(Image.open(io.BytesIO(answer.read())).convert("RGB"))
-
-    def draw(self):
-        """Draws a line of 120 pixels through the middle of the editor."""
-        from selenium.webdriver import ActionChains
-
-        canvas = self.wait(lambda: self.find("#editor canvas"))[0]
-        self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
-        line = ActionChains(self.browser).move_to_element(canvas).click_and_hold()
-        line.move_by_offset(60, 0).move_by_offset(-120, 0).release().perform()
-
-    def close(self, picture):
-        errors = [entry["message"] for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"]
-        self.browser.save_screenshot(str(picture))
-        self.browser.quit()
-        assert errors == []
-
-
 @pytest.fixture
 def tab(page, tmp_path):
-    tab = Tab(page[1])
+    try:
+        tab = Tab(page[1])
+    except UserError as error:
+        pytest.skip(str(error))
     yield tab
-    tab.close(tmp_path / "end.png")
+    tab.browser.save_screenshot(str(tmp_path / "end.png"))
+    assert tab.close() == []
 
 
 @pytest.mark.browser
@@ -182,7 +135,7 @@ def test_in_a_browser_examples_give_a_mask_that_can_be_corrected_accepted_undone
 ):
     tab.upload("images", [folder / f"images/p{i}_0.png" for i in range(4)])
     tab.upload("masks", [folder / f"labels/p{i}_0.png" for i in range(3)])
-    tab.find("#labels textarea, #labels input")[0].send_keys("disc")
+    tab.type("labels", "disc")
     tab.click("#add")
     tab.says("predicted from 3 examples. 3 labelled, 1 left")
     images, labels, _ = read_support(workspace.path)
@@ -228,7 +181,7 @@ def test_in_a_browser_a_volume_is_drawn_slice_by_slice(tab, workspace, tmp_path)
     tab.click("#add")
     tab.says("no examples yet")
     slider = tab.wait(lambda: tab.find("#slice input[type=number]"))[0]
-    tab.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", slider)
+    tab.into_view(slider)
     slider.send_keys("\ue009a\ue000", "2", "\t")  # all of it selected, 2 typed, then left
     tab.says("no examples yet", "scan0/2")
     tab.draw()
@@ -242,21 +195,3 @@ def test_in_a_browser_a_volume_is_drawn_slice_by_slice(tab, workspace, tmp_path)
     tab.browser.refresh()
     tab.says("1 labelled, 4 left")
     np.testing.assert_array_equal(workspace.opened()[0].mask("scan0/2"), drawn)
-
-
-def _browser():
-    """A headless Chromium, or a skip that says what is absent."""
-    if importlib.util.find_spec("selenium") is None:
-        pytest.skip("selenium is not installed")
-    from selenium import webdriver
-
-    names = ("chromium", "chromium-browser", "google-chrome")
-    binary = next((path for name in names if (path := shutil.which(name))), None)
-    driver = shutil.which("chromedriver")
-    if not binary or not driver:
-        pytest.skip("chromium and chromedriver are not on the PATH")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1500,1900"):
-        options.add_argument(argument)
-    return webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))

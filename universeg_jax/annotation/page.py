@@ -24,6 +24,7 @@ from universeg_jax.reports.overlay import COLOUR_NAMES, COLOURS
 HOST = "127.0.0.1"
 MAX_FILE_SIZE = 1_000_000_000  # bytes of one upload
 DELETE_EVERY, DELETE_AFTER = 600, 3600  # seconds; files of images on the page
+BUTTONS = ("Skip", "Undo", "Redo")
 READABLE = sorted({f".{end.rsplit('.', 1)[1]}" for end in (*IMAGE_EXTENSIONS, *VOLUME_EXTENSIONS, *DICOM_EXTENSIONS)})
 
 
@@ -183,9 +184,8 @@ def _view(colours: Sequence[tuple[int, int, int]]) -> View:
                 eraser=gr.Eraser(default_size=12),
             )
             with gr.Row():
-                accept = gr.Button("3. Accept and next", variant="primary", elem_id="accept", scale=2)
-                skip = gr.Button("Skip", elem_id="skip")
-                undo, redo = gr.Button("Undo", elem_id="undo"), gr.Button("Redo", elem_id="redo")
+                accept = gr.Button("3. Accept and next", variant="primary", elem_id="accept", scale=2, min_width=200)
+                skip, undo, redo = (gr.Button(word, elem_id=word.lower(), min_width=80) for word in BUTTONS)
             with gr.Row():
                 complete = gr.Button("Complete this volume", elem_id="complete", visible=False)
                 rest = gr.Button("4. Predict all that is left and download the masks", elem_id="rest")

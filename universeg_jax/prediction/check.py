@@ -222,6 +222,7 @@ def find_label_mistakes(probabilities: np.ndarray, support: Support) -> list[Fin
     """
     findings = []
     fits = dice_on_host(probabilities.swapaxes(0, 1) * support.known, support.masks)  # soft Dice [L, N]
+    told = 100 * dice_scores(probabilities, support)  # as everywhere else
     present = np.asarray(support.masks.any((2, 3)))
     medians = [float(np.median(fit[rows])) if rows.any() else 0.0 for fit, rows in zip(fits, present, strict=True)]
     copies = find_copied_labels(support, fits)
@@ -230,7 +231,7 @@ def find_label_mistakes(probabilities: np.ndarray, support: Support) -> list[Fin
             findings.append(Finding(name, "another's label", f"its label is that of {support.names[copies[i]]}"))
             continue
         for j, label in enumerate(support.labels):
-            if mistake := _explain_label(i, j, probabilities, support, fits, medians):
+            if mistake := _explain_label(i, j, probabilities, support, fits, medians, told[j]):
                 prefix = f"label {label}: " if len(support.labels) > 1 else ""
                 findings.append(Finding(name, mistake[0], prefix + mistake[1]))
                 break
@@ -265,9 +266,15 @@ def find_copied_labels(support: Support, fits: np.ndarray) -> dict[int, int]:
 
 
 def _explain_label(
-    i: int, j: int, probabilities: np.ndarray, support: Support, fits: np.ndarray, medians: Sequence[float]
+    i: int,
+    j: int,
+    probabilities: np.ndarray,
+    support: Support,
+    fits: np.ndarray,
+    medians: Sequence[float],
+    told: np.ndarray,
 ) -> tuple[str, str] | None:
-    """(kind, message) if label j of example i disagrees with its prediction; else None."""
+    """(kind, message) if label j of example i disagrees with its prediction; else None. `told`: Dice (%) [N]."""
     p, mask, fit = probabilities[i, j] * support.known_of(i), support.masks[j, i], float(fits[j, i])
     if not mask.any():
         is_usual = support.masks[j].any((1, 2)).mean() >= 0.8
@@ -281,12 +288,13 @@ def _explain_label(
         return None
     explanations = _explanations(i, j, probabilities, support, medians[j])
     kind, best_fit, message = max(explanations, key=lambda explanation: explanation[1])
-    numbers = f"(Dice {fit:.2f} with the prediction from the others, median {medians[j]:.2f})"
+    of = "the prediction from the others"
+    numbers = f"{told[i]:.0f}", f"median {np.nanmedian(told):.0f}"
     if best_fit >= fit + MIN_GAIN:
-        return kind, f"{message} {numbers}"
+        return kind, f"{message} (Dice {numbers[0]} with {of}, {numbers[1]})"
     deviation = 1.4826 * np.median(np.abs(fits[j][support.masks[j].any((1, 2))] - medians[j]))
     limit = min(medians[j] - MISFIT_DEVIATIONS * deviation, UNEXPLAINED * medians[j])
-    return ("misfit", f"does not match the prediction from the others {numbers}") if fit < limit else None
+    return ("misfit", f"does not match {of} (Dice {numbers[0]}, {numbers[1]})") if fit < limit else None
 
 
 def _explanations(
