@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 from tests.annotation.fixtures import image_project, volume_project
+from tests.fixtures import block_volume, write_nifti
 from universeg_jax.annotation.assistant import Assistant, _expected
-from universeg_jax.annotation.rest import predict_rest
+from universeg_jax.annotation.rest import predict_rest, predict_volume
 from universeg_jax.annotation.session import Session
 from universeg_jax.annotation.views import Views
 from universeg_jax.errors import UserError
+from universeg_jax.prediction.support import read_support_folder
 from universeg_jax.readers.images import read_image, read_label
 from universeg_jax.readers.slices import mask_slices, plane, volume_slices
 from universeg_jax.readers.volume_files import read_label_volume
@@ -159,3 +161,75 @@ def test_an_empty_prediction_is_doubtful_only_where_the_label_is_always_there():
     assert _expected(p, always_present=False) == pytest.approx(0.9)
     p[0, 0] = 0.8
     assert _expected(p, always_present=True) == pytest.approx(2 * 0.8 / (1 + 0.8 + 15 * 0.1))
+
+
+IN_PART = {1: "disc", 9: "ignore"}
+
+
+def test_ignored_pixels_of_accepted_labels_change_nothing(tmp_path, predictor):
+    path, truth = image_project(tmp_path, labels=IN_PART)
+    void = np.zeros(truth["p1_0"].shape, bool)
+    void[: len(void) // 2] = True
+    with Session(path) as session:
+        assert session.project.ignored == 9
+        assistant = Assistant(session, predictor)
+        session.accept("p0_0", truth["p0_0"])
+        session.accept("p1_0", np.where(void, 9, truth["p1_0"]))
+        images = [read_image(path / f"images/p{i}_0.png") for i in (0, 1, 2)]
+        labels = [truth["p0_0"], np.where(void, 9, truth["p1_0"])]
+        found = assistant.predict("p2_0")
+        assert found.labels == (1,)
+        in_part = predictor.segment(images[2], images[:2], labels, ignore=9)
+        np.testing.assert_allclose(found.probabilities, in_part.probabilities, atol=1e-5)
+        as_background = predictor.segment(images[2], images[:2], [truth["p0_0"], np.where(void, 0, truth["p1_0"])])
+        assert np.abs(found.probabilities - as_background.probabilities).max() > 1e-3
+        with pytest.raises(UserError, match="p2_0: all of it is to be ignored"):
+            session.accept("p2_0", np.full(void.shape, 9))
+    support = read_support_folder(path)
+    assert support.labels == (1,)
+    assert support.ignored[1].mean() > 0.2
+    assert not support.ignored[0].any()
+
+
+def test_a_slice_that_is_labelled_in_part_is_completed_around_what_is_labelled(tmp_path, predictor, monkeypatch):
+    path, truth = volume_project(tmp_path, shape=(20, 24, 6), labels=IN_PART)
+    with Session(path) as session:
+        assistant, item = Assistant(session, predictor), session.project.items["scan0"]
+        planes = [plane(truth["scan0"][..., ::-1], 2, i) for i in range(6)]
+        in_part = planes[3].copy()
+        in_part[:, :10] = 9
+        session.accept(f"scan0/{item.canonical(3)}", in_part)
+        for given in ((), (1, 5)):  # none that is labelled as a whole, then some
+            for i in given:
+                session.accept(f"scan0/{item.canonical(i)}", planes[i])
+            mask = predict_volume(assistant, item)
+            assert 9 not in mask
+            np.testing.assert_array_equal(plane(mask, 2, 3)[:, 10:], planes[3][:, 10:])
+            for i in given:
+                np.testing.assert_array_equal(plane(mask, 2, i), planes[i])
+
+
+def test_examples_from_elsewhere_keep_their_ignored_pixels_in_a_completion(tmp_path, predictor):
+    path, _ = volume_project(tmp_path, shape=(20, 24, 6), support=partly_labelled_volumes(tmp_path / "elsewhere"))
+    with Session(path) as session:
+        others = Assistant(session, predictor).examples_of_others("scan0")
+        assert 0.2 < others.ignored[others.masks.any((0, 2, 3))].mean() < 0.8
+
+
+def partly_labelled_volumes(folder):
+    image, label = block_volume((20, 24, 6), seed=1)
+    label = label.copy()
+    label[:10] = 255
+    write_nifti(folder / "images" / "b.nii.gz", image, (1.0, 1.0, -3.0))
+    write_nifti(folder / "labels" / "b.nii.gz", label, (1.0, 1.0, -3.0))
+    (folder / "meta.json").write_text('{"ignore": [255]}')
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [({5: "ignore"}, "beside those of structures"), ({1: "a", 2: "ignore", 3: "Ignore"}, "one id")],
+)
+def test_one_label_may_be_to_ignore(tmp_path, labels, reason):
+    with pytest.raises(UserError, match=reason):
+        image_project(tmp_path, labels=labels)

@@ -167,6 +167,14 @@ def test_other_cases_fill_up_the_support(tmp_path, monkeypatch, capsys):
     assert present[-1].sum() == 3
     assert main([*arguments, "--support", str(tmp_path / "cases")]) == 0
     assert present[-1].sum() == 6
+    in_part = ids.astype(np.uint8)
+    in_part[: len(ids) // 2] = 255
+    nib.save(nib.Nifti1Image(in_part, AFFINE), tmp_path / "cases" / "labels" / "b.nii.gz")
+    known = []
+    monkeypatch.setattr(Predictor, "logits", lambda self, *inputs: known.append(inputs[4]) or 0 * inputs[0])
+    assert main([*arguments, "--support", str(tmp_path / "cases"), "--ignore", "255", "--slices", "0,8,16"]) == 0
+    assert (known[-1][:, :3] == 1).all()  # slices of the volume itself
+    assert all(0 < each.mean() < 1 for each in known[-1][0, 3:])
     nib.save(nib.Nifti1Image((ids == 2).astype(np.uint8), AFFINE), tmp_path / "cases" / "labels" / "b.nii.gz")
     capsys.readouterr()
     assert main([*arguments, "--support", str(tmp_path / "cases")]) == 1

@@ -205,7 +205,11 @@ def test_a_folder_says_what_to_ignore_or_the_caller_does(tmp_path):
     one = read_support_folder(folder, label=2, ignore=255)
     np.testing.assert_array_equal(one.ignored, support.ignored)
     np.testing.assert_array_equal(one.masks[0], support.masks[1])
-    for meta in ({"ignore": [255]}, {"ignore": [255], "labels": {"1": "a", "2": "b", "255": "unsure"}}):
+    for meta in (
+        {"ignore": [255]},
+        {"ignore": [255], "labels": {"1": "a", "2": "b", "255": "unsure"}},
+        {"labels": {"1": "a", "2": "b", "255": "Ignore"}},
+    ):
         (folder / "meta.json").write_text(json.dumps(meta))
         assert read_support_folder(folder).digest() == support.digest()
         assert set(read_folder(folder).labels) == {1, 2}

@@ -86,6 +86,8 @@ class Assistant:
         padding = max(LEAST, _power_of_two(len(images))) - len(images)
         black = [np.zeros_like(images[0])] * padding, [np.zeros_like(masks[0])] * padding
         ignored = np.zeros((len(images) + padding, *images[0].shape), bool)
+        for row, unit in enumerate(units):
+            ignored[row] = self.views.ignored(unit)
         if others:
             ignored[len(units) : len(images)] = ~others.known
         support = Support(
@@ -93,7 +95,7 @@ class Assistant:
             np.stack([*masks, *black[1]], 1),
             ids,
             (*names, *[""] * padding),
-            (),
+            (*names, *[""] * padding),
             ignored=ignored,
         )
         options = Options(support_size=self.session.project.support_size)
@@ -118,8 +120,8 @@ class Assistant:
             support = read_support_folder(Path(folder))
             if support.overlapping:
                 raise UserError(f"{folder}: its labels overlap, and a project has one label for each pixel")
-            if not set(support.labels) <= set(self.session.project.labels):
-                ids = [list(each) for each in (support.labels, self.session.project.labels)]
+            if not set(support.labels) <= set(self.session.project.structures):
+                ids = [list(each) for each in (support.labels, self.session.project.structures)]
                 raise UserError(f"{folder}: its labels are {ids[0]}, those of the project {ids[1]}; use the same ids")
             self._elsewhere = support
         return self._elsewhere
@@ -156,10 +158,14 @@ class Assistant:
         rows = self.rows_for(pool, unit, allowed)[None, None]
         return pool.segmenter.by_rows(self.views.image(unit)[None], rows)[0]
 
-    def predict(self, unit: str) -> Prediction | None:
-        """Segments an image or slice at its own size; None where there is no example. Raises UserError."""
+    def predict(self, unit: str, itself: bool = False) -> Prediction | None:
+        """Segments an image or slice at its own size; None where there is no example. Raises UserError.
+
+        `itself`: its own accepted label, which leaves pixels out, is an example too.
+        """
         pool = self.pool()
-        if pool is None or (found := self.probabilities(unit, pool=pool)) is None:
+        others = range(len(pool.units)) if pool and itself else None
+        if pool is None or (found := self.probabilities(unit, others, pool)) is None:
             return None
         return make_prediction(self.views.restored(unit, found), pool.support.labels)
 
@@ -239,7 +245,8 @@ class Assistant:
             for label, p, truth in zip(pool.support.labels, found, pool.support.masks[:, i], strict=True):
                 if truth.any():
                     who = subject if several else pool.units[i]
-                    scores.append((str(label), who, float(dice_on_host(p >= 0.5, truth))))
+                    mask = (p >= 0.5) & pool.support.known_of(i)
+                    scores.append((str(label), who, float(dice_on_host(mask, truth))))
         if not scores:
             return None
         tasks, subjects, values = zip(*scores, strict=True)
@@ -252,12 +259,7 @@ class Assistant:
             return None
         find = self.session.project.find
         rows = [r for r, unit in enumerate(pool.units) if not unit or find(unit)[0].name != name]
-        return _take(pool.support, rows) if rows else None
-
-
-def _take(support: Support, rows: Sequence[int]) -> Support:
-    names = tuple(f"example {r}" for r in rows)
-    return Support(support.images[list(rows)], support.masks[:, list(rows)], support.labels, names, names)
+        return pool.support.take(rows) if rows else None
 
 
 def _expected(p: np.ndarray, always_present: bool) -> float:

@@ -39,6 +39,7 @@ from universeg_jax.reports.overlay import COLOURS
 VERSION = 1
 DEFAULT_ORDER = "doubt"  # measured best, docs/annotate.md
 MAX_ID = 65535
+IGNORE = "ignore"  # name of the label, as in nnU-Net, of pixels that are neither a structure nor background
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,16 @@ class Project:
     support_size: int = 16  # examples that the network sees at once
     window: Window = "auto"  # of volumes
     items: dict[str, Item] = field(default_factory=dict)
+
+    @property
+    def ignored(self) -> int | None:
+        """The id of pixels without a label: that of the label named "ignore"."""
+        return next((i for i, label in self.labels.items() if label.name.lower() == IGNORE), None)
+
+    @property
+    def structures(self) -> dict[int, Label]:
+        """The labels that the network predicts."""
+        return {i: label for i, label in self.labels.items() if i != self.ignored}
 
     def image_file(self, item: Item) -> Path:
         return self.path / "images" / item.file
@@ -248,18 +259,22 @@ def check_labels(labels: Mapping[int, str]) -> None:
     """Raises UserError for label ids that cannot be stored."""
     if not labels:
         raise UserError("a project needs at least one label: give --labels, such as 1=liver,2=tumour")
+    ignored = [i for i, name in labels.items() if name.lower() == IGNORE]
+    if len(ignored) > 1 or len(ignored) == len(labels):
+        raise UserError(f'"{IGNORE}" is for pixels without a label, one id beside those of structures')
     if wrong := [i for i in labels if not 0 < i <= MAX_ID]:
         raise UserError(f"label {wrong[0]}: ids are whole numbers from 1 to {MAX_ID}; 0 is the background")
 
 
 def write_project(project: Project) -> None:
-    """Writes project.json, and the names of the labels into meta.json, both atomically."""
+    """Writes project.json, and what other commands need to know of the labels into meta.json, both atomically."""
     values = asdict(project) | {"version": VERSION}
     del values["path"]
     write_json(project.path / PROJECT, {"version": VERSION, **values})
     meta = project.path / "meta.json"
     others = read_json(meta) if meta.exists() else {}
-    write_json(meta, others | {"labels": {str(i): label.name for i, label in project.labels.items()}})
+    ignored = {} if project.ignored is None else {"ignore": [project.ignored]}
+    write_json(meta, others | {"labels": {str(i): s.name for i, s in project.structures.items()}} | ignored)
 
 
 def read_project(path: Path) -> Project:

@@ -13,7 +13,7 @@ from universeg_jax.annotation.project import Item
 from universeg_jax.errors import UserError
 from universeg_jax.prediction.complete import complete
 from universeg_jax.readers.labelled_slices import LabelledSlices
-from universeg_jax.readers.slices import from_planes
+from universeg_jax.readers.slices import from_planes, plane
 from universeg_jax.readers.volume_files import write_like
 from universeg_jax.readers.volumes import Volume
 from universeg_jax.reports.files import atomic_write, write_csv
@@ -52,29 +52,40 @@ def left_in_order(assistant: Assistant, left: set[str]) -> list[str]:
 
 
 def predict_volume(assistant: Assistant, item: Item, progress: bool = False) -> np.ndarray:
-    """int32 ids [X, Y, Z] in canonical axes; accepted slices are as they were accepted.
+    """int32 ids [X, Y, Z] in canonical axes; accepted pixels are as they were accepted.
 
-    Accepted slices are completed as by `universeg complete`; without any, each slice is predicted by itself.
+    Accepted slices are completed as by `universeg complete`, which takes those with ignored pixels for not labelled;
+    without any other, each slice is predicted by itself.
     """
+    session, axis, ignored = assistant.session, int(item.axis or 0), assistant.session.project.ignored
+    known = {item.canonical(k): mask for k, mask in session.slices(item.name).items()}
+    whole = {i: mask for i, mask in known.items() if ignored is None or ignored not in mask}
+    if any(mask.any() for mask in whole.values()):
+        planes = _completed(assistant, item, whole, progress)
+    else:
+        planes = []
+        for i in range(item.slices):
+            unit = f"{item.name}/{item.canonical(i)}"
+            prediction = None if i in whole else assistant.predict(unit, itself=i in known)
+            planes.append(known[i] if prediction is None else prediction.mask)
+    for i, mask in known.items():
+        planes[i] = mask if i in whole else np.where(mask == ignored, planes[i], mask)
+    return from_planes(np.stack(planes), axis).astype(np.int32)
+
+
+def _completed(assistant: Assistant, item: Item, whole: dict[int, np.ndarray], progress: bool) -> list[np.ndarray]:
+    """The planes of a volume of which those of `whole` are labelled."""
     session, axis = assistant.session, int(item.axis or 0)
     volume = session.image(item.name)
     assert isinstance(volume, Volume)
-    known = {item.canonical(k): mask for k, mask in session.slices(item.name).items()}
-    if not known or not any(mask.any() for mask in known.values()):
-        slices = []
-        for i in range(item.slices):
-            prediction = None if i in known else assistant.predict(f"{item.name}/{item.canonical(i)}")
-            slices.append(known[i] if prediction is None else prediction.mask)
-        return from_planes(np.stack(slices), axis).astype(np.int32)
-    stack = np.zeros((item.slices, *next(iter(known.values())).shape), np.int32)
-    for i, mask in known.items():
+    stack = np.zeros((item.slices, *next(iter(whole.values())).shape), np.int32)
+    for i, mask in whole.items():
         stack[i] = mask
     partial = replace(volume, data=from_planes(stack, axis))
-    labelled = (LabelledSlices(axis, tuple(sorted(known))),)
-    others = assistant.examples_of_others(item.name)
-    return complete(
-        assistant.predictor, volume, partial, labelled, others, session.project.window, progress=progress
-    ).mask
+    labelled = (LabelledSlices(axis, tuple(sorted(whole))),)
+    others, window = assistant.examples_of_others(item.name), session.project.window
+    completion = complete(assistant.predictor, volume, partial, labelled, others, window, progress=progress)
+    return [plane(completion.mask, axis, i) for i in range(item.slices)]
 
 
 def write_prediction(assistant: Assistant, unit: str, mask: np.ndarray) -> Path:

@@ -190,6 +190,8 @@ class Session:
         if mask.shape != shape:
             sizes = ["x".join(map(str, each)) for each in (shape, mask.shape)]
             raise UserError(f"{unit}: the image has {sizes[0]} pixels, the label {sizes[1]}: they must be equal")
+        if self.project.ignored is not None and np.all(mask == self.project.ignored):
+            raise UserError(f"{unit}: all of it is to be ignored; label a part of it, or skip it")
         ids = set(np.unique(mask).tolist()) - {0}
         if len(self.project.labels) == 1 and len(ids) == 1 and ids <= {1, 255}:  # how programs save a mask
             return np.where(mask > 0, next(iter(self.project.labels)), 0).astype(np.int32)

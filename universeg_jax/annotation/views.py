@@ -9,8 +9,17 @@ import numpy as np
 from universeg_jax.annotation.session import Session
 from universeg_jax.annotation.store import stamp
 from universeg_jax.episode import OFFICIAL_SIZE
-from universeg_jax.readers.preprocess import Window, preprocess_image, preprocess_mask, restore
-from universeg_jax.readers.slices import SliceOrigin, from_planes, from_slices, mask_slices, plane, volume_slices
+from universeg_jax.prediction.examples import mask_at
+from universeg_jax.readers.preprocess import Window, preprocess_ignored, preprocess_image, restore
+from universeg_jax.readers.slices import (
+    SliceOrigin,
+    from_planes,
+    from_slices,
+    ignored_slices,
+    mask_slices,
+    plane,
+    volume_slices,
+)
 from universeg_jax.readers.volumes import Volume
 
 VOLUMES = 8  # whose slices are in memory
@@ -31,6 +40,7 @@ class Views:
         self._volume = functools.lru_cache(VOLUMES)(self._see_volume)
         self._image = functools.lru_cache(IMAGES)(self._see_image)
         self._masks = functools.lru_cache(IMAGES)(self._see_masks)
+        self._ignored = functools.lru_cache(IMAGES)(self._see_ignored)
 
     def image(self, unit: str) -> np.ndarray:
         """float32 [128, 128] in [0, 1] of an image or slice. Raises ImageError."""
@@ -52,10 +62,17 @@ class Views:
         mark = self.session.mark_of(unit)
         return self._masks(unit, mark.label if mark else "", self._state(unit), labels)
 
+    def ignored(self, unit: str) -> np.ndarray:
+        """bool [128, 128]: pixels of an image or slice that its accepted label says nothing of."""
+        mark = self.session.mark_of(unit)
+        return self._ignored(unit, mark.label if mark else "", self._state(unit))
+
     def ids(self, unit: str) -> frozenset[int]:
-        """The ids above 0 of the accepted label of an image or slice."""
+        """The ids of structures in the accepted label of an image or slice."""
         mask = self.session.mask(unit)
-        return frozenset() if mask is None else frozenset(np.unique(mask[mask > 0]).tolist())
+        return (
+            frozenset() if mask is None else frozenset(np.unique(mask).tolist()) & set(self.session.project.structures)
+        )
 
     def restored(self, unit: str, probabilities: np.ndarray) -> np.ndarray:
         """Probabilities [L, 128, 128] → float32 [L, H, W] on the pixels of the image or slice."""
@@ -86,11 +103,32 @@ class Views:
     def _see_masks(self, unit: str, _: str, __: tuple[int, int], labels: tuple[int, ...]) -> np.ndarray:
         mask = self.session.mask(unit)
         assert mask is not None
+        void = self._void(mask)
         if self.session.project.find(unit)[1] is None:
-            return np.stack([preprocess_mask(mask == i, OFFICIAL_SIZE) for i in labels])
+            return np.stack([mask_at(OFFICIAL_SIZE, mask, i, mask.shape, void) for i in labels])
+        volume, origin = self._as_volume(unit, mask)
+        empty = None if void is None else self._as_volume(unit, void)[0].data
+        return np.stack([mask_slices(volume, OFFICIAL_SIZE, origin, i, empty)[0] for i in labels])
+
+    def _see_ignored(self, unit: str, _: str, __: tuple[int, int]) -> np.ndarray:
+        mask = self.session.mask(unit)
+        assert mask is not None
+        if (void := self._void(mask)) is None:
+            return np.zeros((OFFICIAL_SIZE, OFFICIAL_SIZE), bool)
+        if self.session.project.find(unit)[1] is None:
+            return preprocess_ignored(void, OFFICIAL_SIZE)
+        volume, origin = self._as_volume(unit, void)
+        return ignored_slices(volume, OFFICIAL_SIZE, origin)[0]
+
+    def _as_volume(self, unit: str, values: np.ndarray) -> tuple[Volume, SliceOrigin]:
+        """A slice's values [H, W] as a volume of one slice, and how the network sees it."""
         origin = self._slice_origin(unit)
-        volume = replace(origin.volume, data=from_planes(mask[None], origin.axis))
-        return np.stack([mask_slices(volume, OFFICIAL_SIZE, origin, i)[0] for i in labels])
+        return replace(origin.volume, data=from_planes(values[None], origin.axis)), origin
+
+    def _void(self, mask: np.ndarray) -> np.ndarray | None:
+        """bool [H, W]: pixels of an accepted label that are ignored; None for none."""
+        ignored = self.session.project.ignored
+        return None if ignored is None or ignored not in mask else mask == ignored
 
     def _slice_origin(self, unit: str) -> SliceOrigin:
         """Of a slice as a volume of its own, whose planes are cut and padded as in the whole one."""

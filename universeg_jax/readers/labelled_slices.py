@@ -35,9 +35,11 @@ def find_labelled_slices(
     `slices` of `axis` are labelled, whatever they hold; without `axis` it is the one that the labels suggest. `ignore`:
     the id of voxels that are not labelled; slices without it are labelled, empty or not.
     """
-    marked = ids != 0 if ignore is None else (ids != 0) & (ids != ignore)
     if ignore is not None and not (ids == ignore).any():
-        raise UserError(f"ignore={ignore}: no voxel has this id; leave it out, or mark what is not labelled with it")
+        if slices is None:
+            raise UserError(f"ignore={ignore}: no voxel has this id: name the labelled slices, or leave it out")
+        ignore = None  # it is for other cases
+    marked = ids != 0 if ignore is None else (ids != 0) & (ids != ignore)
     if not marked.any():
         raise UserError("no voxel is labelled: label the structures in at least one slice")
     if ignore is not None and slices is None:
@@ -57,7 +59,7 @@ def unused_slices(ids: np.ndarray, labelled: LabelledSlices, ignore: int | None 
 
 def find_axis(ids: np.ndarray, ignore: int | None = None) -> int:
     """The only axis whose slices are labelled. Raises UserError where the labels do not tell."""
-    found = find_labelled_slices(ids, ignore=ignore)
+    found = find_labelled_slices(ids, ignore=ignore if ignore is not None and (ids == ignore).any() else None)
     if len(found) > 1:
         names = " and ".join(AXIS_NAMES[each.axis] for each in found)
         raise UserError(f"{names} slices are labelled: give the axis of the slices, as in --axis {AXIS_NAMES[2]}")

@@ -11,7 +11,7 @@ All fields may be left out:
     axes                    of volumes, a list of "sagittal", "coronal", "axial", "in-plane" (the acquired planes)
     instances               true: labels number objects of one class, such as cells, and every value above 0 is id 1
     ignore                  [255]: values of pixels that have no label, because nobody marked them or because nobody
-                            can, as along a border
+                            can, as along a border; or name them "ignore" in labels
     window                  "ct", "mr", "none" or [low, high] for volumes and DICOM files; without it chosen by the
                             modality
 """
@@ -83,6 +83,9 @@ def read_meta(path: Path) -> Meta:
             fields[name] = parse(value)
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise FolderError(f'{file}: "{name}" is {value!r}; {remedy}') from error
+    named = tuple(i for i, name in fields["labels"].items() if name.lower() == "ignore")  # as in nnU-Net
+    fields["ignore"] = tuple(dict.fromkeys((*fields["ignore"], *named)))
+    fields["labels"] = {i: name for i, name in fields["labels"].items() if i not in named}
     return Meta(**fields)
 
 

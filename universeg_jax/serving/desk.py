@@ -91,7 +91,7 @@ class Desk:
         volumes = any(item.volume for item in project.items.values())
         model = {
             "type": "segmentation",
-            "labels": self.labels(),
+            "labels": {label.name: i for i, label in sorted(project.structures.items())},
             "dimension": 3 if volumes else 2,
             "description": f"UniverSeg ({Path(project.checkpoint).name}) with the submitted labels as its examples",
             "config": {},
