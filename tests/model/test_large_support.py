@@ -43,3 +43,14 @@ def test_streamed_from_the_host_equals_all_at_once(variant):
     np.testing.assert_allclose(exact, expected, atol=1e-5)
     half = streamed_logits(model, params, query, chunks, progress=False)
     assert 0 < np.abs(half - exact).max() < 0.02 * np.abs(exact).max()
+
+
+def test_labels_that_are_known_in_part_are_streamed_too():
+    model, params = tiny(**EVERY_KNOWN)
+    query, images, labels, _, known = partly_known(4, support=6)
+    images, labels, known = np.uint8(images[:1] * 255), np.uint8(labels[:1]), np.uint8(known[:1])
+    inputs = [np.repeat(x, 2, 0) for x in (images / np.float32(255), labels, known)]
+    expected = jax.jit(lambda *x: model.apply({"params": params}, *x[:-1], support_known=x[-1]))(query, *inputs)
+    chunks = [tuple(x[0, i : i + 2] for x in (images, np.where(known, labels, 1), known)) for i in (0, 2, 4)]
+    found = streamed_logits(model, params, query, chunks, store=jnp.float32, progress=False)
+    np.testing.assert_allclose(found, expected, atol=1e-5)

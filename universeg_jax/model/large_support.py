@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from universeg_jax.model import fast
 from universeg_jax.model.factory import logits_of
-from universeg_jax.model.universeg import UniverSeg
+from universeg_jax.model.universeg import UNKNOWN, UniverSeg
 
 Array = jax.Array | np.ndarray
 
@@ -60,23 +60,28 @@ def streamed_logits(
     model: UniverSeg,
     params: Any,
     query_image: Array,
-    chunks: Sequence[tuple[Array, Array]],
+    chunks: Sequence[tuple[Array, ...]],
     store: Any = jnp.bfloat16,
     progress: bool = True,
 ) -> jax.Array:
     """Logits [B, H, W, 1] of queries [B, H, W, 1] in [0, 1] with one support set that they share.
 
-    chunks: (images, labels) uint8 [n, H, W, 1], images of 0..255 and labels 0 or 1, every chunk of one size; a sequence
-    that reads them when asked keeps memory flat. Features wait on the host in `store`: float32 is as exact as the
-    model, bfloat16 takes half the memory.
+    chunks: (images, labels) uint8 [n, H, W, 1], images of 0..255 and labels 0 or 1, every chunk of one size; each may
+    have a third array, 0 for pixels without a label. A sequence that reads them when asked keeps memory flat. Features
+    wait on the host in `store`: float32 is as exact as the model, bfloat16 takes half the memory.
     """
     dtype = jnp.dtype(model.dtype)
     batch = len(query_image)
     size = len(chunks[0][0])
 
+    share = _share_of_foreground(chunks) if len(chunks[0]) > 2 else 0.0
+
     def read(i: int) -> jax.Array:
-        images, labels = chunks[i]
+        images, labels, *known = chunks[i]
         v = np.concatenate([images.astype(np.float32) / 255, labels.astype(np.float32)], axis=-1)
+        if known:
+            counts = np.where(known[0] > 0, np.float32(1), np.float32(UNKNOWN))
+            v = np.concatenate([v[..., :1], np.where(known[0] > 0, v[..., 1:], np.float32(share)), counts], axis=-1)
         return jnp.broadcast_to(jnp.asarray(v, dtype)[None], (batch, *v.shape))
 
     def over(function: Callable[[Any], tuple[Any, Any]], inputs: Any) -> tuple[Any, Any]:
@@ -94,3 +99,13 @@ def streamed_logits(
     bound = model.bind({"params": params})
     u = fast.forward(bound, jnp.asarray(query_image, dtype), read, lambda i: weights, over)
     return bound.out(u.astype(jnp.promote_types(jnp.float32, dtype)))
+
+
+def _share_of_foreground(chunks: Sequence[tuple[Array, ...]]) -> float:
+    """Among the pixels that have a label, as `UniverSeg.with_known` takes it for those without."""
+    foreground = count = 0
+    for i in range(len(chunks)):
+        _, labels, known = chunks[i]
+        foreground += int(np.count_nonzero((np.asarray(labels) > 0) & (np.asarray(known) > 0)))
+        count += int(np.count_nonzero(known))
+    return foreground / max(count, 1)
