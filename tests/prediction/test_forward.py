@@ -36,7 +36,7 @@ def test_one_program_serves_every_number_of_examples_labels_and_samples(predicto
     for number, labels, samples, size in ((1, 2, 1, 3), (3, 1, 2, 9), (2, 2, 1, 1), (1, 1, 1, ROOM)):
         rows = np.zeros((number, samples, size), np.int32)
         forward(predictor.params, queries[:number], images[:size], masks[:labels, :size], [], rows, False, False)
-    assert forward._one._cache_size() == 1
+    assert len(forward._one._compiled) == 1
     assert [forward.room(n) for n in (1, ROOM, ROOM + 1, 100)] == [ROOM, ROOM, 2 * ROOM, 128]
 
 

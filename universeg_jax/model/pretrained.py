@@ -54,7 +54,9 @@ MEAN, SCALE = 127 / 255, 255 / 128  # of the release: (0..255 - 127) / 128, all 
 def weights() -> dict[str, np.ndarray]:
     """float16 arrays of the packaged file: stem [3, 3, 3, 32]; of block i expand [C, F], depthwise [k, k, F], project
     [F, C'], and a bias [F] of each."""
-    return safetensors.numpy.load(FILE.read_bytes())
+    found = safetensors.numpy.load(FILE.read_bytes())
+    # Each process gets them in another order, which would make another program, compiled anew.
+    return dict(sorted(found.items()))
 
 
 def features(images: Array) -> dict[int, Array]:

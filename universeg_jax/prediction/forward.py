@@ -5,7 +5,6 @@ examples up to ROOM shares one compiled program, which later processes load from
 """
 
 import contextlib
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -19,6 +18,7 @@ from universeg_jax.errors import UserError
 from universeg_jax.model.layers import sum_of_first
 from universeg_jax.model.recognition import Keys
 from universeg_jax.model.universeg import UniverSeg
+from universeg_jax.prediction.programs import Program
 from universeg_jax.reports.waiting import say_if_compiling
 from universeg_jax.startup import compiler_options
 
@@ -34,13 +34,14 @@ class Forward:
         self.model, self.size = model, size
         self.has_keys = getattr(model, "keys", "none") != "none"
         self.weighs_labels = isinstance(model, UniverSeg)
-        self.streams = hasattr(model, "support_chunk")  # reads one entry at a time, so that unused room costs nothing
-        self._compiled: set[tuple[int, bool]] = set()  # (room, with pixels without a label) of programs that ran
-        jit = functools.partial(jax.jit, compiler_options=compiler_options())
-        self._one = jit(self._logits_of_one)
-        self._query_keys = jit(lambda params, image: self._keys_of(params, resize(image, self.size), False))
-        self._support_keys = jit(lambda params, images: self._keys_of(params, images[None], True))
-        self._batch = jit(self._probabilities_of_batch, static_argnames=("flips", "overlap"))
+        self.streams = isinstance(model, UniverSeg)  # reads one entry at a time, so that unused room costs nothing
+        about = f"{size} {model!r}"
+        self._one = Program(self._logits_of_one, f"one {about}")
+        self._query_keys = Program(self._keys_of_query, f"query keys {about}")
+        self._support_keys = Program(self._keys_of_support, f"support keys {about}")
+        self._batch = jax.jit(
+            self._probabilities_of_batch, static_argnames=("flips", "overlap"), compiler_options=compiler_options()
+        )
 
     def check_weighs_labels(self) -> None:
         """Raises UserError for a model that needs a label for every pixel of the support."""
@@ -115,7 +116,7 @@ class Forward:
                 for j, mask in enumerate(masks):
                     labels = np.flip(mask[chosen], axes)[None]
                     inputs = (turned, entries, labels, np.int32(count), query_keys, entry_keys, entry_known)
-                    with self._announced((entries.shape[1], known is not None)):
+                    with self._announced(params, *inputs):
                         logits[j, k] = np.flip(self._one(params, *inputs)[0], axes)[..., 0]
             total += (sigmoid(logits) if overlap else exclusive_probabilities(logits)).mean(1)
         return total / (4 if flips else 1)
@@ -124,11 +125,10 @@ class Forward:
         """Entries of the program for `count` entries: a power of two where those beyond `count` cost no time."""
         return max(ROOM, 1 << (count - 1).bit_length()) if self.streams else count
 
-    def _announced(self, program: tuple[int, bool]) -> contextlib.AbstractContextManager[None]:
-        """Says that a program, one of `_compiled`, is being compiled, if it is and takes long."""
-        if program in self._compiled:
+    def _announced(self, *inputs: Any) -> contextlib.AbstractContextManager[None]:
+        """Says that the model is being compiled, if it is and takes long."""
+        if self._one.is_ready(*inputs):
             return contextlib.nullcontext()
-        self._compiled.add(program)
         return say_if_compiling("the model", "half a minute")
 
     def _logits_of_one(
@@ -196,6 +196,12 @@ class Forward:
 
     def _apply(self, params: Any, *inputs: Any, **extra: Any) -> jax.Array:
         return cast(jax.Array, self.model.apply({"params": params}, *inputs, **extra))
+
+    def _keys_of_query(self, params: Any, image: Array) -> Keys:
+        return self._keys_of(params, resize(image, self.size), False)
+
+    def _keys_of_support(self, params: Any, images: Array) -> Keys:
+        return self._keys_of(params, images[None], True)
 
     def _keys_of(self, params: Any, images: Array, support: bool) -> Keys:
         """Pretrained keys of query images [1, H, W, 1] or support images [1, N, H, W, 1], without the first axis."""

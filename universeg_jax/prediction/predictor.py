@@ -29,6 +29,7 @@ from universeg_jax.prediction.examples import ImageLike, as_grey
 from universeg_jax.prediction.forward import Forward, flip_axes
 from universeg_jax.prediction.options import Options, default_support_size
 from universeg_jax.prediction.prepared import PreparedKeys
+from universeg_jax.prediction.programs import Program
 from universeg_jax.prediction.result import Prediction
 from universeg_jax.prediction.selection import select_examples
 from universeg_jax.prediction.support import Support, make_support
@@ -47,7 +48,7 @@ from universeg_jax.readers.notes import warn
 from universeg_jax.readers.preprocess import preprocess_image, restore
 from universeg_jax.readers.slices import from_slices, smooth_slices, volume_slices
 from universeg_jax.readers.volumes import Volume
-from universeg_jax.startup import compiler_options, use_compilation_cache
+from universeg_jax.startup import use_compilation_cache
 
 if TYPE_CHECKING:
     from universeg_jax.prediction.complete import Completion, VolumeLike
@@ -65,7 +66,7 @@ class Predictor:
         self.params = jax.tree.map(jnp.asarray, params)
         self.forward = Forward(self.model, config.image_size)
         self.has_keys = self.forward.has_keys
-        self._logits = jax.jit(self._apply, compiler_options=compiler_options())
+        self._logits = Program(self._apply, f"logits {self.model!r}")
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "Predictor":

@@ -1,0 +1,117 @@
+"""Programs of a prediction that later processes need not trace again.
+
+JAX keeps what it compiles, but finds it only after tracing the model, which takes seconds. On a CPU the traced program
+(StableHLO) is kept beside it, under a name that follows from all that it depends on: the function, the shapes of its
+inputs, the source of this package, and the versions of JAX and flax.
+"""
+
+import contextlib
+import functools
+import hashlib
+import threading
+import time
+import uuid
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+from jax import export
+
+import universeg_jax
+from universeg_jax.startup import compiler_options
+
+DIGEST = 32  # bytes of the SHA-256 before a kept program
+WORTH_KEEPING = 0.5  # seconds that tracing took
+SOURCES = ("model/*.py", "prediction/forward.py", "prediction/predictor.py", "episode.py", "weights/backbone/*")
+
+
+class Program:
+    """A compiled function of arrays. Thread-safe.
+
+    `identity` names the function and everything that it closes over.
+    """
+
+    def __init__(self, function: Callable[..., Any], identity: str) -> None:
+        self.identity = identity
+        self._jit = jax.jit(function, compiler_options=compiler_options())
+        self._compiled: dict[Any, Any] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, *inputs: Any) -> Any:
+        leaves, structure = jax.tree.flatten(inputs)
+        if any(isinstance(x, jax.core.Tracer) for x in leaves):  # vmap and grad know no kept program
+            return self._jit(*inputs)
+        shapes = _shapes(leaves, structure)
+        if shapes not in self._compiled:
+            with self._lock:
+                if shapes not in self._compiled:
+                    self._compiled[shapes] = self._make(inputs, self._file(shapes))
+        return self._compiled[shapes](*inputs)
+
+    def is_ready(self, *inputs: Any) -> bool:
+        """Whether inputs of these shapes need no tracing, and hence probably no compiling."""
+        shapes = _shapes(*jax.tree.flatten(inputs))
+        return shapes in self._compiled or ((file := self._file(shapes)) is not None and file.exists())
+
+    def _file(self, shapes: Any) -> Path | None:
+        """Where the traced program lies; None where nothing is kept."""
+        setting = functools.partial(getattr, jax.config)
+        folder = setting("jax_compilation_cache_dir")
+        if not folder or not setting("jax_enable_compilation_cache") or jax.default_backend() != "cpu":
+            return None
+        flags = setting("jax_enable_x64"), setting("jax_default_matmul_precision")
+        described = (jax.__version__, flax.__version__, flags, _sources(), self.identity, str(shapes))
+        return Path(folder) / f"universeg-{hashlib.sha256(repr(described).encode()).hexdigest()}.stablehlo"
+
+    def _make(self, inputs: Any, file: Path | None) -> Any:
+        if file is None:
+            return self._jit
+        if (kept := _read(file)) is None:
+            start = time.perf_counter()
+            kept = bytes(export.export(self._jit)(*jax.tree.map(_abstract, inputs)).serialize())
+            if time.perf_counter() - start >= WORTH_KEEPING:
+                _write(file, kept)
+        # Compiled from the same bytes, whether they were kept or not, so that JAX finds it in its own cache.
+        return jax.jit(export.deserialize(bytearray(kept)).call, compiler_options=compiler_options())
+
+
+def _shapes(leaves: Any, structure: Any) -> Any:
+    return structure, tuple((x.shape, x.dtype.name) for x in map(_abstract, leaves))
+
+
+def _abstract(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.canonicalize_dtype(x.dtype))
+
+
+def _read(file: Path) -> bytes | None:
+    """A kept program; None where there is none, or it is damaged."""
+    content = file.read_bytes() if file.exists() else b""
+    digest, kept = content[:DIGEST], content[DIGEST:]
+    return kept if hashlib.sha256(kept).digest() == digest else None
+
+
+def _write(file: Path, kept: bytes) -> None:
+    """Writes a program whole or, where the folder cannot be written, warns."""
+    temporary = file.with_name(f".tmp.{uuid.uuid4().hex}")  # several processes may write the same
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(hashlib.sha256(kept).digest() + kept)
+        temporary.replace(file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        warnings.warn(f"{file.parent}: {error.strerror or error}; later processes start more slowly", stacklevel=2)
+
+
+@functools.cache
+def _sources() -> str:
+    """SHA-256 of the files that programs are traced from."""
+    root, found = Path(universeg_jax.__file__).parent, hashlib.sha256()
+    for part in SOURCES:
+        for file in sorted(root.glob(part)):
+            found.update(file.read_bytes())
+    return found.hexdigest()
