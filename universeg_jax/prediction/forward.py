@@ -117,7 +117,7 @@ class Forward:
                     labels = np.flip(mask[chosen], axes)[None]
                     inputs = (turned, entries, labels, np.int32(count), query_keys, entry_keys, entry_known)
                     with self._announced(params, *inputs):
-                        logits[j, k] = np.flip(self._one(params, *inputs)[0], axes)[..., 0]
+                        logits[j, k] = np.flip(np.asarray(self._one(params, *inputs))[0], axes)[..., 0]
             total += (sigmoid(logits) if overlap else exclusive_probabilities(logits)).mean(1)
         return total / (4 if flips else 1)
 

@@ -277,8 +277,8 @@ class Segmenter:
 
     def _at_size(self, masks: np.ndarray) -> jax.Array:
         """Masks [..., 128, 128] → uint8 0/1 [..., H, W, 1] at the model's size."""
-        at_size = resize(masks[..., None].astype(np.float32), self.predictor.config.image_size)
-        return (at_size >= 0.5).astype(jnp.uint8)
+        at_size = np.asarray(resize(masks[..., None].astype(np.float32), self.predictor.config.image_size))
+        return jnp.asarray((at_size >= 0.5).astype(np.uint8))
 
 
 def make_prediction(probabilities: np.ndarray, labels: tuple[int, ...], overlap: bool = False) -> Prediction:
