@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -63,7 +62,7 @@ class Predictor:
         self.config = config
         # On a CPU the model reads one support entry at a time, which saves memory and changes only rounding.
         self.model = build_model(config.model, support_chunk=1 if jax.default_backend() == "cpu" else 0)
-        self.params = jax.tree.map(jnp.asarray, params)
+        self.params = jax.device_put(params)  # jnp.asarray would compile a program for each shape
         self.forward = Forward(self.model, config.image_size)
         self.has_keys = self.forward.has_keys
         self._logits = Program(self._apply, f"logits {self.model!r}")
@@ -278,7 +277,7 @@ class Segmenter:
     def _at_size(self, masks: np.ndarray) -> jax.Array:
         """Masks [..., 128, 128] → uint8 0/1 [..., H, W, 1] at the model's size."""
         at_size = np.asarray(resize(masks[..., None].astype(np.float32), self.predictor.config.image_size))
-        return jnp.asarray((at_size >= 0.5).astype(np.uint8))
+        return cast(jax.Array, jax.device_put((at_size >= 0.5).astype(np.uint8)))
 
 
 def make_prediction(probabilities: np.ndarray, labels: tuple[int, ...], overlap: bool = False) -> Prediction:

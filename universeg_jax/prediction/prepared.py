@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from universeg_jax.model.recognition import Keys
@@ -36,6 +35,6 @@ class PreparedKeys:
         assert keys, "no image was asked for"
         known = known.copy()
         known[missing] = True
-        held = tuple(map(jnp.asarray, keys))
+        held = jax.device_put(tuple(keys))
         self._held = known, held
         return held
