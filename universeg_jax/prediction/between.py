@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from universeg_jax.prediction.predictor import Predictor
 
 TIMES = 2.0  # side of the window, in the longer side of the structure in the two labelled slices
-WEIGHTS = (0.5, 1.0, 2.0, 4.0, 32.0)  # times distance_weight, to choose from; the last leaves the network no say
+WEIGHTS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 64.0)  # times distance_weight, to choose from; the last leaves the network no say
 CHECKED = 6  # labelled slices of a label to choose on
 SLACK = 0.01  # Dice, up to which mixes are nearly equal
-CLOSER = 4.0  # a gap of half the length deserves this weight times: interpolation errs by the square of the length
+CLOSER = 2.0  # a gap of half the length deserves this weight times: interpolation gains more by it than the network
 AT_ONCE = 16  # windows per forward pass; on a CPU one
 MAX_SCORE = 30.0  # of which the exponential is taken, and margin of background where no label is near
 SIZE = 128  # pixels along a window in which distances count: a magnified structure is as large as it looks
@@ -44,7 +44,7 @@ class CompletionOptions:
     """Options of `complete`. Raises UserError for a value out of range."""
 
     support_size: int = 8  # labelled slices that the network sees
-    distance_weight: float = 1.0  # of the signed distance in pixels of a window of SIZE, against the network's logit
+    distance_weight: float = 0.5  # of the signed distance in pixels of a window of SIZE, against the network's logit
     smooth: float = 0.5  # slices; standard deviation of a Gaussian across them
     motion: bool = True  # carry labelled slices along with the image; False: interpolate in place
     choose: bool = True  # choose motion and weight for each label on labelled slices; False: as given
@@ -178,7 +178,7 @@ def choose_mixes(setting: Setting) -> dict[int, Mix]:
 
     Each of up to CHECKED labelled slices is completed from the others. The mix with the best mean Dice counts, of
     nearly equal ones that with the largest weight of the distance. The weight is then raised by CLOSER: the slices that
-    are left lie half as far from a labelled one, where interpolation errs a quarter as much and the network as much.
+    are left lie half as far from a labelled one.
     """
     found: dict[int, Mix] = {}
     for label, checks in checks_of(setting.volume, setting.options).items():
