@@ -6,7 +6,7 @@ Takes every volume of DATA whose meta.json names an `axis`, and labels every n-t
 Scores the slices between: the mean 3D Dice over the up to six largest labels, and their mean HD95 in mm, gap by gap.
 
 interpolation: signed distances between the two labelled slices. nearest: a copy of the nearest labelled slice. motion:
-the interpolation, carried along with the image. network: the network alone. sum: motion and network in equal parts.
+the interpolation, carried along with the image. network: the network alone. sum: both, with one weight for all labels.
 full: `universeg complete`, which chooses the parts for each label. `--gaps 2` scores at most two gaps of each volume,
 evenly spread, which bounds the time; so does `--labels`.
 """

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from universeg_jax.prediction.predictor import Predictor
 
 TIMES = 2.0  # side of the window, in the longer side of the structure in the two labelled slices
-WEIGHTS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 64.0)  # times distance_weight, to choose from; the last leaves the network no say
+WEIGHTS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 64.0)  # times distance_weight; the last leaves the network no say
 CHECKED = 6  # labelled slices of a label to choose on
 SLACK = 0.01  # Dice, up to which mixes are nearly equal
 CLOSER = 2.0  # a gap of half the length deserves this weight times: interpolation gains more by it than the network
