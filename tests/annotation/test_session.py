@@ -337,3 +337,11 @@ def test_a_project_is_made_whole_or_not_at_all(tmp_path):
         create(tmp_path / "project", tmp_path / "images", {1: "x"})
     with pytest.raises(UserError, match="ids are whole numbers from 1"):
         create(tmp_path / "other", tmp_path / "images", {0: "x"})
+
+
+def test_a_mask_of_255_is_the_structure_unless_255_is_to_ignore(tmp_path):
+    for ignored, expected in ((9, {0, 1}), (255, {0, 255})):
+        path, truth = image_project(tmp_path / str(ignored), labels={1: "disc", ignored: "ignore"})
+        with Session(path) as session:
+            session.accept("p0_0", 255 * truth["p0_0"])
+            assert set(np.unique(session.mask("p0_0"))) == expected

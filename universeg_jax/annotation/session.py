@@ -193,8 +193,9 @@ class Session:
         if self.project.ignored is not None and np.all(mask == self.project.ignored):
             raise UserError(f"{unit}: all of it is to be ignored; label a part of it, or skip it")
         ids = set(np.unique(mask).tolist()) - {0}
-        if len(self.project.labels) == 1 and len(ids) == 1 and ids <= {1, 255}:  # how programs save a mask
-            return np.where(mask > 0, next(iter(self.project.labels)), 0).astype(np.int32)
+        structures, ignored = self.project.structures, {self.project.ignored}
+        if len(structures) == 1 and len(ids) == 1 and ids <= {1, 255} - ignored:  # how programs save a mask
+            return np.where(mask > 0, next(iter(structures)), 0).astype(np.int32)
         if unknown := sorted(ids - set(self.project.labels)):
             names = ", ".join(f"{i} ({label.name})" for i, label in self.project.labels.items())
             raise UserError(
