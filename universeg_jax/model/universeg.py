@@ -48,7 +48,7 @@ Block = int | tuple[int, int]  # features, or (cross_features, conv_features)
 CROSS_ACTIVATIONS = ("none", "leaky_relu")
 RESIDUALS = ("none", "support", "both")
 FORMS = ("plain", "fast")
-UNKNOWN = 1e-3  # how far a label counts that is not known: enough where nothing else is alike
+UNKNOWN = 1e-4  # how far a label counts that is not known: enough where nothing else is alike
 BLOCK_OPTIONS = ("cross_activation", "norm", "residual", "support_axis", "remat")  # that a network hands its blocks
 
 
