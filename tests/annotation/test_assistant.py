@@ -9,6 +9,7 @@ from universeg_jax.annotation.assistant import Assistant, _expected
 from universeg_jax.annotation.rest import predict_rest, predict_volume
 from universeg_jax.annotation.session import Session
 from universeg_jax.annotation.views import Views
+from universeg_jax.commands.annotate import accept_file
 from universeg_jax.errors import UserError
 from universeg_jax.prediction.support import read_support_folder
 from universeg_jax.readers.images import read_image, read_label
@@ -207,6 +208,20 @@ def test_a_slice_that_is_labelled_in_part_is_completed_around_what_is_labelled(t
             np.testing.assert_array_equal(plane(mask, 2, 3)[:, 10:], planes[3][:, 10:])
             for i in given:
                 np.testing.assert_array_equal(plane(mask, 2, i), planes[i])
+
+
+def test_slices_of_which_nothing_is_known_are_not_labelled(tmp_path, capsys):
+    path, truth = volume_project(tmp_path, shape=(20, 24, 6), labels=IN_PART)
+    sparse = np.full_like(truth["scan0"], 9)
+    sparse[..., [1, 4]] = truth["scan0"][..., [1, 4]]
+    file = write_nifti(tmp_path / "sparse.nii.gz", sparse, (1.0, 1.0, -3.0))
+    with Session(path) as session:
+        with pytest.raises(UserError, match=r"scan0: 4 of its 6 slices .* with --slices 1,4"):
+            session.accept("scan0", sparse[..., ::-1])
+        accept_file(session, "scan0", file)
+        assert "2 of its 6 slices are labelled" in capsys.readouterr().out
+        assert session.labelled() == ["scan0/1", "scan0/4"]
+        np.testing.assert_array_equal(session.mask("scan0/4"), plane(truth["scan0"][..., ::-1], 2, 1))
 
 
 def test_examples_from_elsewhere_keep_their_ignored_pixels_in_a_completion(tmp_path, predictor):

@@ -78,9 +78,28 @@ def test_a_folder_that_cannot_be_written_is_warned_of(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     program = Program(Counting(), "f")
     monkeypatch.setattr(program, "_file", lambda shapes: tmp_path / "file" / "program")
-    with pytest.warns(UserWarning, match="later processes start more slowly"):
+    with pytest.warns(UserWarning, match="programs start more slowly"):
         found = program(*INPUTS)
     np.testing.assert_allclose(found, 3 * np.sin(np.arange(4)), rtol=1e-6)
+
+
+def test_what_cannot_be_read_is_traced_anew_with_a_warning(folder):
+    expected = Program(Counting(), "f")(*INPUTS)
+    (file,) = kept(folder)
+    file.unlink()
+    file.mkdir()
+    with pytest.warns(UserWarning, match="programs start more slowly"):
+        found = Program(Counting(), "f")(*INPUTS)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_precision_makes_another_program(folder):
+    program = Program(lambda params, x: params["w"] * x + jnp.arange(4.0), "f")
+    assert program(*INPUTS).dtype == jnp.float32
+    with jax.enable_x64(True):
+        assert not program.is_ready(*INPUTS)
+        assert program(*INPUTS).dtype == jnp.float64
+    assert program(*INPUTS).dtype == jnp.float32
 
 
 def test_nothing_is_kept_where_jax_keeps_nothing(folder):
@@ -91,7 +110,7 @@ def test_nothing_is_kept_where_jax_keeps_nothing(folder):
 
 def test_transformations_of_jax_pass_through(folder):
     program = Program(Counting(), "f")
-    gradient = jax.grad(lambda x: program(INPUTS[0], x).sum())(jnp.zeros(4))
+    gradient = jax.grad(lambda x: jnp.cumsum(program(INPUTS[0], x))[-1])(jnp.zeros(4))
     np.testing.assert_allclose(gradient, 3 * np.ones(4), rtol=1e-6)
     rows = jax.vmap(lambda x: program(INPUTS[0], x))(jnp.zeros((2, 4)))
     assert rows.shape == (2, 4)

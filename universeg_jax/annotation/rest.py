@@ -24,7 +24,8 @@ def predict_rest(assistant: Assistant, progress: bool = False) -> list[dict[str,
     session = assistant.session
     session.check_sound()
     if assistant.pool() is None:
-        raise UserError(f"{session.project.path}: nothing is labelled yet: accept a label first")
+        none = "no accepted label shows a structure yet" if session.labelled() else "nothing is labelled yet"
+        raise UserError(f"{session.project.path}: {none}: accept a label first")
     left = {session.project.find(unit)[0].name for unit in session.left()}
     rows = []
     for name in tqdm(left_in_order(assistant, left), "predict", unit="image", disable=not progress):

@@ -190,8 +190,15 @@ class Session:
         if mask.shape != shape:
             sizes = ["x".join(map(str, each)) for each in (shape, mask.shape)]
             raise UserError(f"{unit}: the image has {sizes[0]} pixels, the label {sizes[1]}: they must be equal")
-        if self.project.ignored is not None and np.all(mask == self.project.ignored):
+        known = self.known_slices(unit, mask)
+        if not known:
             raise UserError(f"{unit}: all of it is to be ignored; label a part of it, or skip it")
+        item, k = self.project.find(unit)
+        if item.volume and k is None and len(known) < item.slices:
+            raise UserError(
+                f"{unit}: {item.slices - len(known)} of its {item.slices} slices are to be ignored as a whole; accept "
+                f"the others alone, with --slices {','.join(map(str, known))}"
+            )
         ids = set(np.unique(mask).tolist()) - {0}
         structures, ignored = self.project.structures, {self.project.ignored}
         if len(structures) == 1 and len(ids) == 1 and ids <= {1, 255} - ignored:  # how programs save a mask
@@ -203,6 +210,15 @@ class Session:
                 f"{self.project.path / 'project.json'}"
             )
         return self._keep_locked(unit, mask)
+
+    def known_slices(self, unit: str, mask: np.ndarray) -> list[int]:
+        """The slices, numbered as in the file, that a label of a whole volume says anything of; of a unit, [0]."""
+        item, k = self.project.find(unit)
+        planes = np.moveaxis(mask, int(item.axis or 0), 0) if item.volume and k is None else mask[None]
+        if self.project.ignored is None:
+            return list(range(len(planes)))
+        known = np.flatnonzero((planes != self.project.ignored).any((1, 2)))
+        return sorted(item.canonical(int(i)) if len(planes) > 1 else 0 for i in known)
 
     def _keep_locked(self, unit: str, mask: np.ndarray) -> np.ndarray:
         locked = [int(lock[1:]) for lock in self._journal.locks if lock.startswith("#")]

@@ -143,6 +143,13 @@ def accept_file(session: "Session", unit: str, mask: Path | None, slices: tuple[
         reason = "is no file" if mask else "does not exist: `universeg annotate next` predicts, or give a MASK"
         raise UserError(f"{file} {reason}")
     ids = read_label_for(session.image(unit), file, unit)
+    if slices is None and item.volume and unit == item.name and ids.shape == session.image(unit).shape:
+        known = session.known_slices(unit, ids)
+        if 0 < len(known) < item.slices:
+            print(
+                f"{unit}: {len(known)} of its {item.slices} slices are labelled; the others hold nothing to learn from"
+            )
+            slices = tuple(known)
     if slices is None:
         session.accept(unit, ids)
     for number in slices or ():
@@ -177,7 +184,8 @@ def _next(session: "Session", args: argparse.Namespace) -> int:
     print(f"{unit}  {session.project.image_file(item)}")
     prediction = assistant.predict(unit)
     if prediction is None:
-        print(f"no label yet: draw one, then `universeg annotate accept {args.project} {unit} MASK`")
+        none = "no accepted label shows a structure yet" if session.labelled() else "no label yet"
+        print(f"{none}: draw one, then `universeg annotate accept {args.project} {unit} MASK`")
         return 0
     file = write_prediction(assistant, unit, prediction.mask)
     expected = assistant.expected(unit)

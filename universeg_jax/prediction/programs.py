@@ -36,7 +36,7 @@ class Program:
     """
 
     def __init__(self, function: Callable[..., Any], identity: str) -> None:
-        self.identity = identity
+        self.identity, self._function = identity, function
         self._jit = jax.jit(function, compiler_options=compiler_options())
         self._compiled: dict[Any, Any] = {}
         self._lock = threading.Lock()
@@ -44,27 +44,26 @@ class Program:
     def __call__(self, *inputs: Any) -> Any:
         leaves, structure = jax.tree.flatten(inputs)
         if any(isinstance(x, jax.core.Tracer) for x in leaves):  # vmap and grad know no kept program
-            return self._jit(*inputs)
-        shapes = _shapes(leaves, structure)
-        if shapes not in self._compiled:
+            return self._function(*inputs)
+        key = _key(leaves, structure)
+        if key not in self._compiled:
             with self._lock:
-                if shapes not in self._compiled:
-                    self._compiled[shapes] = self._make(inputs, self._file(shapes))
-        return self._compiled[shapes](*inputs)
+                if key not in self._compiled:
+                    self._compiled[key] = self._make(inputs, self._file(key))
+        return self._compiled[key](*inputs)
 
     def is_ready(self, *inputs: Any) -> bool:
         """Whether inputs of these shapes need no tracing, and hence probably no compiling."""
-        shapes = _shapes(*jax.tree.flatten(inputs))
-        return shapes in self._compiled or ((file := self._file(shapes)) is not None and file.exists())
+        key = _key(*jax.tree.flatten(inputs))
+        return key in self._compiled or ((file := self._file(key)) is not None and _read(file) is not None)
 
-    def _file(self, shapes: Any) -> Path | None:
-        """Where the traced program lies; None where nothing is kept."""
-        setting = functools.partial(getattr, jax.config)
-        folder = setting("jax_compilation_cache_dir")
-        if not folder or not setting("jax_enable_compilation_cache") or jax.default_backend() != "cpu":
+    def _file(self, key: Any) -> Path | None:
+        """Where the traced program lies; None where nothing is kept, or not in a folder of this machine."""
+        folder = str(getattr(jax.config, "jax_compilation_cache_dir", None) or "")
+        kept = folder and "://" not in folder and getattr(jax.config, "jax_enable_compilation_cache", True)
+        if not kept or jax.default_backend() != "cpu":
             return None
-        flags = setting("jax_enable_x64"), setting("jax_default_matmul_precision")
-        described = (jax.__version__, flax.__version__, flags, _sources(), self.identity, str(shapes))
+        described = (jax.__version__, flax.__version__, _sources(), self.identity, str(key))
         return Path(folder) / f"universeg-{hashlib.sha256(repr(described).encode()).hexdigest()}.stablehlo"
 
     def _make(self, inputs: Any, file: Path | None) -> Any:
@@ -79,8 +78,10 @@ class Program:
         return jax.jit(export.deserialize(bytearray(kept)).call, compiler_options=compiler_options())
 
 
-def _shapes(leaves: Any, structure: Any) -> Any:
-    return structure, tuple((x.shape, x.dtype.name) for x in map(_abstract, leaves))
+def _key(leaves: Any, structure: Any) -> Any:
+    """What a program depends on beside its function."""
+    flags = getattr(jax.config, "jax_enable_x64", None), getattr(jax.config, "jax_default_matmul_precision", None)
+    return structure, tuple((x.shape, x.dtype.name) for x in map(_abstract, leaves)), flags
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
@@ -88,8 +89,14 @@ def _abstract(x: Any) -> jax.ShapeDtypeStruct:
 
 
 def _read(file: Path) -> bytes | None:
-    """A kept program; None where there is none, or it is damaged."""
-    content = file.read_bytes() if file.exists() else b""
+    """A kept program; None where there is none, or it is damaged or cannot be read."""
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        _warn(file, error)
+        return None
     digest, kept = content[:DIGEST], content[DIGEST:]
     return kept if hashlib.sha256(kept).digest() == digest else None
 
@@ -104,7 +111,11 @@ def _write(file: Path, kept: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        warnings.warn(f"{file.parent}: {error.strerror or error}; later processes start more slowly", stacklevel=2)
+        _warn(file, error)
+
+
+def _warn(file: Path, error: OSError) -> None:
+    warnings.warn(f"{file}: {error.strerror or error}; programs start more slowly", stacklevel=2)
 
 
 @functools.cache
