@@ -59,7 +59,7 @@ class Tab:
         return list(self.browser.find_elements("css selector", selector))
 
     def wait(self, condition: Callable[[], Any]) -> Any:
-        """What `condition` returns as soon as that is true."""
+        """Waits until `condition` returns something true, and returns that."""
         return self._waiter.until(lambda _: condition())
 
     def says(self, *texts: str) -> None:

@@ -4,7 +4,6 @@ On a CPU the program's shapes depend on the model alone, so that every support s
 examples up to ROOM shares one compiled program, which later processes load from the compilation cache.
 """
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -19,7 +18,6 @@ from universeg_jax.model.layers import sum_of_first
 from universeg_jax.model.recognition import Keys
 from universeg_jax.model.universeg import UniverSeg
 from universeg_jax.prediction.programs import Program
-from universeg_jax.reports.waiting import say_if_compiling
 from universeg_jax.startup import compiler_options
 
 Array = jax.Array | np.ndarray
@@ -34,9 +32,9 @@ class Forward:
         self.model, self.size = model, size
         self.has_keys = getattr(model, "keys", "none") != "none"
         self.weighs_labels = isinstance(model, UniverSeg)
-        self.streams = isinstance(model, UniverSeg)  # reads one entry at a time, so that unused room costs nothing
+        self.streams = self.weighs_labels  # reads one entry at a time, so that unused room costs nothing
         about = f"{size} {model!r}"
-        self._one = Program(self._logits_of_one, f"one {about}")
+        self._one = Program(self._logits_of_one, f"one {about}", ("the model", "half a minute"))
         self._query_keys = Program(self._keys_of_query, f"query keys {about}")
         self._support_keys = Program(self._keys_of_support, f"support keys {about}")
         self._batch = jax.jit(
@@ -116,20 +114,13 @@ class Forward:
                 for j, mask in enumerate(masks):
                     labels = np.flip(mask[chosen], axes)[None]
                     inputs = (turned, entries, labels, np.int32(count), query_keys, entry_keys, entry_known)
-                    with self._announced(params, *inputs):
-                        logits[j, k] = np.flip(np.asarray(self._one(params, *inputs))[0], axes)[..., 0]
+                    logits[j, k] = np.flip(np.asarray(self._one(params, *inputs))[0], axes)[..., 0]
             total += (sigmoid(logits) if overlap else exclusive_probabilities(logits)).mean(1)
         return total / (4 if flips else 1)
 
     def room(self, count: int) -> int:
         """Entries of the program for `count` entries: a power of two where those beyond `count` cost no time."""
         return max(ROOM, 1 << (count - 1).bit_length()) if self.streams else count
-
-    def _announced(self, *inputs: Any) -> contextlib.AbstractContextManager[None]:
-        """Says that the model is being compiled, if it is and takes long."""
-        if self._one.is_ready(*inputs):
-            return contextlib.nullcontext()
-        return say_if_compiling("the model", "half a minute")
 
     def _logits_of_one(
         self,

@@ -22,6 +22,7 @@ import numpy as np
 from jax import export
 
 import universeg_jax
+from universeg_jax.reports.waiting import say_if_compiling
 from universeg_jax.startup import compiler_options
 
 DIGEST = 32  # bytes of the SHA-256 before a kept program
@@ -32,16 +33,19 @@ SOURCES = ("model/*.py", "prediction/forward.py", "prediction/predictor.py", "ep
 class Program:
     """A compiled function of arrays. Thread-safe.
 
-    `identity` names the function and everything that it closes over.
+    `identity` names the function and everything that it closes over. `waiting` is what to tell a user who waits for the
+    compiler, and how long that usually takes.
     """
 
-    def __init__(self, function: Callable[..., Any], identity: str) -> None:
-        self.identity, self._function = identity, function
+    def __init__(self, function: Callable[..., Any], identity: str, waiting: tuple[str, str] | None = None) -> None:
+        self.identity, self.waiting, self._function = identity, waiting, function
         self._jit = jax.jit(function, compiler_options=compiler_options())
         self._compiled: dict[Any, Any] = {}
         self._lock = threading.Lock()
 
     def __call__(self, *inputs: Any) -> Any:
+        if jax.default_backend() != "cpu":
+            return self._jit(*inputs)
         leaves, structure = jax.tree.flatten(inputs)
         if any(isinstance(x, jax.core.Tracer) for x in leaves):  # vmap and grad know no kept program
             return self._function(*inputs)
@@ -49,37 +53,41 @@ class Program:
         if key not in self._compiled:
             with self._lock:
                 if key not in self._compiled:
-                    self._compiled[key] = self._make(inputs, self._file(key))
+                    return self._first(key, inputs)
         return self._compiled[key](*inputs)
 
-    def is_ready(self, *inputs: Any) -> bool:
-        """Whether inputs of these shapes need no tracing, and hence probably no compiling."""
-        key = _key(*jax.tree.flatten(inputs))
-        return key in self._compiled or ((file := self._file(key)) is not None and _read(file) is not None)
+    def _first(self, key: Any, inputs: Any) -> Any:
+        """Finds or makes the program for inputs of a kind, and runs it."""
+        file = self._file(key)
+        kept = _read(file) if file else None
+        with say_if_compiling(*self.waiting) if self.waiting and not kept else contextlib.nullcontext():
+            run = self._jit
+            if file:
+                # Compiled from the same bytes, whether they were kept or not, so that JAX finds it in its own cache.
+                program = export.deserialize(bytearray(kept or self._trace(file, inputs)))
+                run = jax.jit(program.call, compiler_options=compiler_options())
+            found = run(*inputs)
+        self._compiled[key] = run
+        return found
+
+    def _trace(self, file: Path, inputs: Any) -> bytes:
+        start = time.perf_counter()
+        traced = bytes(export.export(self._jit)(*jax.tree.map(_abstract, inputs)).serialize())
+        if time.perf_counter() - start >= WORTH_KEEPING:
+            _write(file, traced)
+        return traced
 
     def _file(self, key: Any) -> Path | None:
         """Where the traced program lies; None where nothing is kept, or not in a folder of this machine."""
         folder = str(getattr(jax.config, "jax_compilation_cache_dir", None) or "")
-        kept = folder and "://" not in folder and getattr(jax.config, "jax_enable_compilation_cache", True)
-        if not kept or jax.default_backend() != "cpu":
+        if not folder or "://" in folder or not getattr(jax.config, "jax_enable_compilation_cache", True):
             return None
         described = (jax.__version__, flax.__version__, _sources(), self.identity, str(key))
         return Path(folder) / f"universeg-{hashlib.sha256(repr(described).encode()).hexdigest()}.stablehlo"
 
-    def _make(self, inputs: Any, file: Path | None) -> Any:
-        if file is None:
-            return self._jit
-        if (kept := _read(file)) is None:
-            start = time.perf_counter()
-            kept = bytes(export.export(self._jit)(*jax.tree.map(_abstract, inputs)).serialize())
-            if time.perf_counter() - start >= WORTH_KEEPING:
-                _write(file, kept)
-        # Compiled from the same bytes, whether they were kept or not, so that JAX finds it in its own cache.
-        return jax.jit(export.deserialize(bytearray(kept)).call, compiler_options=compiler_options())
-
 
 def _key(leaves: Any, structure: Any) -> Any:
-    """What a program depends on beside its function."""
+    """Names a program of a function: structure, shapes and dtypes of its inputs, and the precision of JAX."""
     flags = getattr(jax.config, "jax_enable_x64", None), getattr(jax.config, "jax_default_matmul_precision", None)
     return structure, tuple((x.shape, x.dtype.name) for x in map(_abstract, leaves)), flags
 
