@@ -100,7 +100,7 @@ RETIRED = {
 }
 
 # Fields that older configs lack → the value with which they change nothing; None where another field decides that.
-ADDED: dict[str, Any] = {"train_without": [], "model.keys": "none", "model.key_heads": None}
+ADDED: dict[str, Any] = {"train_without": [], "model.keys": "none", "model.key_heads": None, "model.key_columns": False}
 
 
 class ConfigError(UserError):

@@ -24,6 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seed = 11  # other episodes than those that `small` saw
     config.init_from = "small"
     config.model.keys = "lite0"
+    config.model.key_columns = True
     config.train_without = WITHOUT
     config.min_label_density = 1e-3  # more tasks: 117 in place of 109
     config.kinds.update({"real": 0.6, "synthetic": 0.25, "superpixel": 0.15})

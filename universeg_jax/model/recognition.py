@@ -5,6 +5,9 @@ alike they are and how near, head by head. Here cells are compared by learned pr
 strides 8, 16 and 32 of the image enlarged twice: cells of 4, 8 and 16 pixels. The guess is added to the query at every
 level of the encoder by convolutions that are zero at first, so that a model which gets these keys computes what it did.
 
+`Columns` compares the features of all three strides at once as they are, without a projection: of tasks that nobody saw
+it finds more, because no training task can spoil it.
+
 Keys of an image depend on no other image: those of a support set can be prepared once for all queries.
 """
 
@@ -39,6 +42,9 @@ LOCALITIES = (0.03, 30.0)  # at the start, of the first and the last head; 1 / i
 ENLARGED = 2  # times, of images below SEEN pixels
 SEEN = 256
 MIXED = 24  # features of the guess beside itself
+COLUMN_STRIDE = 8  # of the cells of columns, in pixels of the enlarged image
+COLUMN_STEP = 2  # of the support every such cell of every such row is asked
+COLUMN_TEMPERATURE, COLUMN_LOCALITY = 25.0, 1.0  # docs/recipe.md
 
 
 class Recognition(nn.Module):
@@ -47,6 +53,7 @@ class Recognition(nn.Module):
     heads: int
     widths: Sequence[int]
     support_axis: str = ""  # as the model's
+    columns: "Columns | None" = None  # a further guess
 
     def setup(self):
         counts = [max(1, round(self.heads * scale.share)) for scale in SCALES]
@@ -67,19 +74,18 @@ class Recognition(nn.Module):
         self.enter = [Conv(2 * sum(counts) + MIXED, width, gain=0.0, size=1) for width in self.widths]
 
     def keys(self, images: Array) -> Keys:
-        """Of all cells of query images [..., H, W, 1], float32 or wider."""
+        """Of all cells of query images [..., H, W, 1], float32 or wider; those of columns in float16."""
         seen, found = pretrained.features(enlarge(images)), []
         for scale, norm, project in zip(SCALES, self.norms, self.projections, strict=True):
             k = project(norm(seen[scale.stride]).astype(images.dtype))
             k = k.astype(wide(k)).reshape((*k.shape[:-1], -1, scale.features))
-            found.append(k * jax.lax.rsqrt(jnp.square(k).sum(-1, keepdims=True) + 1e-6))
-        return tuple(found)
+            found.append(unit(k))
+        return (*found, columns(seen)) if self.columns else tuple(found)
 
     def support_keys(self, images: Array) -> Keys:
         """Of those cells of support images [..., H, W, 1] that are asked."""
-        return tuple(
-            k[..., :: scale.step, :: scale.step, :, :] for scale, k in zip(SCALES, self.keys(images), strict=True)
-        )
+        steps = [scale.step for scale in SCALES] + [COLUMN_STEP]
+        return tuple(k[..., ::step, ::step, :, :] for step, k in zip(steps, self.keys(images), strict=False))
 
     def __call__(
         self, query: Array, query_keys: Keys | None, entries: Any, entry_keys: Any, weights: Any, over: MapSum
@@ -88,26 +94,85 @@ class Recognition(nn.Module):
 
         Keys that are None are computed here.
         """
-        keys = self.keys(query) if query_keys is None else query_keys
-        compares = [
-            comparer(k, jnp.exp(temperature), jnp.exp(locality))
-            for k, temperature, locality in zip(keys, self.temperatures, self.localities, strict=True)
+        keys = [k.astype(wide(k)) for k in (self.keys(query) if query_keys is None else query_keys)]
+        sharpness = [
+            (jnp.exp(temperature), jnp.exp(locality))
+            for temperature, locality in zip(self.temperatures, self.localities, strict=True)
         ]
+        if self.columns:
+            sharpness.append((jnp.full(1, COLUMN_TEMPERATURE), jnp.full(1, COLUMN_LOCALITY)))
+        compares = [comparer(k, *both) for k, both in zip(keys, sharpness, strict=True)]
 
         def chunk(x):
             entry, given, weight = x
             given = self.support_keys(entry[..., :1]) if given is None else given
-            return [compare(k, entry[..., 1:], weight) for compare, k in zip(compares, given, strict=True)], None
+            found = [
+                compare(k.astype(wide(k)), entry[..., 1:], weight) for compare, k in zip(compares, given, strict=True)
+            ]
+            return (found, _areas(entry, weight) if self.columns else ()), None
 
         partial, _ = over(chunk, (entries, entry_keys, weights))
-        sums = all_sum(partial, self.support_axis, keys[0].dtype)
+        sums, areas = all_sum(partial, self.support_axis, keys[0].dtype)
         guesses = [_guess(x, k.shape, query.shape[1] // k.shape[1]) for x, k in zip(sums, keys, strict=True)]
-        guess = jnp.concatenate(guesses, -1).astype(query.dtype)
-        x, added = jnp.concatenate([guess, self.mix(guess)], -1), []
-        for level, enter in enumerate(self.enter):
-            x = mean_pool(x) if level else x
-            added.append(enter(x))
+        of_columns = guesses.pop() if self.columns else None
+        added = enter(jnp.concatenate(guesses, -1).astype(query.dtype), self.mix, self.enter)
+        if self.columns:
+            extra = self.columns(of_columns, areas[..., 0] / jnp.maximum(areas[..., 1], 1e-12), query.dtype)
+            added = [x + more for x, more in zip(added, extra, strict=True)]
         return added
+
+
+class Columns(nn.Module):
+    """What the guess by `columns` adds at each level, like `Recognition`."""
+
+    widths: Sequence[int]
+
+    def setup(self):
+        self.mix = Layer(3, MIXED)
+        self.enter = [Conv(3 + MIXED, width, gain=0.0, size=1) for width in self.widths]
+
+    def __call__(self, guess: Array, share: Array, dtype: Any) -> list[Array]:
+        """`guess` [B, H, W, 2] of one head; `share` [B] of the support's pixels that are foreground."""
+        label, p = guess[..., :1], jnp.expand_dims(jnp.clip(share, 1e-4, 1 - 1e-4), (1, 2, 3))
+        balanced = label * (1 - p) / (label * (1 - p) + (1 - label) * p)  # as if both covered the same area
+        return enter(jnp.concatenate([guess, balanced], -1).astype(dtype), self.mix, self.enter)
+
+
+def columns(seen: dict[int, Array]) -> Array:
+    """Keys [..., rows, columns, 1, features] of cells of COLUMN_STRIDE: unit vectors in float16, or float64.
+
+    The features of every stride, with mean 0 and variance 1 over the image and brought to one length, one after the
+    other: hypercolumns (Hariharan et al., CVPR 2015). `seen` as `pretrained.features` gives it.
+    """
+    *before, rows, width, _ = seen[COLUMN_STRIDE].shape
+    found = []
+    for x in seen.values():
+        x = x.astype(wide(x))
+        x = x - x.mean((-3, -2), keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.square(x).mean((-3, -2), keepdims=True) + 1e-3)
+        found.append(unit(jax.image.resize(x, (*before, rows, width, x.shape[-1]), "linear")))
+    k = unit(jnp.concatenate(found, -1))[..., None, :]
+    return k.astype(jnp.float16) if k.dtype == jnp.float32 else k
+
+
+def unit(x: Array) -> Array:
+    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-6)
+
+
+def enter(guess: Array, mix: nn.Module, levels: Sequence[nn.Module]) -> list[Array]:
+    """What a guess [B, H, W, C] adds to the query at each level."""
+    x, added = jnp.concatenate([guess, mix(guess)], -1), []
+    for level, conv in enumerate(levels):
+        x = mean_pool(x) if level else x
+        added.append(conv(x))
+    return added
+
+
+def _areas(entry: Array, weights: Array) -> Array:
+    """[B, 2]: weighted sums of the foreground and of all known pixels of entries [B, s, H, W, 2 or 3]."""
+    label, known = entry[..., 1], entry[..., -1] if entry.shape[-1] > 2 else jnp.ones_like(entry[..., 1])
+    both = jnp.stack([label * known, known], -1).astype(wide(label)).sum((2, 3))
+    return jnp.einsum("bs,bsn->bn", weights.astype(both.dtype), both)
 
 
 def _spread(_: Any, shape: tuple[int]) -> Array:

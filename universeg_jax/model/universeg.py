@@ -41,7 +41,7 @@ from universeg_jax.model.layers import (
     weighted_sum,
 )
 from universeg_jax.model.matching import MATCHES
-from universeg_jax.model.recognition import NETWORKS, Keys, Recognition
+from universeg_jax.model.recognition import NETWORKS, Columns, Keys, Recognition
 
 Block = int | tuple[int, int]  # features, or (cross_features, conv_features)
 
@@ -134,6 +134,7 @@ class UniverSeg(nn.Module):
     matching: int = 0  # heads that match the query to the support by appearance (matching.py); 0 (release) = none
     keys: str = "none"  # "none" (release) | "lite0": match by pretrained features too (recognition.py)
     key_heads: int = 4  # of that matching
+    key_columns: bool = False  # match by these features as they are, too
     dtype: str = "float32"  # of activations; parameters, means over the support and logits stay float32
     remat: bool = False  # recompute each block's activations in the backward pass
     form: str = "fast"  # "fast" | "plain": the same function
@@ -172,8 +173,11 @@ class UniverSeg(nn.Module):
         self.out = Conv((decoder or encoder)[-1][1], 1, gain=1.0, size=1)
         if self.matching:
             self.matches = [kind(self.matching, support_axis=self.support_axis) for kind in MATCHES]
+        if self.key_columns and self.keys == "none":
+            raise ValueError("config.model.key_columns needs config.model.keys, such as lite0")
         if self.keys != "none":
-            self.recognition = Recognition(self.key_heads, outputs, self.support_axis)
+            self.columns = Columns(outputs) if self.key_columns else None
+            self.recognition = Recognition(self.key_heads, outputs, self.support_axis, self.columns)
 
     def __call__(
         self,
