@@ -114,10 +114,10 @@ class Recognition(nn.Module):
         partial, _ = over(chunk, (entries, entry_keys, weights))
         sums, areas = all_sum(partial, self.support_axis, keys[0].dtype)
         guesses = [_guess(x, k.shape, query.shape[1] // k.shape[1]) for x, k in zip(sums, keys, strict=True)]
-        of_columns = guesses.pop() if self.columns else None
-        added = enter(jnp.concatenate(guesses, -1).astype(query.dtype), self.mix, self.enter)
+        learned = jnp.concatenate(guesses[: len(SCALES)], -1).astype(query.dtype)
+        added = enter(learned, self.mix, self.enter)
         if self.columns:
-            extra = self.columns(of_columns, areas[..., 0] / jnp.maximum(areas[..., 1], 1e-12), query.dtype)
+            extra = self.columns(guesses[-1], areas[..., 0] / jnp.maximum(areas[..., 1], 1e-12), query.dtype)
             added = [x + more for x, more in zip(added, extra, strict=True)]
         return added
 
