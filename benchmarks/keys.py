@@ -44,7 +44,7 @@ from universeg_jax.model.recognition import (
 )
 
 SIZE = 128
-QUANTILES = np.linspace(0.5, 0.9995, 60)  # of a guess's values: thresholds
+QUANTILES = np.linspace(0.1, 0.9995, 100)  # of a guess's values: thresholds
 TEMPERATURE = 20.0  # of the features of one stride
 
 
