@@ -1,7 +1,7 @@
-r"""The last two stages of the weights `small`: pretrained keys and 52 open datasets, then a cosine.
+r"""The last stages of the weights `small`: pretrained keys and 52 open datasets, then a cosine.
 
-Expected: docs/recipe.md (`val` 65.1 after 1,325 steps of the first stage, which goes on until SIGTERM stops it). The
-first stage starts from the packaged weights; it started from those of 2026-11-26, which had no keys.
+Expected: docs/recipe.md, which lists the seeds and lengths of every stage. The first command starts from the packaged
+weights and goes on until SIGTERM stops it.
 
     python train.py --config=configs/keys.py --workdir=runs/keys --config.data_dir=data
     python train.py --config=configs/keys.py:cosine --workdir=runs/keys_cosine --config.data_dir=data \
