@@ -1,5 +1,6 @@
 """The origin of a checkpoint, so that weights are given away only if every licence allows it."""
 
+import functools
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -134,11 +135,10 @@ def package(checkpoint: str | Path, out: str | Path, mean_with: Sequence[str | P
     header["config"] |= {"data_dir": "", "init_from": ""}  # local paths
     every = [store.load(path)[0] for path in paths]
     if len(every) > 1:
-        parents = [parent for other in metadata for parent in other["lineage"]["parents"]]
+        records: list[dict[str, Any]] = [other["lineage"] for other in metadata]
+        parents = [parent for record in records for parent in record["parents"]]
         parents += [packaged.params_hash(params) for params in every]
-        for other in metadata[1:]:
-            header["lineage"] = _joined(header["lineage"], other["lineage"])
-        header["lineage"]["parents"] = [*dict.fromkeys(parents)]
+        header["lineage"] = {**functools.reduce(_joined, records), "parents": [*dict.fromkeys(parents)]}
     params = jax.tree.map(lambda *x: np.mean([np.asarray(y, np.float64) for y in x], 0), *every)
     packaged.write_file(out, params, header)
     return packaged.read_header(out)
