@@ -135,7 +135,7 @@ def package(checkpoint: str | Path, out: str | Path, mean_with: Sequence[str | P
     header["config"] |= {"data_dir": "", "init_from": ""}  # local paths
     every = [store.load(path)[0] for path in paths]
     if len(every) > 1:
-        records: list[dict[str, Any]] = [other["lineage"] for other in metadata]
+        records = [other["lineage"] for other in metadata]
         parents = [parent for record in records for parent in record["parents"]]
         parents += [packaged.params_hash(params) for params in every]
         header["lineage"] = {**functools.reduce(_joined, records), "parents": [*dict.fromkeys(parents)]}
