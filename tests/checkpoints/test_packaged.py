@@ -24,10 +24,10 @@ OPEN = {
 }
 
 
-def write_checkpoint(path, lineage=OPEN, seed=0, **model):
+def write_checkpoint(path, lineage=OPEN, **model):
     config = tiny_config("/somewhere")
     config.model.update(model)
-    params = init_params(build_model(config.model), seed)
+    params = init_params(build_model(config.model), 0)
     store.write_params(path, params, {"config": to_dict(config), "lineage": lineage})
     return params
 
@@ -84,26 +84,3 @@ def test_a_file_that_differs_from_its_header_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(store.CheckpointError, match="cannot be read"):
         Predictor.from_checkpoint(path)
-
-
-def test_the_mean_of_two_runs_descends_from_both(tmp_path):
-    more = {"trained_on": {"c": {"role": "train_open", "licence": "CC BY", "fingerprint": "3"}}, "parents": ["p"]}
-    each = [write_checkpoint(tmp_path / "a"), write_checkpoint(tmp_path / "b", {**OPEN, **more}, seed=1)]
-    path = tmp_path / "mean.safetensors"
-    assert main(["checkpoint", str(tmp_path / "a"), "--package", str(path), "--mean_with", str(tmp_path / "b")]) == 0
-    mean = packaged.read_file(path)
-    jax.tree.map(lambda m, a, b: np.testing.assert_allclose(m, (a + b) / 2, atol=1e-7), mean, *each)
-    lineage = packaged.read_header(path)["lineage"]
-    assert lineage["trained_on"].keys() == {"a", "c"}
-    assert lineage["parents"] == ["p", *map(packaged.params_hash, each)]
-
-
-def test_a_mean_that_makes_no_sense_is_refused(tmp_path, capsys):
-    write_checkpoint(tmp_path / "a")
-    write_checkpoint(tmp_path / "norm", norm="layer")
-    write_checkpoint(tmp_path / "closed", {**OPEN, "trained_on": {"r": {"role": "train_research", "licence": "CC0"}}})
-    for other, word in (("norm", "is another network than"), ("closed", r"r \(train_research\)")):
-        with pytest.raises(UserError, match=word):
-            package(tmp_path / "a", tmp_path / "w.safetensors", [tmp_path / other])
-    assert main(["checkpoint", str(tmp_path / "a"), "--mean_with", str(tmp_path / "a")]) == 1
-    assert "--mean_with needs --package" in capsys.readouterr().err

@@ -1,14 +1,11 @@
 """The origin of a checkpoint, so that weights are given away only if every licence allows it."""
 
-import functools
 import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 import universeg_jax
@@ -117,28 +114,17 @@ def check_open(record: dict[str, Any]) -> None:
         raise UserError(f"trained on {', '.join(unlicensed)}, of unknown licence; write it into meta.json")
 
 
-def package(checkpoint: str | Path, out: str | Path, mean_with: Sequence[str | Path] = ()) -> dict[str, Any]:
+def package(checkpoint: str | Path, out: str | Path) -> dict[str, Any]:
     """Writes the parameters of a checkpoint to one file, with config and lineage but without local paths.
 
-    With `mean_with`, the mean of its parameters and those of other checkpoints of the same network, such as runs that
-    started from the same parameters with other seeds; their hashes become parents. Raises UserError.
+    Raises UserError.
     """
-    out, paths = Path(out), [store.resolve(path) for path in (checkpoint, *mean_with)]
+    out, path = Path(out), store.resolve(checkpoint)
     if out.suffix != packaged.SUFFIX:
         raise UserError(f"{out}: the name of packaged weights ends in {packaged.SUFFIX}")
-    metadata = [store.read_metadata(path) for path in paths]
-    for path, other in zip(paths, metadata, strict=True):
-        check_open(other.get("lineage", {}))
-        if other["config"]["model"] != metadata[0]["config"]["model"]:
-            raise UserError(f"{path} is another network than {paths[0]}: a mean needs the same config.model")
-    header: dict[str, Any] = {key: metadata[0].get(key) for key in ("format", "step", "config", "lineage")}
+    metadata = store.read_metadata(path)
+    check_open(metadata.get("lineage", {}))
+    header: dict[str, Any] = {key: metadata.get(key) for key in ("format", "step", "config", "lineage")}
     header["config"] |= {"data_dir": "", "init_from": ""}  # local paths
-    every = [store.load(path)[0] for path in paths]
-    if len(every) > 1:
-        records = [other["lineage"] for other in metadata]
-        parents = [parent for record in records for parent in record["parents"]]
-        parents += [packaged.params_hash(params) for params in every]
-        header["lineage"] = {**functools.reduce(_joined, records), "parents": [*dict.fromkeys(parents)]}
-    params = jax.tree.map(lambda *x: np.mean([np.asarray(y, np.float64) for y in x], 0), *every)
-    packaged.write_file(out, params, header)
+    packaged.write_file(out, store.load(path)[0], header)
     return packaged.read_header(out)

@@ -3,8 +3,6 @@
 import argparse
 import json
 
-from universeg_jax.errors import UserError
-
 EXAMPLE = "universeg checkpoint runs/mine"
 
 
@@ -15,23 +13,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write the weights to one file, if all their training data may be redistributed",
     )
-    parser.add_argument(
-        "--mean_with",
-        metavar="PATH",
-        nargs="+",
-        default=[],
-        help="with --package: write the mean of these weights and those of PATH, of the same network",
-    )
 
 
 def run(args: argparse.Namespace) -> int:
     from universeg_jax.checkpoints import lineage, store
 
-    if args.mean_with and not args.package:
-        raise UserError("--mean_with needs --package FILE, the file for the mean")
     path = store.resolve(args.path)
     print(json.dumps({"path": str(path), **store.read_metadata(path)}, indent=2))
     if args.package:
-        header = lineage.package(path, args.package, args.mean_with)
+        header = lineage.package(path, args.package)
         print(f"{args.package}: parameters {header['params_hash']}")
     return 0
