@@ -15,7 +15,7 @@ from universeg_jax.prediction.options import Options
 from universeg_jax.prediction.predictor import Predictor
 from universeg_jax.prediction.support import make_support
 
-DICE = {"small": 0.985}  # on `made_task`; a change of more than 0.01 is a change of what the weights do
+DICE = {"small": 0.987}  # on `made_task`; a change of more than 0.01 is a change of what the weights do
 CARD = Path(__file__).parents[2] / "docs" / "model-card.md"
 
 

@@ -15,7 +15,7 @@ from universeg_jax.model.recognition import Keys
 from universeg_jax.startup import compiler_options
 
 AT_A_TIME = 16  # images; one shape, one program
-HELD = 1024  # images whose keys are in memory: about 350 MB
+HELD = 1024  # images whose keys are in memory: about 500 MB
 
 
 class SupportKeys:
