@@ -6,7 +6,7 @@ strides 8, 16 and 32 of the image enlarged twice: cells of 4, 8 and 16 pixels. T
 level of the encoder by convolutions that are zero at first, so that a model which gets these keys computes what it did.
 
 `Columns` compares the features of all three strides at once as they are, without a projection: of tasks that nobody saw
-it finds more, because no training task can spoil it.
+this guess finds more than any learned head (docs/recipe.md).
 
 Keys of an image depend on no other image: those of a support set can be prepared once for all queries.
 """
