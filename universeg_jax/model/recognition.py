@@ -74,7 +74,7 @@ class Recognition(nn.Module):
         self.enter = [Conv(2 * sum(counts) + MIXED, width, gain=0.0, size=1) for width in self.widths]
 
     def keys(self, images: Array) -> Keys:
-        """Of all cells of query images [..., H, W, 1], float32 or wider; those of columns in float16."""
+        """Of all cells of query images [..., H, W, 1], in float32 or wider. Columns are in float16."""
         seen, found = pretrained.features(enlarge(images)), []
         for scale, norm, project in zip(SCALES, self.norms, self.projections, strict=True):
             k = project(norm(seen[scale.stride]).astype(images.dtype))
@@ -123,7 +123,7 @@ class Recognition(nn.Module):
 
 
 class Columns(nn.Module):
-    """What the guess by `columns` adds at each level, like `Recognition`."""
+    """Adds the guess by `columns` to the query at each level, as `Recognition` does."""
 
     widths: Sequence[int]
 
@@ -160,7 +160,7 @@ def unit(x: Array) -> Array:
 
 
 def enter(guess: Array, mix: nn.Module, levels: Sequence[nn.Module]) -> list[Array]:
-    """What a guess [B, H, W, C] adds to the query at each level."""
+    """Computes what to add to the query at each level from a guess [B, H, W, C]."""
     x, added = jnp.concatenate([guess, mix(guess)], -1), []
     for level, conv in enumerate(levels):
         x = mean_pool(x) if level else x
