@@ -7,6 +7,7 @@ linearly. A guess has no scale, so each task is cut at the one threshold that is
 the same for all, that says how well a guess tells foreground from background. Dice is the mean over datasets of means
 over tasks.
 
+    from scratch        the keys of the checkpoint's `matching`, 16x16 cells, which learnt from the episodes alone
     learned STRIDE      the keys of the checkpoint, the best of their heads for each task, with distance
     frozen STRIDE       the features of one stride
     normalised STRIDE   the same with mean 0 and variance 1 over each image
@@ -71,6 +72,10 @@ def guesses(model: Any, params: Any, episode: Episode) -> dict[str, jax.Array]:
         for scale, asked, given in zip(SCALES, *keys, strict=False):
             sharpness = [jnp.exp(params["recognition"][f"log_{x}_{scale.stride}"]) for x in ("temperature", "locality")]
             found[f"learned {scale.stride}"] = guess(asked[0], given[0], labels, *sharpness)
+        if model.matching:
+            cells = [model.apply({"params": params}, x, method=cell_keys) for x in (query, images)]
+            sharpness = [jnp.exp(params["matches_0"][f"log_{x}"]) for x in ("temperature", "locality")]
+            found["from scratch"] = guess(cells[0][0], cells[1][0], labels, *sharpness)
     asked, given = pretrained.features(enlarge(query)), pretrained.features(enlarge(images[0]))
     for stride in asked:
         step = 2 if stride == 8 else 1
@@ -81,6 +86,10 @@ def guesses(model: Any, params: Any, episode: Episode) -> dict[str, jax.Array]:
     for name, step in (("columns", COLUMN_STEP), ("columns, every cell", 1)):
         found[name] = guess(q, s[:, ::step, ::step], labels, COLUMN_TEMPERATURE, COLUMN_LOCALITY)
     return found
+
+
+def cell_keys(model: Any, images: Array) -> Array:
+    return model.matches[0].keys(images)
 
 
 def best_dice(found: np.ndarray, truth: np.ndarray) -> float:

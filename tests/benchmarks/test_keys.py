@@ -5,9 +5,11 @@ import json
 import numpy as np
 
 from benchmarks import keys
-from tests.fixtures import build_discs
+from tests.fixtures import build_discs, random_params
 from tests.model.test_recognition import pixels_of_cells
+from universeg_jax.episode import Episode
 from universeg_jax.model import pretrained
+from universeg_jax.model.factory import build_model, param_shapes
 
 
 def test_a_guess_is_the_label_of_the_cells_that_look_alike():
@@ -40,3 +42,16 @@ def test_lines(tmp_path, capsys, monkeypatch):
     assert {line["guess"] for line in lines} == of_strides | {"columns", "columns, every cell"}
     assert all(line["datasets"].keys() == {"discs"} and 0 < line["dice"] <= 100 for line in lines)
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 8
+
+
+def test_keys_of_a_checkpoint_are_measured_head_by_head(monkeypatch):
+    monkeypatch.setattr(pretrained, "features", pixels_of_cells)
+    model = build_model({"encoder_blocks": (4, 4), "matching": 3, "keys": "lite0", "key_heads": 2})
+    rng = np.random.default_rng(0)
+    images = rng.random((1, 2, keys.SIZE, keys.SIZE, 1)).astype(np.float32)
+    episode = Episode(images[:, 0], images[:, 0], images, np.ones_like(images), np.ones((1, 2), np.float32))
+    found = keys.guesses(model, random_params(param_shapes(model)), episode)
+    heads = {"from scratch": 3, "learned 8": 1, "learned 16": 2, "learned 32": 2}
+    for name, count in heads.items():
+        assert found[name].shape == (keys.SIZE, keys.SIZE, count)
+        np.testing.assert_allclose(found[name], 1, atol=1e-4)  # where all of the support is foreground
