@@ -84,3 +84,38 @@ def test_a_file_that_differs_from_its_header_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(store.CheckpointError, match="cannot be read"):
         Predictor.from_checkpoint(path)
+
+
+def test_the_mean_of_two_checkpoints_has_the_origin_of_both(tmp_path, capsys):
+    first = write_checkpoint(tmp_path / "first", {**OPEN, "parents": ["x", "y"]})
+    second = jax.tree.map(lambda p: p + 2, first)
+    other = {
+        **OPEN,
+        "trained_on": {"c": {"role": "train_open", "licence": "CC BY", "fingerprint": "3"}},
+        "parents": ["x"],
+    }
+    config = to_dict(tiny_config("/elsewhere"))
+    store.write_params(tmp_path / "second", second, {"config": config, "lineage": other})
+    out = tmp_path / "mean.safetensors"
+    arguments = ["checkpoint", str(tmp_path / "first"), "--mean_with", str(tmp_path / "second")]
+    assert main([*arguments, "--package", str(out)]) == 0
+    jax.tree.map(lambda m, p: np.testing.assert_allclose(m, p + 1, atol=1e-6), packaged.read_file(out), first)
+    lineage = packaged.read_header(out)["lineage"]
+    assert lineage["trained_on"].keys() == {"a", "c"}
+    assert lineage["parents"] == ["x", "y"]
+    assert lineage["mean_of"] == [packaged.params_hash(p) for p in (first, second)]
+    capsys.readouterr()
+    assert main(arguments) == 1
+    assert "--package FILE" in capsys.readouterr().err
+
+
+def test_checkpoints_that_have_no_mean_are_refused(tmp_path):
+    write_checkpoint(tmp_path / "run")
+    write_checkpoint(tmp_path / "norm", norm="layer")
+    write_checkpoint(tmp_path / "closed", {**OPEN, "selected_on": {"t": {"role": "test"}}})
+    out = tmp_path / "w.safetensors"
+    with pytest.raises(UserError, match="config.model.norm='none' and 'layer'"):
+        package(tmp_path / "run", out, mean_with=tmp_path / "norm")
+    with pytest.raises(UserError, match="selected on t"):
+        package(tmp_path / "run", out, mean_with=tmp_path / "closed")
+    assert not out.exists()

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 import universeg_jax
@@ -114,17 +116,35 @@ def check_open(record: dict[str, Any]) -> None:
         raise UserError(f"trained on {', '.join(unlicensed)}, of unknown licence; write it into meta.json")
 
 
-def package(checkpoint: str | Path, out: str | Path) -> dict[str, Any]:
+def package(checkpoint: str | Path, out: str | Path, mean_with: str | Path = "") -> dict[str, Any]:
     """Writes the parameters of a checkpoint to one file, with config and lineage but without local paths.
 
-    Raises UserError.
+    `mean_with` names another checkpoint of the same model: the file gets the mean of both parameters (Wortsman et al.,
+    ICML 2022), the config of the first and what either was trained and selected on. Raises UserError.
     """
     out, path = Path(out), store.resolve(checkpoint)
     if out.suffix != packaged.SUFFIX:
         raise UserError(f"{out}: the name of packaged weights ends in {packaged.SUFFIX}")
-    metadata = store.read_metadata(path)
+    metadata, params = store.read_metadata(path), store.load(path)[0]
     check_open(metadata.get("lineage", {}))
+    if mean_with:
+        params, metadata["lineage"] = _mean(path, store.resolve(mean_with))
     header: dict[str, Any] = {key: metadata.get(key) for key in ("format", "step", "config", "lineage")}
     header["config"] |= {"data_dir": "", "init_from": ""}  # local paths
-    packaged.write_file(out, store.load(path)[0], header)
+    packaged.write_file(out, params, header)
     return packaged.read_header(out)
+
+
+def _mean(*paths: Path) -> tuple[Any, dict[str, Any]]:
+    """The mean of two checkpoints' parameters, and the lineage of both."""
+    (first, config), (second, other) = (store.load(path) for path in paths)
+    before, after = (store.read_metadata(path).get("lineage", {}) for path in reversed(paths))
+    check_open(before)
+    if config.model != other.model:
+        fields = [k for k in config.model if config.model[k] != other.model.get(k)]
+        named = ", ".join(f"config.model.{k}={config.model[k]!r} and {other.model.get(k)!r}" for k in fields)
+        raise UserError(f"{paths[0]} and {paths[1]} have no mean: {named}; take checkpoints of one model")
+    both = [packaged.params_hash(params) for params in (first, second)]
+    parents = list(dict.fromkeys([*after["parents"], *before["parents"]]))
+    mean = jax.tree.map(lambda a, b: (np.asarray(a, np.float32) + np.asarray(b, np.float32)) / 2, first, second)
+    return mean, {**_joined(before, after), "parents": parents, "mean_of": both}
