@@ -2,12 +2,15 @@
 
     python -m benchmarks.predict --out results.jsonl                     # minutes; throughput needs torch
     python -m benchmarks.predict --parts=second,start,volume             # without torch
+    python -m benchmarks.predict --parts=mask,prepare --checkpoint small --support 64
 
-The weights are random and of the base size; the support set has `--support` synthetic images of 128x128.
+The weights are random and of the base size, or those of --checkpoint; the support set has `--support` synthetic images of
+128x128.
 
 * second: one query from its file to its mask file, with a prepared support and a compiled program
 * start: a whole new process for one query: imports, weights, cached compilation
 * throughput: `--queries` images against the same network in PyTorch, called in a loop as in its release
+* mask, prepare: one query from and to memory, with a prepared support; preparing the support, in memory too
 * volume: `universeg predict` on a volume, with the peak memory of its process
 """
 
@@ -37,7 +40,8 @@ from universeg_jax.prediction.predictor import Predictor, Segmenter
 from universeg_jax.prediction.support import read_support_folder
 from universeg_jax.startup import use_compilation_cache
 
-PARTS = ("second", "start", "throughput", "volume")
+PARTS = ("second", "start", "throughput", "volume")  # by default
+EVERY = (*PARTS, "mask", "prepare")
 SIZE = 128
 REPEATS = 5
 
@@ -61,6 +65,8 @@ def write_inputs(folder: Path, args: argparse.Namespace) -> None:
     Image.fromarray(disc_image(rng)[0]).save(folder / "query.png")
     voxels = rng.integers(0, 500, _numbers(args.volume)).astype(np.int16)
     nib.save(nib.Nifti1Image(voxels, np.eye(4)), folder / "volume.nii.gz")
+    if args.checkpoint:
+        return
     config = ConfigDict({"model": {"encoder_blocks": _numbers(args.features)}, "image_size": args.image_size})
     params = init_params(build_model(config.model), 0)
     store.write_params(folder / "weights", params, {"config": to_dict(config), "lineage": {}})
@@ -70,9 +76,16 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(",")))
 
 
-def command(folder: Path, query: str, out: str, support: int) -> tuple[float, float]:
+def command(folder: Path, query: str, out: str, support: int, checkpoint: str = "") -> tuple[float, float]:
     """(seconds, peak MB) of a `universeg predict` process."""
-    arguments = ["--checkpoint", folder / "weights", "--support", folder / "support", "--queries", folder / query]
+    arguments = [
+        "--checkpoint",
+        checkpoint or folder / "weights",
+        "--support",
+        folder / "support",
+        "--queries",
+        folder / query,
+    ]
     started = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "universeg_jax.cli", "predict", *map(str, arguments), "--out", str(folder / out),
@@ -103,13 +116,24 @@ def second(folder: Path, segmenter: Segmenter, args: argparse.Namespace) -> list
 
 
 def start(folder: Path, segmenter: Segmenter, args: argparse.Namespace) -> list[dict]:
-    seconds = timed(lambda: command(folder, "query.png", "start", args.support), args.repeats)
+    seconds = timed(lambda: command(folder, "query.png", "start", args.support, args.checkpoint), args.repeats)
     return [{"name": "first prediction in a new process, warm cache", **spread(seconds)}]
 
 
 def volume(folder: Path, segmenter: Segmenter, args: argparse.Namespace) -> list[dict]:
-    seconds, peak = command(folder, "volume.nii.gz", "volume", args.support)
+    seconds, peak = command(folder, "volume.nii.gz", "volume", args.support, args.checkpoint)
     return [{"name": f"a volume of {args.volume} in a new process", "seconds": seconds, "peak_mb": round(peak)}]
+
+
+def mask(folder: Path, segmenter: Segmenter, args: argparse.Namespace) -> list[dict]:
+    query = disc_image(np.random.default_rng(1))[0][None].astype(np.float32) / 255
+    return [{"name": "a mask, support prepared", **spread(timed(lambda: segmenter.probabilities(query), args.repeats))}]
+
+
+def prepare(folder: Path, segmenter: Segmenter, args: argparse.Namespace) -> list[dict]:
+    make = segmenter.predictor.segmenter
+    seconds = timed(lambda: make(segmenter.support, segmenter.options), args.repeats)
+    return [{"name": "preparing the support", **spread(seconds)}]
 
 
 def throughput(folder: Path, segmenter: Segmenter, args: argparse.Namespace) -> list[dict]:
@@ -147,6 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--features", default="64,64,64,64", help="features of each level (default: %(default)s, the base size)"
     )
+    parser.add_argument("--checkpoint", default="", help="weights to measure, in place of random ones")
     parser.add_argument("--image_size", type=int, default=SIZE)
     parser.add_argument("--support", type=int, default=16)
     parser.add_argument("--queries", type=int, default=100)
@@ -154,19 +179,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--out", help="append the lines there too")
     args = parser.parse_args(argv)
-    if unknown := set(args.parts.split(",")) - set(PARTS):
-        parser.error(f"--parts: {', '.join(unknown)} is not one of {', '.join(PARTS)}")
+    if unknown := set(args.parts.split(",")) - set(EVERY):
+        parser.error(f"--parts: {', '.join(unknown)} is not one of {', '.join(EVERY)}")
+    if args.checkpoint and "throughput" in args.parts:
+        parser.error("--parts=throughput compares the released architecture with PyTorch; leave --checkpoint out")
     use_compilation_cache()
-    functions = {"second": second, "start": start, "throughput": throughput, "volume": volume}
+    functions = {
+        "second": second, "start": start, "throughput": throughput, "volume": volume, "mask": mask, "prepare": prepare
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_inputs(folder, args)
-        segmenter = Predictor.from_checkpoint(folder / "weights").segmenter(
+        segmenter = Predictor.from_checkpoint(args.checkpoint or folder / "weights").segmenter(
             read_support_folder(folder / "support"), Options(support_size=args.support)
         )
         for part in args.parts.split(","):
             load = os.getloadavg()[0]
-            about = {"support": args.support, "features": args.features, "image_size": args.image_size}
+            about: dict[str, object] = {"support": args.support}
+            about |= {"checkpoint": args.checkpoint} if args.checkpoint else {"features": args.features}
+            about["image_size"] = segmenter.predictor.config.image_size
             machine = {"cores": os.cpu_count(), "load": round(load, 1), "jax": jax.__version__}
             for row in functions[part](folder, segmenter, args):
                 rounded = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}

@@ -19,6 +19,19 @@ def test_a_second_query_is_timed(tmp_path):
         predict.main([*TINY, "--parts=third"])
 
 
+def test_a_mask_and_its_preparation_are_timed(tmp_path):
+    predict.main([*TINY, "--parts=mask,prepare", f"--out={tmp_path / 'a.jsonl'}"])
+    rows = read_json_lines(tmp_path / "a.jsonl")
+    assert [row["name"] for row in rows] == ["a mask, support prepared", "preparing the support"]
+    assert all(0 < row["fastest"] <= row["seconds"] <= row["slowest"] < 60 for row in rows)
+
+
+def test_a_checkpoint_is_not_compared_with_torch(capsys):
+    with pytest.raises(SystemExit):
+        predict.main(["--checkpoint=small", "--parts=mask,throughput"])
+    assert "leave --checkpoint out" in capsys.readouterr().err
+
+
 def test_a_failed_process_is_an_error(tmp_path):
     with pytest.raises(RuntimeError, match="ended with 1"):
         predict.command(tmp_path, "query.png", "out", 3)
