@@ -4,8 +4,8 @@
     python -m benchmarks.predict --parts=second,start,volume             # without torch
     python -m benchmarks.predict --parts=mask,prepare --checkpoint small --support 64
 
-The weights are random and of the base size, or those of --checkpoint; the support set has `--support` synthetic images of
-128x128.
+The weights are random and of the base size, or those of --checkpoint; the support set has `--support` synthetic images
+of 128x128.
 
 * second: one query from its file to its mask file, with a prepared support and a compiled program
 * start: a whole new process for one query: imports, weights, cached compilation
