@@ -89,6 +89,7 @@ def guesses(model: Any, params: Any, episode: Episode) -> dict[str, jax.Array]:
 
 
 def cell_keys(model: Any, images: Array) -> Array:
+    """Keys [..., 16, 16, heads, D] that `CellMatching` of a bound model compares."""
     return model.matches[0].keys(images)
 
 

@@ -5,7 +5,7 @@
 
 Arguments, temporaries and outputs together grow linearly with S: two compilations give the line, a third one at the
 answer confirms it. Nothing is run. With --checkpoint it compiles the program of a CPU for one query and a support set
-whose pretrained keys are given, and counts both.
+whose pretrained keys are given, and counts these inputs too.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def bytes_needed(support: int, gradient: bool, **fields) -> int:
 
 
 def bytes_of_a_mask(checkpoint: str, support: int) -> int:
-    """Of a program that takes one query and up to `support` entries, one after the other."""
+    """Compiles the program that segments one query with up to `support` entries, and returns the bytes it needs."""
     _, config = store.load(store.resolve(checkpoint))
     model = build_model(config.model, support_chunk=1)
     size, params = config.image_size, param_shapes(model)

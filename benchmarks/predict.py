@@ -78,14 +78,8 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def command(folder: Path, query: str, out: str, support: int, checkpoint: str = "") -> tuple[float, float]:
     """(seconds, peak MB) of a `universeg predict` process."""
-    arguments = [
-        "--checkpoint",
-        checkpoint or folder / "weights",
-        "--support",
-        folder / "support",
-        "--queries",
-        folder / query,
-    ]
+    files = [checkpoint or folder / "weights", folder / "support", folder / query]
+    arguments = [x for pair in zip(("--checkpoint", "--support", "--queries"), files, strict=True) for x in pair]
     started = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "universeg_jax.cli", "predict", *map(str, arguments), "--out", str(folder / out),

@@ -1,3 +1,5 @@
+"""What a mask by some weights needs, as the compiler says it."""
+
 import pytest
 
 from benchmarks import memory

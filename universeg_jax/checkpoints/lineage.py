@@ -125,26 +125,28 @@ def package(checkpoint: str | Path, out: str | Path, mean_with: str | Path = "")
     out, path = Path(out), store.resolve(checkpoint)
     if out.suffix != packaged.SUFFIX:
         raise UserError(f"{out}: the name of packaged weights ends in {packaged.SUFFIX}")
-    metadata, params = store.read_metadata(path), store.load(path)[0]
+    metadata = store.read_metadata(path)
     check_open(metadata.get("lineage", {}))
     if mean_with:
         params, metadata["lineage"] = _mean(path, store.resolve(mean_with))
+    else:
+        params = store.load(path)[0]
     header: dict[str, Any] = {key: metadata.get(key) for key in ("format", "step", "config", "lineage")}
     header["config"] |= {"data_dir": "", "init_from": ""}  # local paths
     packaged.write_file(out, params, header)
     return packaged.read_header(out)
 
 
-def _mean(*paths: Path) -> tuple[Any, dict[str, Any]]:
-    """The mean of two checkpoints' parameters, and the lineage of both."""
-    (first, config), (second, other) = (store.load(path) for path in paths)
-    before, after = (store.read_metadata(path).get("lineage", {}) for path in reversed(paths))
-    check_open(before)
-    if config.model != other.model:
-        fields = [k for k in config.model if config.model[k] != other.model.get(k)]
-        named = ", ".join(f"config.model.{k}={config.model[k]!r} and {other.model.get(k)!r}" for k in fields)
-        raise UserError(f"{paths[0]} and {paths[1]} have no mean: {named}; take checkpoints of one model")
-    both = [packaged.params_hash(params) for params in (first, second)]
-    parents = list(dict.fromkeys([*after["parents"], *before["parents"]]))
+def _mean(path: Path, other: Path) -> tuple[Any, dict[str, Any]]:
+    """The mean of two checkpoints' parameters, and the lineage of both. Raises UserError."""
+    (first, config), (second, config_of_other) = store.load(path), store.load(other)
+    records = [store.read_metadata(each).get("lineage", {}) for each in (path, other)]
+    check_open(records[1])
+    ours, theirs = config.model.to_dict(), config_of_other.model.to_dict()
+    if fields := [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]:
+        named = ", ".join(f"config.model.{name}={ours.get(name)!r} and {theirs.get(name)!r}" for name in fields)
+        raise UserError(f"{path} and {other} have no mean: {named}; take checkpoints of one model")
+    hashes = [packaged.params_hash(params) for params in (first, second)]
+    parents = list(dict.fromkeys(parent for record in records for parent in record["parents"]))
     mean = jax.tree.map(lambda a, b: (np.asarray(a, np.float32) + np.asarray(b, np.float32)) / 2, first, second)
-    return mean, {**_joined(before, after), "parents": parents, "mean_of": both}
+    return mean, {**_joined(records[1], records[0]), "parents": parents, "mean_of": hashes}

@@ -74,7 +74,7 @@ class Recognition(nn.Module):
         self.enter = [Conv(2 * sum(counts) + MIXED, width, gain=0.0, size=1) for width in self.widths]
 
     def keys(self, images: Array) -> Keys:
-        """Of all cells of query images [..., H, W, 1], in float32 or wider. Columns are in float16."""
+        """Computes the keys of all cells of query images [..., H, W, 1]: float32 or wider, those of columns float16."""
         seen, found = pretrained.features(enlarge(images)), []
         for scale, norm, project in zip(SCALES, self.norms, self.projections, strict=True):
             k = project(norm(seen[scale.stride]).astype(images.dtype))
