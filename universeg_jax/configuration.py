@@ -82,9 +82,13 @@ RULES: dict[str, Rule] = {
     "superpixel.compactness": "[0, inf)",
     "superpixel.*_std": "[0, inf)",
     "superpixel.*": "[0, 1]",
+    # painting
+    "painting.nodes": "[2, inf)",
+    **dict.fromkeys([f"painting.{name}" for name in ("texture_cell", "blur")], "[0, inf)"),
+    "painting.*": "[0, 1]",
 }
 WEIGHTS = {  # sections of weights: which fields they have, of which one must be above 0
-    "kinds": ("real", "synthetic", "superpixel"),
+    "kinds": ("real", "synthetic", "superpixel", "painted"),
     "loss": ("soft_dice", "bce", "focal"),
     "synthesis.weights": ("shapes", "tubes", "blobs", "nests"),
 }

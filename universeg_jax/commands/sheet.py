@@ -7,7 +7,7 @@ EXAMPLE = "universeg sheet --kind=synthetic --config=configs/default.py --out sy
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--kind", required=True, choices=("synthetic", "superpixel", "augment"), help="what to plot")
+    parser.add_argument("--kind", required=True, choices=("synthetic", "superpixel", "painted", "augment"), help="what to plot")
     parser.add_argument("--config", default="configs/default.py", help="configuration, FILE[:argument] as for train.py")
     parser.add_argument(
         "--data_dir", help="folder of built datasets; superpixel needs one, augment uses one (default: the config's)"

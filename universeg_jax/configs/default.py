@@ -8,7 +8,7 @@ end yet.
 
 from ml_collections import ConfigDict
 
-from universeg_jax.episodes import augment, superpixel, synthesis
+from universeg_jax.episodes import augment, painting, superpixel, synthesis
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -22,6 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.augment = augment.get_config()
     config.synthesis = synthesis.get_config()
     config.superpixel = superpixel.get_config()
+    config.painting = painting.get_config()
     add_logs_and_evaluation(config)
     return config
 
@@ -48,6 +49,7 @@ def add_data(config: ConfigDict) -> None:
     config.kinds.real = 1.0  # from the datasets
     config.kinds.synthetic = 0.0  # from synthesis.py; the paper mixes both but gives no ratio
     config.kinds.superpixel = 0.0  # from superpixel.py: labels made from the training images
+    config.kinds.painted = 0.0  # from painting.py: real ones in another contrast
     config.read_threads = 4  # threads that read episodes ahead
 
     config.image_size = 128  # pixels, model input; datasets larger than it are resized on the device

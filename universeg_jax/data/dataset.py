@@ -142,6 +142,18 @@ class Dataset:
         masks = np.unpackbits(np.bitwise_or.reduceat(packed[places], starts), axis=1, count=self.meta.size**2)
         return images[rows], masks.reshape(-1, self.meta.size, self.meta.size)
 
+    def gather_maps(self, rows: np.ndarray) -> np.ndarray:
+        """uint8 [n, size, size]: for each row all its masks, from 2 on in the order of labels, larger labels on top."""
+        index, maps = self.index, np.zeros((len(rows), self.meta.size, self.meta.size), np.uint8)
+        _, packed = _table(self.directory, self.fingerprint, self.meta.size)
+        names = np.unique(index.mask_label)
+        for i, row in enumerate(rows):
+            for place in range(*np.searchsorted(index.mask_row, [row, row + 1])):
+                code = 2 + np.searchsorted(names, index.mask_label[place]) % 14
+                mask = np.unpackbits(packed[place], count=self.meta.size**2).reshape(maps.shape[1:])
+                maps[i][mask > 0] = code
+        return maps
+
     def gather_records(self, rows: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Like `gather`, from the records; each is read once, although sampling with replacement repeats some."""
         pixels = np.zeros((2, len(rows), self.meta.size, self.meta.size), np.uint8)

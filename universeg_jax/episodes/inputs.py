@@ -13,7 +13,7 @@ from universeg_jax.episodes.sampler import KINDS, EpisodeSampler, make_sampler
 def open_data(config: ConfigDict) -> tuple[list[Dataset], list[Dataset]]:
     """Opens the (training, validation) datasets of config.data_dir. Raises UserError, also if both share a source."""
     datasets = [open_dataset(config.data_dir, name) for name in list_datasets(config.data_dir)]
-    needed = config.kinds.real or config.kinds.superpixel
+    needed = config.kinds.real or config.kinds.superpixel or config.kinds.painted
     train = [d for d in datasets if d.meta.role in tuple(config.train_roles) and needed]
     if missing := sorted(set(config.train_datasets) - {d.meta.name for d in train}):
         found = ", ".join(d.meta.name for d in train) or "none"
@@ -48,7 +48,7 @@ def open_tasks(config: ConfigDict, datasets: Sequence[Dataset]) -> list[Task]:
 def kind_shares(config: ConfigDict) -> dict[str, float]:
     """Probabilities of `make_sampler` from the weights config.kinds."""
     total = sum(config.kinds[name] for name in KINDS)
-    return {name: config.kinds[name] / total for name in ("synthetic", "superpixel")}
+    return {name: config.kinds[name] / total for name in ("synthetic", "superpixel", "painted")}
 
 
 def open_sampler(config: ConfigDict, train_data: list[Dataset]) -> EpisodeSampler:

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from universeg_jax.episode import Episode, to_device_floats
-from universeg_jax.episodes import augment, superpixel, synthesis, warp
+from universeg_jax.episode import Episode, image_to_floats, stack_examples, to_device_floats
+from universeg_jax.episodes import augment, painting, superpixel, synthesis, warp
 from universeg_jax.episodes.sampler import KINDS, Batch
 
 Array = jax.Array
@@ -44,9 +44,15 @@ def plain_episode(index: Array, kind: Array, raw: Episode, config: ConfigDict) -
         episode, repaired = superpixel.superpixel_episode(key, image, support_size, config.superpixel)
         return episode._replace(support_mask=raw.support_mask.astype(jnp.float32)), repaired
 
+    def painted() -> tuple[Episode, Array]:
+        images, codes = (jnp.asarray(x)[..., 0] for x in stack_examples(raw))
+        images = image_to_floats(images[..., None], config.image_size)[..., 0]
+        mask = raw.support_mask.astype(jnp.float32)
+        return painting.painted_episode(key, images, codes.astype(jnp.int32), mask, config.painting), jnp.int32(0)
+
     # A kind of weight 0 is not compiled.
     used = [name for name in KINDS if config.kinds[name]]
-    makers = {"real": real, "synthetic": synthetic, "superpixel": superpixels}
+    makers = {"real": real, "synthetic": synthetic, "superpixel": superpixels, "painted": painted}
     if len(used) == 1:
         return makers[used[0]]()
     place = np.array([used.index(name) if name in used else 0 for name in KINDS], np.int32)

@@ -25,7 +25,7 @@ from universeg_jax.episode import Episode, split_query
 from universeg_jax.errors import UserError
 
 KINDS = WEIGHTS["kinds"]
-REAL, SYNTHETIC, SUPERPIXEL = range(len(KINDS))
+REAL, SYNTHETIC, SUPERPIXEL, PAINTED = range(len(KINDS))
 LEVELS = ("slicing", "dataset", "subset", "modality", "axis", "label")
 
 
@@ -66,6 +66,7 @@ class EpisodeSampler:
     replacement: bool
     synthetic: float  # probability
     superpixel: float  # probability
+    painted: float  # probability
     label_union: float  # probability
     all_labels: float  # probability
 
@@ -78,7 +79,9 @@ class EpisodeSampler:
         if u < self.synthetic:
             return SYNTHETIC
         # Rounded, so that two probabilities that sum to 1 leave nothing to the third kind.
-        return SUPERPIXEL if u < round(self.synthetic + self.superpixel, 9) else REAL
+        if u < round(self.synthetic + self.superpixel, 9):
+            return SUPERPIXEL
+        return PAINTED if u < round(self.synthetic + self.superpixel + self.painted, 9) else REAL
 
     def select(self, index: int) -> Selection:
         rng = np.random.default_rng([self.seed, index])
@@ -92,7 +95,7 @@ class EpisodeSampler:
             return Selection(SUPERPIXEL, task, (int(pool.rows[query]), -1), [])
         support = sample_others(rng, pool.subjects, query, self.support_size, self.replacement)
         examples = [(int(pool.rows[i]), int(pool.positions[i])) for i in (query, *support)]
-        return Selection(REAL, task, examples[0], examples[1:], self._labels(rng, self.tasks[task]))
+        return Selection(kind, task, examples[0], examples[1:], self._labels(rng, self.tasks[task]))
 
     def _task(self, rng: np.random.Generator) -> int:
         node: tuple | int = self.tree
@@ -120,11 +123,13 @@ class EpisodeSampler:
         images, labels = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
         if selection.kind != SYNTHETIC:
             dataset = self.datasets[self.tasks[selection.task].dataset]
-        if selection.kind == REAL:
+        if selection.kind in (REAL, PAINTED):
             rows, positions = np.array([selection.query, *selection.support]).T
             union = selection.labels
             pixels = dataset.gather_union(rows, union) if union else dataset.gather(rows, positions)
             images, labels = (x[..., None] for x in pixels)
+            if selection.kind == PAINTED:
+                labels = np.where(labels, 1, dataset.gather_maps(rows)[..., None]).astype(np.uint8)
         elif selection.kind == SUPERPIXEL:  # the device makes the labels and the support
             images[0, ..., 0] = dataset.gather(np.array([selection.query[0]]), np.zeros(1, np.int64))[0][0]
         numbers = np.array(index, np.uint32), np.array(selection.kind, np.uint8), np.array(selection.task, np.int32)
@@ -168,6 +173,7 @@ def make_sampler(
     support_size: int,
     synthetic: float = 0.0,
     superpixel: float = 0.0,
+    painted: float = 0.0,
     replacement: bool = True,
     size: int | None = None,
     draw: str = "datasets",
@@ -209,6 +215,7 @@ def make_sampler(
         replacement=replacement,
         synthetic=synthetic,
         superpixel=superpixel,
+        painted=painted,
         label_union=label_union,
         all_labels=all_labels,
     )

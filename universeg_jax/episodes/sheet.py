@@ -19,7 +19,7 @@ from universeg_jax.episodes.sampler import KINDS, SUPERPIXEL, SYNTHETIC, make_sa
 from universeg_jax.reports.figures import plot_rows
 from universeg_jax.startup import jit_for_once
 
-SHEETS = ("synthetic", "superpixel", "augment")
+SHEETS = ("synthetic", "superpixel", "painted", "augment")
 TASKS, SUBJECTS = 12, 8
 LEVELS = ("in_task", "task")
 
@@ -55,7 +55,6 @@ def task_rows(kind: str, config: ConfigDict, first: int = 0) -> list[SheetRow]:
     rows = []
     for index in range(first, first + TASKS):
         batch = sampler(index)
-        assert batch.kind in (SYNTHETIC, SUPERPIXEL)
         episode, _ = jax.device_get(make(batch.index, batch.kind, batch.episode))
         made_of = task_name(sampler, index).split("/")[0].replace(" of ", "\n")  # without the label's name
         title = f"{index}: {made_of}"
