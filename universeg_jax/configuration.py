@@ -104,7 +104,14 @@ RETIRED = {
 }
 
 # Fields that older configs lack → the value with which they change nothing; None where another field decides that.
-ADDED: dict[str, Any] = {"train_without": [], "model.keys": "none", "model.key_heads": None, "model.key_columns": False}
+ADDED: dict[str, Any] = {
+    "train_without": [],
+    "kinds.painted": 0.0,
+    "painting.*": None,
+    "model.keys": "none",
+    "model.key_heads": None,
+    "model.key_columns": False,
+}
 
 
 class ConfigError(UserError):
@@ -192,8 +199,9 @@ def check_resumable(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> 
     if old["optimizer"]["schedule"] == new["optimizer"]["schedule"] == "constant":
         allowed += ("num_steps",)  # the schedule does not depend on it, so a longer run begins with the shorter one
     before, after = flatten(old), flatten(new)
-    for name in ADDED.keys() & (after.keys() - before.keys()):
-        before[name] = after[name] if ADDED[name] is None else ADDED[name]
+    for name in after.keys() - before.keys():
+        if pattern := first_match(name, ADDED):
+            before[name] = after[name] if ADDED[pattern] is None else ADDED[pattern]
     differing = [
         f"config.{name}: {before.get(name, 'absent')!r} in the run, {after.get(name, 'absent')!r} given"
         for name in sorted(before.keys() | after.keys())

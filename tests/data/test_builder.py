@@ -153,6 +153,21 @@ def test_the_pixel_table_agrees_with_the_records(tmp_path):
         np.testing.assert_array_equal(array, expected)
 
 
+def test_a_map_shows_the_smaller_of_two_labels_that_overlap(tmp_path):
+    def nested(case):
+        masks = np.zeros((2, 8, 8), np.uint8)
+        masks[case % 2], masks[1 - case % 2, 2:4, 2:4] = 1, 1
+        return [Example(np.zeros((8, 8), np.uint8), masks, (7, 300), f"s{case}", f"n{case}")]
+
+    build(DatasetMeta("d", "val", {7: "a", 300: "b"}, 8), list(range(2)), nested, tmp_path)
+    maps = open_dataset(tmp_path, "d").gather_maps(np.array([1, 0, 1]))
+    assert maps.dtype == np.uint8
+    for case, labels in zip((1, 0, 1), maps, strict=True):
+        expected = np.full((8, 8), 1 + case % 2)
+        expected[2:4, 2:4] = 2 - case % 2
+        np.testing.assert_array_equal(labels, expected)
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [

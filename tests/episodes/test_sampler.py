@@ -11,7 +11,16 @@ from tests.fixtures import build_discs, memory_dataset
 from universeg_jax.data.builder import build
 from universeg_jax.data.dataset import DatasetMeta, open_dataset
 from universeg_jax.data.tasks import FIRST, task_table
-from universeg_jax.episodes.sampler import REAL, SUPERPIXEL, SYNTHETIC, batches, make_sampler, sample_others, task_name
+from universeg_jax.episodes.sampler import (
+    PAINTED,
+    REAL,
+    SUPERPIXEL,
+    SYNTHETIC,
+    batches,
+    make_sampler,
+    sample_others,
+    task_name,
+)
 from universeg_jax.errors import UserError
 from universeg_jax.readers.cases import Example
 
@@ -234,12 +243,13 @@ def test_kinds_occur_with_their_probability():
         assert kinds == [draw.kind for draw in draws]
         return np.array(kinds), draws
 
-    kinds, draws = kinds_and_draws(synthetic=0.2, superpixel=0.3)
-    for kind, p in ((REAL, 0.5), (SYNTHETIC, 0.2), (SUPERPIXEL, 0.3)):
+    kinds, draws = kinds_and_draws(synthetic=0.2, superpixel=0.3, painted=0.1)
+    for kind, p in ((REAL, 0.4), (SYNTHETIC, 0.2), (SUPERPIXEL, 0.3), (PAINTED, 0.1)):
         assert abs((kinds == kind).mean() - p) < 4 * np.sqrt(p * (1 - p) / count)
     two, before = kinds_and_draws(synthetic=0.2)
     np.testing.assert_array_equal(two == SYNTHETIC, kinds == SYNTHETIC)
-    assert all(old == new for old, new in zip(before, draws, strict=True) if new.kind != SUPERPIXEL)
+    for old, new in zip(before, draws, strict=True):
+        assert old == new or new.kind == SUPERPIXEL or (new.kind == PAINTED and old == new._replace(kind=REAL))
     kinds, _ = kinds_and_draws(synthetic=0.1, superpixel=0.7 + 0.2 - 1e-16)
     assert set(kinds) == {SYNTHETIC, SUPERPIXEL}
 
@@ -257,6 +267,37 @@ def test_a_superpixel_episode_has_one_image_of_the_train_side(discs):
         assert not batch.episode.support_images.any()
         assert (batch.kind, batch.task) == (SUPERPIXEL, 0)
     assert seen == train
+
+
+def test_a_painted_episode_is_a_real_one_with_all_its_labels(stripes):
+    """Stripe k has code k + 1 unless it is the label, whose code is 1; image 0, 2, … has no second stripe."""
+    common = {"seed": 2, "support_size": 4, "label_union": 0.3}
+    real, painted = (make_sampler([stripes], task_table([stripes]), **common, painted=p) for p in (0.0, 1.0))
+    seen = set()
+    for i in range(40):
+        draw, (_, _, task, episode) = real.select(i), real(i)
+        assert painted.select(i) == draw._replace(kind=PAINTED)
+        coded = painted(i)
+        assert (coded.kind, coded.task) == (PAINTED, task)
+        assert coded.episode.query_label.dtype == coded.episode.support_labels.dtype == np.uint8
+        np.testing.assert_array_equal(coded.episode.query_image, episode.query_image)
+        np.testing.assert_array_equal(coded.episode.support_images, episode.support_images)
+        np.testing.assert_array_equal(coded.episode.query_label == 1, episode.query_label == 1)
+        np.testing.assert_array_equal(coded.episode.support_labels == 1, episode.support_labels == 1)
+        slicing = real.tasks[draw.task].slicing
+        target = set(draw.labels or (real.tasks[draw.task].label,))
+        for (row, _), codes in zip(
+            (draw.query, *draw.support), (coded.episode.query_label, *coded.episode.support_labels), strict=True
+        ):
+            case = int(stripes[row]["subject"].decode()[1:])
+            there = {1} if slicing == "max" else {1, 2, 3} if case % 2 else {1, 3}
+            assert set(np.unique(codes)) == {0, 1} | {label + 1 for label in there - target}
+            for label in there - target:
+                stripe = np.zeros((16, 16, 1), bool)
+                stripe[5 * (label - 1) : 5 * (label - 1) + 3 + case % 3] = True
+                np.testing.assert_array_equal(codes == label + 1, stripe)
+            seen.add((slicing, len(target)))
+    assert len(seen) >= 3
 
 
 def test_a_task_that_is_not_for_training_is_refused():

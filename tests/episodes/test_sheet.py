@@ -47,6 +47,9 @@ def test_task_rows_are_the_episodes_of_training(data_dir):
     later = sheet.task_rows("superpixel", config, first=2)
     np.testing.assert_array_equal(later[0].images, rows[2].images)
     assert config.kinds.real == 1.0  # the caller's config is left alone
+    painted = sheet.task_rows("painted", config)
+    assert painted[0].title == "0: train_discs"
+    assert all(0 < row.labels.mean() < 1 for row in painted)
 
 
 def test_every_operation_has_a_row_that_starts_with_the_image(data_dir):

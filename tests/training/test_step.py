@@ -32,7 +32,7 @@ from universeg_jax.training.step import (
     train_step,
 )
 
-MIXED = {"real": 1.0, "synthetic": 1.0, "superpixel": 1.0}
+MIXED = {"real": 1.0, "synthetic": 1.0, "superpixel": 1.0, "painted": 1.0}
 
 
 def stepper(config, data_dir, devices):
@@ -114,7 +114,7 @@ def mixed_batch(config, count=8):
 def test_device_episodes_depend_on_seed_and_index_alone(data_dir):
     config = tiny_config(data_dir, kinds=MIXED)
     batch = mixed_batch(config)
-    assert set(batch.kind.tolist()) == {0, 1, 2}
+    assert set(batch.kind.tolist()) == {0, 1, 2, 3}
     run = jax.jit(functools.partial(device_episodes, config=config))
     together, *_ = run(batch)
     order = np.array([2, 0, 7, 3, 1, 6, 5, 4])
@@ -140,9 +140,21 @@ def test_each_kind_has_its_maker_and_kinds_of_weight_0_are_not_traced(data_dir, 
         made.append("superpixel")
         return filled(-2.0, support_size), jnp.int32(0)
 
+    def paint(key, images, codes, config):
+        made.append("painted")
+        return jnp.full(images.shape, -3.0)
+
+    monkeypatch.setattr(on_device.painting, "paint", paint)
     monkeypatch.setattr(on_device.synthesis, "synthetic_episode", synthetic)
     monkeypatch.setattr(on_device.superpixel, "superpixel_episode", superpixels)
-    for drawn in (["real"], ["real", "superpixel"], ["real", "synthetic"], ["synthetic", "superpixel"], list(MIXED)):
+    for drawn in (
+        ["real"],
+        ["real", "superpixel"],
+        ["real", "synthetic"],
+        ["synthetic", "superpixel"],
+        ["painted"],
+        list(MIXED),
+    ):
         made.clear()
         config = tiny_config(data_dir, kinds={name: float(name in drawn) for name in MIXED})
         there = np.isin(batch.kind, [list(MIXED).index(name) for name in drawn])
@@ -151,7 +163,7 @@ def test_each_kind_has_its_maker_and_kinds_of_weight_0_are_not_traced(data_dir, 
         found = np.asarray(plain(index, kind, raw)).mean((1, 2, 3))
         assert set(made) == set(drawn) - {"real"}
         expected = raw.query_image.mean((1, 2, 3)) / 255
-        np.testing.assert_allclose(found, np.choose(kind, [expected, -1.0, -2.0]), atol=1e-5)
+        np.testing.assert_allclose(found, np.choose(kind, [expected, -1.0, -2.0, -3.0]), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

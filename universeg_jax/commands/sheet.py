@@ -7,10 +7,13 @@ EXAMPLE = "universeg sheet --kind=synthetic --config=configs/default.py --out sy
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--kind", required=True, choices=("synthetic", "superpixel", "painted", "augment"), help="what to plot")
+    parser.add_argument(
+        "--kind", required=True, choices=("synthetic", "superpixel", "painted", "augment"), help="what to plot"
+    )
     parser.add_argument("--config", default="configs/default.py", help="configuration, FILE[:argument] as for train.py")
     parser.add_argument(
-        "--data_dir", help="folder of built datasets; superpixel needs one, augment uses one (default: the config's)"
+        "--data_dir",
+        help="folder of built datasets; augment can do without, synthetic needs none (default: the config's)",
     )
     parser.add_argument("--size", type=int, help="pixels a side (default: the config's image_size)")
     parser.add_argument("--first", type=int, default=0, help="index of the first episode (default: %(default)s)")

@@ -143,15 +143,19 @@ class Dataset:
         return images[rows], masks.reshape(-1, self.meta.size, self.meta.size)
 
     def gather_maps(self, rows: np.ndarray) -> np.ndarray:
-        """uint8 [n, size, size]: for each row all its masks, from 2 on in the order of labels, larger labels on top."""
-        index, maps = self.index, np.zeros((len(rows), self.meta.size, self.meta.size), np.uint8)
-        _, packed = _table(self.directory, self.fingerprint, self.meta.size)
-        names = np.unique(index.mask_label)
-        for i, row in enumerate(rows):
-            for place in range(*np.searchsorted(index.mask_row, [row, row + 1])):
-                code = 2 + np.searchsorted(names, index.mask_label[place]) % 14
-                mask = np.unpackbits(packed[place], count=self.meta.size**2).reshape(maps.shape[1:])
-                maps[i][mask > 0] = code
+        """uint8 [n, size, size]: for each row the labels of its pixels, numbered from 1 in the order of their ids.
+
+        Where labels overlap the one with the smaller mask counts. The numbers go round after 254.
+        """
+        index, labels = self.index, np.unique(self.index.mask_label)
+        maps = np.zeros((len(rows), self.meta.size, self.meta.size), np.uint8)
+        for row, labelled in zip(rows, maps, strict=True):
+            places = np.arange(*np.searchsorted(index.mask_row, [row, row + 1]))
+            places = places[np.argsort(-index.mask_area[places], kind="stable")]
+            _, masks = self.gather(np.full(len(places), row), index.mask_position[places])
+            numbers = 1 + np.searchsorted(labels, index.mask_label[places]) % 254
+            for number, mask in zip(numbers, masks, strict=True):
+                labelled[mask > 0] = number
         return maps
 
     def gather_records(self, rows: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from universeg_jax.episodes.sampler import KINDS, EpisodeSampler, make_sampler
 def open_data(config: ConfigDict) -> tuple[list[Dataset], list[Dataset]]:
     """Opens the (training, validation) datasets of config.data_dir. Raises UserError, also if both share a source."""
     datasets = [open_dataset(config.data_dir, name) for name in list_datasets(config.data_dir)]
-    needed = config.kinds.real or config.kinds.superpixel or config.kinds.painted
+    needed = any(config.kinds[name] for name in KINDS if name != "synthetic")
     train = [d for d in datasets if d.meta.role in tuple(config.train_roles) and needed]
     if missing := sorted(set(config.train_datasets) - {d.meta.name for d in train}):
         found = ", ".join(d.meta.name for d in train) or "none"

@@ -1,11 +1,11 @@
-"""Makes and augments training episodes on the device: real ones from the host, synthetic and superpixel ones."""
+"""Makes and augments training episodes on the device: real, synthetic, superpixel and painted ones."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from universeg_jax.episode import Episode, image_to_floats, stack_examples, to_device_floats
+from universeg_jax.episode import Episode, split_query, stack_examples, to_device_floats
 from universeg_jax.episodes import augment, painting, superpixel, synthesis, warp
 from universeg_jax.episodes.sampler import KINDS, Batch
 
@@ -45,10 +45,12 @@ def plain_episode(index: Array, kind: Array, raw: Episode, config: ConfigDict) -
         return episode._replace(support_mask=raw.support_mask.astype(jnp.float32)), repaired
 
     def painted() -> tuple[Episode, Array]:
-        images, codes = (jnp.asarray(x)[..., 0] for x in stack_examples(raw))
-        images = image_to_floats(images[..., None], config.image_size)[..., 0]
-        mask = raw.support_mask.astype(jnp.float32)
-        return painting.painted_episode(key, images, codes.astype(jnp.int32), mask, config.painting), jnp.int32(0)
+        codes = stack_examples(raw)[1]
+        marked = raw._replace(query_label=raw.query_label == 1, support_labels=raw.support_labels == 1)
+        images, labels = stack_examples(to_device_floats(marked, config.image_size))
+        codes = jax.image.resize(codes, images.shape, "nearest")[..., 0].astype(jnp.int32)
+        images = painting.paint(key, images[..., 0], codes, config.painting)[..., None]
+        return split_query(images, labels, raw.support_mask.astype(jnp.float32)), jnp.int32(0)
 
     # A kind of weight 0 is not compiled.
     used = [name for name in KINDS if config.kinds[name]]

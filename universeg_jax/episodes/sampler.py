@@ -32,7 +32,8 @@ LEVELS = ("slicing", "dataset", "subset", "modality", "axis", "label")
 class Batch(NamedTuple):
     """Episodes as the host hands them to the training step; the arrays of `episode` are uint8.
 
-    Synthetic episodes are zeros; superpixel episodes are zeros except for the query image.
+    Synthetic episodes are zeros; superpixel episodes are zeros except for the query image. Labels of painted episodes
+    are 1 for the label of the task, and from 2 on for the other labels of the images.
     """
 
     index: np.ndarray  # type: ignore[assignment]  # uint32 [B], global episode index: the key of everything sampled on the device
@@ -78,7 +79,7 @@ class EpisodeSampler:
         u = rng.random()
         if u < self.synthetic:
             return SYNTHETIC
-        # Rounded, so that two probabilities that sum to 1 leave nothing to the third kind.
+        # Rounded, so that probabilities that sum to 1 leave nothing to the last kind.
         if u < round(self.synthetic + self.superpixel, 9):
             return SUPERPIXEL
         return PAINTED if u < round(self.synthetic + self.superpixel + self.painted, 9) else REAL
@@ -129,7 +130,8 @@ class EpisodeSampler:
             pixels = dataset.gather_union(rows, union) if union else dataset.gather(rows, positions)
             images, labels = (x[..., None] for x in pixels)
             if selection.kind == PAINTED:
-                labels = np.where(labels, 1, dataset.gather_maps(rows)[..., None]).astype(np.uint8)
+                others = dataset.gather_maps(rows)[..., None]
+                labels = np.where(labels, np.uint8(1), others + (others > 0))
         elif selection.kind == SUPERPIXEL:  # the device makes the labels and the support
             images[0, ..., 0] = dataset.gather(np.array([selection.query[0]]), np.zeros(1, np.int64))[0][0]
         numbers = np.array(index, np.uint32), np.array(selection.kind, np.uint8), np.array(selection.task, np.int32)
@@ -182,12 +184,12 @@ def make_sampler(
 ) -> EpisodeSampler:
     """Makes a sampler of the usable training tasks among `tasks`, on their train side.
 
-    `synthetic` and `superpixel` are probabilities of an episode's kind; superpixel labels are made from images of those
-    tasks. If all episodes are synthetic, no dataset is needed, only `size` in pixels. `draw="datasets"` samples a task
-    level by level, "tasks" each task alike. `label_union` and `all_labels` are the probabilities that the label is
-    united with some other labels of the same images, or with all of them; labels of unusable tasks count too. Call
-    `configuration.check_fields` first. Raises UserError for a task of role val or test, for datasets of different
-    sizes, and where no task is usable.
+    `synthetic`, `superpixel` and `painted` are probabilities of an episode's kind; superpixel labels are made from
+    images of those tasks, painted ones keep their labels. If all episodes are synthetic, no dataset is needed, only
+    `size` in pixels. `draw="datasets"` samples a task level by level, "tasks" each task alike. `label_union` and
+    `all_labels` are the probabilities that the label is united with some other labels of the same images, or with all
+    of them; labels of unusable tasks count too. Call `configuration.check_fields` first. Raises UserError for a task of
+    role val or test, for datasets of different sizes, and where no task is usable.
     """
     for task in tasks:
         if side_of_role(task.role) != "training":

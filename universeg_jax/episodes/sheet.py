@@ -1,4 +1,4 @@
-"""Contact sheets of synthetic and superpixel tasks and of augmentation, to check that labels follow their images."""
+"""Contact sheets of made tasks and of augmentation, to check that labels follow their images."""
 
 import functools
 from pathlib import Path
@@ -15,7 +15,7 @@ from universeg_jax.data.tasks import task_table, usable
 from universeg_jax.episode import Array, Episode, stack_examples, to_device_floats
 from universeg_jax.episodes import augment, inputs
 from universeg_jax.episodes.on_device import plain_episode
-from universeg_jax.episodes.sampler import KINDS, SUPERPIXEL, SYNTHETIC, make_sampler, task_name
+from universeg_jax.episodes.sampler import KINDS, make_sampler, task_name
 from universeg_jax.reports.figures import plot_rows
 from universeg_jax.startup import jit_for_once
 
@@ -35,8 +35,9 @@ class SheetRow(NamedTuple):
 def write_sheet(kind: str, config: ConfigDict, path: Path, first: int = 0) -> None:
     """Writes the sheet `kind` of SHEETS as an image. `first`: index of the first episode.
 
-    synthetic, superpixel: twelve tasks of eight subjects before augmentation. augment: one operation per row, with its
-    ranges in `config`, applied to the image in the first column; it is from the training data, or synthetic without.
+    synthetic, superpixel, painted: twelve tasks of eight subjects before augmentation. augment: one operation per row,
+    with its ranges in `config`, applied to the image in the first column; it is from the training data, or synthetic
+    without.
     """
     config = ConfigDict(config).unlock()
     config.support_size = SUBJECTS - 1
