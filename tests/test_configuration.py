@@ -206,6 +206,10 @@ def test_a_run_that_lacks_later_fields_is_resumed_where_they_change_nothing(tmp_
         section, *rest = name.split(".")
         del (old[section] if rest else old)[rest[0] if rest else section]
     (tmp_path / "config.json").write_text(json.dumps(old))
+    read = flatten(to_dict(read_config(tmp_path)))
+    assert read == {
+        name: value for name, value in flatten(new).items() if added[name] not in ("painting.*", "model.key_heads")
+    }
     with pytest.raises(ConfigError, match=r"config.model.keys: 'none' in the run, 'lite0' given"):
         write_config(tiny_config(model={"keys": "lite0"}), tmp_path)
     with pytest.raises(ConfigError, match="config.train_without: "):

@@ -169,11 +169,17 @@ def write_config(config: ConfigDict, workdir: Path) -> None:
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The config of a run. Raises ConfigError where there is none."""
+    """The config of a run, later fields as they change nothing. Raises ConfigError where there is none."""
     path = workdir / "config.json"
     if not path.is_file():
         raise ConfigError(f"{workdir} holds no config.json; give the --workdir of a run of train.py")
-    return ConfigDict(without_retired(read_json(path)))
+    config = ConfigDict(without_retired(read_json(path)))
+    for name, value in ADDED.items():
+        section, _, field = name.rpartition(".")
+        part = config[section] if section else config
+        if value is not None and field not in part:
+            part[field] = value
+    return config
 
 
 def without_retired(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

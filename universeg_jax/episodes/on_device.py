@@ -49,7 +49,7 @@ def plain_episode(index: Array, kind: Array, raw: Episode, config: ConfigDict) -
         marked = raw._replace(query_label=raw.query_label == 1, support_labels=raw.support_labels == 1)
         images, labels = stack_examples(to_device_floats(marked, config.image_size))
         codes = jax.image.resize(codes, images.shape, "nearest")[..., 0].astype(jnp.int32)
-        images = painting.paint(key, images[..., 0], codes, config.painting)[..., None]
+        images = painting.paint(key, jnp.asarray(images)[..., 0], codes, config.painting)[..., None]
         return split_query(images, labels, raw.support_mask.astype(jnp.float32)), jnp.int32(0)
 
     # A kind of weight 0 is not compiled.
