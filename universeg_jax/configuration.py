@@ -169,7 +169,7 @@ def write_config(config: ConfigDict, workdir: Path) -> None:
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The config of a run, later fields as they change nothing. Raises ConfigError where there is none."""
+    """The config of a run, with later fields at values that change nothing. Raises ConfigError where there is none."""
     path = workdir / "config.json"
     if not path.is_file():
         raise ConfigError(f"{workdir} holds no config.json; give the --workdir of a run of train.py")

@@ -160,12 +160,28 @@ def test_a_map_shows_the_smaller_of_two_labels_that_overlap(tmp_path):
         return [Example(np.zeros((8, 8), np.uint8), masks, (7, 300), f"s{case}", f"n{case}")]
 
     build(DatasetMeta("d", "val", {7: "a", 300: "b"}, 8), list(range(2)), nested, tmp_path)
-    maps = open_dataset(tmp_path, "d").gather_maps(np.array([1, 0, 1]))
+    dataset = open_dataset(tmp_path, "d")
+    maps = dataset.gather_maps(np.array([1, 0, 1]))
     assert maps.dtype == np.uint8
     for case, labels in zip((1, 0, 1), maps, strict=True):
         expected = np.full((8, 8), 1 + case % 2)
         expected[2:4, 2:4] = 2 - case % 2
         np.testing.assert_array_equal(labels, expected)
+    (Path(dataset.directory) / dataset_files.MASK_TABLE).unlink()
+    dataset_files._table.cache_clear()
+    np.testing.assert_array_equal(dataset.gather_maps(np.array([1, 0, 1])), maps)
+
+
+def test_the_labels_of_a_map_go_round_after_254(tmp_path):
+    def one(case):
+        image = np.zeros((8, 8), np.uint8)
+        return [Example(image, np.ones((1, 8, 8), np.uint8), (case,), f"s{case}", f"n{case}")]
+
+    build(
+        DatasetMeta("d", "val", {label: f"l{label}" for label in range(1, 257)}, 8), [1, 254, 255, 256], one, tmp_path
+    )
+    maps = open_dataset(tmp_path, "d").gather_maps(np.arange(4))
+    assert maps[:, 0, 0].tolist() == [1, 254, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Episodes: pure functions of (seed, i) that never show the query's subject in its support."""
 
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -252,6 +253,9 @@ def test_kinds_occur_with_their_probability():
         assert old == new or new.kind == SUPERPIXEL or (new.kind == PAINTED and old == new._replace(kind=REAL))
     kinds, _ = kinds_and_draws(synthetic=0.1, superpixel=0.7 + 0.2 - 1e-16)
     assert set(kinds) == {SYNTHETIC, SUPERPIXEL}
+    nearly = {"synthetic": 0.1, "superpixel": 0.7, "painted": 0.2 - 1e-12}  # their sum is 1 but for rounding
+    sampler = make_sampler([dataset], table, seed=7, support_size=2, **nearly)
+    assert sampler._kind(SimpleNamespace(random=lambda: 1 - 2**-53)) == PAINTED
 
 
 def test_a_superpixel_episode_has_one_image_of_the_train_side(discs):

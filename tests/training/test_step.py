@@ -13,7 +13,7 @@ from universeg_jax.checkpoints import store
 from universeg_jax.configs import default
 from universeg_jax.configuration import to_dict
 from universeg_jax.data.tasks import task_table
-from universeg_jax.episode import Episode, to_device_floats
+from universeg_jax.episode import Episode, split_query, to_device_floats
 from universeg_jax.episodes import inputs, on_device
 from universeg_jax.episodes.on_device import (
     device_episodes,
@@ -164,6 +164,29 @@ def test_each_kind_has_its_maker_and_kinds_of_weight_0_are_not_traced(data_dir, 
         assert set(made) == set(drawn) - {"real"}
         expected = raw.query_image.mean((1, 2, 3)) / 255
         np.testing.assert_allclose(found, np.choose(kind, [expected, -1.0, -2.0, -3.0]), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_a_painted_episode_has_its_label_and_is_painted_by_all_labels(size, monkeypatch):
+    """Also where images shrink: paint ends where the label does."""
+    rng, seen = np.random.default_rng(0), []
+    images, codes = rng.integers(0, 256, (3, 32, 32, 1), np.uint8), np.zeros((3, 32, 32, 1), np.uint8)
+    codes[:, 3:12, 4:9], codes[:, 10:21, 12:29], codes[:, 22:31, 1:12] = 1, 2, 9
+    raw = split_query(images, codes, np.ones(2, np.uint8))
+    painted = on_device.painting.paint
+    monkeypatch.setattr(on_device.painting, "paint", lambda *x: seen.append(x[2]) or painted(*x))
+    config = tiny_config(kinds={"real": 0.0, "painted": 1.0}, image_size=size)
+    episode, _ = plain_episode(jnp.uint32(0), jnp.uint8(3), raw, config)
+    expected = to_device_floats(split_query(images, codes == 1, np.ones(2, np.uint8)), size)
+    assert_trees_equal(
+        episode._replace(query_image=0, support_images=0), expected._replace(query_image=0, support_images=0)
+    )
+    (found,) = seen
+    assert (found.shape, found.dtype) == ((3, size, size), jnp.int32)
+    assert set(np.unique(found).tolist()) == {0, 1, 2, 9}
+    labels = np.concatenate([episode.query_label[None], episode.support_labels])[..., 0]
+    np.testing.assert_array_equal(found == 1, labels > 0)
+    assert np.abs(episode.query_image - expected.query_image).max() > 0.1
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

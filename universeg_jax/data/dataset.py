@@ -147,16 +147,16 @@ class Dataset:
 
         Where labels overlap the one with the smaller mask counts. The numbers go round after 254.
         """
-        index, labels = self.index, np.unique(self.index.mask_label)
-        maps = np.zeros((len(rows), self.meta.size, self.meta.size), np.uint8)
-        for row, labelled in zip(rows, maps, strict=True):
+        index, numbers = self.index, {label: 1 + i % 254 for i, label in enumerate(sorted(self.meta.labels))}
+        distinct, which = np.unique(rows, return_inverse=True)
+        maps = np.zeros((len(distinct), self.meta.size, self.meta.size), np.uint8)
+        for row, numbered in zip(distinct, maps, strict=True):
             places = np.arange(*np.searchsorted(index.mask_row, [row, row + 1]))
             places = places[np.argsort(-index.mask_area[places], kind="stable")]
             _, masks = self.gather(np.full(len(places), row), index.mask_position[places])
-            numbers = 1 + np.searchsorted(labels, index.mask_label[places]) % 254
-            for number, mask in zip(numbers, masks, strict=True):
-                labelled[mask > 0] = number
-        return maps
+            for label, mask in zip(index.mask_label[places].tolist(), masks, strict=True):
+                numbered[mask > 0] = numbers[label]
+        return maps[which]
 
     def gather_records(self, rows: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Like `gather`, from the records; each is read once, although sampling with replacement repeats some."""

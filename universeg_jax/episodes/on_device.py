@@ -48,8 +48,9 @@ def plain_episode(index: Array, kind: Array, raw: Episode, config: ConfigDict) -
         codes = stack_examples(raw)[1]
         marked = raw._replace(query_label=raw.query_label == 1, support_labels=raw.support_labels == 1)
         images, labels = stack_examples(to_device_floats(marked, config.image_size))
-        codes = jax.image.resize(codes, images.shape, "nearest")[..., 0].astype(jnp.int32)
-        images = painting.paint(key, jnp.asarray(images)[..., 0], codes, config.painting)[..., None]
+        codes = jax.image.resize(codes, images.shape, "nearest").astype(jnp.int32)
+        codes = jnp.where(labels > 0, 1, jnp.where(codes == 1, 0, codes))  # paint ends where the resized label does
+        images = painting.paint(key, jnp.asarray(images)[..., 0], codes[..., 0], config.painting)[..., None]
         return split_query(images, labels, raw.support_mask.astype(jnp.float32)), jnp.int32(0)
 
     # A kind of weight 0 is not compiled.

@@ -5,9 +5,9 @@ labels. Anatomy, positions and the task stay; intensities are no longer those of
 MedIA 2023) paints label maps alone; here the unlabelled rest of an image keeps its structures, in other greys.
 
 A task samples one curve per label from old to new intensities. It need not be monotone, so that edges within a label
-appear, vanish or turn over. With probability `shared` all labels have the curve of the background: then a border is as
-visible as the image makes it. Each subject's curves move a little. Texture in some labels, a blur and the stretch to
-[0, 1] follow.
+appear, vanish or turn over. Each subject's curves move a little, and some labels have texture of their own. With
+probability `shared` all labels have the curve and texture of the background: then a border is as visible as the image
+makes it. A blur and the stretch to [0, 1] follow.
 """
 
 import jax
@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     """Our own choices. Intensities are of an image in [0, 1], pixels (px) of 128."""
     config = ConfigDict()
     config.nodes = 6  # of a curve, evenly spread over the old intensities
-    config.shared = 0.4  # probability that all labels have the curve of the background
+    config.shared = 0.4  # probability that all labels have the curve and texture of the background
     config.spread = (0.05, 0.5)  # new intensity; largest distance of a label's curve from its middle
     config.background_spread = (0.3, 0.6)  # the same of the background's
     config.subject_std = (0.0, 0.06)  # new intensity; how far a node moves between subjects
@@ -50,15 +50,16 @@ def paint(key: Array, images: Array, codes: Array, config: ConfigDict) -> Array:
     unlabelled = np.arange(CODES)[:, None] == 0
     spread = jnp.where(unlabelled, per_code(config.background_spread), per_code(config.spread))
     curves = per_code() + spread * random.uniform(keys[2], (CODES, nodes), minval=-1.0)
-    curves = jnp.where(per_task() < config.shared, curves[:1], curves)
     curves = curves[None] + per_task(config.subject_std) * random.normal(keys[3], (count, CODES, nodes))
+    strength = jnp.where(per_code() < config.texture, per_code(config.texture_std), 0.0)[:, 0]
+    shared = per_task() < config.shared
+    curves, strength = jnp.where(shared, curves[:, :1], curves), jnp.where(shared, strength[:1], strength)
     position = images * (nodes - 1)
     node = jnp.minimum(position.astype(jnp.int32), nodes - 2)
     place, rest = codes * nodes + node, position - node
     read = jax.vmap(lambda curve, at: curve.reshape(-1).at[at].get(mode="promise_in_bounds"))
     images = read(curves, place) * (1 - rest) + read(curves, place + 1) * rest
 
-    strength = jnp.where(per_code() < config.texture, per_code(config.texture_std), 0.0)[:, 0]
     cells = warp.spaced_matrix(size, jnp.maximum(per_task(config.texture_cell) * scale, 1.0), size)
     images = images + strength[codes] * warp.separable(cells, random.normal(keys[4], images.shape))
     return warp.minmax(warp.blur(images, per_task(config.blur) * scale))

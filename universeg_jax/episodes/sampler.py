@@ -164,7 +164,8 @@ def task_name(sampler: EpisodeSampler, index: int) -> str:
     task = sampler.tasks[selection.task]
     if selection.kind == SUPERPIXEL:
         return f"superpixels of {task.name}"
-    return task.name + "".join(f"+{label}" for label in selection.labels if label != task.label)
+    name = task.name + "".join(f"+{label}" for label in selection.labels if label != task.label)
+    return f"painted {name}" if selection.kind == PAINTED else name
 
 
 def make_sampler(
@@ -199,7 +200,10 @@ def make_sampler(
         raise UserError(f"datasets were built at different sizes: {sizes}; build them again with one --size")
     size = next(iter(sizes.values()), size)
     if size is None or (not sizes and synthetic < 1):
-        raise UserError("no training dataset and episodes that are not synthetic: set data_dir, or kinds.real to 0")
+        raise UserError(
+            "no training dataset and episodes that are not synthetic: set data_dir, or all weights of config.kinds but "
+            "that of synthetic to 0"
+        )
     companions = _companions(tasks) if label_union or all_labels else {}
     tasks = [task for task in tasks if not task.unusable]
     if not tasks and synthetic < 1:
