@@ -48,7 +48,7 @@ def test_task_rows_are_the_episodes_of_training(data_dir):
     np.testing.assert_array_equal(later[0].images, rows[2].images)
     assert config.kinds.real == 1.0  # the caller's config is left alone
     painted = sheet.task_rows("painted", config)
-    assert painted[0].title == "0: painted train_discs"
+    assert painted[0].title == "0: painted\ntrain_discs"
     assert all(0 < row.labels.mean() < 1 for row in painted)
 
 

@@ -57,7 +57,8 @@ def task_rows(kind: str, config: ConfigDict, first: int = 0) -> list[SheetRow]:
     for index in range(first, first + TASKS):
         batch = sampler(index)
         episode, _ = jax.device_get(make(batch.index, batch.kind, batch.episode))
-        made_of = task_name(sampler, index).split("/")[0].replace(" of ", "\n")  # without the label's name
+        made_of = task_name(sampler, index).split("/")[0]  # without the label's name
+        made_of = made_of.replace(" of ", "\n").replace("painted ", "painted\n")
         title = f"{index}: {made_of}"
         rows.append(SheetRow(title, *stacked(episode)))
     return rows
