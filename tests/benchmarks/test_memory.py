@@ -1,4 +1,4 @@
-"""What a mask by some weights needs, as the compiler says it."""
+"""Tests that the compiler counts the memory of a mask."""
 
 import pytest
 

@@ -17,11 +17,11 @@ from jax import random
 from ml_collections import ConfigDict
 
 from universeg_jax.episodes import warp
+from universeg_jax.episodes.augment import PUBLISHED_SIZE
 
 Array = jax.Array
 
 CODES = 16  # 0 unlabelled, 1 the label of the task, from 2 on the others; higher ones go round
-PUBLISHED_SIZE = 128  # of lengths in pixels
 
 
 def get_config() -> ConfigDict:
