@@ -173,13 +173,12 @@ def read_config(workdir: Path) -> ConfigDict:
     path = workdir / "config.json"
     if not path.is_file():
         raise ConfigError(f"{workdir} holds no config.json; give the --workdir of a run of train.py")
-    config = ConfigDict(without_retired(read_json(path)))
+    tree = without_retired(read_json(path))
     for name, value in ADDED.items():
         section, _, field = name.rpartition(".")
-        part = config[section] if section else config
-        if value is not None and field not in part:
-            part[field] = value
-    return config
+        if value is not None:
+            (tree[section] if section else tree).setdefault(field, value)
+    return ConfigDict(tree)
 
 
 def without_retired(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
