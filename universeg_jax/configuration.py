@@ -111,6 +111,7 @@ ADDED: dict[str, Any] = {
     "model.keys": "none",
     "model.key_heads": None,
     "model.key_columns": False,
+    "model.key_probe": False,
 }
 
 

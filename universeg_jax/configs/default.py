@@ -72,6 +72,7 @@ def add_model(config: ConfigDict) -> None:
     config.model.keys = "none"  # "none" as released | "lite0": a guess from pretrained features, see recognition.py
     config.model.key_heads = 4  # of that guess
     config.model.key_columns = False  # a further guess from these features as they are
+    config.model.key_probe = False  # another, from a linear probe of them that is fitted to the support
     config.model.dtype = "float32"  # of activations; "bfloat16" halves memory on accelerators
     config.model.remat = False  # recompute activations in the backward pass: less memory, a third more time
     config.model.form = "fast"  # "fast" | "plain": the same function

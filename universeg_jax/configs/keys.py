@@ -1,7 +1,8 @@
 r"""The last stages of the weights `small`: pretrained keys and 52 open datasets, a cosine, and one with painted tasks.
 
 Expected: docs/recipe.md, which lists the seeds and lengths of every stage. The first command starts from the packaged
-weights and goes on until SIGTERM stops it. The last stage began from a mean of earlier results.
+weights and goes on until SIGTERM stops it. The last one was trained twice, with another seed and what the first gave,
+and each time began from a mean of earlier results.
 
     python train.py --config=configs/keys.py --workdir=runs/keys --config.data_dir=data
     python train.py --config=configs/keys.py:cosine --workdir=runs/keys_cosine --config.data_dir=data \
@@ -27,6 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.init_from = "small"
     config.model.keys = "lite0"
     config.model.key_columns = True
+    config.model.key_probe = True
     config.train_without = WITHOUT
     config.min_label_density = 1e-3  # more tasks: 117 in place of 109
     config.kinds.update({"real": 0.6, "synthetic": 0.25, "superpixel": 0.15})

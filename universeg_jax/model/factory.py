@@ -13,7 +13,11 @@ from universeg_jax.model.panet import PANet
 from universeg_jax.model.senet import SENet
 from universeg_jax.model.universeg import UniverSeg
 
-NEUTRAL = ("recognition", "columns")  # parts of a model whose initial parameters change nothing of what it computes
+NEUTRAL = (
+    "recognition",
+    "columns",
+    "probe",
+)  # parts of a model whose initial parameters change nothing of what it computes
 MODELS = {"universeg": UniverSeg, "senet": SENet, "panet": PANet, "alpnet": ALPNet}
 
 

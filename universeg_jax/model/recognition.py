@@ -6,7 +6,7 @@ strides 8, 16 and 32 of the image enlarged twice: cells of 4, 8 and 16 pixels. T
 level of the encoder by convolutions that are zero at first, so that a model which gets these keys computes what it did.
 
 `Columns` compares the features of all three strides at once as they are, without a projection: of tasks that nobody saw
-this guess finds more than any learned head (docs/recipe.md).
+this guess finds more than any learned head (docs/recipe.md). `probe.Probe` fits a linear probe of them to the support.
 
 Keys of an image depend on no other image: those of a support set can be prepared once for all queries.
 """
@@ -54,6 +54,7 @@ class Recognition(nn.Module):
     widths: Sequence[int]
     support_axis: str = ""  # as the model's
     columns: "Columns | None" = None  # a further guess
+    probe: Any = None  # another, a `probe.Probe`, from the keys of columns
 
     def setup(self):
         counts = [max(1, round(self.heads * scale.share)) for scale in SCALES]
@@ -102,6 +103,7 @@ class Recognition(nn.Module):
         if self.columns:
             sharpness.append((jnp.full(1, COLUMN_TEMPERATURE), jnp.full(1, COLUMN_LOCALITY)))
         compares = [comparer(k, *both) for k, both in zip(keys, sharpness, strict=True)]
+        cell = query.shape[1] // keys[-1].shape[1]
 
         def chunk(x):
             entry, given, weight = x
@@ -109,15 +111,20 @@ class Recognition(nn.Module):
             found = [
                 compare(k.astype(wide(k)), entry[..., 1:], weight) for compare, k in zip(compares, given, strict=True)
             ]
-            return (found, _areas(entry, weight) if self.columns else ()), None
+            areas = _areas(entry, weight) if self.columns else ()
+            moments = self.probe.moments(given[-1], entry, weight, cell) if self.probe else ()
+            return (found, areas, moments), None
 
         partial, _ = over(chunk, (entries, entry_keys, weights))
-        sums, areas = all_sum(partial, self.support_axis, keys[0].dtype)
+        sums, areas, moments = all_sum(partial, self.support_axis, keys[0].dtype)
         guesses = [_guess(x, k.shape, query.shape[1] // k.shape[1]) for x, k in zip(sums, keys, strict=True)]
         learned = jnp.concatenate(guesses[: len(SCALES)], -1).astype(query.dtype)
         added = enter(learned, self.mix, self.enter)
         if self.columns:
             extra = self.columns(guesses[-1], areas[..., 0] / jnp.maximum(areas[..., 1], 1e-12), query.dtype)
+            added = [x + more for x, more in zip(added, extra, strict=True)]
+        if self.probe:
+            extra = self.probe(keys[-1], moments, query.shape, query.dtype)
             added = [x + more for x, more in zip(added, extra, strict=True)]
         return added
 

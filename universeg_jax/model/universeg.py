@@ -41,6 +41,7 @@ from universeg_jax.model.layers import (
     weighted_sum,
 )
 from universeg_jax.model.matching import MATCHES
+from universeg_jax.model.probe import Probe
 from universeg_jax.model.recognition import NETWORKS, Columns, Keys, Recognition
 
 Block = int | tuple[int, int]  # features, or (cross_features, conv_features)
@@ -135,6 +136,7 @@ class UniverSeg(nn.Module):
     keys: str = "none"  # "none" (release) | "lite0": match by pretrained features too (recognition.py)
     key_heads: int = 4  # of that matching
     key_columns: bool = False  # match by these features as they are, too
+    key_probe: bool = False  # fit a linear probe of them to the support (probe.py), too
     dtype: str = "float32"  # of activations; parameters, means over the support and logits stay float32
     remat: bool = False  # recompute each block's activations in the backward pass
     form: str = "fast"  # "fast" | "plain": the same function
@@ -175,9 +177,12 @@ class UniverSeg(nn.Module):
             self.matches = [kind(self.matching, support_axis=self.support_axis) for kind in MATCHES]
         if self.key_columns and self.keys == "none":
             raise ValueError("config.model.key_columns needs config.model.keys, such as lite0")
+        if self.key_probe and not self.key_columns:
+            raise ValueError("config.model.key_probe needs config.model.key_columns, whose features it reads")
         if self.keys != "none":
             self.columns = Columns(outputs) if self.key_columns else None
-            self.recognition = Recognition(self.key_heads, outputs, self.support_axis, self.columns)
+            self.probe = Probe(outputs) if self.key_probe else None
+            self.recognition = Recognition(self.key_heads, outputs, self.support_axis, self.columns, self.probe)
 
     def __call__(
         self,
