@@ -3,11 +3,16 @@
 import json
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.fixtures import random_params, tiny_config
 from universeg_jax.cli import main
 from universeg_jax.export import onnx_export
+from universeg_jax.model import pretrained
+from universeg_jax.model.factory import build_model, param_shapes
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +42,29 @@ def test_onnx_runtime_gives_the_models_logits(packages, checkpoint, predictor, t
     assert (meta["image_size"], meta["support_size"], list(meta["inputs"])) == (16, 4, list(onnx_export.NAMES))
     assert main(arguments) == 1
     assert "exists already" in capsys.readouterr().err
+
+
+def test_pretrained_keys_can_be_converted():
+    """Without the packages: ONNX has no choice by platform, as their features have on a CPU."""
+    seen = []
+
+    class Converter:
+        @staticmethod
+        def to_onnx(function, inputs, **_):
+            seen.append(str(jax.make_jaxpr(function)(*inputs)))
+
+    config = tiny_config()
+    config.model.update({"encoder_blocks": (4, 5), "keys": "lite0", "key_columns": True, "key_probe": True})
+    shapes = param_shapes(build_model(config.model))
+    onnx_export.convert(Converter, random_params(shapes), config, onnx_export.example_inputs(16, 2))
+    assert "platform_index" not in seen[0]
+    assert "platform_index" in str(jax.make_jaxpr(pretrained.features)(jnp.zeros((1, 32, 32, 1))))
+
+
+def test_onnx_runtime_gives_the_logits_of_the_packaged_weights(packages, tmp_path, capsys):
+    out = tmp_path / "small.onnx"
+    assert main(["export", "--checkpoint", "small", "--out", str(out), "--support_size", "2"]) == 0
+    assert "2 entries, logits within" in capsys.readouterr().out
 
 
 def test_a_program_that_differs_is_not_written(packages, checkpoint, tmp_path, monkeypatch, capsys):

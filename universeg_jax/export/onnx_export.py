@@ -20,6 +20,7 @@ from universeg_jax.checkpoints import store
 from universeg_jax.configuration import to_dict
 from universeg_jax.errors import UserError
 from universeg_jax.export.jax_export import INPUTS, PREPROCESSING
+from universeg_jax.model import pretrained
 from universeg_jax.model.factory import build_model
 from universeg_jax.prediction.predictor import Predictor
 from universeg_jax.reports.files import atomic_write
@@ -75,7 +76,8 @@ def example_inputs(size: int, support_size: int) -> dict[str, np.ndarray]:
 def convert(jax2onnx: Any, params: Any, config: ConfigDict, inputs: dict[str, np.ndarray]) -> Any:
     """Converts the fast form with its parameters to an ONNX ModelProto."""
     model = build_model(config.model, form="fast", support_chunk=0, support_axis="")
-    primitives = jaxpr_as_fun(jax.make_jaxpr(lambda *x: model.apply({"params": params}, *x))(*inputs.values()))
+    with pretrained.together():
+        primitives = jaxpr_as_fun(jax.make_jaxpr(lambda *x: model.apply({"params": params}, *x))(*inputs.values()))
     return jax2onnx.to_onnx(
         lambda *x: primitives(*x)[0],
         inputs=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs.values()],

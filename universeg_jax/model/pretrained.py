@@ -8,8 +8,11 @@ holds them, and gradients stop at them.
 Depthwise convolutions are sums of shifted products: XLA:CPU takes six times as long for the convolutions themselves.
 """
 
+import contextlib
+import contextvars
 import functools
 import importlib.resources
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -50,6 +53,19 @@ FEATURES = {stride: BLOCKS[block].features for stride, block in TAPS.items()}
 MEAN, SCALE = 127 / 255, 255 / 128  # of the release: (0..255 - 127) / 128, all channels alike
 
 
+_together = contextvars.ContextVar("together", default=False)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Within it `features` traces all images at once on any platform: ONNX has no choice by platform."""
+    token = _together.set(True)
+    try:
+        yield
+    finally:
+        _together.reset(token)
+
+
 @functools.cache
 def weights() -> dict[str, np.ndarray]:
     """float16 arrays of the packaged file: stem [3, 3, 3, 32]; of block i expand [C, F], depthwise [k, k, F], project
@@ -73,7 +89,10 @@ def features(images: Array) -> dict[int, Array]:
     def one_by_one(x: Array) -> dict[int, Array]:  # what lies between two layers then stays in a CPU's cache
         return jax.lax.map(lambda image: jax.tree.map(lambda y: y[0], network(image[None], held)), x)
 
-    found = jax.lax.platform_dependent(x, cpu=one_by_one, default=lambda x: network(x, held))
+    def at_once(x: Array) -> dict[int, Array]:
+        return network(x, held)
+
+    found = at_once(x) if _together.get() else jax.lax.platform_dependent(x, cpu=one_by_one, default=at_once)
     return {stride: x.reshape((*before, *x.shape[1:])) for stride, x in found.items()}
 
 
