@@ -13,6 +13,7 @@ over tasks.
     normalised STRIDE   the same with mean 0 and variance 1 over each image
     columns             those of every stride joined (recognition.columns), as the network gets them
     columns, every cell the same with four times as many cells of the support
+    probe               a linear probe of columns instead of an average, fitted to the support (probe.py)
 """
 
 import argparse
@@ -31,7 +32,7 @@ from universeg_jax.data.tasks import dataset_tasks, usable
 from universeg_jax.episode import Array, Episode, to_device_floats
 from universeg_jax.evaluation.cases import Settings, gather_episodes, query_cases
 from universeg_jax.evaluation.metrics import dice_on_host
-from universeg_jax.model import pretrained
+from universeg_jax.model import pretrained, probe
 from universeg_jax.model.factory import build_model
 from universeg_jax.model.matching import comparer
 from universeg_jax.model.recognition import (
@@ -83,6 +84,10 @@ def guesses(model: Any, params: Any, episode: Episode) -> dict[str, jax.Array]:
             pair = [unit(change(x))[..., None, :] for x in (asked[stride][0], given[stride])]
             found[f"{name} {stride}"] = guess(pair[0], pair[1][:, ::step, ::step], labels, TEMPERATURE, 0.0)
     q, s = columns(asked)[0], columns(given)
+    entries = jnp.concatenate([images, labels[None]], -1)
+    weights = jnp.full((1, len(labels)), 1 / len(labels))
+    sums = probe.moments(s[None, :, ::COLUMN_STEP, ::COLUMN_STEP], entries, weights, SIZE // q.shape[0])
+    found["probe"] = jax.image.resize(probe.probed(q[None], *sums)[0, ..., :1], (SIZE, SIZE, 1), "linear")
     for name, step in (("columns", COLUMN_STEP), ("columns, every cell", 1)):
         found[name] = guess(q, s[:, ::step, ::step], labels, COLUMN_TEMPERATURE, COLUMN_LOCALITY)
     return found

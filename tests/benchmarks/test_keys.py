@@ -39,9 +39,9 @@ def test_lines(tmp_path, capsys, monkeypatch):
     keys.main([f"--data_dir={tmp_path}", "--support_size=2", "--max_cases=1", f"--out={tmp_path / 'out.jsonl'}"])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     of_strides = {f"{kind} {stride}" for kind in ("frozen", "normalised") for stride in (8, 16, 32)}
-    assert {line["guess"] for line in lines} == of_strides | {"columns", "columns, every cell"}
+    assert {line["guess"] for line in lines} == of_strides | {"columns", "columns, every cell", "probe"}
     assert all(line["datasets"].keys() == {"discs"} and 0 < line["dice"] <= 100 for line in lines)
-    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 8
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 9
 
 
 def test_keys_of_a_checkpoint_are_measured_head_by_head(monkeypatch):

@@ -109,6 +109,26 @@ def test_the_mean_of_two_checkpoints_has_the_origin_of_both(tmp_path, capsys):
     assert "--package FILE" in capsys.readouterr().err
 
 
+def test_a_part_that_one_lacks_counts_as_one_that_adds_nothing(tmp_path):
+    """Its config is of a time when the field was not known."""
+    fields = {"keys": "lite0", "key_columns": True}
+    write_checkpoint(tmp_path / "old", **fields)
+    write_checkpoint(tmp_path / "new", **fields, key_probe=True)
+    old, new = (store.load(tmp_path / name)[0] for name in ("old", "new"))
+    new["probe"]["enter_0"]["kernel"] += 2
+    metadata = store.read_metadata(tmp_path / "old")
+    del metadata["config"]["model"]["key_probe"]
+    for name, params, held in (("before", old, metadata), ("after", new, store.read_metadata(tmp_path / "new"))):
+        store.write_params(tmp_path / name, params, held)
+    out = tmp_path / "mean.safetensors"
+    package(tmp_path / "after", out, mean_with=tmp_path / "before")
+    mean = packaged.read_file(out)["probe"]
+    np.testing.assert_allclose(mean["enter_0"]["kernel"], new["probe"]["enter_0"]["kernel"] / 2)
+    np.testing.assert_allclose(mean["mix"]["Conv_0"]["kernel"], new["probe"]["mix"]["Conv_0"]["kernel"])
+    with pytest.raises(UserError, match="config.model.key_probe=False and True"):
+        package(tmp_path / "before", tmp_path / "w.safetensors", mean_with=tmp_path / "after")
+
+
 def test_checkpoints_that_have_no_mean_are_refused(tmp_path):
     write_checkpoint(tmp_path / "run")
     write_checkpoint(tmp_path / "norm", norm="layer")

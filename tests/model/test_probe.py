@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fixtures import random_params
+from universeg_jax.model import probe
 from universeg_jax.model.factory import build_model, param_shapes
-from universeg_jax.model.probe import ITERATIONS, RIDGE, Probe, guesses, solve
+from universeg_jax.model.probe import ITERATIONS, RIDGE, moments, probed, solve
 
 CELL, ROWS, STEP, WIDTH = 4, 4, 2, 7
-PROBE = Probe((3,))
 
 
 def unit_vectors(rng, *shape):
@@ -57,7 +57,7 @@ def test_it_is_ridge_regression_on_the_asked_cells(known):
     keys, entry = support(known=known)
     weights = np.array([[0.2, 0.5, 0.3], [0.7, 0.3, 0.0]], np.float32)
     query = unit_vectors(np.random.default_rng(9), 2, ROWS, ROWS)
-    found = np.asarray(guesses(query, *PROBE.moments(keys, entry, weights, CELL)))
+    found = np.asarray(probed(query, *moments(keys, entry, weights, CELL)))
     assert found.shape == (2, ROWS, ROWS, 3)
     for i in range(2):
         p, apart = by_numpy(query[i], keys[i], entry[i], weights[i])
@@ -70,8 +70,8 @@ def test_the_means_of_the_classes_become_0_and_1():
     cells = np.kron(np.random.default_rng(1).random((3, ROWS, ROWS)) > 0.5, np.ones((CELL, CELL)))  # hard labels
     entry[0, ..., 1] = cells
     weights = np.full((1, 3), 1 / 3, np.float32)
-    sums = PROBE.moments(keys, entry, weights, CELL)
-    found = np.asarray(guesses(keys.reshape((1, 3, -1, 1, WIDTH)), *sums))[0, ..., 1].ravel()  # of the support itself
+    sums = moments(keys, entry, weights, CELL)
+    found = np.asarray(probed(keys.reshape((1, 3, -1, 1, WIDTH)), *sums))[0, ..., 1].ravel()  # of the support itself
     inside = asked_cells(entry[0, ..., 1]).ravel() > 0
     np.testing.assert_allclose([found[~inside].mean(), found[inside].mean()], [0, 1], atol=1e-4)
 
@@ -81,7 +81,7 @@ def test_labels_that_are_all_equal_are_all_that_it_says(label):
     keys, entry = support(known=False)
     entry[..., 1] = label
     query = unit_vectors(np.random.default_rng(2), 2, ROWS, ROWS)
-    found = np.asarray(guesses(query, *PROBE.moments(keys, entry, np.full((2, 3), 1 / 3, np.float32), CELL)))
+    found = np.asarray(probed(query, *moments(keys, entry, np.full((2, 3), 1 / 3, np.float32), CELL)))
     np.testing.assert_allclose(found, np.broadcast_to([label, label, 0], found.shape), atol=1e-4)
 
 
@@ -97,7 +97,7 @@ def test_a_small_target_is_told_as_clearly_as_a_large_one():
     pixels = np.kron(target, np.ones((CELL, CELL)))
     entry = np.stack([pixels, pixels], -1)[None, None].astype(np.float32)
     weights = np.ones((1, 1), np.float32)
-    p, scaled, _ = np.moveaxis(np.asarray(guesses(keys, *PROBE.moments(keys[:, None], entry, weights, CELL)))[0], -1, 0)
+    p, scaled, _ = np.moveaxis(np.asarray(probed(keys, *moments(keys[:, None], entry, weights, CELL)))[0], -1, 0)
     assert p[target].mean() < 0.5
     np.testing.assert_allclose([scaled[~target].mean(), scaled[target].mean()], [0, 1], atol=1e-3)
 
@@ -107,21 +107,37 @@ def test_unknown_pixels_have_no_effect():
     weights = np.full((2, 3), 1 / 3, np.float32)
     other = entry.copy()
     other[..., 1] = np.where(entry[..., 2] > 0, entry[..., 1], 1 - entry[..., 1])
-    for a, b in zip(*(PROBE.moments(keys, x, weights, CELL) for x in (entry, other)), strict=True):
+    for a, b in zip(*(moments(keys, x, weights, CELL) for x in (entry, other)), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**31), st.integers(1, 40), st.floats(-3, 3))
-def test_conjugate_gradients_solve(seed, rank, size):
-    """Covariances of features with a mean square of 1 have a condition below 2,000 with RIDGE."""
+def cells_like_those_of_images(seed, count, width=344):
+    """Features whose spectrum falls as that of columns does: from 60 to less than RIDGE, mean square 1."""
     rng = np.random.default_rng(seed)
-    x = rng.normal(size=(64, rank)) @ rng.normal(size=(rank, 24))
-    x /= np.sqrt(np.square(x).mean() + 1e-9)
-    matrix, right = (x.T @ x / 64).astype(np.float32), (10**size * rng.normal(size=24)).astype(np.float32)
-    exact = np.linalg.solve(matrix.astype(np.float64) + RIDGE * np.eye(24), right)
-    found = np.asarray(jax.jit(solve)(matrix[None], right[None]))[0]
-    np.testing.assert_allclose(found, exact, atol=1e-3 * np.abs(exact).max())
+    spread = np.sqrt(60.0 / np.arange(1, width + 1) ** 1.3)
+    x = (rng.normal(size=(count, width)) * spread) @ np.linalg.qr(rng.normal(size=(width, width)))[0]
+    return x / np.sqrt(np.square(x).mean())
+
+
+def error_of_p(seed, count, signal):
+    """Largest error of p over its spread, where the labels depend on the feature of one direction."""
+    x = cells_like_those_of_images(seed, count)
+    y = x @ np.linalg.svd(x, full_matrices=False)[2][signal] > 0.5
+    covariance, right = np.cov(x.T, bias=True), (x - x.mean(0)).T @ (y - y.mean()) / count
+    exact = x @ np.linalg.solve(covariance + RIDGE * np.eye(x.shape[1]), right)
+    found = np.asarray(solve(jnp.asarray(covariance[None], jnp.float32), jnp.asarray(right[None], jnp.float32)))[0]
+    return np.abs(x @ found - exact).max() / exact.std()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([256, 1024]), st.sampled_from([0, 20, 100]))
+def test_conjugate_gradients_are_exact(seed, count, signal):
+    assert error_of_p(seed, count, signal) < 1e-3
+
+
+def test_a_few_conjugate_gradients_are_not(monkeypatch):
+    monkeypatch.setattr(probe, "ITERATIONS", 12)
+    assert error_of_p(0, 1024, 20) > 1e-2
 
 
 def test_nothing_to_solve_is_zero_and_finite():

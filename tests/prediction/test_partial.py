@@ -139,7 +139,8 @@ def test_a_model_that_needs_every_label_says_so():
 def test_keys_and_matching_leave_ignored_pixels_out(monkeypatch):
     monkeypatch.setattr(pretrained, "features", pixels_of_cells)
     config = tiny_config()
-    config.model.update({"keys": "lite0", "key_heads": 2, "matching": 1})
+    fields = {"keys": "lite0", "key_heads": 2, "key_columns": True, "key_probe": True, "matching": 1}
+    config.model.update(fields)
     predictor = Predictor(random_params(param_shapes(build_model(config.model))), config)
     images, labels, ignored = some(3)
     segmenter = predictor.for_support(images, marked(labels, ignored), ignore=255)

@@ -34,7 +34,7 @@ def test_keys_of_an_image_are_computed_once(count, times):
 def predictor(monkeypatch):
     monkeypatch.setattr(pretrained, "features", pixels_of_cells)
     config = tiny_config()
-    config.model.update({"keys": "lite0", "key_heads": 2})
+    config.model.update({"keys": "lite0", "key_heads": 2, "key_columns": True, "key_probe": True})
     return Predictor(random_params(param_shapes(build_model(config.model))), config)
 
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 import universeg_jax
 from universeg_jax.checkpoints import packaged, store
 from universeg_jax.errors import UserError
-from universeg_jax.model.factory import NEUTRAL
+from universeg_jax.model.factory import NEUTRAL, build_model, fields_of, muted
 
 if TYPE_CHECKING:
     from universeg_jax.data.dataset import Dataset  # which imports TFDS, and only the name of the type is needed
@@ -120,7 +120,8 @@ def package(checkpoint: str | Path, out: str | Path, mean_with: str | Path = "")
     """Writes the parameters of a checkpoint to one file, with config and lineage but without local paths.
 
     `mean_with` names another checkpoint of the same model: the file gets the mean of both parameters (Wortsman et al.,
-    ICML 2022), the config of the first and what either was trained and selected on. Raises UserError.
+    ICML 2022), the config of the first and what either was trained and selected on. A part of factory.NEUTRAL that the
+    other lacks counts as one that adds nothing. Raises UserError.
     """
     out, path = Path(out), store.resolve(checkpoint)
     if out.suffix != packaged.SUFFIX:
@@ -142,11 +143,15 @@ def _mean(path: Path, other: Path) -> tuple[Any, dict[str, Any]]:
     (first, config), (second, config_of_other) = store.load(path), store.load(other)
     records = [store.read_metadata(each).get("lineage", {}) for each in (path, other)]
     check_open(records[1])
-    ours, theirs = config.model.to_dict(), config_of_other.model.to_dict()
-    if fields := [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]:
+    models = [build_model(each.model) for each in (config, config_of_other)]
+    added = set(NEUTRAL).intersection(first) - set(second)
+    excused = [field for part in added for field in NEUTRAL[part]]
+    ours, theirs = ({"name": type(m).__name__} | {f: getattr(m, f) for f in fields_of(type(m))} for m in models)
+    if fields := [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name) and name not in excused]:
         named = ", ".join(f"config.model.{name}={ours.get(name)!r} and {theirs.get(name)!r}" for name in fields)
         raise UserError(f"{path} and {other} have no mean: {named}; take checkpoints of one model")
     hashes = [packaged.params_hash(params) for params in (first, second)]
+    second = {**second, **{part: muted(first[part]) for part in added}}
     parents = list(dict.fromkeys(parent for record in records for parent in record["parents"]))
     mean = jax.tree.map(lambda a, b: (np.asarray(a, np.float32) + np.asarray(b, np.float32)) / 2, first, second)
     return mean, {**_joined(records[1], records[0]), "parents": parents, "mean_of": hashes}

@@ -76,7 +76,7 @@ def example_inputs(size: int, support_size: int) -> dict[str, np.ndarray]:
 def convert(jax2onnx: Any, params: Any, config: ConfigDict, inputs: dict[str, np.ndarray]) -> Any:
     """Converts the fast form with its parameters to an ONNX ModelProto."""
     model = build_model(config.model, form="fast", support_chunk=0, support_axis="")
-    with pretrained.together():
+    with pretrained.all_at_once():
         primitives = jaxpr_as_fun(jax.make_jaxpr(lambda *x: model.apply({"params": params}, *x))(*inputs.values()))
     return jax2onnx.to_onnx(
         lambda *x: primitives(*x)[0],

@@ -13,11 +13,8 @@ from universeg_jax.model.panet import PANet
 from universeg_jax.model.senet import SENet
 from universeg_jax.model.universeg import UniverSeg
 
-NEUTRAL = (
-    "recognition",
-    "columns",
-    "probe",
-)  # parts of a model whose initial parameters change nothing of what it computes
+# Parts of a model whose initial parameters change nothing of what it computes, and the fields that ask for them.
+NEUTRAL = {"recognition": ("keys", "key_heads"), "columns": ("key_columns",), "probe": ("key_probe",)}
 MODELS = {"universeg": UniverSeg, "senet": SENet, "panet": PANet, "alpnet": ALPNet}
 
 
@@ -45,6 +42,11 @@ def build_model(config: Any, **overrides: Any) -> nn.Module:
         if field not in own and value not in [fields[field] for fields in every if field in fields]:
             raise ValueError(f"config.model.{field}={value!r}: {name} has no such field; it has {', '.join(own)}")
     return MODELS[name](**{field: value for field, value in fields.items() if field in own})
+
+
+def muted(part: Any) -> Any:
+    """Parameters of one of NEUTRAL with which it adds nothing, and otherwise those of `part`."""
+    return {name: jax.tree.map(jnp.zeros_like, x) if name.startswith("enter_") else x for name, x in part.items()}
 
 
 def logits_of(model: nn.Module, params: Any, *inputs: Any) -> Array:

@@ -53,17 +53,17 @@ FEATURES = {stride: BLOCKS[block].features for stride, block in TAPS.items()}
 MEAN, SCALE = 127 / 255, 255 / 128  # of the release: (0..255 - 127) / 128, all channels alike
 
 
-_together = contextvars.ContextVar("together", default=False)
+_at_once = contextvars.ContextVar("at_once", default=False)
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def all_at_once() -> Iterator[None]:
     """Within it `features` traces all images at once on any platform: ONNX has no choice by platform."""
-    token = _together.set(True)
+    token = _at_once.set(True)
     try:
         yield
     finally:
-        _together.reset(token)
+        _at_once.reset(token)
 
 
 @functools.cache
@@ -92,7 +92,7 @@ def features(images: Array) -> dict[int, Array]:
     def at_once(x: Array) -> dict[int, Array]:
         return network(x, held)
 
-    found = at_once(x) if _together.get() else jax.lax.platform_dependent(x, cpu=one_by_one, default=at_once)
+    found = at_once(x) if _at_once.get() else jax.lax.platform_dependent(x, cpu=one_by_one, default=at_once)
     return {stride: x.reshape((*before, *x.shape[1:])) for stride, x in found.items()}
 
 

@@ -6,7 +6,8 @@ strides 8, 16 and 32 of the image enlarged twice: cells of 4, 8 and 16 pixels. T
 level of the encoder by convolutions that are zero at first, so that a model which gets these keys computes what it did.
 
 `Columns` compares the features of all three strides at once as they are, without a projection: of tasks that nobody saw
-this guess finds more than any learned head (docs/recipe.md). `probe.Probe` fits a linear probe of them to the support.
+this guess finds more than any learned head (docs/recipe.md). `Probe` fits a linear probe of them to the support
+(probe.py).
 
 Keys of an image depend on no other image: those of a support set can be prepared once for all queries.
 """
@@ -22,6 +23,7 @@ import numpy as np
 from universeg_jax.model import pretrained
 from universeg_jax.model.layers import Array, Conv, MapSum, all_sum
 from universeg_jax.model.matching import Layer, comparer, from_cells, wide
+from universeg_jax.model.probe import moments, probed
 
 NETWORKS = ("none", "lite0")
 Keys = tuple[Array, ...]  # for each of SCALES: unit vectors [..., rows, columns, heads, features]
@@ -54,7 +56,7 @@ class Recognition(nn.Module):
     widths: Sequence[int]
     support_axis: str = ""  # as the model's
     columns: "Columns | None" = None  # a further guess
-    probe: Any = None  # another, a `probe.Probe`, from the keys of columns
+    probe: "Probe | None" = None  # another, of the same keys as columns
 
     def setup(self):
         counts = [max(1, round(self.heads * scale.share)) for scale in SCALES]
@@ -112,11 +114,11 @@ class Recognition(nn.Module):
                 compare(k.astype(wide(k)), entry[..., 1:], weight) for compare, k in zip(compares, given, strict=True)
             ]
             areas = _areas(entry, weight) if self.columns else ()
-            moments = self.probe.moments(given[-1], entry, weight, cell) if self.probe else ()
-            return (found, areas, moments), None
+            fit = moments(given[-1], entry, weight, cell) if self.probe else ()
+            return (found, areas, fit), None
 
         partial, _ = over(chunk, (entries, entry_keys, weights))
-        sums, areas, moments = all_sum(partial, self.support_axis, keys[0].dtype)
+        sums, areas, fit = all_sum(partial, self.support_axis, keys[0].dtype)
         guesses = [_guess(x, k.shape, query.shape[1] // k.shape[1]) for x, k in zip(sums, keys, strict=True)]
         learned = jnp.concatenate(guesses[: len(SCALES)], -1).astype(query.dtype)
         added = enter(learned, self.mix, self.enter)
@@ -124,7 +126,7 @@ class Recognition(nn.Module):
             extra = self.columns(guesses[-1], areas[..., 0] / jnp.maximum(areas[..., 1], 1e-12), query.dtype)
             added = [x + more for x, more in zip(added, extra, strict=True)]
         if self.probe:
-            extra = self.probe(keys[-1], moments, query.shape, query.dtype)
+            extra = self.probe(keys[-1], fit, query.shape, query.dtype)
             added = [x + more for x, more in zip(added, extra, strict=True)]
         return added
 
@@ -143,6 +145,22 @@ class Columns(nn.Module):
         label, p = guess[..., :1], jnp.expand_dims(jnp.clip(share, 1e-4, 1 - 1e-4), (1, 2, 3))
         balanced = label * (1 - p) / (label * (1 - p) + (1 - label) * p)  # as if both covered the same area
         return enter(jnp.concatenate([guess, balanced], -1).astype(dtype), self.mix, self.enter)
+
+
+class Probe(nn.Module):
+    """Adds the guesses of a linear probe of columns to the query at each level, as `Recognition` does."""
+
+    widths: Sequence[int]
+
+    def setup(self):
+        self.mix = Layer(3, MIXED)
+        self.enter = [Conv(3 + MIXED, width, gain=0.0, size=1) for width in self.widths]
+
+    def __call__(self, keys: Array, fit: tuple[Array, Array], shape: tuple[int, ...], dtype: Any) -> list[Array]:
+        """`keys` of columns [B, rows, columns, 1, D] of a query of `shape`; `fit`: sums of `moments`."""
+        found = probed(keys, *fit)
+        found = jax.image.resize(found, (*shape[:3], found.shape[-1]), "linear")
+        return enter(found.astype(dtype), self.mix, self.enter)
 
 
 def columns(seen: dict[int, Array]) -> Array:

@@ -41,8 +41,7 @@ from universeg_jax.model.layers import (
     weighted_sum,
 )
 from universeg_jax.model.matching import MATCHES
-from universeg_jax.model.probe import Probe
-from universeg_jax.model.recognition import NETWORKS, Columns, Keys, Recognition
+from universeg_jax.model.recognition import NETWORKS, Columns, Keys, Probe, Recognition
 
 Block = int | tuple[int, int]  # features, or (cross_features, conv_features)
 
