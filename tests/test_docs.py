@@ -9,6 +9,7 @@ import pytest
 
 from universeg_jax.cli import make_parser
 from universeg_jax.configuration import flatten, to_dict
+from universeg_jax.model.factory import build_model, param_shapes
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -23,7 +24,7 @@ FOLDERS = ("universeg_jax", "configs", "tests", "benchmarks", "docs", "tools")
 
 def commands(start: str) -> list[str]:
     """What follows `start` in code blocks and between backticks, up to a comment or a pipe."""
-    found = re.findall(rf"(?:^|`)[ ]*{start} +([^`\n]*)", ALL_TEXT, re.MULTILINE)
+    found = re.findall(rf"(?:^|`)[ ]*{start} +([^`\n]*)", re.sub(r"\\\n *", "", ALL_TEXT), re.MULTILINE)
     assert found
     return [re.split(r"\s#|\s\||[;(]|\s\.\.\.|…", command)[0] for command in found]
 
@@ -88,9 +89,13 @@ def test_configs_and_their_fields_exist():
         if not config:
             continue
         module = importlib.import_module(f"universeg_jax.configs.{config[1]}")
-        fields = flatten(to_dict(module.get_config(config[2]) if config[2] else module.get_config()))
+        held = module.get_config(config[2]) if config[2] else module.get_config()
+        fields = flatten(to_dict(held))
         given = {flag.removeprefix("--config.") for flag in flags(command) if flag.startswith("--config.")}
         assert given <= fields.keys(), command
+        switches = re.findall(r"--config\.model\.(\w+)=(True|False)", command)
+        held.model.update({field: value == "True" for field, value in switches})
+        param_shapes(build_model(held.model))  # fields that need each other are given together
     assert set(re.findall(r"--config\.([a-z_.]*[a-z_])=", ALL_TEXT)) <= default_fields()
 
 

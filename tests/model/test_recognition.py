@@ -105,6 +105,28 @@ def test_streamed_equals_the_definition(params, expected, chunk):
     np.testing.assert_allclose(jax.jit(model.apply)({"params": params}, *inputs), logits, atol=ROUNDING)
 
 
+def test_forms_agree_in_float64(params, expected):
+    """Where nothing is rounded to float16."""
+    with jax.enable_x64():
+        held, inputs = jax.tree.map(np.float64, params), [x.astype(np.float64) for x in expected[0]]
+        results = []
+        for form, chunk in (("plain", 0), ("fast", 0), ("fast", 3)):
+            model = build_model(FIELDS, form=form, support_chunk=chunk, dtype="float64")
+            results.append(jax.jit(lambda p, model=model: model.apply({"params": p}, *inputs))(held))
+        assert results[0].dtype == jnp.float64
+        for result in results[1:]:
+            np.testing.assert_allclose(result, results[0], atol=1e-8, rtol=0)  # conjugate gradients are not exact
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 48), (64, 32), (256, 288)])
+def test_images_that_are_not_square_or_large(params, height, width):
+    shapes = (1, height, width, 1), (1, 2, height, width, 1)
+    inputs = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in (shapes[0], shapes[1], shapes[1])]
+    model = build_model(FIELDS, dtype="bfloat16")
+    logits = jax.eval_shape(model.apply, {"params": params}, *inputs)
+    assert (logits.shape, logits.dtype) == (shapes[0], jnp.float32)
+
+
 def test_order_and_padding_do_not_matter(params, expected):
     (query, images, labels, mask), logits = expected
     order = [2, 0, 3, 1]
