@@ -1,8 +1,8 @@
 r"""The last stages of the weights `small`: pretrained keys and 52 open datasets, a cosine, and one with painted tasks.
 
 Expected: docs/recipe.md, which lists the seeds and lengths of every stage. The first command starts from the packaged
-weights and goes on until SIGTERM stops it. The last stage was trained twice, the second time from the mean of the first
-result and the weights before.
+weights and goes on until SIGTERM stops it. The last command was run twice: the second time, with another seed, from
+the mean of the first result and the weights before.
 
     python train.py --config=configs/keys.py --workdir=runs/keys --config.data_dir=data
     python train.py --config=configs/keys.py:cosine --workdir=runs/keys_cosine --config.data_dir=data \
