@@ -26,7 +26,7 @@ from universeg_jax.prediction.predictor import Predictor
 from universeg_jax.reports.files import atomic_write
 
 NAMES = tuple(INPUTS)
-TOLERANCE = 1e-4  # largest difference of logits
+TOLERANCE = 1e-3  # largest difference of logits: another order of sums rounds pretrained keys to another float16
 INSTALL = "pip install 'universeg_jax[onnx]' && pip install --no-deps 'jax2onnx>=0.17,<0.18'"
 
 
