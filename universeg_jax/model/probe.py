@@ -67,7 +67,8 @@ def probed(keys: Array, products: Array, towards: Array) -> Array:
 def solve(matrix: Array, right: Array) -> Array:
     """w with (matrix + RIDGE) w = right, [B, D, D] and [B, D], by conjugate gradients.
 
-    A fixed number of products is one loop of known length, which ONNX can express; it has no Cholesky decomposition.
+    Written out for the ONNX export: jax2onnx 0.17.1 rejects `jax.scipy.sparse.linalg.cg` and does not come to an end
+    with a Cholesky decomposition of this size.
     """
     tiny = jnp.finfo(right.dtype).tiny
 
