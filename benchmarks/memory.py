@@ -5,7 +5,7 @@
 
 Arguments, temporaries and outputs together grow linearly with S: two compilations give the line, a third one at the
 answer confirms it. Nothing is run. With --checkpoint it compiles the program of a CPU for one query and a support set
-whose pretrained keys are given, and counts these inputs too.
+whose keys are given, and counts these inputs too.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def bytes_of_a_mask(checkpoint: str, support: int) -> int:
     entries = jax.ShapeDtypeStruct((1, support, size, size, 1), jnp.float32)
     mask, count = jax.ShapeDtypeStruct((1, support), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
     keys = [None, None]
-    if getattr(model, "keys", "none") != "none":
+    if getattr(model, "has_keys", False):
         for i, images in enumerate((query, entries)):
             keys_of = functools.partial(model.apply, method="keys_of", support=i == 1)
             keys[i] = jax.eval_shape(keys_of, {"params": params}, images)

@@ -32,11 +32,13 @@ def weighted(support, batch=2):
 def made(kind, query, entries, weights):
     module = kind(HEADS)
     init = functools.partial(module.init, jax.random.key(0))
-    return module, random_params(jax.eval_shape(lambda *x: init(*x, map_sum), query, entries[None], weights[None]))
+    shapes = jax.eval_shape(lambda q, e, w: init(q, None, e, None, w, map_sum), query, entries[None], weights[None])
+    return module, random_params(shapes)
 
 
 def apply(module, variables, query, entries, weights, chunk=0):
-    return module.apply(variables, query, *chunked((jnp.asarray(entries), jnp.asarray(weights)), chunk), map_sum)
+    entries, weights = chunked((jnp.asarray(entries), jnp.asarray(weights)), chunk)
+    return module.apply(variables, query, None, entries, None, weights, map_sum)
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (16, 24), (128, 128)])
@@ -103,6 +105,21 @@ def test_the_support_is_a_set_that_may_be_streamed_and_padded(kind):
     np.testing.assert_allclose(
         apply(module, variables, query, padded, np.pad(weights, [(0, 0), (0, 2)])), expected, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("kind", [CellMatching, PixelMatching])
+def test_prepared_keys_give_the_same_whatever_those_of_padding_hold(kind):
+    query, entries = episode()
+    weights = weighted(3)
+    weights[0, 1] = 0
+    module, variables = made(kind, query, entries, weights)
+    of_query = module.apply(variables, query, method="keys")
+    of_support = module.apply(variables, entries[..., :1], method="support_keys").astype(jnp.float16)
+    of_support = of_support.at[0, 1].set(jnp.nan)
+    for chunk in (0, 1):
+        given = *chunked((jnp.asarray(entries), of_support), chunk), chunked(jnp.asarray(weights), chunk)
+        found = module.apply(variables, query, of_query, *given, map_sum)
+        np.testing.assert_allclose(found, apply(module, variables, query, entries, weights), atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [CellMatching, PixelMatching])

@@ -14,7 +14,7 @@ from universeg_jax.model import pretrained
 from universeg_jax.model.factory import NEUTRAL, build_model, init_params, param_shapes
 from universeg_jax.model.large_support import sharded_logits, streamed_logits
 from universeg_jax.model.layers import map_sum
-from universeg_jax.model.matching import to_cells
+from universeg_jax.model.matching import KEY, KINDS, to_cells
 from universeg_jax.model.pretrained import FEATURES
 from universeg_jax.model.recognition import SCALES, Columns, Recognition, columns, enlarge, mean_pool
 
@@ -141,11 +141,34 @@ def test_prepared_keys_give_the_same(params, expected, form, chunk):
     (query, images, labels, mask), logits = expected
     model = build_model(FIELDS, form=form, support_chunk=chunk)
     of = jax.jit(lambda x, support: model.apply({"params": params}, x, support, method="keys_of"), static_argnums=1)
-    padding = np.expand_dims(mask == 0, (2, 3, 4, 5))
-    support = tuple(jnp.where(padding, jnp.nan, k) for k in of(images, True))  # whatever it holds
+    support = padded_with_nan(of(images, True), mask)
     assert [k.shape[2:] for k in support] == [(2, 2, 1, 24), (2, 2, 2, 48), (1, 1, 2, 64), (2, 2, 1, 344)]
     found = jax.jit(model.apply)({"params": params}, query, images, labels, mask, of(query, False), support)
     np.testing.assert_allclose(found, logits, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("fields", [{}, {"keys": "none", "key_columns": False, "key_probe": False}], ids=str)
+@pytest.mark.parametrize(("form", "chunk"), [("plain", 0), ("fast", 1)])
+def test_prepared_keys_of_matching_come_first(expected, fields, form, chunk):
+    (query, images, labels, mask), _ = expected
+    model = build_model({**FIELDS, "matching": 2, **fields}, form=form, support_chunk=chunk)
+    variables = {"params": random_params(param_shapes(model))}
+    of_query, of_support = (model.apply(variables, x, i == 1, method="keys_of") for i, x in enumerate((query, images)))
+    assert [k.shape[-2:] for k in of_query[:2]] == [(2, KEY), (2, KINDS)]
+    assert len(of_query) == len(of_support) == (2 if fields else 6)
+
+    def logits(*keys):
+        return np.asarray(model.apply(variables, query, images, labels, mask, *keys))
+
+    found = logits(of_query, padded_with_nan(of_support, mask))
+    np.testing.assert_allclose(found, logits(), atol=ROUNDING)
+    for i in range(2):
+        other = (*of_support[:i], jnp.roll(of_support[i], 1, axis=1), *of_support[i + 1 :])  # of other images
+        assert np.abs(logits(of_query, other) - found).max() > 10 * ROUNDING
+
+
+def padded_with_nan(keys, mask):
+    return tuple(jnp.where(np.expand_dims(mask == 0, tuple(range(2, k.ndim))), jnp.nan, k) for k in keys)
 
 
 def test_sharded_over_devices_equals_one(params, expected):

@@ -30,11 +30,14 @@ def test_keys_of_an_image_are_computed_once(count, times):
     assert len(calls) == times
 
 
-@pytest.fixture
-def predictor(monkeypatch):
+FIELDS = {"keys": "lite0", "key_heads": 2, "key_columns": True, "key_probe": True}
+
+
+@pytest.fixture(params=[FIELDS, {"matching": 2}, {**FIELDS, "matching": 2}], ids=["keys", "matching", "both"])
+def predictor(monkeypatch, request):
     monkeypatch.setattr(pretrained, "features", pixels_of_cells)
     config = tiny_config()
-    config.model.update({"keys": "lite0", "key_heads": 2, "key_columns": True, "key_probe": True})
+    config.model.update(request.param)
     return Predictor(random_params(param_shapes(build_model(config.model))), config)
 
 

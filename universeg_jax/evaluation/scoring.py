@@ -46,10 +46,10 @@ class ModelMethod:
 
     @property
     def has_keys(self) -> bool:
-        return getattr(self.model, "keys", "none") != "none"
+        return getattr(self.model, "has_keys", False)
 
     def keys_of(self, params: Any, images: Array) -> Keys:
-        """Pretrained keys [N, ...] of support images uint8 [N, H, W, 1]."""
+        """Keys [N, ...] of support images uint8 [N, H, W, 1]."""
         floats = resize(image_to_floats(images, OFFICIAL_SIZE), self.image_size)[None]
         found = self.model.apply({"params": params}, floats, True, method="keys_of")
         return tuple(k[0] for k in found)

@@ -1,4 +1,4 @@
-"""Pretrained keys of support images, each computed once in an evaluation instead of once for every case it supports."""
+"""Keys of support images, each computed once in an evaluation instead of once for every case it supports."""
 
 import functools
 import hashlib
@@ -15,7 +15,7 @@ from universeg_jax.model.recognition import Keys
 from universeg_jax.startup import compiler_options
 
 AT_A_TIME = 16  # images; one shape, one program
-HELD = 1024  # images whose keys are in memory: about 500 MB
+HELD = 512  # images whose keys are in memory: about 450 MB
 
 
 class SupportKeys:

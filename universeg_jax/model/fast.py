@@ -47,9 +47,9 @@ def forward(
     the support in chunks likewise. `model` is bound.
     """
     linear = model.cross_activation == "none"
-    added = model.recognized(u, entries, weights, (query_keys, support_keys), over)
-    if model.matching:
-        u = jnp.concatenate([u, *(match(u, entries, weights, over) for match in model.matches)], axis=-1)
+    keys = query_keys, support_keys
+    added = model.recognized(u, entries, weights, keys, over)
+    u = model.matched(u, entries, weights, keys, over)
     # A linear last block needs only the means of its two inputs: what comes from the block below it, and the
     # full-resolution features of the first block, never exist for all entries at once.
     below_last = [*model.encoder, *model.decoder][-2] if linear and model.decoder else None

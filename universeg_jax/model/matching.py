@@ -10,7 +10,8 @@ support alike, add what can be said from anywhere; the model gets it as further 
   foreground as the support says, for foreground and background of equal size.
 
 Both are sums over the support entries (the exponent is bounded and needs no maximum), so that entries are streamed,
-masked and sharded as everywhere in the model.
+masked and sharded as everywhere in the model. What they see of an image, its keys, depends on no other image: those of
+a support set can be prepared once for all queries.
 """
 
 from collections.abc import Callable
@@ -72,15 +73,26 @@ class CellMatching(nn.Module):
         k = self.key(x).astype(wide(x)).reshape((*x.shape[:-1], self.heads, KEY))
         return k * jax.lax.rsqrt(jnp.square(k).sum(-1, keepdims=True) + 1e-6)
 
-    def __call__(self, query: Array, entries: Any, weights: Any, over: MapSum) -> Array:
-        keys = self.keys(query)
+    def support_keys(self, images: Array) -> Array:
+        """As `keys`: support images are seen like queries."""
+        return self.keys(images)
+
+    def __call__(
+        self, query: Array, query_keys: Array | None, entries: Any, entry_keys: Any, weights: Any, over: MapSum
+    ) -> Array:
+        """query [B, H, W, 1]; entries, their keys and weights in chunks as `over` takes them.
+
+        Keys that are None are computed here.
+        """
+        keys = self.keys(query) if query_keys is None else query_keys
         compare = comparer(keys, jnp.exp(self.temperature), jnp.exp(self.locality))
 
         def chunk(x):
-            entry, weight = x
-            return compare(self.keys(entry[..., :1]), entry[..., 1:], weight), None
+            entry, given, weight = x
+            given = self.support_keys(entry[..., :1]) if given is None else prepared(given, weight)
+            return compare(given, entry[..., 1:], weight), None
 
-        partial, _ = over(chunk, (entries, weights))
+        partial, _ = over(chunk, (entries, entry_keys, weights))
         found = all_sum(partial, self.support_axis, wide(query))
         size = cell_size(query.shape)
         found = jnp.moveaxis(found[..., : size**2] / (found[..., size**2 :] + 1e-12), 1, -1)
@@ -116,10 +128,23 @@ class PixelMatching(nn.Module):
         x = x.astype(wide(x))
         return jax.nn.softmax(x.reshape((*x.shape[:-1], self.heads, KINDS)), axis=-1)
 
-    def __call__(self, query: Array, entries: Any, weights: Any, over: MapSum) -> Array:
+    def keys(self, images: Array) -> Array:
+        """Kinds of all pixels of query images [..., H, W, 1]."""
+        return self.kinds(images, 1)
+
+    def support_keys(self, images: Array) -> Array:
+        """Kinds of those pixels of support images [..., H, W, 1] that are asked."""
+        return self.kinds(images, STRIDE)
+
+    def __call__(
+        self, query: Array, query_keys: Array | None, entries: Any, entry_keys: Any, weights: Any, over: MapSum
+    ) -> Array:
+        """As `CellMatching`."""
+
         def chunk(x):
-            entry, weight = x
-            kinds = self.kinds(entry[..., :1], STRIDE).reshape((query.shape[0], -1, self.heads * KINDS))
+            entry, given, weight = x
+            kinds = self.support_keys(entry[..., :1]) if given is None else prepared(given, weight)
+            kinds = kinds.reshape((query.shape[0], -1, self.heads * KINDS))
             label = entry[..., ::STRIDE, ::STRIDE, 1].reshape((*weight.shape, -1)).astype(wide(query))
             both = jnp.stack([label, 1 - label], 2)
             if entry.shape[-1] > 2:
@@ -127,11 +152,12 @@ class PixelMatching(nn.Module):
             both = (both * weight[..., None, None]).swapaxes(1, 2)
             return both.reshape((query.shape[0], 2, -1)) @ kinds, None
 
-        partial, _ = over(chunk, (entries, weights))
+        partial, _ = over(chunk, (entries, entry_keys, weights))
         counts = all_sum(partial, self.support_axis, wide(query)).reshape((query.shape[0], 2, self.heads, KINDS))
         shares = counts / (counts.sum(-1, keepdims=True) + 1e-12) + PRIOR
         foreground = shares[:, 0] / shares.sum(1)
-        return jnp.einsum("bhwnk,bnk->bhwn", self.kinds(query, 1), foreground).astype(query.dtype)
+        kinds = self.kinds(query, 1) if query_keys is None else query_keys
+        return jnp.einsum("bhwnk,bnk->bhwn", kinds, foreground).astype(query.dtype)
 
 
 def comparer(keys: Array, temperature: Array, locality: Array) -> Callable[[Array, Array, Array], Array]:
@@ -190,6 +216,16 @@ def comparer(keys: Array, temperature: Array, locality: Array) -> Callable[[Arra
 
 
 MATCHES = (CellMatching, PixelMatching)
+
+
+def stored(keys: Array) -> Array:
+    """Keys as they wait for queries: in float16, or float64."""
+    return keys.astype(jnp.float16) if keys.dtype == jnp.float32 else keys
+
+
+def prepared(keys: Array, weights: Array) -> Array:
+    """Keys [B, s, ...] of entries with weights [B, s] in float32 or wider; 0 for padding, which may hold anything."""
+    return jnp.where(jnp.expand_dims(weights > 0, tuple(range(2, keys.ndim))), keys.astype(wide(keys)), 0)
 
 
 def wide(x: Array) -> Any:

@@ -22,11 +22,11 @@ import numpy as np
 
 from universeg_jax.model import pretrained
 from universeg_jax.model.layers import Array, Conv, MapSum, all_sum
-from universeg_jax.model.matching import Layer, comparer, from_cells, wide
+from universeg_jax.model.matching import Layer, comparer, from_cells, prepared, stored, wide
 from universeg_jax.model.probe import moments, probed
 
 NETWORKS = ("none", "lite0")
-Keys = tuple[Array, ...]  # for each of SCALES: unit vectors [..., rows, columns, heads, features]
+Keys = tuple[Array, ...]  # here, for each of SCALES, unit vectors [..., rows, columns, heads, features]
 
 
 class Scale(NamedTuple):
@@ -110,9 +110,8 @@ class Recognition(nn.Module):
         def chunk(x):
             entry, given, weight = x
             given = self.support_keys(entry[..., :1]) if given is None else given
-            found = [
-                compare(k.astype(wide(k)), entry[..., 1:], weight) for compare, k in zip(compares, given, strict=True)
-            ]
+            given = [prepared(k, weight) for k in given]
+            found = [compare(k, entry[..., 1:], weight) for compare, k in zip(compares, given, strict=True)]
             areas = _areas(entry, weight) if self.columns else ()
             fit = moments(given[-1], entry, weight, cell) if self.probe else ()
             return (found, areas, fit), None
@@ -176,8 +175,7 @@ def columns(seen: dict[int, Array]) -> Array:
         x = x - x.mean((-3, -2), keepdims=True)
         x = x * jax.lax.rsqrt(jnp.square(x).mean((-3, -2), keepdims=True) + 1e-3)
         found.append(unit(jax.image.resize(x, (*before, rows, width, x.shape[-1]), "linear")))
-    k = unit(jnp.concatenate(found, -1))[..., None, :]
-    return k.astype(jnp.float16) if k.dtype == jnp.float32 else k
+    return stored(unit(jnp.concatenate(found, -1))[..., None, :])
 
 
 def unit(x: Array) -> Array:

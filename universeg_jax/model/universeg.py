@@ -40,7 +40,7 @@ from universeg_jax.model.layers import (
     max_pool,
     weighted_sum,
 )
-from universeg_jax.model.matching import MATCHES
+from universeg_jax.model.matching import MATCHES, stored
 from universeg_jax.model.recognition import NETWORKS, Columns, Keys, Probe, Recognition
 
 Block = int | tuple[int, int]  # features, or (cross_features, conv_features)
@@ -201,8 +201,8 @@ class UniverSeg(nn.Module):
         at least one entry of each episode must count. support_known, as support_labels: 1 for a pixel whose label is
         known, 0 for one whose label then has no effect. Raises ValueError for shapes that do not fit.
 
-        With `keys`, those of the images may be passed as `keys_of` gave them; otherwise they are computed. `over` sums
-        over the support in the fast form: `sum_of_first` leaves padding out of the work.
+        With `keys` or `matching`, the keys of the images may be passed as `keys_of` gave them; otherwise they are
+        computed. `over` sums over the support in the fast form: `sum_of_first` leaves padding out of the work.
         """
         check_shapes(query_image, support_images, support_labels, support_mask, len(self.encoder), support_known)
         dtype = jnp.dtype(self.dtype)
@@ -216,8 +216,6 @@ class UniverSeg(nn.Module):
         weights_BS = count_BS / (lax.psum(total_B1, self.support_axis) if self.support_axis else total_B1)
         if support_known is not None:
             v_BSHWC = self.with_known(v_BSHWC, support_known, count_BS, weights_BS)
-        if support_keys is not None:
-            support_keys = tuple(jnp.where(jnp.expand_dims(count_BS > 0, (2, 3, 4, 5)), k, 0) for k in support_keys)
         if self.form == "plain" or self.is_initializing():  # the definition touches every parameter
             u_BHWC = self.plain(u_BHWC, v_BSHWC, weights_BS, query_keys, support_keys)
         else:
@@ -239,14 +237,39 @@ class UniverSeg(nn.Module):
         counts = jnp.where(known, 1, UNKNOWN).astype(labels.dtype)
         return jnp.concatenate([v_BSHWC[..., :1], jnp.where(known, labels, share), counts], axis=-1)
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether there is something to say of an image without any other one: see `keys_of`."""
+        return self.keys != "none" or self.matching > 0
+
     def keys_of(self, images: Array, support: bool = False) -> Keys:
-        """The `query_keys` of images [B, H, W, 1], or the `support_keys` of images [B, S, H, W, 1]."""
+        """The `query_keys` of images [B, H, W, 1], or the `support_keys` of images [B, S, H, W, 1].
+
+        First those of `matching`, one for each of MATCHES, then those of the pretrained features. Those of a support
+        are in float16, or float64.
+        """
         images = images.astype(jnp.dtype(self.dtype))
-        return self.recognition.support_keys(images) if support else self.recognition.keys(images)
+        found: list[Array] = []
+        for match in self.matches if self.matching else []:
+            found.append(match.support_keys(images) if support else match.keys(images))
+        if self.keys != "none":
+            found += self.recognition.support_keys(images) if support else self.recognition.keys(images)
+        return tuple(map(stored, found)) if support else tuple(found)
+
+    def matched(self, u: Array, entries: Any, weights: Any, keys: tuple[Any, Any], over: MapSum) -> Array:
+        """The query, with the labels of similar places in the support as further channels where there is `matching`."""
+        if not self.matching:
+            return u
+        own = [(None,) * len(MATCHES) if each is None else each[: len(MATCHES)] for each in keys]
+        matches = zip(self.matches, *own, strict=True)
+        return jnp.concatenate([u, *(match(u, q, entries, v, weights, over) for match, q, v in matches)], axis=-1)
 
     def recognized(self, u: Array, entries: Any, weights: Any, keys: tuple[Any, Any], over: MapSum) -> list[Any]:
         """What to add to the query after each encoder block; nothing without `keys`."""
-        return self.recognition(u, keys[0], entries, keys[1], weights, over) if self.keys != "none" else []
+        if self.keys == "none":
+            return []
+        of_query, of_support = (each and each[len(MATCHES) if self.matching else 0 :] for each in keys)
+        return self.recognition(u, of_query, entries, of_support, weights, over)
 
     def plain(
         self,
@@ -259,9 +282,7 @@ class UniverSeg(nn.Module):
         """Features of the query [B, H, W, F] before the last convolution."""
         keys = query_keys, jax.tree.map(lambda k: k[None], support_keys)
         added = self.recognized(u_BHWC, v_BSHWC[None], weights_BS[None], keys, map_sum)
-        if self.matching:  # labels of similar places in the support become further channels of the query
-            found = [match(u_BHWC, v_BSHWC[None], weights_BS[None], map_sum) for match in self.matches]
-            u_BHWC = jnp.concatenate([u_BHWC, *found], axis=-1)
+        u_BHWC = self.matched(u_BHWC, v_BSHWC[None], weights_BS[None], keys, map_sum)
         v_BSHWC = fast.image_and_label(v_BSHWC)
         skips = []
         for level, block in enumerate(self.encoder):

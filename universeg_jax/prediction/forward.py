@@ -30,7 +30,7 @@ class Forward:
 
     def __init__(self, model: nn.Module, size: int) -> None:
         self.model, self.size = model, size
-        self.has_keys = getattr(model, "keys", "none") != "none"
+        self.has_keys = getattr(model, "has_keys", False)
         self.weighs_labels = isinstance(model, UniverSeg)
         self.streams = self.weighs_labels  # reads one entry at a time, so that unused room costs nothing
         about = f"{size} {model!r}"
@@ -48,7 +48,7 @@ class Forward:
             raise UserError(f"{name} needs a label for every pixel of the support: use weights of UniverSeg")
 
     def support_keys(self, params: Any, images: Array) -> Keys:
-        """Pretrained keys [N, ...] of support images [N, H, W, 1] at the model's size."""
+        """Keys [N, ...] of support images [N, H, W, 1] at the model's size."""
         return cast(Keys, self._support_keys(params, images))
 
     def __call__(
@@ -195,7 +195,7 @@ class Forward:
         return self._keys_of(params, images[None], True)
 
     def _keys_of(self, params: Any, images: Array, support: bool) -> Keys:
-        """Pretrained keys of query images [1, H, W, 1] or support images [1, N, H, W, 1], without the first axis."""
+        """Keys of query images [1, H, W, 1] or support images [1, N, H, W, 1], without the first axis."""
         keys = cast(Keys, self.model.apply({"params": params}, images, support, method="keys_of"))
         return tuple(k[0] for k in keys)
 

@@ -192,7 +192,7 @@ class Segmenter:
             self.keys_of(np.arange(len(support)))  # every query will ask for all
 
     def keys_of(self, rows: np.ndarray) -> list[Keys]:
-        """Pretrained keys of the examples `rows`, for each flip, in arrays for all examples."""
+        """Keys of the examples `rows`, for each flip, in arrays for all examples."""
         return [keys.of(rows[rows >= 0]) for keys in self.keys]
 
     @functools.cached_property

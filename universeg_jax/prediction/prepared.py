@@ -1,4 +1,4 @@
-"""Pretrained keys of a support set's images, computed once for all queries."""
+"""Keys of a support set's images, computed once for all queries."""
 
 from collections.abc import Callable
 
