@@ -1,5 +1,8 @@
 """Keys of a support set: computed once, and the same predictions as without them."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import numpy as np
 import pytest
@@ -28,6 +31,42 @@ def test_keys_of_an_image_are_computed_once(count, times):
     assert {len(call) for call in calls} == {min(AT_A_TIME, count)}  # one shape, compiled once
     assert {x for call in calls for x in call} == set(range(count))
     assert len(calls) == times
+
+
+def test_keys_are_held_without_a_copy_for_every_query():
+    images = np.arange(20, dtype=np.float32).reshape((-1, 1, 1, 1))
+    keys = PreparedKeys(lambda part: (part + 1,), images)
+    (first,) = keys.of(np.array([3]))
+    (second,) = keys.of(np.array([17]))
+    assert np.shares_memory(first, second)
+    np.testing.assert_array_equal(second[[3, 17]], images[[3, 17]] + 1)
+
+
+def test_an_accelerator_gets_keys_computed_since_its_last_copy(monkeypatch):
+    images = np.arange(20, dtype=np.float32).reshape((-1, 1, 1, 1))
+    keys = PreparedKeys(lambda part: (part + 1,), images)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    (first,) = keys.of(np.array([3]))
+    assert isinstance(first, jax.Array)
+    assert keys.of(np.array([3]))[0] is first
+    (second,) = keys.of(np.array([3, 17]))
+    np.testing.assert_array_equal(second[np.array([3, 17])], images[[3, 17]] + 1)
+
+
+def test_threads_that_ask_at_once_get_finite_keys():
+    images, calls = np.arange(64, dtype=np.float32).reshape((-1, 1, 1, 1)), []
+
+    def compute(part):
+        calls.append(part[:, 0, 0, 0].tolist())
+        time.sleep(0.001)
+        return (part + 1,)
+
+    keys = PreparedKeys(compute, images)
+    rows = [np.random.default_rng(i).permutation(64)[:16] for i in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        for asked, (found,) in zip(rows, pool.map(keys.of, rows), strict=True):
+            np.testing.assert_array_equal(found[asked], images[asked] + 1)
+    assert sum(len(set(call)) for call in calls) == len(set(np.concatenate(rows)))  # each once
 
 
 FIELDS = {"keys": "lite0", "key_heads": 2, "key_columns": True, "key_probe": True}

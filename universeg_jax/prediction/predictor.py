@@ -23,7 +23,6 @@ from universeg_jax.checkpoints import store
 from universeg_jax.episode import FLIPS, OFFICIAL_SIZE, resize
 from universeg_jax.errors import UserError
 from universeg_jax.model.factory import build_model, logits_of
-from universeg_jax.model.recognition import Keys
 from universeg_jax.prediction.examples import ImageLike, as_grey
 from universeg_jax.prediction.forward import Forward, flip_axes
 from universeg_jax.prediction.options import Options, default_support_size
@@ -191,7 +190,7 @@ class Segmenter:
         if len(support) <= size:
             self.keys_of(np.arange(len(support)))  # every query will ask for all
 
-    def keys_of(self, rows: np.ndarray) -> list[Keys]:
+    def keys_of(self, rows: np.ndarray) -> list[tuple[Array, ...]]:
         """Keys of the examples `rows`, for each flip, in arrays for all examples."""
         return [keys.of(rows[rows >= 0]) for keys in self.keys]
 
