@@ -34,7 +34,7 @@ from universeg_jax.evaluation.cases import Settings, gather_episodes, query_case
 from universeg_jax.evaluation.metrics import dice_on_host
 from universeg_jax.model import pretrained, probe
 from universeg_jax.model.factory import build_model
-from universeg_jax.model.matching import comparer
+from universeg_jax.model.matching import MATCHES, comparer
 from universeg_jax.model.recognition import (
     COLUMN_LOCALITY,
     COLUMN_STEP,
@@ -70,13 +70,14 @@ def guesses(model: Any, params: Any, episode: Episode) -> dict[str, jax.Array]:
     found = {}
     if params is not None:
         keys = [model.apply({"params": params}, *x, method="keys_of") for x in ((query,), (images, True))]
+        if model.matching:  # whose keys come first, those of cells before those of pixels
+            (asked, *_), (given, *_) = keys
+            keys = [k[len(MATCHES) :] for k in keys]
+            sharpness = [jnp.exp(params["matches_0"][f"log_{x}"]) for x in ("temperature", "locality")]
+            found["from scratch"] = guess(asked[0], given[0], labels, *sharpness)
         for scale, asked, given in zip(SCALES, *keys, strict=False):
             sharpness = [jnp.exp(params["recognition"][f"log_{x}_{scale.stride}"]) for x in ("temperature", "locality")]
             found[f"learned {scale.stride}"] = guess(asked[0], given[0], labels, *sharpness)
-        if model.matching:
-            cells = [model.apply({"params": params}, x, method=cell_keys) for x in (query, images)]
-            sharpness = [jnp.exp(params["matches_0"][f"log_{x}"]) for x in ("temperature", "locality")]
-            found["from scratch"] = guess(cells[0][0], cells[1][0], labels, *sharpness)
     asked, given = pretrained.features(enlarge(query)), pretrained.features(enlarge(images[0]))
     for stride in asked:
         step = 2 if stride == 8 else 1
@@ -91,11 +92,6 @@ def guesses(model: Any, params: Any, episode: Episode) -> dict[str, jax.Array]:
     for name, step in (("columns", COLUMN_STEP), ("columns, every cell", 1)):
         found[name] = guess(q, s[:, ::step, ::step], labels, COLUMN_TEMPERATURE, COLUMN_LOCALITY)
     return found
-
-
-def cell_keys(model: Any, images: Array) -> Array:
-    """Keys [..., 16, 16, heads, D] that `CellMatching` of a bound model compares."""
-    return model.matches[0].keys(images)
 
 
 def best_dice(found: np.ndarray, truth: np.ndarray) -> float:
