@@ -1,4 +1,4 @@
-"""Pretrained keys that an evaluation computes once per support image change no score."""
+"""Keys that an evaluation computes once per support image change no score."""
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ def dataset(tmp_path_factory):
 @pytest.fixture(scope="module")
 def method_and_params():
     config = tiny_config()
-    config.model.update({"keys": "lite0", "key_columns": True, "key_probe": True})
+    config.model.update({"keys": "lite0", "key_columns": True, "key_probe": True, "matching": 1})
     model = build_model(config.model)
     params = jax.tree.map(lambda x: x + 0.02, init_params(model, 0))  # what the keys say enters from zero
     return model_method(model, config.image_size), params

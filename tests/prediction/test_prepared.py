@@ -28,7 +28,7 @@ def test_keys_of_an_image_are_computed_once(count, times):
         first, second = keys.of(np.array(rows))
         np.testing.assert_array_equal(first[np.array(rows)], images[np.array(rows)] + 1)
         np.testing.assert_array_equal(second[np.array(rows)], images[np.array(rows), 0] * 2)
-    assert {len(call) for call in calls} == {min(AT_A_TIME, count)}  # one shape, compiled once
+    assert {len(call) for call in calls} == {AT_A_TIME}  # one shape, compiled once
     assert {x for call in calls for x in call} == set(range(count))
     assert len(calls) == times
 
@@ -51,6 +51,33 @@ def test_an_accelerator_gets_keys_computed_since_its_last_copy(monkeypatch):
     assert keys.of(np.array([3]))[0] is first
     (second,) = keys.of(np.array([3, 17]))
     np.testing.assert_array_equal(second[np.array([3, 17])], images[[3, 17]] + 1)
+
+
+@pytest.mark.parametrize("failing", ["compute", "copy"])
+def test_keys_that_could_not_be_had_are_asked_for_again(monkeypatch, failing):
+    images, broken = np.arange(40, dtype=np.float32).reshape((-1, 1, 1, 1)), []
+
+    def compute(part):
+        if broken and part[0] >= 16:
+            raise MemoryError
+        return (part + 1,)
+
+    def put(arrays):
+        raise MemoryError
+
+    keys = PreparedKeys(compute, images)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    keys.of(np.arange(8))
+    broken.append(True)
+    with monkeypatch.context() as patch:
+        if failing == "copy":
+            patch.setattr(jax, "device_put", put)
+        asked = np.arange(8, 16) if failing == "copy" else np.arange(8, 24)
+        with pytest.raises(MemoryError):
+            keys.of(asked)
+    broken.clear()
+    for rows in (np.arange(8, 16), np.arange(8, 24)):
+        np.testing.assert_array_equal(keys.of(rows)[0][rows], images[rows] + 1)
 
 
 def test_threads_that_ask_at_once_get_finite_keys():
@@ -86,12 +113,18 @@ def test_prepared_keys_change_no_prediction(predictor, monkeypatch, flips):
     images = [example.image for example in examples[1:]]
     labels = [example.masks[0] * 3 for example in examples[1:]]
     labels[0][:4] = 1  # a second label
-    prepared = predictor.for_support(images, labels, flips=flips)
+    labels[1][:, -3:] = 255  # without a label
+    options = {"flips": flips, "ignore": 255, "support_size": 3, "ensemble": 2}
+    prepared = predictor.for_support(images, labels, **options)
     found = prepared(examples[0].image).probabilities
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "default_backend", lambda: "gpu")  # whose program takes all samples and labels at once
+        in_batches = predictor.for_support(images, labels, **options)(examples[0].image).probabilities
     predictor.has_keys = False  # then the model computes them with each query
-    expected = predictor.for_support(images, labels, flips=flips)(examples[0].image).probabilities
+    expected = predictor.for_support(images, labels, **options)(examples[0].image).probabilities
     assert found.shape == (2, 16, 16)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(found, expected, atol=5e-4)
+    np.testing.assert_allclose(in_batches, found, atol=5e-5)
     computed = []
     monkeypatch.setattr(predictor.forward, "_support_keys", lambda *args: computed.append(args))
     prepared(examples[1].image)

@@ -26,7 +26,7 @@ from universeg_jax.model.matching import Layer, comparer, from_cells, prepared, 
 from universeg_jax.model.probe import moments, probed
 
 NETWORKS = ("none", "lite0")
-Keys = tuple[Array, ...]  # here, for each of SCALES, unit vectors [..., rows, columns, heads, features]
+Keys = tuple[Array, ...]  # for each of SCALES, then columns: unit vectors [..., rows, columns, heads, features]
 
 
 class Scale(NamedTuple):
@@ -109,8 +109,10 @@ class Recognition(nn.Module):
 
         def chunk(x):
             entry, given, weight = x
-            given = self.support_keys(entry[..., :1]) if given is None else given
-            given = [prepared(k, weight) for k in given]
+            if given is None:
+                given = [k.astype(wide(k)) for k in self.support_keys(entry[..., :1])]
+            else:
+                given = [prepared(k, weight) for k in given]
             found = [compare(k, entry[..., 1:], weight) for compare, k in zip(compares, given, strict=True)]
             areas = _areas(entry, weight) if self.columns else ()
             fit = moments(given[-1], entry, weight, cell) if self.probe else ()

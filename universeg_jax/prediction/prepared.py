@@ -20,7 +20,7 @@ class PreparedKeys:
     """
 
     def __init__(self, compute: Callable[[Array], Keys], images: Array):
-        """`compute` gives keys [n, ...] of images [n, H, W, 1]; it is called with AT_A_TIME of them, or all."""
+        """`compute` gives keys [AT_A_TIME, ...] of so many images [AT_A_TIME, H, W, 1]."""
         self._compute, self._images = compute, np.asarray(images)  # rows of NumPy arrays need no program
         self._known, self._lock = np.zeros(len(images), bool), threading.Lock()
         self._held: tuple[np.ndarray, ...] = ()
@@ -28,18 +28,22 @@ class PreparedKeys:
 
     def of(self, rows: np.ndarray) -> tuple[Array, ...]:
         """Arrays [N, ...] that hold the keys of at least these images."""
+        on_cpu = jax.default_backend() == "cpu"
+        if on_cpu and self._known[rows].all() and self._held:
+            return self._held  # others may wait for what is computed now
         with self._lock:
             missing = np.setdiff1d(rows, np.flatnonzero(self._known))
             for start in range(0, len(missing), AT_A_TIME):
-                part = np.resize(missing[start : start + AT_A_TIME], min(AT_A_TIME, len(self._known)))  # one program
+                part = np.resize(missing[start : start + AT_A_TIME], AT_A_TIME)  # one shape, one program
                 found = self._compute(self._images[part])
+                self._copy = None
                 self._held = self._held or tuple(np.zeros((len(self._known), *k.shape[1:]), k.dtype) for k in found)
                 for all_of, k in zip(self._held, found, strict=True):
                     all_of[part] = k
                 self._known[part] = True
             assert self._held, "no image was asked for"
-            if jax.default_backend() == "cpu":
+            if on_cpu:
                 return self._held
-            if self._copy is None or len(missing):
+            if self._copy is None:
                 self._copy = jax.device_put(self._held)
             return self._copy
