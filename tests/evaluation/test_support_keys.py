@@ -11,6 +11,7 @@ from universeg_jax.evaluation.cases import Settings, gather_episodes, query_case
 from universeg_jax.evaluation.runner import evaluate
 from universeg_jax.evaluation.scoring import ModelMethod, model_method, scorer
 from universeg_jax.evaluation.support_keys import SupportKeys
+from universeg_jax.model import matching
 from universeg_jax.model.factory import build_model, init_params
 
 
@@ -33,17 +34,22 @@ def _episode(dataset, settings):
     return gather_episodes(cases, {"discs": dataset}, settings, 4, len(cases))[0]
 
 
-def test_scores_are_those_of_keys_computed_for_every_case(dataset, method_and_params):
+@pytest.mark.parametrize("largest", [None, 100])
+def test_scores_are_those_of_keys_computed_for_every_case(dataset, method_and_params, monkeypatch, largest):
     method, params = method_and_params
+    if largest:  # the keys above are left to the model
+        monkeypatch.setattr(matching, "LARGE", largest)
+        method = model_method(method.model, method.image_size)
     settings = Settings(support_sizes=(4,), ensembles=(1, 2))
     episode = _episode(dataset, settings)
     keys = SupportKeys(method, params).of(episode.support_images)
-    assert {k.shape[:3] for k in keys} == {(3, 2, 4)}
+    assert {k.shape[:3] for k in jax.tree.leaves(keys)} == {(3, 2, 4)}
+    assert (None in keys) == bool(largest)
     run = scorer(method, settings)
     given, computed = (jax.device_get(run(params, episode, k)) for k in (keys, ()))
     for name in given:
         np.testing.assert_allclose(given[name], computed[name], atol=1e-3, err_msg=name)
-    other = tuple(np.roll(k, 1, axis=2) for k in keys)  # of other images
+    other = jax.tree.map(lambda k: np.roll(k, 1, axis=2), keys)  # of other images
     assert np.any(jax.device_get(run(params, episode, other))["masks"] != given["masks"])
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from universeg_jax.episode import FLIPS, OFFICIAL_SIZE, Array, Episode, image_to_floats, resize, to_device_floats
 from universeg_jax.evaluation import metrics
 from universeg_jax.evaluation.cases import Settings
+from universeg_jax.model.matching import light
 from universeg_jax.model.recognition import Keys
 from universeg_jax.startup import compiler_options
 
@@ -48,11 +49,11 @@ class ModelMethod:
     def has_keys(self) -> bool:
         return getattr(self.model, "has_keys", False)
 
-    def keys_of(self, params: Any, images: Array) -> Keys:
-        """Keys [N, ...] of support images uint8 [N, H, W, 1]."""
+    def keys_of(self, params: Any, images: Array) -> tuple[jax.Array | None, ...]:
+        """Light keys [N, ...] of support images uint8 [N, H, W, 1]."""
         floats = resize(image_to_floats(images, OFFICIAL_SIZE), self.image_size)[None]
         found = self.model.apply({"params": params}, floats, True, method="keys_of")
-        return tuple(k[0] for k in found)
+        return light([k[0] for k in found])
 
 
 def model_method(model: Any, image_size: int) -> Method:
@@ -120,7 +121,7 @@ def _probabilities(method: Method, params: Any, floats: Episode, support_keys: K
         jnp.repeat(floats.query_label, draws, axis=0),
         *(x.reshape((cases * draws, *x.shape[2:])) for x in floats[2:]),
     )
-    keys = tuple(k.reshape((cases * draws, *k.shape[2:])) for k in support_keys)
+    keys = jax.tree.map(lambda k: k.reshape((cases * draws, *k.shape[2:])), support_keys)
     found = method(params, flat, keys) if keys else method(params, flat)
     return found[..., 0].reshape((cases, draws, OFFICIAL_SIZE, OFFICIAL_SIZE))
 

@@ -15,19 +15,20 @@ from universeg_jax.model.recognition import Keys
 from universeg_jax.startup import compiler_options
 
 AT_A_TIME = 16  # images; one shape, one program
-HELD = 512  # images whose keys are in memory: about 450 MB
+HELD = 1024  # images whose keys are in memory: about 370 MB
 
 
 class SupportKeys:
     """Keys of the support of batches of cases; () where the method has none or computes them better itself.
 
-    An accelerator computes keys faster than they reach it, and flipped images have other keys.
+    An accelerator computes keys faster than they reach it, and flipped images have other keys. The largest are left to
+    the model (`matching.light`).
     """
 
     def __init__(self, method: Method, params: Any, flips: bool = False) -> None:
         usable = getattr(method, "has_keys", False) and not flips and jax.default_backend() == "cpu"
         self._compute = functools.partial(_compiled(method), params) if usable else None
-        self._held: OrderedDict[bytes, tuple[np.ndarray, ...]] = OrderedDict()
+        self._held: OrderedDict[bytes, tuple[np.ndarray | None, ...]] = OrderedDict()
 
     def of(self, images: Array) -> Keys:
         """Arrays [N, K, S, ...] for images uint8 [N, K, S, H, W, 1]."""
@@ -41,11 +42,15 @@ class SupportKeys:
             part = missing[start : start + AT_A_TIME]
             rows = np.resize([places[name] for name in part], AT_A_TIME)
             found = jax.device_get(self._compute(flat[rows]))
-            self._held.update((name, tuple(k[i] for k in found)) for i, name in enumerate(part))
+            for i, name in enumerate(part):
+                self._held[name] = tuple(None if k is None else k[i] for k in found)
         for name in places:
             self._held.move_to_end(name)
-        keys = zip(*(self._held[name] for name in names), strict=True)
-        stacked = tuple(jnp.asarray(np.stack(each).reshape((*images.shape[:3], *each[0].shape))) for each in keys)
+        lead = images.shape[:3]
+        stacked = jax.tree.map(
+            lambda *each: jnp.asarray(np.stack(each).reshape((*lead, *each[0].shape))),
+            *(self._held[name] for name in names),
+        )
         while len(self._held) > max(HELD, len(places)):
             self._held.popitem(last=False)
         return stacked

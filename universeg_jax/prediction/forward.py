@@ -15,6 +15,7 @@ import numpy as np
 from universeg_jax.episode import FLIPS, OFFICIAL_SIZE, resize
 from universeg_jax.errors import UserError
 from universeg_jax.model.layers import sum_of_first
+from universeg_jax.model.matching import light
 from universeg_jax.model.recognition import Keys
 from universeg_jax.model.universeg import UniverSeg
 from universeg_jax.prediction.programs import Program
@@ -176,7 +177,8 @@ class Forward:
                     query_keys = self._keys_of(params, inputs[0][:1], False)
                     copies = samples * num_labels
                     extra["query_keys"] = tuple(jnp.broadcast_to(k, (copies, *k.shape)) for k in query_keys)
-                    extra["support_keys"] = tuple(jnp.tile(k[rows], (num_labels, *[1] * k.ndim)) for k in keys[i])
+                    tiled = jax.tree.map(lambda k: jnp.tile(k[rows], (num_labels, *[1] * k.ndim)), keys[i])
+                    extra["support_keys"] = tiled
                 logits = self._apply(params, *inputs, counts, **extra)
                 logits = resize(jnp.flip(logits, axes) if axes else logits, OFFICIAL_SIZE)
                 logits = logits.reshape((num_labels, samples, OFFICIAL_SIZE, OFFICIAL_SIZE))
@@ -191,8 +193,9 @@ class Forward:
     def _keys_of_query(self, params: Any, image: Array) -> Keys:
         return self._keys_of(params, resize(image, self.size), False)
 
-    def _keys_of_support(self, params: Any, images: Array) -> Keys:
-        return self._keys_of(params, images[None], True)
+    def _keys_of_support(self, params: Any, images: Array) -> tuple[jax.Array | None, ...]:
+        keys = self._keys_of(params, images[None], True)
+        return keys if jax.default_backend() == "cpu" else light(keys)
 
     def _keys_of(self, params: Any, images: Array, support: bool) -> Keys:
         """Keys of query images [1, H, W, 1] or support images [1, N, H, W, 1], without the first axis."""

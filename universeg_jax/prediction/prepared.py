@@ -37,8 +37,8 @@ class PreparedKeys:
                 part = np.resize(missing[start : start + AT_A_TIME], AT_A_TIME)  # one shape, one program
                 found = self._compute(self._images[part])
                 self._copy = None
-                self._held = self._held or tuple(np.zeros((len(self._known), *k.shape[1:]), k.dtype) for k in found)
-                for all_of, k in zip(self._held, found, strict=True):
+                self._held = self._held or jax.tree.map(self._room, found)
+                for all_of, k in zip(jax.tree.leaves(self._held), jax.tree.leaves(found), strict=True):
                     all_of[part] = k
                 self._known[part] = True
             assert self._held, "no image was asked for"
@@ -47,3 +47,6 @@ class PreparedKeys:
             if self._copy is None:
                 self._copy = jax.device_put(self._held)
             return self._copy
+
+    def _room(self, k: Array) -> np.ndarray:
+        return np.zeros((len(self._known), *k.shape[1:]), k.dtype)
