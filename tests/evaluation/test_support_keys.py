@@ -11,7 +11,6 @@ from universeg_jax.evaluation.cases import Settings, gather_episodes, query_case
 from universeg_jax.evaluation.runner import evaluate
 from universeg_jax.evaluation.scoring import ModelMethod, model_method, scorer
 from universeg_jax.evaluation.support_keys import SupportKeys
-from universeg_jax.model import matching
 from universeg_jax.model.factory import build_model, init_params
 
 
@@ -34,17 +33,13 @@ def _episode(dataset, settings):
     return gather_episodes(cases, {"discs": dataset}, settings, 4, len(cases))[0]
 
 
-@pytest.mark.parametrize("largest", [None, 100])
-def test_scores_are_those_of_keys_computed_for_every_case(dataset, method_and_params, monkeypatch, largest):
+def test_scores_are_those_of_keys_computed_for_every_case(dataset, method_and_params):
     method, params = method_and_params
-    if largest:  # the keys above are left to the model
-        monkeypatch.setattr(matching, "LARGE", largest)
-        method = model_method(method.model, method.image_size)
     settings = Settings(support_sizes=(4,), ensembles=(1, 2))
     episode = _episode(dataset, settings)
     keys = SupportKeys(method, params).of(episode.support_images)
     assert {k.shape[:3] for k in jax.tree.leaves(keys)} == {(3, 2, 4)}
-    assert (None in keys) == bool(largest)
+    assert [k is None for k in keys] == [False, True, False, False, False, False]  # light
     run = scorer(method, settings)
     given, computed = (jax.device_get(run(params, episode, k)) for k in (keys, ()))
     for name in given:
@@ -65,7 +60,7 @@ def test_an_image_is_computed_once_and_few_are_held(dataset, method_and_params, 
     assert set(seen) == distinct
     assert len(seen) == -(-len(distinct) // support_keys.AT_A_TIME) * support_keys.AT_A_TIME
     seen.clear()
-    for a, b in zip(first, keys.of(images[:, :, ::-1]), strict=True):
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(keys.of(images[:, :, ::-1])), strict=True):
         np.testing.assert_array_equal(a[:, :, ::-1], b)
     assert seen == []
     monkeypatch.setattr(support_keys, "HELD", 2)

@@ -14,13 +14,11 @@ from universeg_jax.model.layers import chunked, map_sum
 from universeg_jax.model.matching import (
     KEY,
     KINDS,
-    LARGE,
     PRIOR,
     CellMatching,
     PixelMatching,
     cell_size,
     from_cells,
-    light,
     to_cells,
 )
 
@@ -167,12 +165,6 @@ def test_bright_pixels_are_found_wherever_they_are():
     guess = np.asarray(apply(module, variables, query, support, weights)).mean(-1)
     inside = entries[:, 0, ..., 1] > 0
     assert guess[inside].mean() > guess[~inside].mean() + 0.05  # random kinds tell already
-
-
-def test_light_keys_are_without_the_largest():
-    few, many = jnp.zeros((3, LARGE // 4), jnp.float32), jnp.zeros((3, LARGE // 2 + 1), jnp.float16)
-    first, second = light([few, many])
-    assert (first is few, second) == (True, None)
 
 
 @given(seed=st.integers(0, 100), size=st.sampled_from([1, 2, 4]))

@@ -9,7 +9,7 @@ import pytest
 
 from tests.fixtures import disc_examples, random_params, tiny_config
 from tests.model.test_recognition import pixels_of_cells
-from universeg_jax.model import matching, pretrained
+from universeg_jax.model import pretrained
 from universeg_jax.model.factory import build_model, param_shapes
 from universeg_jax.prediction.predictor import Predictor
 from universeg_jax.prediction.prepared import AT_A_TIME, PreparedKeys
@@ -119,7 +119,6 @@ def test_prepared_keys_change_no_prediction(predictor, monkeypatch, flips):
     found = prepared(examples[0].image).probabilities
     with monkeypatch.context() as patch:
         patch.setattr(jax, "default_backend", lambda: "gpu")  # whose program takes all samples and labels at once
-        patch.setattr(matching, "LARGE", 1000)  # so that some keys are left to the model
         in_batches = predictor.for_support(images, labels, **options)(examples[0].image).probabilities
     predictor.has_keys = False  # then the model computes them with each query
     expected = predictor.for_support(images, labels, **options)(examples[0].image).probabilities

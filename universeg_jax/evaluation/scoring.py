@@ -16,7 +16,6 @@ import numpy as np
 from universeg_jax.episode import FLIPS, OFFICIAL_SIZE, Array, Episode, image_to_floats, resize, to_device_floats
 from universeg_jax.evaluation import metrics
 from universeg_jax.evaluation.cases import Settings
-from universeg_jax.model.matching import light
 from universeg_jax.model.recognition import Keys
 from universeg_jax.startup import compiler_options
 
@@ -52,8 +51,8 @@ class ModelMethod:
     def keys_of(self, params: Any, images: Array) -> tuple[jax.Array | None, ...]:
         """Light keys [N, ...] of support images uint8 [N, H, W, 1]."""
         floats = resize(image_to_floats(images, OFFICIAL_SIZE), self.image_size)[None]
-        found = self.model.apply({"params": params}, floats, True, method="keys_of")
-        return light([k[0] for k in found])
+        found = self.model.apply({"params": params}, floats, True, True, method="keys_of")
+        return jax.tree.map(lambda k: k[0], found)
 
 
 def model_method(model: Any, image_size: int) -> Method:

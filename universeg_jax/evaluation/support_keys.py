@@ -21,8 +21,8 @@ HELD = 1024  # images whose keys are in memory: about 370 MB
 class SupportKeys:
     """Keys of the support of batches of cases; () where the method has none or computes them better itself.
 
-    An accelerator computes keys faster than they reach it, and flipped images have other keys. The largest are left to
-    the model (`matching.light`).
+    An accelerator computes keys faster than they reach it, and flipped images have other keys. They are light
+    (`UniverSeg.keys_of`).
     """
 
     def __init__(self, method: Method, params: Any, flips: bool = False) -> None:

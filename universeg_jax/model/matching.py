@@ -14,7 +14,7 @@ masked and sharded as everywhere in the model. What they see of an image, its ke
 a support set can be prepared once for all queries.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -29,7 +29,6 @@ KEY = 16  # features of a cell that a head compares
 TEMPERATURE = 10.0  # at the start, of every head
 LOCALITIES = (0.1, 100.0)  # at the start, of the first and the last head; 1 / image side²
 KINDS = 16  # of pixels, for each head
-LARGE = 2**18  # bytes: kinds of pixels of 128x128 images take twice as many, all other keys less
 PRIOR = 1e-3  # of a kind that no support pixel has
 STRIDE = 2  # of the support's pixels that are asked
 
@@ -222,14 +221,6 @@ MATCHES = (CellMatching, PixelMatching)
 def stored(keys: Array) -> Array:
     """Keys as they wait for queries: in float16, or float64."""
     return keys.astype(jnp.float16) if keys.dtype == jnp.float32 else keys
-
-
-def light(keys: Sequence[Array]) -> tuple[Array | None, ...]:
-    """Keys [N, ...] of N images, None in place of those that take over LARGE bytes an image: the model computes these.
-
-    For batches, which repeat the keys of an image for every query, label and sample that asks for it.
-    """
-    return tuple(None if k.size // len(k) * k.dtype.itemsize > LARGE else k for k in keys)
 
 
 def prepared(keys: Array, weights: Array) -> Array:

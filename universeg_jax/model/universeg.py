@@ -40,7 +40,7 @@ from universeg_jax.model.layers import (
     max_pool,
     weighted_sum,
 )
-from universeg_jax.model.matching import MATCHES, stored
+from universeg_jax.model.matching import MATCHES, PixelMatching, stored
 from universeg_jax.model.recognition import NETWORKS, Columns, Keys, Probe, Recognition
 
 Block = int | tuple[int, int]  # features, or (cross_features, conv_features)
@@ -242,19 +242,23 @@ class UniverSeg(nn.Module):
         """Whether there is something to say of an image without any other one: see `keys_of`."""
         return self.keys != "none" or self.matching > 0
 
-    def keys_of(self, images: Array, support: bool = False) -> Keys:
+    def keys_of(self, images: Array, support: bool = False, light: bool = False) -> tuple[Array | None, ...]:
         """The `query_keys` of images [B, H, W, 1], or the `support_keys` of images [B, S, H, W, 1].
 
         First those of `matching`, one for each of MATCHES, then those of the pretrained features. Those of a support
-        are in float16, or float64.
+        are in float16, or float64. `light`: None in place of the pixels' kinds, more than half of all, which the model
+        then computes itself; for batches, which repeat the keys of an image for every query, label and sample.
         """
         images = images.astype(jnp.dtype(self.dtype))
-        found: list[Array] = []
+        found: list[Array | None] = []
         for match in self.matches if self.matching else []:
-            found.append(match.support_keys(images) if support else match.keys(images))
+            if light and isinstance(match, PixelMatching):
+                found.append(None)
+            else:
+                found.append(match.support_keys(images) if support else match.keys(images))
         if self.keys != "none":
             found += self.recognition.support_keys(images) if support else self.recognition.keys(images)
-        return tuple(map(stored, found)) if support else tuple(found)
+        return tuple(jax.tree.map(stored, found)) if support else tuple(found)
 
     def matched(self, u: Array, entries: Any, weights: Any, keys: tuple[Any, Any], over: MapSum) -> Array:
         """The query, with the labels of similar places in the support as further channels where there is `matching`."""

@@ -15,7 +15,6 @@ import numpy as np
 from universeg_jax.episode import FLIPS, OFFICIAL_SIZE, resize
 from universeg_jax.errors import UserError
 from universeg_jax.model.layers import sum_of_first
-from universeg_jax.model.matching import light
 from universeg_jax.model.recognition import Keys
 from universeg_jax.model.universeg import UniverSeg
 from universeg_jax.prediction.programs import Program
@@ -193,14 +192,17 @@ class Forward:
     def _keys_of_query(self, params: Any, image: Array) -> Keys:
         return self._keys_of(params, resize(image, self.size), False)
 
-    def _keys_of_support(self, params: Any, images: Array) -> tuple[jax.Array | None, ...]:
-        keys = self._keys_of(params, images[None], True)
-        return keys if jax.default_backend() == "cpu" else light(keys)
+    def _keys_of_support(self, params: Any, images: Array) -> Keys:
+        return self._keys_of(params, images[None], True)
 
     def _keys_of(self, params: Any, images: Array, support: bool) -> Keys:
-        """Keys of query images [1, H, W, 1] or support images [1, N, H, W, 1], without the first axis."""
-        keys = cast(Keys, self.model.apply({"params": params}, images, support, method="keys_of"))
-        return tuple(k[0] for k in keys)
+        """Keys of query images [1, H, W, 1] or support images [1, N, H, W, 1], without the first axis.
+
+        Light ones of a support for an accelerator, whose batches repeat them.
+        """
+        light = support and jax.default_backend() != "cpu"
+        keys = self.model.apply({"params": params}, images, support, light, method="keys_of")
+        return cast(Keys, jax.tree.map(lambda k: k[0], keys))
 
 
 def flip_axes(flip: tuple[bool, bool]) -> tuple[int, ...]:
