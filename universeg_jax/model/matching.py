@@ -74,7 +74,7 @@ class CellMatching(nn.Module):
         return k * jax.lax.rsqrt(jnp.square(k).sum(-1, keepdims=True) + 1e-6)
 
     def support_keys(self, images: Array) -> Array:
-        """As `keys`: support images are seen like queries."""
+        """Keys of the cells of support images, the same as `keys`."""
         return self.keys(images)
 
     def __call__(
@@ -139,7 +139,7 @@ class PixelMatching(nn.Module):
     def __call__(
         self, query: Array, query_keys: Array | None, entries: Any, entry_keys: Any, weights: Any, over: MapSum
     ) -> Array:
-        """As `CellMatching`."""
+        """query, entries, their keys and weights: the same as for `CellMatching`."""
 
         def chunk(x):
             entry, given, weight = x

@@ -239,7 +239,7 @@ class UniverSeg(nn.Module):
 
     @property
     def has_keys(self) -> bool:
-        """Whether there is something to say of an image without any other one: see `keys_of`."""
+        """Whether `keys_of` returns any keys."""
         return self.keys != "none" or self.matching > 0
 
     def keys_of(self, images: Array, support: bool = False, light: bool = False) -> tuple[Array | None, ...]:
