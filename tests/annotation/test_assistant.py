@@ -11,6 +11,7 @@ from universeg_jax.annotation.session import Session
 from universeg_jax.annotation.views import Views
 from universeg_jax.commands.annotate import accept_file
 from universeg_jax.errors import UserError
+from universeg_jax.prediction.corrections import UNSAID
 from universeg_jax.prediction.support import read_support_folder
 from universeg_jax.readers.images import read_image, read_label
 from universeg_jax.readers.slices import mask_slices, plane, volume_slices
@@ -34,6 +35,47 @@ def test_a_prediction_is_that_of_the_predictor_from_all_other_labels(tmp_path, p
         session.undo()
         first = predictor.segment(images["p4_0"], [images["p0_0"]], [truth["p0_0"]])
         np.testing.assert_allclose(assistant.predict("p4_0").probabilities, first.probabilities, atol=1e-5)
+
+
+def test_corrections_of_an_image_guide_its_prediction_and_stay(tmp_path, predictor):
+    path, truth = image_project(tmp_path, labels={1: "disc", 2: "rare", 255: "ignore"})
+    with Session(path) as session:
+        assistant = Assistant(session, predictor)
+        said = np.full(truth["p4_0"].shape, UNSAID, np.int32)
+        said[3:9, 5:12] = 1
+        assert assistant.predict("p4_0", corrections=said) is None  # no example yet
+        for name in ("p0_0", "p1_0"):
+            session.accept(name, truth[name])
+        images = {name: read_image(path / f"images/{name}.png") for name in truth}
+        segment = predictor.for_support([images["p0_0"], images["p1_0"]], [truth["p0_0"], truth["p1_0"]])
+        expected, found = segment(images["p4_0"], said), assistant.predict("p4_0", corrections=said)
+        np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
+        np.testing.assert_array_equal(found.mask, expected.mask)
+        more = said.copy()
+        more[0], more[-1] = 2, 255  # a label without an example, and what is to be ignored
+        found = assistant.predict("p4_0", corrections=more)
+        np.testing.assert_array_equal(found.mask[more != UNSAID], more[more != UNSAID])
+        plain = assistant.predict("p4_0")
+        only = np.where(more == 255, more, UNSAID)  # guides nothing
+        found = assistant.predict("p4_0", corrections=only)
+        np.testing.assert_array_equal(found.mask, np.where(only == 255, 255, plain.mask))
+
+
+def test_corrections_of_a_slice_lie_as_its_label_would(tmp_path, predictor):
+    path, truth = volume_project(tmp_path, shape=(30, 44, 6))
+    with Session(path) as session:
+        views = Views(session)
+        label = plane(truth["scan0"][..., ::-1], 2, session.project.items["scan0"].canonical(4))
+        strokes = views.strokes("scan0/4", label.astype(np.int32), (1,))
+        session.accept("scan0/4", label)
+        np.testing.assert_array_equal(strokes.masks, views.masks("scan0/4", (1,)))
+        inside = strokes.known
+        np.testing.assert_array_equal(inside, ~views._ignored_of("scan0/4", np.zeros(label.shape, bool)))
+        assistant, said = Assistant(session, predictor), np.full(label.shape, UNSAID, np.int32)
+        said[4:8, 3:9] = 1
+        found = assistant.predict("scan0/2", corrections=said)
+        assert (found.mask[said == 1] == 1).all()
+        assert np.abs(found.probabilities - assistant.predict("scan0/2").probabilities)[said == UNSAID].max() > 1e-4
 
 
 def test_slices_are_seen_as_in_their_volume(tmp_path):

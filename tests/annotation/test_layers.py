@@ -94,6 +94,8 @@ def test_layers_that_cannot_be_images_are_refused(tmp_path, data, rgb, words):
         layers.write_layers([], tmp_path)
 
 
-def test_strokes_of_a_person_stay_where_a_prediction_comes():
-    shown, now = np.array([0, 0, 1, 1]), np.array([0, 2, 1, 0])  # one pixel painted, one erased
-    np.testing.assert_array_equal(layers.with_strokes(np.array([1, 1, 1, 1]), shown, now), [1, 2, 1, 0])
+def test_corrections_are_what_a_person_changed_now_or_earlier():
+    shown, now = np.array([0, 0, 1, 1, 2]), np.array([0, 2, 1, 0, 2])  # one pixel painted, one erased
+    earlier = np.array([-1, -1, -1, -1, 2])
+    np.testing.assert_array_equal(layers.corrections_of(shown, now, earlier), [-1, 2, -1, 0, 2])
+    np.testing.assert_array_equal(layers.corrections_of(now, shown, np.array([0, -1, -1, -1, 2])), [0, 0, -1, 1, 2])

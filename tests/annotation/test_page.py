@@ -1,6 +1,7 @@
 """The annotation page, as an HTTP server and in a real browser."""
 
 import io
+import shutil
 import sys
 import urllib.error
 import urllib.request
@@ -24,6 +25,7 @@ from universeg_jax.readers.folder import read_support
 from universeg_jax.readers.images import read_image, read_label
 
 SHAPE = (40, 60)
+PARTS = ("images", "labels")
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,11 @@ def workspace(marking, tmp_path):
     workspace.close()
 
 
+def _made(folder):
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 def test_only_uploaded_files_are_taken(tmp_path):
     (tmp_path / "up").mkdir()
     secret = tmp_path / "secret.png"
@@ -63,8 +70,44 @@ def test_only_uploaded_files_are_taken(tmp_path):
 def test_a_drawing_is_never_accepted_for_another_image(workspace):
     """Skip and then Accept, pressed before the page shows the next image: the drawing is of the earlier one."""
     tab = {"unit": "p1_0", "skipped": [], "sent": np.zeros(SHAPE, np.int32), "drawn_on": "second"}
-    with pytest.raises(UserError, match="nothing was accepted: the image changed"):
+    with pytest.raises(UserError, match="nothing was done: the image changed"):
         demo_page._accept(workspace, tab, {"layers": []}, "first")
+
+
+def test_what_was_drawn_guides_the_next_prediction_and_only_that(marking, folder, tmp_path):
+    pytest.importorskip("gradio", reason="gradio is not installed (extra `demo`)")
+    workspace = Workspace(tmp_path / "project", marking)
+    names = [f"p{i}_0.png" for i in range(4)]
+    images, masks = ([shutil.copy(folder / part / n, _made(tmp_path / part)) for n in names] for part in PARTS)
+    workspace.add([Path(f) for f in images], [Path(f) for f in masks[:3]])
+    tab = {"unit": "p3_0", "skipped": [], "sent": None, "drawn_on": "", "said": None, "again": False}
+    tab = demo_page._values(workspace, tab)[0]
+    first = tab["sent"]
+
+    def again(tab, row, value):
+        """Draws `value` into a row of the editor, and predicts again."""
+        drawn = tab["sent"].copy()
+        drawn[row] = value
+        editor = canvas.editor_value(workspace.grey("p3_0")[0], drawn, workspace.colours())
+        unit = demo_page._again(workspace, tab, editor, tab["drawn_on"])
+        return demo_page._values(workspace, {**tab, "unit": unit})[0]
+
+    second = again(tab, 2, 1 - first[2])
+    np.testing.assert_array_equal(second["said"][2], 1 - first[2])
+    assert (np.delete(second["said"], 2, 0) == -1).all()
+    np.testing.assert_array_equal(second["sent"][2], 1 - first[2])
+    expected = workspace.opened()[1].predict("p3_0", corrections=second["said"])
+    np.testing.assert_array_equal(second["sent"], expected.mask)
+    third = again(second, 30, 1 - second["sent"][30])
+    np.testing.assert_array_equal(third["said"][2], 1 - first[2])  # the first ones still count
+    assert (third["said"][30] >= 0).all()
+    fresh = demo_page._values(workspace, third)[0]  # the image chosen again
+    assert fresh["said"] is None
+    np.testing.assert_array_equal(fresh["sent"], first)
+    workspace.accept("p3_0", first)
+    with pytest.raises(UserError, match="p3_0 is accepted, and a prediction would cover it"):
+        again(fresh, 2, 1)
+    workspace.close()
 
 
 def test_without_gradio_the_error_names_the_package(tmp_path, workspace, monkeypatch):
@@ -151,12 +194,14 @@ def test_in_a_browser_examples_give_a_mask_that_can_be_corrected_accepted_undone
     tab.browser.save_screenshot(str(tmp_path / "page.png"))
 
     tab.draw()
+    tab.click("#again")
+    tab.says("predicted from 3 examples and", "pixels that you corrected. 3 labelled, 1 left")
     tab.click("#accept")
     tab.says("the mask that you accepted. 4 labelled, 0 left")
     accepted = read_label(workspace.path / "labels/p3_0.png")
-    stroke = accepted != expected.mask
-    assert 0 < stroke.sum() < stroke.size / 4
-    assert (accepted[stroke] == 1).all()
+    drawn = slice(29, 31), slice(26, 34)  # the middle of the editor, a square of which the image is the upper part
+    assert (accepted[drawn] == 1).all()
+    assert (expected.mask[drawn] != 1).any()
 
     tab.browser.refresh()  # another session of the page
     tab.says("4 labelled, 0 left")

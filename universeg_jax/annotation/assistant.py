@@ -6,7 +6,7 @@ that look most alike. Support sets are padded to powers of two, so that a new pr
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from universeg_jax.episode import OFFICIAL_SIZE
 from universeg_jax.errors import UserError
 from universeg_jax.evaluation.intervals import CaseScores, Estimate, interval
 from universeg_jax.evaluation.metrics import dice_on_host
+from universeg_jax.prediction.corrections import UNSAID, keep_corrections
 from universeg_jax.prediction.options import Options
 from universeg_jax.prediction.predictor import Predictor, Segmenter, make_prediction
 from universeg_jax.prediction.result import Prediction
@@ -142,11 +143,15 @@ class Assistant:
         return np.concatenate([rows, np.full(_power_of_two(len(rows)) - len(rows), -1)])
 
     def probabilities(
-        self, unit: str, others: Sequence[int] | None = None, pool: Pool | None = None
+        self,
+        unit: str,
+        others: Sequence[int] | None = None,
+        pool: Pool | None = None,
+        corrections: np.ndarray | None = None,
     ) -> np.ndarray | None:
         """Float32 [L, 128, 128] of an image or slice from the rows `others` (default: all but itself) of the pool.
 
-        None where there is no example.
+        `corrections`, int [H, W], guide them, as in `predict`. None where there is no example.
         """
         pool = pool or self.pool()
         if pool is None:
@@ -155,19 +160,34 @@ class Assistant:
         allowed = np.array(everything if others is None else others, int)
         if not len(allowed) or not pool.support.masks[:, allowed].any():
             return None
-        rows = self.rows_for(pool, unit, allowed)[None, None]
-        return pool.segmenter.by_rows(self.views.image(unit)[None], rows)[0]
+        rows, image = self.rows_for(pool, unit, allowed)[None], self.views.image(unit)
+        if corrections is None:
+            return pool.segmenter.by_rows(image[None], rows[None])[0]
+        return pool.segmenter.guided(image, self.views.strokes(unit, corrections, pool.support.labels), rows)
 
-    def predict(self, unit: str, itself: bool = False) -> Prediction | None:
+    def predict(self, unit: str, itself: bool = False, corrections: np.ndarray | None = None) -> Prediction | None:
         """Segments an image or slice at its own size; None where there is no example. Raises UserError.
 
-        `itself`: its own accepted label, which leaves pixels out, is an example too.
+        `itself`: its own accepted label, which leaves pixels out, is an example too. `corrections`, int32 ids [H, W] or
+        UNSAID: pixels whose label a person says, which stay and guide the rest.
         """
         pool = self.pool()
         others = range(len(pool.units)) if pool and itself else None
-        if pool is None or (found := self.probabilities(unit, others, pool)) is None:
+        guide = None if corrections is None else self._guide(corrections)
+        if pool is None or (found := self.probabilities(unit, others, pool, guide)) is None:
             return None
-        return make_prediction(self.views.restored(unit, found), pool.support.labels)
+        restored, labels = self.views.restored(unit, found), pool.support.labels
+        if corrections is None:
+            return make_prediction(restored, labels)
+        prediction = make_prediction(keep_corrections(restored, corrections, labels), labels)
+        mask = np.where(corrections == UNSAID, prediction.mask, corrections)  # of labels without an example, too
+        return replace(prediction, mask=mask)
+
+    def _guide(self, corrections: np.ndarray) -> np.ndarray | None:
+        """Corrections without what is to be ignored; None where nothing else is said."""
+        ignored = self.session.project.ignored
+        said = corrections if ignored is None else np.where(corrections == ignored, UNSAID, corrections)
+        return said if (said != UNSAID).any() else None
 
     def predict_other(self, content: np.ndarray | Volume) -> np.ndarray | None:
         """The mask of an image [H, W] or volume [X, Y, Z] that is not of the project; None without examples."""

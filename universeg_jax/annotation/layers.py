@@ -14,6 +14,7 @@ from PIL import Image
 
 from universeg_jax.annotation.session import Session
 from universeg_jax.errors import UserError
+from universeg_jax.prediction.corrections import UNSAID
 from universeg_jax.readers.slices import from_planes, plane
 from universeg_jax.readers.volumes import Volume
 
@@ -119,6 +120,9 @@ def from_slices(session: Session, name: str, labels: np.ndarray) -> np.ndarray:
     return from_planes(canonical, int(item.axis or 0))
 
 
-def with_strokes(predicted: np.ndarray, shown: np.ndarray, now: np.ndarray) -> np.ndarray:
-    """A new prediction, with the pixels kept that were painted or erased since `shown` came onto the screen."""
-    return np.where(now != shown, now, predicted).astype(np.int32)
+def corrections_of(shown: np.ndarray, now: np.ndarray, earlier: np.ndarray) -> np.ndarray:
+    """Ids of all pixels that were painted or erased since `shown` came onto the screen, or `earlier`; else UNSAID.
+
+    Arrays [H, W], or [slices, H, W], of ids; `earlier` of such a result.
+    """
+    return np.where((now != shown) | (earlier != UNSAID), now, UNSAID).astype(np.int32)

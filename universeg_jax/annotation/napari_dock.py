@@ -63,7 +63,7 @@ class AnnotateWidget(QWidget):
         actions: list[tuple[str, Callable[[], None], str]] = [
             ("Open project", self.choose_project, "a folder that `universeg annotate new` or this widget made"),
             ("New project", self.choose_new_project, "copies the open image layers into a new folder"),
-            ("Predict", self.predict, "from all accepted labels; pixels that you changed stay"),
+            ("Predict", self.predict, "from all accepted labels and the pixels that you changed, which stay"),
             ("Accept and next", self.accept, "writes the label to disk and shows what to label next"),
             ("Skip", self.skip, "shows what to label next"),
             ("Undo", lambda: self.step("undo"), "takes the last accepted label back"),
@@ -187,14 +187,15 @@ class AnnotateWidget(QWidget):
         unit = self.unit
         if self.opened().is_labelled(unit):
             raise UserError(f"{unit} is accepted, and Predict would cover it: correct it by hand, or press Undo")
-        self.screen.label()
+        _, k = self.opened().project.find(unit)
+        corrections = self.screen.corrections(slice(None) if k is None else k)
 
         def done(prediction: Any) -> None:
             if prediction is None:
                 raise UserError("nothing is labelled yet: paint a first example and accept it")
             self.show_unit(unit, prediction.mask, prediction.uncertainty)
 
-        self.work("predict", lambda: self.helper().predict(unit), done)
+        self.work("predict", lambda: self.helper().predict(unit, corrections=corrections), done)
 
     def accept(self) -> None:
         session, unit = self.opened(), self.unit

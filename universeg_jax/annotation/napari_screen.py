@@ -10,6 +10,7 @@ from napari.utils import DirectLabelColormap
 from universeg_jax.annotation import layers
 from universeg_jax.annotation.project import Label
 from universeg_jax.errors import UserError
+from universeg_jax.prediction.corrections import UNSAID
 
 OWN = IMAGE, LABEL, UNCERTAINTY = tuple(f"UniverSeg {name}" for name in ("image", "label", "uncertainty"))
 
@@ -21,6 +22,7 @@ class Screen:
         self.viewer = viewer
         self.name = ""  # of the image or volume
         self._put = np.zeros(0, np.int32)  # the label as it was put there last, without later strokes
+        self._said = np.zeros(0, np.int32)  # ids of earlier strokes; UNSAID elsewhere
 
     def show(self, view: layers.View, labels: Mapping[int, Label]) -> None:
         """Shows an image or volume with its accepted labels instead of the one before."""
@@ -38,16 +40,21 @@ class Screen:
         layer.colormap = DirectLabelColormap(color_dict=colours)
         layer.selected_label = min(labels)
         self._put = view.labels.copy()
+        self._said = np.full_like(view.labels, UNSAID)
         self.viewer.layers.selection.active = layer
         self.viewer.reset_view()
         self.name = view.name
 
+    def corrections(self, where: Any) -> np.ndarray:
+        """Ids that a person painted or erased there since the image came, or was accepted; else UNSAID."""
+        return layers.corrections_of(self._put[where], self.label().data[where], self._said[where])
+
     def put(self, where: Any, mask: np.ndarray, uncertainty: np.ndarray | None) -> None:
         """Puts a prediction there; pixels that a person changed stay."""
-        label = self.label()
+        label, said = self.label(), self.corrections(where)
         changed = label.data.copy()
-        changed[where] = layers.with_strokes(mask, self._put[where], label.data[where])
-        self._put[where] = mask
+        changed[where] = np.where(said == UNSAID, mask, said)
+        self._put[where], self._said[where] = changed[where], said
         label.data = changed
         if uncertainty is not None:
             layer = self.viewer.layers[UNCERTAINTY]
@@ -57,7 +64,7 @@ class Screen:
 
     def keep(self, where: Any) -> None:
         """Takes the label as it is now for what was put there: it was accepted."""
-        self._put[where] = self.label().data[where]
+        self._put[where], self._said[where] = self.label().data[where], UNSAID
 
     def label(self) -> Labels:
         """The layer. Raises UserError where the user removed it."""

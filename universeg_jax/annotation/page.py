@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from universeg_jax.annotation import canvas
+from universeg_jax.annotation.layers import corrections_of
 from universeg_jax.annotation.workspace import Workspace
 from universeg_jax.errors import UserError
+from universeg_jax.prediction.corrections import UNSAID
 from universeg_jax.readers.file_names import DICOM_EXTENSIONS, IMAGE_EXTENSIONS, VOLUME_EXTENSIONS
 from universeg_jax.reports.overlay import COLOUR_NAMES, COLOURS
 
@@ -80,8 +82,9 @@ def build_page(workspace: Workspace, folder: Path) -> Any:
 
     colours = list(workspace.colours().values()) or list(COLOURS)
     with gr.Blocks(title="UniverSeg", analytics_enabled=False, delete_cache=(DELETE_EVERY, DELETE_AFTER)) as page:
-        # `sent`: the mask in the editor before any edit; `drawn_on`: which editor content that was
-        tab = gr.State({"unit": "", "skipped": [], "sent": None, "drawn_on": ""})
+        # `sent`: the mask in the editor before any edit; `drawn_on`: which editor content that was; `said`: what was
+        # corrected before, which only `again` keeps
+        tab = gr.State({"unit": "", "skipped": [], "sent": None, "drawn_on": "", "said": None, "again": False})
         gr.Markdown("## UniverSeg: label a few, predict the rest")
         inputs = _inputs(workspace)
         view = _view(colours)
@@ -95,6 +98,7 @@ def build_page(workspace: Workspace, folder: Path) -> Any:
         on(view.choose.input, lambda tab, name: _units(workspace, name)[0], [view.choose])
         on(view.number.release, lambda tab, k: f"{_name(workspace, tab['unit'])}/{int(k)}", [view.number])
         on(view.accept.click, lambda tab, *drawn: _accept(workspace, tab, *drawn), [view.editor, view.drawn_on])
+        on(view.again.click, lambda tab, *drawn: _again(workspace, tab, *drawn), [view.editor, view.drawn_on])
         on(view.skip.click, lambda tab: _next(workspace, tab, [*tab["skipped"], tab["unit"]]))
         on(view.undo.click, lambda tab: workspace.opened()[0].undo()[0])
         on(view.redo.click, lambda tab: workspace.opened()[0].redo()[0])
@@ -145,6 +149,7 @@ class View(NamedTuple):
     choose: Any
     number: Any
     accept: Any
+    again: Any
     skip: Any
     undo: Any
     redo: Any
@@ -185,6 +190,7 @@ def _view(colours: Sequence[tuple[int, int, int]]) -> View:
             )
             with gr.Row():
                 accept = gr.Button("3. Accept and next", variant="primary", elem_id="accept", scale=2, min_width=200)
+                again = gr.Button("Predict again from what I drew", elem_id="again", scale=2, min_width=200)
                 skip, undo, redo = (gr.Button(word, elem_id=word.lower(), min_width=80) for word in BUTTONS)
             with gr.Row():
                 complete = gr.Button("Complete this volume", elem_id="complete", visible=False)
@@ -197,7 +203,7 @@ def _view(colours: Sequence[tuple[int, int, int]]) -> View:
         label="What each example changes (Δ: in pixels)", elem_id="effects", columns=6, height=220, **gallery
     )
     shown = [status, choose, number, result, uncertainty, editor, drawn_on, examples, complete]
-    return View(shown, editor, drawn_on, choose, number, accept, skip, undo, redo, complete, rest, file, effects)
+    return View(shown, editor, drawn_on, choose, number, accept, again, skip, undo, redo, complete, rest, file, effects)
 
 
 def _changes(workspace: Workspace, outputs: list[Any], view: View) -> Callable[..., None]:
@@ -259,13 +265,14 @@ def _values(workspace: Workspace, tab: dict[str, Any]) -> tuple[Any, ...]:
     if not unit:
         return tab, "No images yet.", gr.skip(), gr.skip(), None, None, None, "", None, gr.skip()
     session, _ = workspace.opened()
-    shown, colours = workspace.show(unit), workspace.colours()
+    said = tab["said"] if tab["again"] else None
+    shown, colours = workspace.show(unit, said), workspace.colours()
     item, k = session.project.find(unit)
     choices = [(_mark(workspace, name), name) for name in session.project.items]
     slices = gr.Slider(0, max(1, item.slices - 1), k or 0, label=f"Slice of {item.name}", visible=item.volume)
     drawn_on = secrets.token_hex(8)
     return (
-        {**tab, "sent": shown.mask, "drawn_on": drawn_on},
+        {**tab, "sent": shown.mask, "drawn_on": drawn_on, "said": said, "again": False},
         _status(workspace, unit, shown.source),
         gr.Dropdown(choices, value=item.name),
         slices,
@@ -307,19 +314,28 @@ def _units(workspace: Workspace, name: str) -> list[str]:
     return sorted(session.project.items[name].units(), key=session.is_labelled)
 
 
-def _accept(workspace: Workspace, tab: dict[str, Any], value: dict[str, Any] | None, drawn_on: str) -> str:
-    """Accepts what was drawn, unless another button had changed the editor's image by then."""
+def _drawn(workspace: Workspace, tab: dict[str, Any], value: dict[str, Any] | None, drawn_on: str) -> np.ndarray:
+    """The mask that was drawn, unless another button had changed the editor's image by then. Raises UserError."""
     unit = tab["unit"]
     if not unit or value is None:
-        raise UserError("there is no image to accept: add one")
+        raise UserError("there is no image to draw on: add one")
     if drawn_on != tab["drawn_on"]:
-        raise UserError(
-            "nothing was accepted: the image changed while you pressed the button; look, and press it again"
-        )
-    mask: np.ndarray = tab["sent"]
-    _, scale = workspace.grey(unit)
-    workspace.accept(unit, canvas.edited_mask(value, mask, workspace.colours(), scale))
+        raise UserError("nothing was done: the image changed while you pressed the button; look, and press it again")
+    return canvas.edited_mask(value, tab["sent"], workspace.colours(), workspace.grey(unit)[1])
+
+
+def _accept(workspace: Workspace, tab: dict[str, Any], value: dict[str, Any] | None, drawn_on: str) -> str:
+    workspace.accept(tab["unit"], _drawn(workspace, tab, value, drawn_on))
     return _next(workspace, tab, tab["skipped"])
+
+
+def _again(workspace: Workspace, tab: dict[str, Any], value: dict[str, Any] | None, drawn_on: str) -> str:
+    """Predicts the same image or slice again, guided by all that was corrected in it."""
+    drawn, sent = _drawn(workspace, tab, value, drawn_on), tab["sent"]
+    workspace.check_predicted(tab["unit"])
+    said = corrections_of(sent, drawn, np.full_like(sent, UNSAID) if tab["said"] is None else tab["said"])
+    tab.update(said=said if (said != UNSAID).any() else None, again=True)
+    return tab["unit"]
 
 
 def _next(workspace: Workspace, tab: dict[str, Any], skipped: list[str]) -> str:

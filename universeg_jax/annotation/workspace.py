@@ -23,6 +23,7 @@ from universeg_jax.annotation.rest import predict_rest, predict_volume, write_pr
 from universeg_jax.annotation.session import Session
 from universeg_jax.annotation.store import stamp
 from universeg_jax.errors import UserError
+from universeg_jax.prediction.corrections import UNSAID
 from universeg_jax.prediction.predictor import Predictor, make_prediction
 from universeg_jax.readers.errors import ImageError
 from universeg_jax.readers.folder import PROJECT, FolderError, case_files
@@ -154,24 +155,29 @@ class Workspace:
             return ""
         return (self.session.left() or self.session.units())[0]
 
-    def show(self, unit: str) -> Shown:
-        """The image or slice with its accepted or predicted mask. Raises UserError."""
+    def show(self, unit: str, corrections: np.ndarray | None = None) -> Shown:
+        """The image or slice with its accepted or predicted mask. Raises UserError.
+
+        `corrections`, int32 [H, W] as in `Assistant.predict`: predicts the mask again, which they guide.
+        """
         session, assistant = self.opened()
         grey, scale = self.grey(unit)
         accepted = session.mask(unit)
         if accepted is not None:
             return Shown(unit, grey, accepted.astype(np.int32), None, "the mask that you accepted", scale)
         item, k = session.project.find(unit)
-        if item.name in self._completed and k is not None:
+        if item.name in self._completed and k is not None and corrections is None:
             version, slices = self._completed[item.name]
             since = "" if version == session.version else ", which you changed labels after"
             return Shown(unit, grey, slices[k], None, f"the mask of the completed volume{since}", scale)
-        prediction = assistant.predict(unit)
+        prediction = assistant.predict(unit, corrections=corrections)
         if prediction is None:
-            nothing = np.zeros(grey.shape, np.int32)
-            return Shown(unit, grey, nothing, None, "no examples yet: draw the structure and accept it", scale)
+            drawn = np.zeros(grey.shape, np.int32) if corrections is None else np.maximum(corrections, 0)
+            return Shown(unit, grey, drawn, None, "no examples yet: draw the structure and accept it", scale)
         count = np.count_nonzero(self.examples(unit) >= 0)
         source = f"predicted from {count} example{'s' if count > 1 else ''}"
+        if corrections is not None:
+            source += f" and {np.count_nonzero(corrections != UNSAID)} pixels that you corrected"
         return Shown(unit, grey, prediction.mask.astype(np.int32), prediction.uncertainty, source, scale)
 
     def grey(self, unit: str) -> tuple[np.ndarray, Scale]:
@@ -236,6 +242,11 @@ class Workspace:
             shown.append((overlay(grey, mask, self.colours(), scale), caption))
             before = mask
         return shown
+
+    def check_predicted(self, unit: str) -> None:
+        """Raises UserError for an accepted image or slice, whose mask no prediction may cover."""
+        if self.opened()[0].is_labelled(unit):
+            raise UserError(f"{unit} is accepted, and a prediction would cover it: correct it by hand, or press Undo")
 
     def accept(self, unit: str, mask: np.ndarray) -> None:
         """Accepts the mask of an image or slice, on disk on return. Raises UserError."""

@@ -23,6 +23,14 @@ from universeg_jax.checkpoints import store
 from universeg_jax.episode import FLIPS, OFFICIAL_SIZE, resize
 from universeg_jax.errors import UserError
 from universeg_jax.model.factory import build_model, logits_of
+from universeg_jax.prediction.corrections import (
+    UNSAID,
+    Strokes,
+    check_corrections,
+    keep_corrections,
+    see_corrections,
+    with_own_rows,
+)
 from universeg_jax.prediction.examples import ImageLike, as_grey
 from universeg_jax.prediction.forward import Forward, flip_axes
 from universeg_jax.prediction.options import Options, default_support_size
@@ -198,14 +206,22 @@ class Segmenter:
     def statistics(self) -> SupportStatistics:
         return support_statistics(self.support)
 
-    def __call__(self, query: ImageLike | Volume) -> Prediction:
+    def __call__(self, query: ImageLike | Volume, corrections: np.ndarray | None = None) -> Prediction:
         """Segments an image: an array [H, W] or [H, W, 3], PIL image or file. A `Volume` goes to `volume`.
 
-        Raises ImageError for a file that cannot be read.
+        `corrections`, int [H, W]: the id of each pixel whose label you know, 0 for background, and -1 where you say
+        nothing. They stay as they are and guide the rest of the mask. Raises UserError, and ImageError for a file that
+        cannot be read.
         """
         if isinstance(query, Volume):
+            if corrections is not None:
+                raise UserError("corrections of a volume: segment its slices as images, or use `universeg annotate`")
             return self.volume(query)
         grey = as_grey(query)
+        if corrections is not None:
+            ids = check_corrections(corrections, grey.shape, self.support.labels)
+            if (ids != UNSAID).any():
+                return self._corrected(grey, ids)
         slices = preprocess_image(grey, OFFICIAL_SIZE)[None]
         at_size = self.probabilities(slices)
         probabilities = at_size[0]
@@ -213,6 +229,17 @@ class Segmenter:
             probabilities = self._second_pass(self.tile_segmenter, grey, probabilities)
             at_size = downsample(probabilities, self.options.tiles)[None]
         return self._prediction(slices, at_size, np.stack([restore(p, grey.shape) for p in probabilities]))
+
+    def _corrected(self, grey: np.ndarray, ids: np.ndarray) -> Prediction:
+        """Segments an image [H, W] of which `ids` [H, W] are known."""
+        labels = self.support.labels
+        if self.options.tiles or (self.options.overlap and len(labels) > 1):
+            option = "tiles" if self.options.tiles else "overlap"
+            raise UserError(f"corrections do not work with the option {option}: leave one of them out")
+        image = preprocess_image(grey, OFFICIAL_SIZE)
+        at_size = self.guided(image, see_corrections(ids, labels), self._rows(image[None], None)[0])
+        restored = np.stack([restore(p, grey.shape) for p in at_size])
+        return self._prediction(image[None], at_size[None], keep_corrections(restored, ids, labels))
 
     def _second_pass(self, tile_segmenter: "Segmenter", grey: np.ndarray, first: np.ndarray) -> np.ndarray:
         """Probabilities [L, 128 t, 128 t] of an image [H, W] from its tiles and the first pass [L, 128, 128]."""
@@ -254,13 +281,18 @@ class Segmenter:
 
         `positions` [Q] in [0, 1]: where each query lies along its volume. `options` decide which examples each gets.
         """
+        rows = self._rows(queries, positions)
+        with tqdm(total=len(queries), desc="segment", unit="slice", leave=False, disable=not progress) as bar:
+            return self.by_rows(queries, rows, bar.update)
+
+    def _rows(self, queries: np.ndarray, positions: np.ndarray | None) -> np.ndarray:
+        """Rows of the examples of each query, int [Q, K, S]."""
         o, places = self.options, [None] * len(queries) if positions is None else positions.tolist()
         rows = [
             select_examples(self.support, query, place, o.support_size or 1, o.ensemble, o.choose, o.seed)
             for query, place in zip(queries, places, strict=True)
         ]
-        with tqdm(total=len(queries), desc="segment", unit="slice", leave=False, disable=not progress) as bar:
-            return self.by_rows(queries, np.stack(rows), bar.update)
+        return np.stack(rows)
 
     def by_rows(
         self, queries: np.ndarray, rows: np.ndarray, on_done: Callable[[int], Any] = lambda count: None
@@ -272,6 +304,32 @@ class Segmenter:
         options, parts = self.options, (self.images, self.masks, self.keys_of(rows), rows)
         inputs = (self.predictor.params, queries[..., None], *parts)
         return self.predictor.forward(*inputs, options.flips, options.overlap, on_done, self.known)
+
+    def guided(self, query: np.ndarray, strokes: Strokes, rows: np.ndarray) -> np.ndarray:
+        """Probabilities, float32 [L, 128, 128], of a query [128, 128] in [0, 1] that is an example itself.
+
+        `rows`, int [K, S], of the other examples; `strokes`: where its label is known.
+        """
+        self.predictor.forward.check_weighs_labels()
+        used = np.unique(rows[rows >= 0])
+        image = resize(query[None, ..., None], self.predictor.config.image_size)
+        own_keys = [keys.of(np.zeros(1, int)) for keys in self.predictor.prepared_keys(image, self.options.flips)]
+        known = np.ones((len(used), *image.shape[1:]), np.uint8) if self.known is None else np.asarray(self.known)[used]
+        masks, own_known = self._at_size(strokes.masks[:, None]), self._at_size(strokes.known[None])
+        pairs = zip(self.keys_of(used), own_keys, strict=True)
+        compact = with_own_rows(np.where(rows >= 0, np.searchsorted(used, rows), -1), len(used))
+        found = self.predictor.forward(
+            self.predictor.params,
+            query[None, ..., None],
+            np.concatenate([np.asarray(self.images)[used], image]),
+            np.concatenate([np.asarray(self.masks)[:, used], masks], 1),
+            [jax.tree.map(lambda k, own: np.concatenate([np.asarray(k)[used], own]), *pair) for pair in pairs],
+            compact[None],
+            self.options.flips,
+            self.options.overlap,
+            known=np.concatenate([known, own_known]),
+        )
+        return cast(np.ndarray, found[0])
 
     def _at_size(self, masks: np.ndarray) -> jax.Array:
         """Masks [..., 128, 128] → uint8 0/1 [..., H, W, 1] at the model's size."""

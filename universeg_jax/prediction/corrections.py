@@ -1,0 +1,57 @@
+"""Corrections of a mask: pixels of a query whose label a person says, which guide the rest of its mask.
+
+The query joins its own support as an example whose label is known at these pixels alone. `matching` and the pretrained
+keys then find what is alike in the image itself. No parameter knows of corrections, and without any nothing changes.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from universeg_jax.episode import OFFICIAL_SIZE
+from universeg_jax.errors import UserError
+from universeg_jax.prediction.examples import mask_at
+from universeg_jax.readers.preprocess import preprocess_ignored
+
+UNSAID = -1  # in an array of ids: nothing is said of a pixel
+SHARE = 0.25  # as so many of its other examples the query counts among them (docs/annotate.md)
+
+
+class Strokes(NamedTuple):
+    """Corrections as the network sees them."""
+
+    masks: np.ndarray  # uint8 0/1 [L, 128, 128]
+    known: np.ndarray  # bool [128, 128]
+
+
+def check_corrections(corrections: Any, shape: tuple[int, ...], labels: Sequence[int]) -> np.ndarray:
+    """Ids int32 [H, W] of corrections, UNSAID where nothing is said. Raises UserError."""
+    ids = np.asarray(corrections)
+    if ids.shape != shape or ids.dtype.kind not in "iu":
+        raise UserError(f"corrections are {ids.dtype} {ids.shape}: use integers of the shape of the image, {shape}")
+    if unknown := sorted(set(np.unique(ids).tolist()) - {UNSAID, 0, *labels}):
+        raise UserError(
+            f"corrections hold {unknown[0]}: use {UNSAID} where nothing is said, 0 for background, and the labels "
+            f"{', '.join(map(str, labels))}"
+        )
+    return ids.astype(np.int32)
+
+
+def see_corrections(ids: np.ndarray, labels: Sequence[int]) -> Strokes:
+    """Of an image [H, W]; thin strokes count, as in a label that is known in part."""
+    void = ids == UNSAID
+    masks = np.stack([mask_at(OFFICIAL_SIZE, ids, label, ids.shape, void) for label in labels])
+    return Strokes(masks, ~preprocess_ignored(void, OFFICIAL_SIZE))
+
+
+def keep_corrections(probabilities: np.ndarray, ids: np.ndarray, labels: Sequence[int]) -> np.ndarray:
+    """Probabilities [L, H, W] that are certain where something was said."""
+    said = np.stack([ids == label for label in labels]).astype(probabilities.dtype)
+    return np.where(ids == UNSAID, probabilities, said)
+
+
+def with_own_rows(rows: np.ndarray, own: int) -> np.ndarray:
+    """Examples int [K, S] with the query, row `own`, as SHARE as many more of them; -1 is no example."""
+    copies = max(1, round(SHARE * int((rows >= 0).sum(1).max())))
+    return np.concatenate([rows, np.full((len(rows), copies), own)], 1)
