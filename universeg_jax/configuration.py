@@ -38,7 +38,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("batch_size", "support_size", "image_size", "num_steps", "accumulation"), "[1, inf)"),
     **dict.fromkeys(("read_threads", "log_every", "eval_every", "checkpoint_every"), "[1, inf)"),
     **dict.fromkeys(("eval.support_size", "eval.ensemble", "eval.batch_size"), "[1, inf)"),
-    **dict.fromkeys(("eval.max_cases", "eval.pictures", "keep_every", "seed", "train_tasks"), "[0, inf)"),
+    **dict.fromkeys(
+        ("eval.max_cases", "eval.pictures", "keep_every", "seed", "train_tasks", "corrections"), "[0, inf)"
+    ),
     **dict.fromkeys(("min_label_density", "label_union", "all_labels"), "[0, 1]"),
     "model.key_heads": "[1, inf)",
     "draw": ("datasets", "tasks"),
@@ -106,6 +108,7 @@ RETIRED = {
 # Fields that older configs lack → the value with which they change nothing; None where another field decides that.
 ADDED: dict[str, Any] = {
     "train_without": [],
+    "corrections": 0,
     "kinds.painted": 0.0,
     "painting.*": None,
     "model.keys": "none",
@@ -275,6 +278,8 @@ def relation_problems(fields: dict[str, Any]) -> Iterator[str]:
     if round(fields["label_union"] + fields["all_labels"], 9) > 1:
         both = f"config.label_union={fields['label_union']} and config.all_labels={fields['all_labels']}"
         yield f"{both}: two probabilities whose sum is at most 1 are needed"
+    if fields["corrections"] and fields["model.name"] != "universeg":
+        yield f"config.corrections={fields['corrections']} needs config.model.name='universeg', not {fields['model.name']!r}"
     needed_size = {}
     if fields["kinds.synthetic"]:
         for name in ("synthesis.shapes_scales", "synthesis.shapes_warp_scales", "synthesis.warp_scales"):

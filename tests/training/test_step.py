@@ -238,9 +238,11 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole():
     query, images = rng.random((4, 16, 16, 1)), rng.random((4, 3, 16, 16, 1))
     episode = Episode(query, query > 0.5, images, images > 0.6, np.ones((4, 3)))
     episode = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), episode)
+    keys = jax.random.split(jax.random.key(0), 4)
     scores = functools.partial(loss_and_dice, model=model, config=tiny_config())
     whole, split = (
-        jax.jit(lambda p, parts=parts: accumulated_gradient(scores, p, episode, parts))(params) for parts in (1, 2)
+        jax.jit(lambda p, parts=parts: accumulated_gradient(scores, p, (episode, keys), parts))(params)
+        for parts in (1, 2)
     )
     assert_trees_equal(split, whole, atol=1e-6)
 

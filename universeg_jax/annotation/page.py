@@ -188,9 +188,9 @@ def _view(colours: Sequence[tuple[int, int, int]]) -> View:
                 brush=gr.Brush(colors=brushes, default_color=brushes[0], color_mode="fixed", default_size=12),
                 eraser=gr.Eraser(default_size=12),
             )
+            again = gr.Button("Predict again from what I drew", elem_id="again")
             with gr.Row():
                 accept = gr.Button("3. Accept and next", variant="primary", elem_id="accept", scale=2, min_width=200)
-                again = gr.Button("Predict again from what I drew", elem_id="again", scale=2, min_width=200)
                 skip, undo, redo = (gr.Button(word, elem_id=word.lower(), min_width=80) for word in BUTTONS)
             with gr.Row():
                 complete = gr.Button("Complete this volume", elem_id="complete", visible=False)

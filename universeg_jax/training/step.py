@@ -13,13 +13,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from universeg_jax.episode import Episode
-from universeg_jax.episodes.on_device import device_episodes
+from universeg_jax.episodes.on_device import device_episodes, episode_keys
 from universeg_jax.episodes.sampler import Batch
 from universeg_jax.evaluation import metrics
 from universeg_jax.startup import compiler_options
 from universeg_jax.training import losses
+from universeg_jax.training.corrections import with_corrections
 
 Array = jax.Array
+CORRECTIONS = 1  # folded into the key by which an episode is made
 
 
 class TrainState(NamedTuple):
@@ -41,9 +43,14 @@ def evaluated_params(state: TrainState) -> Any:
     return state.params if state.ema is None else state.ema
 
 
-def loss_and_dice(params: Any, episode: Episode, model: nn.Module, config: ConfigDict) -> tuple[Array, Array]:
-    """Loss and hard Dice [B] of each episode."""
-    logits: Any = model.apply({"params": params}, episode.query_image, *episode[2:])
+def loss_and_dice(
+    params: Any, episode: Episode, keys: Array, model: nn.Module, config: ConfigDict
+) -> tuple[Array, Array]:
+    """Loss and hard Dice [B] of each episode; `keys` [B] decide what is corrected, where config.corrections is set."""
+    known = {}
+    if config.corrections:
+        episode, known["support_known"] = with_corrections(params, episode, keys, config.corrections, model)
+    logits: Any = model.apply({"params": params}, episode.query_image, *episode[2:], **known)
     each = losses.total(logits, episode.query_label, config.loss)
     return each, metrics.dice_score(logits[..., 0] >= 0, episode.query_label[..., 0])
 
@@ -51,11 +58,11 @@ def loss_and_dice(params: Any, episode: Episode, model: nn.Module, config: Confi
 def accumulated_gradient(function: Callable[..., Any], params: Any, episodes: Any, parts: int) -> Any:
     """(gradient of the mean loss, (losses [B], dice [B])), computed for `parts` parts of the batch in turn.
 
-    `function` maps the parameters and a part of `episodes` (arrays [B, ...]) to losses and dice.
+    `function` maps the parameters and a part of each of `episodes` (a tuple of arrays [B, ...]) to losses and dice.
     """
 
     def loss_fn(params: Any, part: Any) -> tuple[Array, tuple[Array, Array]]:
-        each, dice = function(params, part)
+        each, dice = function(params, *part)
         return each.mean(), (each, dice)
 
     gradient = jax.grad(loss_fn, has_aux=True)
@@ -87,7 +94,8 @@ def train_step(
     """
     episodes, repaired = device_episodes(batch, config)
     scores = functools.partial(loss_and_dice, model=model, config=config)
-    grads, (each, dice) = accumulated_gradient(scores, state.params, episodes, config.accumulation)
+    keys = jax.vmap(lambda index: jax.random.fold_in(episode_keys(index, config)[0], CORRECTIONS))(batch.index)
+    grads, (each, dice) = accumulated_gradient(scores, state.params, (episodes, keys), config.accumulation)
     sums = {name: metrics.masked_sum(x, jnp.ones_like(x, bool)) for name, x in (("loss", each), ("dice", dice))}
     sums["repaired"] = metrics.masked_sum(repaired.astype(jnp.float32), jnp.ones_like(repaired, bool))
     per_episode = {"episodes": batch.index, "losses": each}
