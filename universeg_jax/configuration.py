@@ -279,7 +279,8 @@ def relation_problems(fields: dict[str, Any]) -> Iterator[str]:
         both = f"config.label_union={fields['label_union']} and config.all_labels={fields['all_labels']}"
         yield f"{both}: two probabilities whose sum is at most 1 are needed"
     if fields["corrections"] and fields["model.name"] != "universeg":
-        yield f"config.corrections={fields['corrections']} needs config.model.name='universeg', not {fields['model.name']!r}"
+        given = f"config.corrections={fields['corrections']} and config.model.name={fields['model.name']!r}"
+        yield f"{given}: only the model universeg knows labels in part"
     needed_size = {}
     if fields["kinds.synthetic"]:
         for name in ("synthesis.shapes_scales", "synthesis.shapes_warp_scales", "synthesis.warp_scales"):

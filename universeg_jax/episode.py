@@ -8,6 +8,7 @@ import numpy as np
 
 Array = jax.Array | np.ndarray
 OFFICIAL_SIZE = 128  # pixels; Dice is measured at this size for every model
+OWN_SHARE = 0.25  # weight of a query that is its own example where it was corrected, of the others' sum
 
 
 class Episode(NamedTuple):

@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from universeg_jax.episode import OFFICIAL_SIZE
+from universeg_jax.episode import OFFICIAL_SIZE, OWN_SHARE
 from universeg_jax.errors import UserError
 from universeg_jax.prediction.examples import mask_at
 from universeg_jax.readers.preprocess import preprocess_ignored
 
 UNSAID = -1  # in an array of ids: nothing is said of a pixel
-SHARE = 0.25  # as so many of its other examples the query counts among them (docs/annotate.md)
 
 
 class Strokes(NamedTuple):
@@ -52,6 +51,6 @@ def keep_corrections(probabilities: np.ndarray, ids: np.ndarray, labels: Sequenc
 
 
 def with_own_rows(rows: np.ndarray, own: int) -> np.ndarray:
-    """Examples int [K, S] with the query, row `own`, as SHARE as many more of them; -1 is no example."""
-    copies = max(1, round(SHARE * int((rows >= 0).sum(1).max())))
+    """Examples int [K, S] with the query, row `own`, as OWN_SHARE as many more of them; -1 is no example."""
+    copies = max(1, round(OWN_SHARE * int((rows >= 0).sum(1).max())))
     return np.concatenate([rows, np.full((len(rows), copies), own)], 1)

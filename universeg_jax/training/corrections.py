@@ -1,6 +1,6 @@
 """Teaches the network to use corrections: queries that are examples of themselves, known where a first mask was wrong.
 
-As in prediction (prediction/corrections.py) the query joins its support with a quarter of the weight of the others.
+As in prediction (prediction/corrections.py) the query joins its support with OWN_SHARE of the weight of the others.
 Strokes are simulated: discs about random pixels, most of them wrong in the mask that the network itself predicts.
 """
 
@@ -10,14 +10,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from universeg_jax.episode import Episode
+from universeg_jax.episode import OWN_SHARE, Episode
 
 Array = jax.Array
 
 MOST = 4  # strokes
 RADII = (1.0, 4.5)  # pixels of 128
 ANYWHERE = 0.2  # share of the strokes that are about any pixel, wrong or not
-SHARE = 0.25  # weight of the query, of the other examples' sum
 
 
 def strokes(key: Array, wrong: Array, truth: Array) -> Array:
@@ -50,11 +49,11 @@ def with_corrections(
     logits: Any = model.apply({"params": jax.lax.stop_gradient(params)}, some.query_image, *some[2:])
     truth = some.query_label[..., 0] > 0.5
     drawn = jax.vmap(strokes)(keys[:count], (logits[..., 0] >= 0) != truth, truth)[..., None]
-    weight = jnp.maximum(1.0, SHARE * some.support_mask[:, :-1].sum(1))
+    weight = jnp.maximum(1.0, OWN_SHARE * some.support_mask[:, :-1].sum(1))
+    images, labels, mask = (jnp.asarray(x) for x in episodes[2:])
     corrected = episodes._replace(
-        support_images=episodes.support_images.at[:count, -1].set(some.query_image),
-        support_labels=episodes.support_labels.at[:count, -1].set(some.query_label * drawn),
-        support_mask=episodes.support_mask.at[:count, -1].set(weight),
+        support_images=images.at[:count, -1].set(some.query_image),
+        support_labels=labels.at[:count, -1].set(some.query_label * drawn),
+        support_mask=mask.at[:count, -1].set(weight),
     )
-    known = jnp.ones_like(episodes.support_labels).at[:count, -1].set(drawn)
-    return corrected, known
+    return corrected, jnp.ones_like(labels).at[:count, -1].set(drawn)

@@ -47,7 +47,7 @@ def loss_and_dice(
     params: Any, episode: Episode, keys: Array, model: nn.Module, config: ConfigDict
 ) -> tuple[Array, Array]:
     """Loss and hard Dice [B] of each episode; `keys` [B] decide what is corrected, where config.corrections is set."""
-    known = {}
+    known: dict[str, Any] = {}
     if config.corrections:
         episode, known["support_known"] = with_corrections(params, episode, keys, config.corrections, model)
     logits: Any = model.apply({"params": params}, episode.query_image, *episode[2:], **known)

@@ -1,0 +1,99 @@
+"""Simulated corrections: strokes lie where the mask is wrong, and only the first episodes are changed."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.fixtures import assert_trees_equal, random_params, tiny_config
+from universeg_jax.episode import Episode
+from universeg_jax.model.factory import build_model, param_shapes
+from universeg_jax.prediction.corrections import with_own_rows
+from universeg_jax.training import corrections
+from universeg_jax.training.corrections import MOST, RADII, strokes, with_corrections
+from universeg_jax.training.step import loss_and_dice
+
+SIZE = 16
+draw = jax.jit(jax.vmap(strokes, (0, None, None)))
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_strokes_are_discs_of_one_label_each(seed):
+    rng = np.random.default_rng(seed)
+    truth = rng.random((4, 4)).repeat(32, 0).repeat(32, 1) < 0.5
+    wrong = rng.random((128, 128)) < 0.02
+    drawn = np.asarray(draw(jax.random.key(seed)[None], wrong, truth)[0])
+    assert 1 <= drawn.sum() <= MOST * np.pi * (RADII[1] + 1) ** 2
+
+
+def test_most_strokes_mend_something():
+    truth, wrong = np.zeros((2, 128, 128), bool)
+    wrong[40:60, 40:60] = True
+    many = draw(jax.random.split(jax.random.key(0), 200), wrong, truth)
+    mends = (np.asarray(many) & wrong).any((1, 2))
+    # Of one to four strokes at least one is about a wrong pixel; those about any pixel seldom are.
+    expected = np.mean([1 - corrections.ANYWHERE**count for count in range(1, MOST + 1)])
+    assert abs(mends.mean() - expected) < 0.06
+    nothing = draw(jax.random.split(jax.random.key(0), 50), truth, truth)
+    assert np.asarray(nothing).any((1, 2)).all()  # a right mask is confirmed
+
+
+@pytest.fixture
+def made():
+    """(model, parameters, four episodes, keys)."""
+    model = build_model({"encoder_blocks": (4, 4), "matching": 1})
+    rng = np.random.default_rng(0)
+    query, images = rng.random((4, SIZE, SIZE, 1)), rng.random((4, 5, SIZE, SIZE, 1))
+    episodes = Episode(query, query > 0.5, images, images > 0.6, np.ones((4, 5)))
+    episodes = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), episodes)
+    return model, random_params(param_shapes(model)), episodes, jax.random.split(jax.random.key(1), 4)
+
+
+def test_only_the_first_episodes_are_corrected(made):
+    model, params, episodes, keys = made
+    found, known = with_corrections(params, episodes, keys, 2, model)
+    assert_trees_equal(jax.tree.map(lambda x: x[2:], found), jax.tree.map(lambda x: x[2:], episodes))
+    assert (known[2:] == 1).all()
+    assert (known[:2, :-1] == 1).all()
+    np.testing.assert_array_equal(found.support_images[:2, :-1], episodes.support_images[:2, :-1])
+    np.testing.assert_array_equal(found.support_images[:2, -1], episodes.query_image[:2])
+    own = known[:2, -1]
+    assert (own.sum((1, 2, 3)) > 0).all()
+    np.testing.assert_array_equal(found.support_labels[:2, -1], episodes.query_label[:2] * own)
+    np.testing.assert_array_equal(found.support_mask[:2], [[1, 1, 1, 1, 1]] * 2)  # a quarter of four others
+    np.testing.assert_array_equal(found.query_label, episodes.query_label)
+
+
+def test_the_query_weighs_as_in_prediction(made):
+    model, params, episodes, keys = made
+    for size in (1, 2, 5):
+        some = episodes._replace(**{name: getattr(episodes, name)[:, :size] for name in episodes._fields[2:]})
+        found, _ = with_corrections(params, some, keys, 4, model)
+        np.testing.assert_array_equal(found.support_mask[:, -1], max(1, (size - 1) / 4))
+        counted = with_own_rows(np.arange(max(1, size - 1))[None], 9)
+        assert abs((counted == 9).sum() - max(1, (size - 1) / 4)) <= 0.5  # rounded
+
+
+def test_padding_stays_padding(made):
+    """With fewer entries than slots, the query takes the last slot and what lies in the others still counts nothing."""
+    model, params, episodes, keys = made
+    padded = episodes._replace(support_mask=episodes.support_mask.at[:, 2:].set(0))
+    found, known = with_corrections(params, padded, keys, 4, model)
+    np.testing.assert_array_equal(found.support_mask, [[1, 1, 0, 0, 1]] * 4)
+    other = padded._replace(support_images=padded.support_images.at[:, 2:].set(7.0))
+    again, _ = with_corrections(params, other, keys, 4, model)
+    run = functools.partial(model.apply, {"params": params}, found.query_image)
+    np.testing.assert_allclose(run(*found[2:], support_known=known), run(*again[2:], support_known=known), atol=1e-5)
+
+
+def test_without_corrections_the_loss_is_that_of_the_model(made):
+    model, params, episodes, keys = made
+    with_one = loss_and_dice(params, episodes, keys, model, tiny_config(corrections=1))
+    without = loss_and_dice(params, episodes, keys, model, tiny_config())
+    assert without[0][0] != with_one[0][0]
+    np.testing.assert_allclose(without[0][1:], with_one[0][1:], atol=1e-6)
