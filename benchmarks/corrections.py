@@ -2,10 +2,10 @@
 
     python -m benchmarks.corrections --checkpoint small --data_dir DATA --max_cases 3 --out results.jsonl
 
-A stroke is a disc of at most RADIUS pixels of 128x128 about the wrong pixel that lies deepest in the wrong region, with
-the true label; pixels of the other label stay as they are. `guided` predicts again after each stroke from all strokes
-so far, `painted` only paints them. Both choose their strokes by their own errors. Support: --support_size examples of
-the support split. Only datasets of role `val`.
+A stroke is a disc in the middle of the largest error, of at most RADIUS pixels of 128x128, that gives pixels of one
+label their true label. `guided` predicts again after each stroke, from all strokes so far; `painted` only paints them.
+Each puts its strokes where it is wrong itself. The support are --support_size examples of the support split. Only
+datasets of role `val`.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from universeg_jax.data.tasks import dataset_tasks, usable
 from universeg_jax.evaluation.cases import QueryCase, query_cases, sample_support, support_pool
 from universeg_jax.evaluation.intervals import CaseScores, interval, paired
 from universeg_jax.evaluation.metrics import dice_on_host
-from universeg_jax.prediction.corrections import UNSAID
+from universeg_jax.prediction.corrections import Strokes
 from universeg_jax.prediction.options import Options
 from universeg_jax.prediction.predictor import Predictor
 from universeg_jax.prediction.support import Support
@@ -46,17 +46,18 @@ def measure(predictor: Predictor, dataset: Dataset, case: QueryCase, size: int, 
     images, masks = dataset.gather(pool.rows[chosen], pool.positions[chosen])
     names = tuple(map(str, range(size)))
     support = Support(images.astype(np.float32) / 255, masks[None], (LABEL,), names, names)
-    segment = predictor.segmenter(support, Options(support_size=size))
-    query = dataset[case.row]
-    image, truth = query["image"], query["masks"][case.position] > 0
-    guided = painted = segment(image).mask == LABEL
-    said = np.full(truth.shape, UNSAID)
+    segmenter = predictor.segmenter(support, Options(support_size=size))
+    query, rows = dataset[case.row], np.arange(size)[None]
+    image, truth = query["image"].astype(np.float32) / 255, query["masks"][case.position] > 0
+    guided = painted = segmenter.by_rows(image[None], rows[None])[0, 0] >= 0.5
+    known = np.zeros(truth.shape, bool)
     dice = {"guided": [float(dice_on_host(guided, truth))]}
     dice["painted"] = list(dice["guided"])
     for _ in range(strokes):
         painted = np.where(stroke(painted, truth), truth, painted)
-        said = np.where(stroke(guided, truth), truth, said)
-        guided = segment(image, said).mask == LABEL
+        known |= stroke(guided, truth)
+        found = segmenter.guided(image, Strokes((known & truth)[None].astype(np.uint8), known), rows)[0] >= 0.5
+        guided = np.where(known, truth, found)
         for name, mask in (("guided", guided), ("painted", painted)):
             dice[name].append(float(dice_on_host(mask, truth)))
     return dice

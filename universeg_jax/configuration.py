@@ -38,10 +38,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("batch_size", "support_size", "image_size", "num_steps", "accumulation"), "[1, inf)"),
     **dict.fromkeys(("read_threads", "log_every", "eval_every", "checkpoint_every"), "[1, inf)"),
     **dict.fromkeys(("eval.support_size", "eval.ensemble", "eval.batch_size"), "[1, inf)"),
-    **dict.fromkeys(
-        ("eval.max_cases", "eval.pictures", "keep_every", "seed", "train_tasks", "corrections"), "[0, inf)"
-    ),
-    **dict.fromkeys(("min_label_density", "label_union", "all_labels"), "[0, 1]"),
+    **dict.fromkeys(("eval.max_cases", "eval.pictures", "keep_every", "seed", "train_tasks"), "[0, inf)"),
+    **dict.fromkeys(("min_label_density", "label_union", "all_labels", "corrections"), "[0, 1]"),
     "model.key_heads": "[1, inf)",
     "draw": ("datasets", "tasks"),
     "support_schedule": ("fixed", "uniform", "log_uniform"),
@@ -108,7 +106,7 @@ RETIRED = {
 # Fields that older configs lack → the value with which they change nothing; None where another field decides that.
 ADDED: dict[str, Any] = {
     "train_without": [],
-    "corrections": 0,
+    "corrections": 0.0,
     "kinds.painted": 0.0,
     "painting.*": None,
     "model.keys": "none",

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.ndimage import binary_dilation
 
 from tests.annotation.fixtures import image_project, volume_project
 from tests.fixtures import block_volume, write_nifti
@@ -68,9 +69,11 @@ def test_corrections_of_a_slice_lie_as_its_label_would(tmp_path, predictor):
         label = plane(truth["scan0"][..., ::-1], 2, session.project.items["scan0"].canonical(4))
         strokes = views.strokes("scan0/4", label.astype(np.int32), (1,))
         session.accept("scan0/4", label)
-        np.testing.assert_array_equal(strokes.masks, views.masks("scan0/4", (1,)))
-        inside = strokes.known
-        np.testing.assert_array_equal(inside, ~views._ignored_of("scan0/4", np.zeros(label.shape, bool)))
+        mask = views.masks("scan0/4", (1,))
+        assert (strokes.masks != mask).sum() < 0.1 * mask.sum()  # which is blurred before it is cut
+        image = views.image("scan0/4")
+        assert not image[~binary_dilation(strokes.known, iterations=2)].any()  # padding
+        assert strokes.known.mean() > 0.3
         assistant, said = Assistant(session, predictor), np.full(label.shape, UNSAID, np.int32)
         said[4:8, 3:9] = 1
         found = assistant.predict("scan0/2", corrections=said)

@@ -7,6 +7,8 @@ import urllib.error
 import urllib.request
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -80,7 +82,7 @@ def test_what_was_drawn_guides_the_next_prediction_and_only_that(marking, folder
     names = [f"p{i}_0.png" for i in range(4)]
     images, masks = ([shutil.copy(folder / part / n, _made(tmp_path / part)) for n in names] for part in PARTS)
     workspace.add([Path(f) for f in images], [Path(f) for f in masks[:3]])
-    tab = {"unit": "p3_0", "skipped": [], "sent": None, "drawn_on": "", "said": None, "again": False}
+    tab = {"unit": "p3_0", "skipped": [], "sent": None, "drawn_on": "", "said": None}
     tab = demo_page._values(workspace, tab)[0]
     first = tab["sent"]
 
@@ -108,6 +110,32 @@ def test_what_was_drawn_guides_the_next_prediction_and_only_that(marking, folder
     with pytest.raises(UserError, match="p3_0 is accepted, and a prediction would cover it"):
         again(fresh, 2, 1)
     workspace.close()
+
+
+def test_a_prediction_that_fails_leaves_no_corrections_for_the_next_image(workspace, monkeypatch):
+    gradio = pytest.importorskip("gradio", reason="gradio is not installed (extra `demo`)")
+    monkeypatch.setattr(gradio, "Warning", lambda text: None)
+    monkeypatch.setattr(demo_page, "_drawn", lambda *_: np.ones(SHAPE, np.int32))
+    monkeypatch.setattr(Workspace, "check_predicted", lambda *_: None)
+    asked = []
+
+    def values(_, tab):
+        asked.append((tab["unit"], tab.pop("corrections", None)))
+        if len(asked) == 1:
+            raise UserError("it failed")
+        return (tab,)
+
+    monkeypatch.setattr(demo_page, "_values", values)
+    pressed = {}
+    view = SimpleNamespace(editor=None, effects=None)
+    on = demo_page._changes(workspace, [None], view)
+    for name, change in (("again", lambda tab: demo_page._again(workspace, tab, {}, "")), ("skip", lambda tab: "b")):
+        on(lambda changed, *_, name=name, **__: pressed.update({name: changed}) or MagicMock(), change)
+    tab = {"unit": "a", "skipped": [], "sent": np.zeros(SHAPE, np.int32), "drawn_on": "", "said": None}
+    pressed["again"](tab)
+    assert "corrections" not in tab
+    pressed["skip"](tab)
+    assert [(unit, said is None) for unit, said in asked] == [("a", False), ("b", True)]
 
 
 def test_without_gradio_the_error_names_the_package(tmp_path, workspace, monkeypatch):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import binary_dilation, binary_erosion
 
 from tests.fixtures import random_params, tiny_config
 from universeg_jax.episode import FLIPS, resize
@@ -16,7 +17,7 @@ from universeg_jax.prediction.options import Options
 from universeg_jax.prediction.predictor import Predictor
 from universeg_jax.prediction.selection import select_examples
 from universeg_jax.prediction.support import make_support
-from universeg_jax.readers.preprocess import preprocess_image
+from universeg_jax.readers.preprocess import preprocess_image, preprocess_mask
 
 SEEDS = st.integers(0, 1000)
 
@@ -106,8 +107,26 @@ def test_keys_of_the_query_are_those_that_the_model_computes():
 def test_the_query_counts_as_a_quarter_of_the_others(size, samples):
     rows = np.tile(np.append(np.arange(size), -1), (samples, 1))
     found = with_own_rows(rows, 99)
-    np.testing.assert_array_equal(found[:, : size + 1], rows)
+    np.testing.assert_array_equal(found[:, :size], rows[:, :size])
     assert (found == 99).sum(1).tolist() == [max(1, round(size / 4))] * samples
+
+
+@given(seed=SEEDS, height=st.integers(5, 900), width=st.integers(5, 900))
+@settings(max_examples=20, deadline=None)
+def test_nothing_is_known_where_nothing_was_said(seed, height, width):
+    """The padding of an image that is not square included, and its rim."""
+    said = np.full((height, width), UNSAID)
+    assert not see_corrections(said, (1,)).known.any()
+    rng = np.random.default_rng(seed)
+    row, column = rng.integers(height), rng.integers(width)
+    said[row, column] = 1  # a single pixel
+    strokes = see_corrections(said, (1, 2))
+    assert strokes.known.any()
+    np.testing.assert_array_equal(strokes.masks[0] > 0, strokes.known)
+    assert not strokes.masks[1].any()
+    side = max(height, width)
+    centre = [(place + (side - n) // 2 + 0.5) * 128 / side for place, n in ((row, height), (column, width))]
+    assert np.abs(np.argwhere(strokes.known) + 0.5 - centre).max() <= max(0.5, 64 / side) + 1e-9
 
 
 def test_thin_strokes_in_a_large_image_count():
@@ -118,8 +137,23 @@ def test_thin_strokes_in_a_large_image_count():
     np.testing.assert_array_equal(strokes.masks[0] > 0, strokes.known)
     said[said == 1] = 0
     strokes = see_corrections(said, (1,))
-    assert strokes.known.any()
+    assert strokes.known[30:70, 64].all()
     assert not strokes.masks.any()
+
+
+@given(seed=SEEDS, height=st.integers(48, 300), width=st.integers(48, 300))
+@settings(max_examples=20, deadline=None)
+def test_strokes_lie_where_the_image_lies(seed, height, width):
+    """A region that is said as a whole has the mask that a label would have, but for pixels on its border."""
+    rng = np.random.default_rng(seed)
+    top, left = rng.integers(height // 2 + 1), rng.integers(width // 2 + 1)
+    label = np.zeros((height, width), bool)
+    label[top : top + height // 2 + 1, left : left + width // 2 + 1] = True
+    strokes = see_corrections(label.astype(np.int32), (1,))
+    expected = preprocess_mask(label, 128)
+    inside, outside = binary_erosion(expected, iterations=2), binary_dilation(expected, iterations=2)
+    assert (strokes.masks[0] >= inside).all()
+    assert (strokes.masks[0] <= outside).all()
 
 
 def test_errors_name_the_value_and_the_remedy(predictor):
@@ -131,6 +165,6 @@ def test_errors_name_the_value_and_the_remedy(predictor):
         segment(query, said.astype(np.float32))
     with pytest.raises(UserError, match="corrections hold 7: use -1 where nothing is said, 0 for background, .* 1, 5"):
         check_corrections(np.full((2, 2), 7), (2, 2), (1, 5))
-    for options in ({"tiles": 2}, {"overlap": True}):
-        with pytest.raises(UserError, match=f"do not work with the option {next(iter(options))}"):
+    for options, what in (({"tiles": 2}, "the option tiles"), ({"overlap": True}, "labels that overlap")):
+        with pytest.raises(UserError, match=f"do not work with {what}"):
             predictor.for_support(images, labels, **options)(query, said)

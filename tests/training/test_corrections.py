@@ -13,7 +13,7 @@ from tests.fixtures import assert_trees_equal, random_params, tiny_config
 from universeg_jax.episode import Episode
 from universeg_jax.model.factory import build_model, param_shapes
 from universeg_jax.prediction.corrections import with_own_rows
-from universeg_jax.training import corrections
+from universeg_jax.training import corrections, losses
 from universeg_jax.training.corrections import MOST, RADII, strokes, with_corrections
 from universeg_jax.training.step import loss_and_dice
 
@@ -54,46 +54,64 @@ def made():
     return model, random_params(param_shapes(model)), episodes, jax.random.split(jax.random.key(1), 4)
 
 
-def test_only_the_first_episodes_are_corrected(made):
+def test_a_share_of_the_episodes_is_corrected(made):
     model, params, episodes, keys = made
-    found, known = with_corrections(params, episodes, keys, 2, model)
-    assert_trees_equal(jax.tree.map(lambda x: x[2:], found), jax.tree.map(lambda x: x[2:], episodes))
-    assert (known[2:] == 1).all()
-    assert (known[:2, :-1] == 1).all()
-    np.testing.assert_array_equal(found.support_images[:2, :-1], episodes.support_images[:2, :-1])
-    np.testing.assert_array_equal(found.support_images[:2, -1], episodes.query_image[:2])
-    own = known[:2, -1]
-    assert (own.sum((1, 2, 3)) > 0).all()
-    np.testing.assert_array_equal(found.support_labels[:2, -1], episodes.query_label[:2] * own)
-    np.testing.assert_array_equal(found.support_mask[:2], [[1, 1, 1, 1, 1]] * 2)  # a quarter of four others
-    np.testing.assert_array_equal(found.query_label, episodes.query_label)
+    found, known = with_corrections(params, episodes, keys, 0.5, model)
+    chosen = (np.asarray(known) < 1).any((1, 2, 3, 4))
+    assert 0 < chosen.sum() < 4
+    assert_trees_equal(*(jax.tree.map(lambda x: x[~chosen], each) for each in (found, episodes)))
+    every, known = with_corrections(params, episodes, keys, 1.0, model)
+    assert_trees_equal(*(jax.tree.map(lambda x: x[chosen], each) for each in (found, every)))
+    assert (known[:, :-1] == 1).all()
+    np.testing.assert_array_equal(every.support_images[:, :-1], episodes.support_images[:, :-1])
+    np.testing.assert_array_equal(every.support_images[:, -1], episodes.query_image)
+    assert (np.asarray(known[:, -1]).sum((1, 2, 3)) > 0).all()
+    np.testing.assert_array_equal(every.support_labels[:, -1], episodes.query_label * known[:, -1])
+    np.testing.assert_array_equal(every.query_label, episodes.query_label)
+
+
+def test_an_episode_is_corrected_alike_alone_and_in_any_batch(made):
+    model, params, episodes, keys = made
+    whole = with_corrections(params, episodes, keys, 0.5, model)
+    for part in (slice(0, 1), slice(2, 4)):
+        some = jax.tree.map(lambda x, part=part: x[part], episodes)
+        alone = with_corrections(params, some, keys[part], 0.5, model)
+        assert_trees_equal(alone, jax.tree.map(lambda x, part=part: x[part], whole))
 
 
 def test_the_query_weighs_as_in_prediction(made):
     model, params, episodes, keys = made
-    for size in (1, 2, 5):
+    for size in (2, 3, 5):
         some = episodes._replace(**{name: getattr(episodes, name)[:, :size] for name in episodes._fields[2:]})
-        found, _ = with_corrections(params, some, keys, 4, model)
+        found, _ = with_corrections(params, some, keys, 1.0, model)
         np.testing.assert_array_equal(found.support_mask[:, -1], max(1, (size - 1) / 4))
-        counted = with_own_rows(np.arange(max(1, size - 1))[None], 9)
+        counted = with_own_rows(np.arange(size - 1)[None], 9)
         assert abs((counted == 9).sum() - max(1, (size - 1) / 4)) <= 0.5  # rounded
+    single = episodes._replace(**{name: getattr(episodes, name)[:, :1] for name in episodes._fields[2:]})
+    found, known = with_corrections(params, single, keys, 1.0, model)
+    assert_trees_equal(found, single)
+    assert (known == 1).all()
 
 
 def test_padding_stays_padding(made):
     """With fewer entries than slots, the query takes the last slot and what lies in the others still counts nothing."""
     model, params, episodes, keys = made
     padded = episodes._replace(support_mask=episodes.support_mask.at[:, 2:].set(0))
-    found, known = with_corrections(params, padded, keys, 4, model)
+    found, known = with_corrections(params, padded, keys, 1.0, model)
     np.testing.assert_array_equal(found.support_mask, [[1, 1, 0, 0, 1]] * 4)
     other = padded._replace(support_images=padded.support_images.at[:, 2:].set(7.0))
-    again, _ = with_corrections(params, other, keys, 4, model)
+    again, _ = with_corrections(params, other, keys, 1.0, model)
     run = functools.partial(model.apply, {"params": params}, found.query_image)
     np.testing.assert_allclose(run(*found[2:], support_known=known), run(*again[2:], support_known=known), atol=1e-5)
 
 
-def test_without_corrections_the_loss_is_that_of_the_model(made):
+def test_the_loss_is_that_of_the_model_with_what_is_known(made):
     model, params, episodes, keys = made
-    with_one = loss_and_dice(params, episodes, keys, model, tiny_config(corrections=1))
-    without = loss_and_dice(params, episodes, keys, model, tiny_config())
-    assert without[0][0] != with_one[0][0]
-    np.testing.assert_allclose(without[0][1:], with_one[0][1:], atol=1e-6)
+    found, known = with_corrections(params, episodes, keys, 1.0, model)
+    config = tiny_config()
+    each, _ = loss_and_dice(params, found, known, model, config)
+    logits = model.apply({"params": params}, found.query_image, *found[2:], support_known=known)
+    np.testing.assert_allclose(each, losses.total(logits, found.query_label, config.loss), atol=1e-6)
+    everything, _ = loss_and_dice(params, episodes, jnp.ones_like(known), model, config)
+    nothing_said, _ = loss_and_dice(params, episodes, None, model, config)
+    np.testing.assert_allclose(everything, nothing_said, atol=1e-5)

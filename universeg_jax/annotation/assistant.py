@@ -168,8 +168,8 @@ class Assistant:
     def predict(self, unit: str, itself: bool = False, corrections: np.ndarray | None = None) -> Prediction | None:
         """Segments an image or slice at its own size; None where there is no example. Raises UserError.
 
-        `itself`: its own accepted label, which leaves pixels out, is an example too. `corrections`, int32 ids [H, W] or
-        UNSAID: pixels whose label a person says, which stay and guide the rest.
+        `itself`: its own accepted label, which leaves pixels out, is an example too. `corrections`, int32 [H, W]: the
+        ids that a person gave to pixels, UNSAID elsewhere. The mask keeps them, and they guide the rest of it.
         """
         pool = self.pool()
         others = range(len(pool.units)) if pool and itself else None
@@ -184,10 +184,15 @@ class Assistant:
         return replace(prediction, mask=mask)
 
     def _guide(self, corrections: np.ndarray) -> np.ndarray | None:
-        """Corrections without what is to be ignored; None where nothing else is said."""
+        """Corrections without what is to be ignored; None where nothing else is said, or the model cannot use it."""
         ignored = self.session.project.ignored
         said = corrections if ignored is None else np.where(corrections == ignored, UNSAID, corrections)
-        return said if (said != UNSAID).any() else None
+        return said if (said != UNSAID).any() and self.can_be_guided else None
+
+    @property
+    def can_be_guided(self) -> bool:
+        """Whether corrections guide the predictions; if not, they are kept only."""
+        return self.predictor.forward.weighs_labels
 
     def predict_other(self, content: np.ndarray | Volume) -> np.ndarray | None:
         """The mask of an image [H, W] or volume [X, Y, Z] that is not of the project; None without examples."""

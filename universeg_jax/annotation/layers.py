@@ -121,8 +121,8 @@ def from_slices(session: Session, name: str, labels: np.ndarray) -> np.ndarray:
 
 
 def corrections_of(shown: np.ndarray, now: np.ndarray, earlier: np.ndarray) -> np.ndarray:
-    """Ids of all pixels that were painted or erased since `shown` came onto the screen, or `earlier`; else UNSAID.
+    """The ids of pixels whose id a person changed since `shown` came onto the screen, or earlier; UNSAID elsewhere.
 
-    Arrays [H, W], or [slices, H, W], of ids; `earlier` of such a result.
+    Arrays [H, W] or [slices, H, W]. `earlier` is the result for the screen before, or UNSAID everywhere.
     """
     return np.where((now != shown) | (earlier != UNSAID), now, UNSAID).astype(np.int32)

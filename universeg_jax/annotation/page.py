@@ -82,9 +82,9 @@ def build_page(workspace: Workspace, folder: Path) -> Any:
 
     colours = list(workspace.colours().values()) or list(COLOURS)
     with gr.Blocks(title="UniverSeg", analytics_enabled=False, delete_cache=(DELETE_EVERY, DELETE_AFTER)) as page:
-        # `sent`: the mask in the editor before any edit; `drawn_on`: which editor content that was; `said`: what was
-        # corrected before, which only `again` keeps
-        tab = gr.State({"unit": "", "skipped": [], "sent": None, "drawn_on": "", "said": None, "again": False})
+        # `sent`: the mask in the editor before any edit; `drawn_on`: which editor content that was; `said`: corrections
+        # that guided this mask
+        tab = gr.State({"unit": "", "skipped": [], "sent": None, "drawn_on": "", "said": None})
         gr.Markdown("## UniverSeg: label a few, predict the rest")
         inputs = _inputs(workspace)
         view = _view(colours)
@@ -215,9 +215,10 @@ def _changes(workspace: Workspace, outputs: list[Any], view: View) -> Callable[.
 
     def on(trigger: Any, change: Callable[..., str], inputs: Sequence[Any] = (), cleared: Sequence[Any] = ()) -> None:
         def changed(tab: dict[str, Any], *arguments: Any) -> tuple[Any, ...]:
+            now = dict(tab)  # Gradio's own must not change where anything fails
             try:
-                unit = change(tab, *arguments)  # which may change the tab's other entries
-                values = _values(workspace, {**tab, "unit": unit})
+                unit = change(now, *arguments)  # which may change the tab's other entries
+                values = _values(workspace, {**now, "unit": unit})
             except UserError as error:
                 gr.Warning(str(error))
                 return tuple([gr.skip()] * len(outputs) + [None] * len(cleared))
@@ -265,14 +266,14 @@ def _values(workspace: Workspace, tab: dict[str, Any]) -> tuple[Any, ...]:
     if not unit:
         return tab, "No images yet.", gr.skip(), gr.skip(), None, None, None, "", None, gr.skip()
     session, _ = workspace.opened()
-    said = tab["said"] if tab["again"] else None
+    said = tab.pop("corrections", None)
     shown, colours = workspace.show(unit, said), workspace.colours()
     item, k = session.project.find(unit)
     choices = [(_mark(workspace, name), name) for name in session.project.items]
     slices = gr.Slider(0, max(1, item.slices - 1), k or 0, label=f"Slice of {item.name}", visible=item.volume)
     drawn_on = secrets.token_hex(8)
     return (
-        {**tab, "sent": shown.mask, "drawn_on": drawn_on, "said": said, "again": False},
+        {**tab, "sent": shown.mask, "drawn_on": drawn_on, "said": said},
         _status(workspace, unit, shown.source),
         gr.Dropdown(choices, value=item.name),
         slices,
@@ -334,7 +335,7 @@ def _again(workspace: Workspace, tab: dict[str, Any], value: dict[str, Any] | No
     drawn, sent = _drawn(workspace, tab, value, drawn_on), tab["sent"]
     workspace.check_predicted(tab["unit"])
     said = corrections_of(sent, drawn, np.full_like(sent, UNSAID) if tab["said"] is None else tab["said"])
-    tab.update(said=said if (said != UNSAID).any() else None, again=True)
+    tab["corrections"] = said if (said != UNSAID).any() else None
     return tab["unit"]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from universeg_jax.annotation.session import Session
 from universeg_jax.annotation.store import stamp
 from universeg_jax.episode import OFFICIAL_SIZE
-from universeg_jax.prediction.corrections import UNSAID, Strokes
+from universeg_jax.prediction.corrections import UNSAID, Strokes, see_corrections
 from universeg_jax.prediction.examples import mask_at
 from universeg_jax.readers.preprocess import Window, preprocess_ignored, preprocess_image, restore
 from universeg_jax.readers.slices import (
@@ -19,6 +19,7 @@ from universeg_jax.readers.slices import (
     ignored_slices,
     mask_slices,
     plane,
+    stroke_slices,
     volume_slices,
 )
 from universeg_jax.readers.volumes import Volume
@@ -69,9 +70,12 @@ class Views:
         return self._ignored(unit, mark.label if mark else "", self._state(unit))
 
     def strokes(self, unit: str, ids: np.ndarray, labels: tuple[int, ...]) -> Strokes:
-        """Corrections [H, W] of an image or slice, UNSAID where nothing is said."""
-        void = ids == UNSAID
-        return Strokes(self._masks_of(unit, ids, void, labels), ~self._ignored_of(unit, void))
+        """Corrections of an image or slice as the network sees them: ids [H, W], UNSAID where nothing is said."""
+        if self.session.project.find(unit)[1] is None:
+            return see_corrections(ids, labels)
+        volume, origin = self._as_volume(unit, ids)
+        found = [stroke_slices(volume, volume.data != UNSAID, OFFICIAL_SIZE, origin, label) for label in labels]
+        return Strokes(np.stack([masks[0] for masks, _ in found]), found[0][1][0])
 
     def ids(self, unit: str) -> frozenset[int]:
         """The ids of structures in the accepted label of an image or slice."""
@@ -109,24 +113,18 @@ class Views:
     def _see_masks(self, unit: str, _: str, __: tuple[int, int], labels: tuple[int, ...]) -> np.ndarray:
         mask = self.session.mask(unit)
         assert mask is not None
-        return self._masks_of(unit, mask, self._void(mask), labels)
-
-    def _see_ignored(self, unit: str, _: str, __: tuple[int, int]) -> np.ndarray:
-        mask = self.session.mask(unit)
-        assert mask is not None
         void = self._void(mask)
-        return np.zeros((OFFICIAL_SIZE, OFFICIAL_SIZE), bool) if void is None else self._ignored_of(unit, void)
-
-    def _masks_of(self, unit: str, mask: np.ndarray, void: np.ndarray | None, labels: tuple[int, ...]) -> np.ndarray:
-        """uint8 0/1 [L, 128, 128] of ids [H, W], by the pixels that are not void."""
         if self.session.project.find(unit)[1] is None:
             return np.stack([mask_at(OFFICIAL_SIZE, mask, i, mask.shape, void) for i in labels])
         volume, origin = self._as_volume(unit, mask)
         empty = None if void is None else self._as_volume(unit, void)[0].data
         return np.stack([mask_slices(volume, OFFICIAL_SIZE, origin, i, empty)[0] for i in labels])
 
-    def _ignored_of(self, unit: str, void: np.ndarray) -> np.ndarray:
-        """bool [128, 128] of pixels [H, W] without a label."""
+    def _see_ignored(self, unit: str, _: str, __: tuple[int, int]) -> np.ndarray:
+        mask = self.session.mask(unit)
+        assert mask is not None
+        if (void := self._void(mask)) is None:
+            return np.zeros((OFFICIAL_SIZE, OFFICIAL_SIZE), bool)
         if self.session.project.find(unit)[1] is None:
             return preprocess_ignored(void, OFFICIAL_SIZE)
         volume, origin = self._as_volume(unit, void)

@@ -158,7 +158,7 @@ class Workspace:
     def show(self, unit: str, corrections: np.ndarray | None = None) -> Shown:
         """The image or slice with its accepted or predicted mask. Raises UserError.
 
-        `corrections`, int32 [H, W] as in `Assistant.predict`: predicts the mask again, which they guide.
+        `corrections`, int32 [H, W] as in `Assistant.predict`, guide the prediction.
         """
         session, assistant = self.opened()
         grey, scale = self.grey(unit)
@@ -176,7 +176,7 @@ class Workspace:
             return Shown(unit, grey, drawn, None, "no examples yet: draw the structure and accept it", scale)
         count = np.count_nonzero(self.examples(unit) >= 0)
         source = f"predicted from {count} example{'s' if count > 1 else ''}"
-        if corrections is not None:
+        if corrections is not None and assistant.can_be_guided:
             source += f" and {np.count_nonzero(corrections != UNSAID)} pixels that you corrected"
         return Shown(unit, grey, prediction.mask.astype(np.int32), prediction.uncertainty, source, scale)
 

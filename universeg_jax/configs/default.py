@@ -50,7 +50,7 @@ def add_data(config: ConfigDict) -> None:
     config.kinds.synthetic = 0.0  # from synthesis.py; the paper mixes both but gives no ratio
     config.kinds.superpixel = 0.0  # from superpixel.py: labels made from the training images
     config.kinds.painted = 0.0  # from painting.py: real ones in another contrast
-    config.corrections = 0  # episodes of each part of a batch in which the query is corrected (training/corrections.py)
+    config.corrections = 0.0  # probability that the query of an episode is corrected, see training/corrections.py
     config.read_threads = 4  # threads that read episodes ahead
 
     config.image_size = 128  # pixels, model input; datasets larger than it are resized on the device

@@ -1,7 +1,8 @@
-"""Corrections of a mask: pixels of a query whose label a person says, which guide the rest of its mask.
+"""Corrections of a mask: pixels of a query whose label a person gives, which guide the rest of its mask.
 
 The query joins its own support as an example whose label is known at these pixels alone. `matching` and the pretrained
-keys then find what is alike in the image itself. No parameter knows of corrections, and without any nothing changes.
+keys then find what is alike in the query itself. The model has no parameters for corrections, and a prediction without
+any is what it was before.
 """
 
 from collections.abc import Sequence
@@ -11,8 +12,7 @@ import numpy as np
 
 from universeg_jax.episode import OFFICIAL_SIZE, OWN_SHARE
 from universeg_jax.errors import UserError
-from universeg_jax.prediction.examples import mask_at
-from universeg_jax.readers.preprocess import preprocess_ignored
+from universeg_jax.readers.preprocess import preprocess_strokes
 
 UNSAID = -1  # in an array of ids: nothing is said of a pixel
 
@@ -38,19 +38,22 @@ def check_corrections(corrections: Any, shape: tuple[int, ...], labels: Sequence
 
 
 def see_corrections(ids: np.ndarray, labels: Sequence[int]) -> Strokes:
-    """Of an image [H, W]; thin strokes count, as in a label that is known in part."""
-    void = ids == UNSAID
-    masks = np.stack([mask_at(OFFICIAL_SIZE, ids, label, ids.shape, void) for label in labels])
-    return Strokes(masks, ~preprocess_ignored(void, OFFICIAL_SIZE))
+    """Corrections of an image [H, W] as the network sees them."""
+    found = [preprocess_strokes(ids == label, ids != UNSAID, OFFICIAL_SIZE) for label in labels]
+    return Strokes(np.stack([mask for mask, _ in found]), found[0][1])
 
 
 def keep_corrections(probabilities: np.ndarray, ids: np.ndarray, labels: Sequence[int]) -> np.ndarray:
-    """Probabilities [L, H, W] that are certain where something was said."""
+    """Probabilities [L, H, W], with 0 or 1 where something was said."""
     said = np.stack([ids == label for label in labels]).astype(probabilities.dtype)
     return np.where(ids == UNSAID, probabilities, said)
 
 
 def with_own_rows(rows: np.ndarray, own: int) -> np.ndarray:
-    """Examples int [K, S] with the query, row `own`, as OWN_SHARE as many more of them; -1 is no example."""
-    copies = max(1, round(OWN_SHARE * int((rows >= 0).sum(1).max())))
+    """Rows of examples, int [K, S] with -1 for none, and then the row `own` of the query, repeated.
+
+    It is repeated OWN_SHARE times as often as there are other examples, and at least once.
+    """
+    rows = rows[:, (rows >= 0).any(0)]
+    copies = max(1, round(OWN_SHARE * rows.shape[1]))
     return np.concatenate([rows, np.full((len(rows), copies), own)], 1)

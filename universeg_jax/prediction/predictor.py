@@ -234,8 +234,8 @@ class Segmenter:
         """Segments an image [H, W] of which `ids` [H, W] are known."""
         labels = self.support.labels
         if self.options.tiles or (self.options.overlap and len(labels) > 1):
-            option = "tiles" if self.options.tiles else "overlap"
-            raise UserError(f"corrections do not work with the option {option}: leave one of them out")
+            what = "the option tiles" if self.options.tiles else "labels that overlap"
+            raise UserError(f"corrections do not work with {what}: predict without corrections, or without that")
         image = preprocess_image(grey, OFFICIAL_SIZE)
         at_size = self.guided(image, see_corrections(ids, labels), self._rows(image[None], None)[0])
         restored = np.stack([restore(p, grey.shape) for p in at_size])
@@ -312,19 +312,20 @@ class Segmenter:
         """
         self.predictor.forward.check_weighs_labels()
         used = np.unique(rows[rows >= 0])
+        at = np.where(rows >= 0, np.searchsorted(used, rows), -1)
+        used = np.resize(used, 1 << (len(used) - 1).bit_length())  # an accelerator compiles for each shape
         image = resize(query[None, ..., None], self.predictor.config.image_size)
         own_keys = [keys.of(np.zeros(1, int)) for keys in self.predictor.prepared_keys(image, self.options.flips)]
         known = np.ones((len(used), *image.shape[1:]), np.uint8) if self.known is None else np.asarray(self.known)[used]
         masks, own_known = self._at_size(strokes.masks[:, None]), self._at_size(strokes.known[None])
         pairs = zip(self.keys_of(used), own_keys, strict=True)
-        compact = with_own_rows(np.where(rows >= 0, np.searchsorted(used, rows), -1), len(used))
         found = self.predictor.forward(
             self.predictor.params,
             query[None, ..., None],
             np.concatenate([np.asarray(self.images)[used], image]),
             np.concatenate([np.asarray(self.masks)[:, used], masks], 1),
             [jax.tree.map(lambda k, own: np.concatenate([np.asarray(k)[used], own]), *pair) for pair in pairs],
-            compact[None],
+            with_own_rows(at, len(used))[None],
             self.options.flips,
             self.options.overlap,
             known=np.concatenate([known, own_known]),

@@ -103,6 +103,29 @@ def preprocess_ignored(ignored: np.ndarray, size: int, side: int = 0) -> np.ndar
     return _to_size(ignored.astype(np.float32), size, side) > MAX_IGNORED
 
 
+def preprocess_strokes(mask: np.ndarray, said: np.ndarray, size: int, side: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(uint8 0/1 [size, size], bool [size, size]): the mask of strokes, by the `said` pixels alone, and where any are.
+
+    Without blur: the smallest stroke counts, and nothing is known of what it does not touch, padding included.
+    """
+    side = side or max(said.shape)
+    votes = np.zeros((2, size, size), np.int64)
+    if side >= size:  # several pixels of the image vote in each pixel of the network
+        rows, columns = np.nonzero(said)
+        places = tuple(
+            (2 * (at + (side - n) // 2) + 1) * size // (2 * side)
+            for at, n in zip((rows, columns), said.shape, strict=True)
+        )
+        np.add.at(votes[0], places, 1)
+        np.add.at(votes[1], places, mask[rows, columns].astype(np.int64))
+    else:  # each pixel of the network lies in one of the image, or outside
+        at = [(2 * np.arange(size) + 1) * side // (2 * size) - (side - n) // 2 for n in said.shape]
+        inside = [np.flatnonzero((x >= 0) & (x < n)) for x, n in zip(at, said.shape, strict=True)]
+        here = np.ix_(*(x[y] for x, y in zip(at, inside, strict=True)))
+        votes[0][np.ix_(*inside)], votes[1][np.ix_(*inside)] = said[here], (mask & said)[here]
+    return ((2 * votes[1] >= votes[0]) & (votes[0] > 0)).astype(np.uint8), votes[0] > 0
+
+
 def restore(probabilities: np.ndarray, shape: tuple[int, int], side: int = 0) -> np.ndarray:
     """Inverts the resize and the padding of a prediction, linearly: [size, size] → float32 [H, W] of the image."""
     side, size = side or max(shape), probabilities.shape[0]

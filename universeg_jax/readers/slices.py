@@ -18,6 +18,7 @@ from universeg_jax.readers.preprocess import (
     preprocess_image,
     preprocess_mask,
     preprocess_partly,
+    preprocess_strokes,
     restore,
     window_of_intensities,
 )
@@ -116,6 +117,19 @@ def mask_slices(
 def ignored_slices(volume: Volume, size: int, origin: SliceOrigin) -> np.ndarray:
     """Cuts voxels without a label, bool [X, Y, Z], into bool [N, size, size], as `mask_slices` cuts a mask."""
     return np.stack([preprocess_ignored(each > 0, size, side=origin.side) for each in _planes(volume, origin)])
+
+
+def stroke_slices(
+    volume: Volume, said: np.ndarray, size: int, origin: SliceOrigin, label: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(masks uint8 0/1, bool) [N, size, size]: the strokes of one label, and where any are; see `preprocess_strokes`.
+
+    `volume` has ids, of which those at `said`, bool [X, Y, Z], are strokes.
+    """
+    both = (_planes(replace(volume, data=each), origin) for each in (volume.data == label, said))
+    found = [preprocess_strokes(mask > 0, drawn > 0, size, origin.side) for mask, drawn in zip(*both, strict=True)]
+    masks, known = zip(*found, strict=True)
+    return np.stack(masks), np.stack(known)
 
 
 def _planes(volume: Volume, origin: SliceOrigin) -> list[np.ndarray]:

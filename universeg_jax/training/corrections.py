@@ -20,7 +20,7 @@ ANYWHERE = 0.2  # share of the strokes that are about any pixel, wrong or not
 
 
 def strokes(key: Array, wrong: Array, truth: Array) -> Array:
-    """Bool [H, W]: the pixels of one to MOST strokes, each of one label, from bool [H, W]."""
+    """Samples one to MOST strokes, each within one label: bool [H, W], from bool [H, W]."""
     height, width = truth.shape
     keys = jax.random.split(key, 4)
     count = jax.random.randint(keys[0], (), 1, MOST + 1)
@@ -39,21 +39,31 @@ def strokes(key: Array, wrong: Array, truth: Array) -> Array:
 
 
 def with_corrections(
-    params: Any, episodes: Episode, keys: Array, count: int, model: nn.Module
+    params: Any, episodes: Episode, keys: Array, share: float, model: nn.Module
 ) -> tuple[Episode, Array]:
-    """In the first `count` of the episodes [B, ...] the query takes the place of the last example, known at strokes.
+    """Corrects the queries of a random `share` of the episodes [B, ...]; keys [B] decide which, and by what strokes.
 
-    Also returns which labels of the support are known, float32 [B, S, H, W, 1]. `keys` [B].
+    Such a query takes the place of the last example. Also returns which labels of the support are known, float32
+    [B, S, H, W, 1]. An episode with no other example stays as it is.
     """
-    some = jax.tree.map(lambda x: x[:count], episodes)
-    logits: Any = model.apply({"params": jax.lax.stop_gradient(params)}, some.query_image, *some[2:])
-    truth = some.query_label[..., 0] > 0.5
-    drawn = jax.vmap(strokes)(keys[:count], (logits[..., 0] >= 0) != truth, truth)[..., None]
-    weight = jnp.maximum(1.0, OWN_SHARE * some.support_mask[:, :-1].sum(1))
-    images, labels, mask = (jnp.asarray(x) for x in episodes[2:])
-    corrected = episodes._replace(
-        support_images=images.at[:count, -1].set(some.query_image),
-        support_labels=labels.at[:count, -1].set(some.query_label * drawn),
-        support_mask=mask.at[:count, -1].set(weight),
-    )
-    return corrected, jnp.ones_like(labels).at[:count, -1].set(drawn)
+
+    def corrected(key: Array, episode: Episode) -> tuple[Episode, Array]:
+        batch: Any = jax.tree.map(lambda x: x[None], episode)
+        logits: Any = model.apply({"params": params}, batch.query_image, *batch[2:])
+        truth = jnp.asarray(episode.query_label[..., 0] > 0.5)
+        known = strokes(key, (logits[0, ..., 0] >= 0) != truth, truth)[..., None]
+        images, labels, mask = (jnp.asarray(x) for x in episode[2:])
+        changed = episode._replace(
+            support_images=images.at[-1].set(episode.query_image),
+            support_labels=labels.at[-1].set(episode.query_label * known),
+            support_mask=mask.at[-1].set(jnp.maximum(1.0, OWN_SHARE * mask[:-1].sum())),
+        )
+        return changed, jnp.ones_like(labels).at[-1].set(known)
+
+    def one(x: tuple[Array, Episode]) -> tuple[Episode, Array]:
+        key, episode = x
+        which, how = jax.random.split(key)
+        chosen = (jax.random.uniform(which) < share) & (episode.support_mask[:-1].sum() > 0)
+        return jax.lax.cond(chosen, corrected, lambda _, e: (e, jnp.ones_like(e.support_labels)), how, episode)
+
+    return jax.lax.map(one, (keys, episodes))  # one at a time, so that the others cost nothing

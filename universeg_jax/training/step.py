@@ -21,7 +21,7 @@ from universeg_jax.training import losses
 from universeg_jax.training.corrections import with_corrections
 
 Array = jax.Array
-CORRECTIONS = 1  # folded into the key by which an episode is made
+CORRECTIONS = 2**31  # folded into the key by which an episode is made; its splits count from 0
 
 
 class TrainState(NamedTuple):
@@ -44,13 +44,11 @@ def evaluated_params(state: TrainState) -> Any:
 
 
 def loss_and_dice(
-    params: Any, episode: Episode, keys: Array, model: nn.Module, config: ConfigDict
+    params: Any, episode: Episode, known: Array | None, model: nn.Module, config: ConfigDict
 ) -> tuple[Array, Array]:
-    """Loss and hard Dice [B] of each episode; `keys` [B] decide what is corrected, where config.corrections is set."""
-    known: dict[str, Any] = {}
-    if config.corrections:
-        episode, known["support_known"] = with_corrections(params, episode, keys, config.corrections, model)
-    logits: Any = model.apply({"params": params}, episode.query_image, *episode[2:], **known)
+    """Loss and hard Dice [B] of each episode; `known` [B, S, H, W, 1] is 0 where a label is not known."""
+    extra: dict[str, Any] = {} if known is None else {"support_known": known}
+    logits: Any = model.apply({"params": params}, episode.query_image, *episode[2:], **extra)
     each = losses.total(logits, episode.query_label, config.loss)
     return each, metrics.dice_score(logits[..., 0] >= 0, episode.query_label[..., 0])
 
@@ -94,8 +92,11 @@ def train_step(
     """
     episodes, repaired = device_episodes(batch, config)
     scores = functools.partial(loss_and_dice, model=model, config=config)
-    keys = jax.vmap(lambda index: jax.random.fold_in(episode_keys(index, config)[0], CORRECTIONS))(batch.index)
-    grads, (each, dice) = accumulated_gradient(scores, state.params, (episodes, keys), config.accumulation)
+    known = None
+    if config.corrections:
+        keys = jax.vmap(lambda index: jax.random.fold_in(episode_keys(index, config)[0], CORRECTIONS))(batch.index)
+        episodes, known = with_corrections(state.params, episodes, keys, config.corrections, model)
+    grads, (each, dice) = accumulated_gradient(scores, state.params, (episodes, known), config.accumulation)
     sums = {name: metrics.masked_sum(x, jnp.ones_like(x, bool)) for name, x in (("loss", each), ("dice", dice))}
     sums["repaired"] = metrics.masked_sum(repaired.astype(jnp.float32), jnp.ones_like(repaired, bool))
     per_episode = {"episodes": batch.index, "losses": each}
