@@ -11,7 +11,7 @@ from tests.fixtures import random_params, tiny_config
 from universeg_jax.episode import FLIPS, resize
 from universeg_jax.errors import UserError
 from universeg_jax.model.factory import build_model, param_shapes
-from universeg_jax.prediction.corrections import UNSAID, check_corrections, see_corrections, with_own_rows
+from universeg_jax.prediction.corrections import UNSAID, check_corrections, see_corrections
 from universeg_jax.prediction.forward import exclusive_probabilities
 from universeg_jax.prediction.options import Options
 from universeg_jax.prediction.predictor import Predictor
@@ -74,11 +74,16 @@ def test_the_query_is_an_example_that_is_known_in_part(predictor, changes, parti
     for flip in flips:
         axes = tuple(axis for axis, turned in zip((-3, -2), flip, strict=True) if turned)
         for rows in samples:
-            rows = [*rows, *[len(images)] * max(1, round(size / 4))]
+            rows = [*rows, len(images)]
+            weights = np.array([[1.0] * size + [max(1, size / 2)]])
             one = [np.flip(x[rows], axes)[None] for x in (stack, known)]
             logits = [
                 predictor.logits(
-                    np.flip(asked, axes), one[0], np.flip(m[rows] >= 0.5, axes)[None] * 1.0, None, (one[1] >= 0.5) * 1.0
+                    np.flip(asked, axes),
+                    one[0],
+                    np.flip(m[rows] >= 0.5, axes)[None] * 1.0,
+                    weights,
+                    (one[1] >= 0.5) * 1.0,
                 )
                 for m in masks
             ]
@@ -101,14 +106,6 @@ def test_keys_of_the_query_are_those_that_the_model_computes():
     without = plain.predictor.for_support(images, labels)
     without.keys = []
     np.testing.assert_allclose(found, without(query, said).probabilities, atol=2e-3)  # keys are kept in float16
-
-
-@given(size=st.integers(1, 40), samples=st.integers(1, 3))
-def test_the_query_counts_as_a_quarter_of_the_others(size, samples):
-    rows = np.tile(np.append(np.arange(size), -1), (samples, 1))
-    found = with_own_rows(rows, 99)
-    np.testing.assert_array_equal(found[:, :size], rows[:, :size])
-    assert (found == 99).sum(1).tolist() == [max(1, round(size / 4))] * samples
 
 
 @given(seed=SEEDS, height=st.integers(5, 900), width=st.integers(5, 900))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from universeg_jax.episode import OFFICIAL_SIZE, OWN_SHARE
+from universeg_jax.episode import OFFICIAL_SIZE
 from universeg_jax.errors import UserError
 from universeg_jax.readers.preprocess import preprocess_strokes
 
@@ -47,13 +47,3 @@ def keep_corrections(probabilities: np.ndarray, ids: np.ndarray, labels: Sequenc
     """Probabilities [L, H, W], with 0 or 1 where something was said."""
     said = np.stack([ids == label for label in labels]).astype(probabilities.dtype)
     return np.where(ids == UNSAID, probabilities, said)
-
-
-def with_own_rows(rows: np.ndarray, own: int) -> np.ndarray:
-    """Rows of examples, int [K, S] with -1 for none, and then the row `own` of the query, repeated.
-
-    It is repeated OWN_SHARE times as often as there are other examples, and at least once.
-    """
-    rows = rows[:, (rows >= 0).any(0)]
-    copies = max(1, round(OWN_SHARE * rows.shape[1]))
-    return np.concatenate([rows, np.full((len(rows), copies), own)], 1)

@@ -63,26 +63,29 @@ class Forward:
         overlap: bool,
         on_done: Callable[[int], Any] = lambda count: None,
         known: Array | None = None,
+        weights: np.ndarray | None = None,
     ) -> np.ndarray:
         """Probabilities, float32 [Q, L, 128, 128], averaged over K support samples and flips.
 
         queries [Q, 128, 128, 1]; images [N, H, W, 1] and masks [L, N, H, W, 1] at the model's size; rows int32
         [Q, K, S] selects from them, and -1 is padding. keys [N, ...] of the images, for each flip, where the model has
         any. `on_done` is called with a number of finished queries. known [N, H, W, 1]: 0 for a pixel without a label,
-        where there are such.
+        where there are such. weights float32 [N]: how much each example counts; all alike where it is None.
         """
         if jax.default_backend() == "cpu":
             support = (np.asarray(images), np.asarray(masks), [tuple(map(np.asarray, each)) for each in keys])
             held, found = None if known is None else np.asarray(known), []
             for query, samples in zip(queries, rows, strict=True):
-                found.append(self._of_one(params, query, *support, samples, flips, overlap, held))
+                found.append(self._of_one(params, query, *support, samples, flips, overlap, held, weights))
                 on_done(1)
             return np.stack(found)
         size, batches = BATCH_SIZE if len(queries) > 1 else 1, []
         for start in range(0, len(queries), size):
             batch = np.arange(start, start + size).clip(max=len(queries) - 1)  # repeats the last query as padding
             inputs = (params, queries[batch], images, masks, keys, rows[batch])
-            batches.append(jax.device_get(self._batch(*inputs, flips=flips, overlap=overlap, known=known)))
+            batches.append(
+                jax.device_get(self._batch(*inputs, flips=flips, overlap=overlap, known=known, weights=weights))
+            )
             on_done(min(size, len(queries) - start))
         return np.concatenate(batches)[: len(queries)]
 
@@ -97,6 +100,7 @@ class Forward:
         flips: bool,
         overlap: bool,
         known: np.ndarray | None,
+        weights: np.ndarray | None,
     ) -> np.ndarray:
         """Probabilities [L, 128, 128] of a query [128, 128, 1]; rows [K, S]."""
         total = np.zeros((len(masks), OFFICIAL_SIZE, OFFICIAL_SIZE), np.float32)
@@ -110,10 +114,12 @@ class Forward:
             for k, (chosen, count) in enumerate(zip(padded, counts, strict=True)):
                 entries = np.flip(images[chosen], axes)[None]
                 entry_known = None if known is None else np.flip(known[chosen], axes)[None]
+                entry_weights = None if weights is None else weights[chosen]
                 entry_keys = tuple(each[chosen][None] for each in keys[i]) if keys else None
                 for j, mask in enumerate(masks):
                     labels = np.flip(mask[chosen], axes)[None]
-                    inputs = (turned, entries, labels, np.int32(count), query_keys, entry_keys, entry_known)
+                    about = query_keys, entry_keys, entry_known, entry_weights
+                    inputs = (turned, entries, labels, np.int32(count), *about)
                     logits[j, k] = np.flip(np.asarray(self._one(params, *inputs))[0], axes)[..., 0]
             total += (sigmoid(logits) if overlap else exclusive_probabilities(logits)).mean(1)
         return total / (4 if flips else 1)
@@ -132,9 +138,11 @@ class Forward:
         query_keys: Keys | None,
         support_keys: Keys | None,
         known: Array | None,
+        weights: Array | None,
     ) -> jax.Array:
         """Logits [1, 128, 128, 1] of a query [1, 128, 128, 1] from the first `count` entries [1, R, H, W, 1]."""
         mask = (jnp.arange(images.shape[1]) < count).astype(jnp.float32)[None]
+        mask = mask if weights is None else mask * weights[None]
         extra: dict[str, Any] = {"over": sum_of_first(count)} if self.streams else {}
         if query_keys is not None:
             extra |= {"query_keys": tuple(k[None] for k in query_keys), "support_keys": support_keys}
@@ -154,6 +162,7 @@ class Forward:
         flips: bool,
         overlap: bool,
         known: jax.Array | None = None,
+        weights: jax.Array | None = None,
     ) -> jax.Array:
         """As `__call__`, for one batch."""
         num_labels = len(masks)
@@ -164,7 +173,8 @@ class Forward:
             support = jnp.tile(images[rows], (num_labels, 1, 1, 1, 1))  # label by label
             labels = masks[:, rows].astype(jnp.float32).reshape(support.shape)
             labelled = None if known is None else jnp.tile(known[rows].astype(jnp.float32), (num_labels, 1, 1, 1, 1))
-            counts = jnp.tile(rows >= 0, (num_labels, 1)).astype(jnp.float32)
+            counts = (rows >= 0) * (jnp.ones(rows.shape) if weights is None else weights[rows])
+            counts = jnp.tile(counts, (num_labels, 1)).astype(jnp.float32)
             total = jnp.zeros((num_labels, OFFICIAL_SIZE, OFFICIAL_SIZE))
             for i, flip in enumerate(FLIPS if flips else FLIPS[:1]):
                 axes = flip_axes(flip)

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from universeg_jax.checkpoints import store
-from universeg_jax.episode import FLIPS, OFFICIAL_SIZE, resize
+from universeg_jax.episode import FLIPS, OFFICIAL_SIZE, OWN_SHARE, resize
 from universeg_jax.errors import UserError
 from universeg_jax.model.factory import build_model, logits_of
 from universeg_jax.prediction.corrections import (
@@ -29,7 +29,6 @@ from universeg_jax.prediction.corrections import (
     check_corrections,
     keep_corrections,
     see_corrections,
-    with_own_rows,
 )
 from universeg_jax.prediction.examples import ImageLike, as_grey
 from universeg_jax.prediction.forward import Forward, flip_axes
@@ -312,7 +311,8 @@ class Segmenter:
         """
         self.predictor.forward.check_weighs_labels()
         used = np.unique(rows[rows >= 0])
-        at = np.where(rows >= 0, np.searchsorted(used, rows), -1)
+        others = np.where(rows >= 0, np.searchsorted(used, rows), -1)
+        weight = max(1.0, OWN_SHARE * (rows >= 0).sum(1).max())
         used = np.resize(used, 1 << (len(used) - 1).bit_length())  # an accelerator compiles for each shape
         image = resize(query[None, ..., None], self.predictor.config.image_size)
         own_keys = [keys.of(np.zeros(1, int)) for keys in self.predictor.prepared_keys(image, self.options.flips)]
@@ -325,10 +325,11 @@ class Segmenter:
             np.concatenate([np.asarray(self.images)[used], image]),
             np.concatenate([np.asarray(self.masks)[:, used], masks], 1),
             [jax.tree.map(lambda k, own: np.concatenate([np.asarray(k)[used], own]), *pair) for pair in pairs],
-            with_own_rows(at, len(used))[None],
+            np.concatenate([others, np.full((len(rows), 1), len(used))], 1)[None],  # the query after all others
             self.options.flips,
             self.options.overlap,
             known=np.concatenate([known, own_known]),
+            weights=np.append(np.ones(len(used)), weight).astype(np.float32),
         )
         return cast(np.ndarray, found[0])
 
