@@ -1,11 +1,11 @@
 """Makes the screenshots of the documentation anew, from synthetic images and the packaged weights.
 
     pip install -e '.[docs,train]'
-    python tools/screenshots.py                     # minutes; the HTML pages need Chromium on the path
+    python -m tools.screenshots                     # minutes; the HTML pages need Chromium on the path
     pip install -e '.[demo]' selenium
-    python tools/screenshots.py --page              # needs Chromium and chromedriver
+    python -m tools.screenshots --page              # needs Chromium and chromedriver
     pip install -e '.[napari]' pyqt6
-    xvfb-run -a -s '-screen 0 1600x1000x24' python tools/screenshots.py --napari
+    xvfb-run -a -s '-screen 0 1600x1000x24' python -m tools.screenshots --napari
 
 Terminals become docs/screens/*.svg, pages and the panel docs/screens/*.png, the annotation page page.jpg. The images
 are synthetic, so no licence applies.
