@@ -1,11 +1,11 @@
-"""What strokes on a prediction do for the rest of the mask, simulated: Dice after each of them, JSON lines.
+"""Simulates a person who corrects predicted masks stroke by stroke; Dice after each stroke as JSON lines.
 
     python -m benchmarks.corrections --checkpoint small --data_dir DATA --max_cases 3 --out results.jsonl
 
 A stroke is a disc in the middle of the largest error, of at most RADIUS pixels of 128x128, that gives pixels of one
 label their true label. `guided` predicts again after each stroke, from all strokes so far; `painted` only paints them.
-Each puts its strokes where it is wrong itself. The support are --support_size examples of the support split. Only
-datasets of role `val`.
+Each puts strokes where its own mask is wrong. The support has --support_size examples of the support split. Only
+datasets of role `val` are taken.
 """
 
 import argparse

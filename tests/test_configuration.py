@@ -116,6 +116,11 @@ def test_sections_of_weights_name_what_the_code_knows_and_one_is_above_0():
 
 
 def test_two_probabilities_must_not_exceed_1():
+    other = tiny_config(corrections=0.5)
+    check_fields(other)
+    other.model.name = "senet"
+    with pytest.raises(ConfigError, match=r"config.corrections=0.5 and config.model.name='senet': only .* universeg"):
+        check_fields(other)
     check_fields(tiny_config(label_union=0.7, all_labels=0.1 + 0.2))
     with pytest.raises(ConfigError, match=r"config.label_union=0.7 and config.all_labels=0.5: .* at most 1"):
         check_fields(tiny_config(label_union=0.7, all_labels=0.5))

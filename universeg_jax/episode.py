@@ -8,7 +8,7 @@ import numpy as np
 
 Array = jax.Array | np.ndarray
 OFFICIAL_SIZE = 128  # pixels; Dice is measured at this size for every model
-OWN_SHARE = 0.5  # how much a corrected query counts among its own examples, of what the others do together
+OWN_SHARE = 0.5  # weight of a corrected query in its own support, relative to all other examples together
 
 
 class Episode(NamedTuple):

@@ -1,5 +1,6 @@
 """Corrections: they stay, they guide the rest, and the query counts as an example that is known there alone."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -91,6 +92,15 @@ def test_the_query_is_an_example_that_is_known_in_part(predictor, changes, parti
             expected = expected + exclusive_probabilities(np.stack(large)) / len(samples) / len(flips)
     unsaid = said == UNSAID
     np.testing.assert_allclose(segment(query, said).probabilities[:, unsaid], expected[:, unsaid], atol=1e-5)
+
+
+def test_an_accelerator_gives_the_same(predictor, monkeypatch):
+    images, labels, query, said = examples()
+    options = {"support_size": 3, "ensemble": 2, "choose": "random", "flips": True}
+    expected = predictor.for_support(images, labels, **options)(query, said).probabilities
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # whose program takes all samples and labels at once
+    found = predictor.for_support(images, labels, **options)(query, said).probabilities
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_keys_of_the_query_are_those_that_the_model_computes():

@@ -1,4 +1,4 @@
-"""Simulated corrections: strokes lie where the mask is wrong, and only the first episodes are changed."""
+"""Simulated corrections: most strokes lie where the mask is wrong, and a share of the episodes gets them."""
 
 import functools
 
@@ -35,7 +35,7 @@ def test_most_strokes_mend_something():
     wrong[40:60, 40:60] = True
     many = draw(jax.random.split(jax.random.key(0), 200), wrong, truth)
     mends = (np.asarray(many) & wrong).any((1, 2))
-    # Of one to four strokes at least one is about a wrong pixel; those about any pixel seldom are.
+    # The probability that at least one of the strokes was aimed at a wrong pixel
     expected = np.mean([1 - corrections.ANYWHERE**count for count in range(1, MOST + 1)])
     assert abs(mends.mean() - expected) < 0.06
     nothing = draw(jax.random.split(jax.random.key(0), 50), truth, truth)

@@ -191,7 +191,7 @@ class Assistant:
 
     @property
     def can_be_guided(self) -> bool:
-        """Whether corrections guide the predictions; if not, they are kept only."""
+        """Whether the model can use corrections; if it cannot, the mask only keeps them."""
         return self.predictor.forward.weighs_labels
 
     def predict_other(self, content: np.ndarray | Volume) -> np.ndarray | None:

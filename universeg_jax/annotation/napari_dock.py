@@ -63,7 +63,7 @@ class AnnotateWidget(QWidget):
         actions: list[tuple[str, Callable[[], None], str]] = [
             ("Open project", self.choose_project, "a folder that `universeg annotate new` or this widget made"),
             ("New project", self.choose_new_project, "copies the open image layers into a new folder"),
-            ("Predict", self.predict, "from all accepted labels and the pixels that you changed, which stay"),
+            ("Predict", self.predict, "from all accepted labels; pixels that you changed stay and guide the rest"),
             ("Accept and next", self.accept, "writes the label to disk and shows what to label next"),
             ("Skip", self.skip, "shows what to label next"),
             ("Undo", lambda: self.step("undo"), "takes the last accepted label back"),

@@ -1,7 +1,7 @@
-"""Teaches the network to use corrections: queries that are examples of themselves, known where a first mask was wrong.
+"""Simulates corrections in training, so that the network learns to use them.
 
-As in prediction (prediction/corrections.py) the query joins its support with OWN_SHARE of the weight of the others.
-Strokes are simulated: discs about random pixels, most of them wrong in the mask that the network itself predicts.
+A corrected query joins its own support, as in prediction (prediction/corrections.py). Its label is known at a few discs
+only, most of which lie where the network's own mask is wrong.
 """
 
 from typing import Any
