@@ -20,7 +20,7 @@ class PreparedKeys:
     """
 
     def __init__(self, compute: Callable[[Array], Keys], images: Array):
-        """`compute` gives keys [AT_A_TIME, ...] of so many images [AT_A_TIME, H, W, 1]."""
+        """`compute` gives keys [n, ...] of images [n, H, W, 1]; n is AT_A_TIME, or 1 where there is a single image."""
         self._compute, self._images = compute, np.asarray(images)  # rows of NumPy arrays need no program
         self._known, self._lock = np.zeros(len(images), bool), threading.Lock()
         self._held: tuple[np.ndarray, ...] = ()
@@ -33,8 +33,9 @@ class PreparedKeys:
             return self._held  # others may wait for what is computed now
         with self._lock:
             missing = np.setdiff1d(rows, np.flatnonzero(self._known))
-            for start in range(0, len(missing), AT_A_TIME):
-                part = np.resize(missing[start : start + AT_A_TIME], AT_A_TIME)  # one shape, one program
+            size = AT_A_TIME if len(self._images) > 1 else 1
+            for start in range(0, len(missing), size):
+                part = np.resize(missing[start : start + size], size)  # few shapes, few programs
                 found = self._compute(self._images[part])
                 self._copy = None
                 self._held = self._held or jax.tree.map(self._room, found)
